@@ -1,0 +1,84 @@
+"""How much faster the trainer is than a plain loop: `python -m benchmarks.training`.
+
+Both train the default recipe on the same embeddings, without per-epoch metrics: the plain loop is what one would write
+first, a DataLoader over pairs of vectors, one `nn.Sequential`, `torch.optim.Adam`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+from twinsqueeze.pairs import load_pairs
+
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
+from twinsqueeze.objectives import labels_from_scores
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.training import Trainer
+
+
+def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
+    """An epoch of the loop that this project would have without its own trainer."""
+    torch.manual_seed(recipe.seed)
+    dimension = train.dimension
+    model = nn.Sequential(
+        nn.Linear(dimension, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, recipe.dim)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    vectors = torch.from_numpy(train.embeddings)
+    labels = torch.from_numpy(labels_from_scores(train.scores, recipe.labels).astype(np.float32))
+    pairs = TensorDataset(vectors[train.first], vectors[train.second], labels)
+    loader = DataLoader(pairs, batch_size=recipe.batch_size, shuffle=True)
+    scale = recipe.alpha / dimension**0.5
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x + (torch.rand_like(x) * 2 - 1) * scale
+
+    def epoch() -> None:
+        for first, second, label in loader:
+            cosine = functional.cosine_similarity(model(noisy(first)), model(noisy(second)))
+            loss = functional.mse_loss(cosine, label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+@click.command()
+@click.option("--dataset", default="auto", show_default=True, help="As for `twinsqueeze main`.")
+@click.option("--rounds", default=5, show_default=True, help="How often each side is timed, taking turns.")
+@click.option("--epochs", default=4, show_default=True, help="Epochs in a round.")
+def main(dataset: str, rounds: int, epochs: int) -> None:
+    """Prints the seconds of an epoch on both sides, and their ratio, as medians over rounds."""
+    recipe = Recipe(dataset=dataset)
+    data = load_pairs(dataset, splits=("train",))
+    train = embed_pairs(data.splits, open_encoder(recipe.encoder), Cache())["train"]
+    sides = {
+        "plain loop": plain_loop(recipe, train),
+        "twinsqueeze": Trainer(recipe, [recipe.alpha], [0], train, torch.device("cpu")).epoch,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for epoch in sides.values():
+        epoch()  # warm-up
+    for _ in range(rounds):
+        for name, epoch in sides.items():
+            start = time.perf_counter()
+            for _ in range(epochs):
+                epoch()
+            seconds[name].append((time.perf_counter() - start) / epochs)
+    print(f"{data.name}: {len(train):,} pairs, batch {recipe.batch_size}, {torch.get_num_threads()} threads")
+    for name, values in seconds.items():
+        print(f"{name:<12} {statistics.median(values):.3f} s an epoch ({min(values):.3f} to {max(values):.3f})")
+    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    print(f"ratio        {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()

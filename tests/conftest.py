@@ -1,0 +1,55 @@
+"""What tests share: a small set of pairs as vectors, and the real STS-B where it is there."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before anything imports what reads them: no network, nothing unpickled, no cache of the user's.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+from twinsqueeze.embeddings import EncodedPairs
+
+ROOT = Path(__file__).parent.parent
+
+
+def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:
+    """Unit vectors around a few directions, paired at random and scored by their cosine, with ties."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(8, dimension))
+    vectors = centres[generator.integers(8, size=sentences)] + 0.7 * generator.normal(size=(sentences, dimension))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    first, second = generator.integers(sentences, size=(2, pairs))
+    cosine = (vectors[first] * vectors[second]).sum(1)
+    scores = np.round(np.clip(5 * cosine + generator.normal(size=pairs) * 0.3, 0, 5), 1).astype(np.float64)
+    return EncodedPairs(vectors, first, second, scores)
+
+
+@pytest.fixture(scope="session")
+def small_train() -> EncodedPairs:
+    """150 pairs: 4 full batches of 32 and a last one of 22."""
+    return random_pairs(pairs=150, sentences=120, dimension=24, seed=1)
+
+
+@pytest.fixture(scope="session")
+def small_dev() -> EncodedPairs:
+    return random_pairs(pairs=60, sentences=70, dimension=24, seed=2)
+
+
+@pytest.fixture(scope="session")
+def stsb_folder() -> Path:
+    """The real STS-B, for tests with the marker `stsb`."""
+    folder = os.environ.get("TWINSQUEEZE_STSB")
+    assert folder, "tests marked stsb need TWINSQUEEZE_STSB, the folder with STS-B's train.csv, dev.csv and test.csv"
+    return Path(folder).resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("TWINSQUEEZE_STSB"):
+        absent = pytest.mark.skip(reason="STS-B is not here: set TWINSQUEEZE_STSB to its folder")
+        for item in items:
+            if item.get_closest_marker("stsb"):
+                item.add_marker(absent)

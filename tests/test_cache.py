@@ -1,0 +1,82 @@
+import multiprocessing
+import os
+
+import pytest
+
+from twinsqueeze.cache import Cache, default_folder
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def test_what_is_put_is_got(cache):
+    assert cache.get("key") is None
+    cache.put("key", b"payload")
+    assert cache.get("key") == b"payload"
+    assert cache.trouble == []
+    assert [path.name for path in cache.folder.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_no_result(cache, damage):
+    cache.put("key", b"payload" * 100)
+    content = bytearray(cache.path("key").read_bytes())
+    if damage == "flip":
+        content[200] ^= 1
+    cache.path("key").write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
+    assert cache.get("key") is None
+    assert "damaged" in cache.trouble[0]
+    cache.put("key", b"again")
+    assert cache.get("key") == b"again"
+
+
+def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    cache = Cache(tmp_path / "file" / "cache")
+    cache.put("key", b"payload")
+    assert cache.get("key") is None
+    assert "can't be" in cache.trouble[0]
+
+
+def test_nothing_half_written_is_left_when_the_disk_is_full(cache, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    cache.put("key", b"payload")
+    assert list(cache.folder.iterdir()) == []
+    assert "No space left" in cache.trouble[0]
+
+
+def write_often(folder, number):
+    cache = Cache(folder)
+    for _ in range(100):
+        cache.put("key", bytes([number]) * 100_000)
+
+
+def test_several_writers_never_show_a_mixture(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_often, args=(tmp_path, n)) for n in (1, 2, 3)]
+    for writer in writers:
+        writer.start()
+    cache = Cache(tmp_path)
+    reads = 0
+    while any(writer.is_alive() for writer in writers):
+        payload = cache.get("key")
+        if payload is not None:
+            reads += 1
+            assert len(set(payload)) == 1
+            assert len(payload) == 100_000
+    for writer in writers:
+        writer.join()
+    assert reads
+    assert cache.trouble == []
+
+
+def test_folder_is_named_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(tmp_path))
+    assert default_folder() == tmp_path
+    monkeypatch.delenv("TWINSQUEEZE_CACHE")
+    assert default_folder().name == "twinsqueeze"

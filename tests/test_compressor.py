@@ -1,0 +1,111 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+from scipy import stats
+from torch import nn
+
+from twinsqueeze.compressor import Compressor, Compressors, initial_layers, layer_sizes, pairwise_cosine
+
+CPU = torch.device("cpu")
+
+
+def sequential(sizes: tuple[int, ...]) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for i, o in pairwise(sizes):
+        modules += [nn.Linear(i, o), nn.ReLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def test_mlp_has_the_layers_of_the_study():
+    assert layer_sizes("mlp", 384, 32) == (384, 128, 64, 32)
+    with pytest.raises(ValueError, match="unknown architecture 'cnn'"):
+        layer_sizes("cnn", 384, 32)
+
+
+def test_initial_weights_are_distributed_as_pytorchs():
+    torch.manual_seed(0)
+    for ours, theirs in zip(
+        initial_layers((384, 128, 64), np.random.default_rng(0)), (nn.Linear(384, 128), nn.Linear(128, 64)), strict=True
+    ):
+        for a, b in zip(ours, (theirs.weight, theirs.bias), strict=True):
+            assert a.shape == b.shape
+            assert stats.ks_2samp(a.numpy().ravel(), b.detach().numpy().ravel()).pvalue > 0.001
+
+
+def test_weights_of_another_program_give_the_same_vectors(tmp_path):
+    torch.manual_seed(1)
+    model = sequential((384, 128, 64, 32))
+    state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    compressor = Compressor.from_state_dict(dict(reversed(state.items())))
+    vectors = torch.randn(50, 384)
+    expected = nn.functional.normalize(model(vectors), dim=1)
+    torch.testing.assert_close(compressor.compress(vectors), expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_a_file_of_ours_loads_into_pytorchs_sequential():
+    compressor = Compressors([initial_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
+    model = sequential((24, 128, 64, 10))
+    model.load_state_dict(load(compressor.to_bytes({"note": "text"})))
+    vectors = torch.randn(5, 24)
+    expected = nn.functional.normalize(model(vectors), dim=1).detach()
+    torch.testing.assert_close(compressor.compress(vectors), expected, rtol=0, atol=1e-6)
+
+
+def test_layers_are_sorted_by_number_not_by_letter():
+    sizes = [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 2]
+    state = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        state |= {f"fc{i}.weight": torch.rand(fan_out, fan_in), f"fc{i}.bias": torch.rand(fan_out)}
+    assert Compressor.from_state_dict(dict(sorted(state.items()))).dim == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "at least one layer"),
+        ({"0.weight": torch.zeros(2, 3)}, "not a stack of linear layers: 0.bias"),
+        ({"0.weight": torch.zeros(2, 3), "0.bias": torch.zeros(2), "norm.scale": torch.zeros(2)}, "norm.scale"),
+        ({"0.weight": torch.zeros(2, 3), "0.bias": torch.zeros(3)}, r"not \(2, 3\) and \(3,\)"),
+        (
+            {f"{i}.{k}": v for i in (0, 1) for k, v in (("weight", torch.zeros(2, 3)), ("bias", torch.zeros(2)))},
+            "2 outputs can't feed one of 3 inputs",
+        ),
+    ],
+)
+def test_what_is_no_compressor_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        Compressor.from_state_dict(state)
+
+
+def test_gradient_is_autograds():
+    """Against one `nn.Sequential` a replica, for a width that has to be filled up and one that has not."""
+    for dim in (10, 16):
+        sizes = (24, 128, 64, dim)
+        replicas = [initial_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
+        model = Compressors(replicas, CPU)
+        vectors, towards = torch.randn(3, 9, 24), torch.randn(3, 9, dim)
+        activations = model.forward(vectors)
+        gradient = torch.zeros_like(activations[-1])
+        gradient[..., :dim] = towards
+        model.backward(activations, gradient)
+        for r, layers in enumerate(replicas):
+            reference = sequential(sizes)
+            parameters = list(reference.parameters())
+            for parameter, value in zip(parameters, (t for layer in layers for t in layer), strict=True):
+                parameter.data.copy_(value)
+            outputs = reference(vectors[r])
+            torch.testing.assert_close(activations[-1][r, :, :dim], outputs.detach(), rtol=0, atol=1e-6)
+            (outputs * towards[r]).sum().backward()
+            ours = [part[r] for pair in model._gradients for part in pair]
+            for mine, parameter in zip(ours, parameters, strict=True):
+                expected = parameter.grad
+                torch.testing.assert_close(mine.squeeze(0)[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cosine_is_pytorchs():
+    first, second = (nn.functional.normalize(torch.randn(2, 8, 5), dim=-1) for _ in range(2))
+    expected = nn.functional.cosine_similarity(first, second, dim=-1)
+    torch.testing.assert_close(pairwise_cosine(first, second), expected)

@@ -1,0 +1,192 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import BATCH, cache_key, embed_pairs, open_encoder
+from twinsqueeze.errors import InputError
+from twinsqueeze.metrics import cosines
+from twinsqueeze.pairs import Pairs, load_pairs
+
+
+class CountingEncoder:
+    """Vectors that a sentence alone decides, and a record of what was asked for."""
+
+    def __init__(self, fingerprint="aa", dimension=6):
+        self.fingerprint = fingerprint
+        self.dimension = dimension
+        self.loaded = 0
+        self.batches = []
+
+    def load(self):
+        self.loaded += 1
+
+        def encode(texts):
+            self.batches.append(texts)
+            return np.stack([vector_of(text, self.dimension) for text in texts])
+
+        return encode
+
+
+def vector_of(text, dimension):
+    vector = np.random.default_rng(list(text.encode())).normal(size=dimension)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def pairs(*rows):
+    first, second = zip(*rows, strict=True)
+    return Pairs(first, second, np.linspace(0, 5, len(rows)))
+
+
+SPLITS = {
+    "train": pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat")),
+    "dev": pairs(("a dog", "a bird"), ("one fish", "two fish")),
+    "test": pairs(("two fish", "a tree"), ("a bird", "a tree")),
+}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path)
+
+
+def test_vectors_belong_to_their_sentences(cache):
+    encoded = embed_pairs(SPLITS, CountingEncoder(), cache)
+    for name, split in SPLITS.items():
+        for sentences, rows in ((split.sentence1, encoded[name].first), (split.sentence2, encoded[name].second)):
+            expected = np.stack([vector_of(text, 6) for text in sentences])
+            np.testing.assert_array_equal(encoded[name].embeddings[rows], expected)
+        np.testing.assert_array_equal(encoded[name].scores, split.scores)
+        distinct = set(split.sentence1) | set(split.sentence2)
+        assert len(encoded[name].embeddings) == len(distinct)
+
+
+def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
+    encoder = CountingEncoder()
+    embed_pairs(SPLITS, encoder, cache)
+    texts = [text for batch in encoder.batches for text in batch]
+    assert sorted(texts) == sorted({t for s in SPLITS.values() for t in s.sentence1 + s.sentence2})
+    for batch in encoder.batches:
+        assert [len(text) for text in batch] == sorted(map(len, batch), reverse=True)
+
+
+def test_a_second_time_loads_and_encodes_nothing(cache):
+    first = embed_pairs(SPLITS, CountingEncoder(), cache)
+    encoder = CountingEncoder()
+    second = embed_pairs(SPLITS, encoder, cache)
+    assert encoder.loaded == 0
+    for name in SPLITS:
+        np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
+
+
+def test_train_without_test_leaves_the_same_units(cache):
+    """Else the last bits of vectors would depend on which command came first."""
+    embed_pairs({name: SPLITS[name] for name in ("train", "dev")}, CountingEncoder(), cache)
+    encoder = CountingEncoder()
+    embed_pairs(SPLITS, encoder, cache)
+    assert encoder.batches == [["a tree"]]
+
+
+def test_another_encoder_or_sentence_is_not_found(cache):
+    embed_pairs(SPLITS, CountingEncoder(), cache)
+    other = CountingEncoder(fingerprint="bb")
+    embed_pairs(SPLITS, other, cache)
+    assert other.loaded == 1
+    assert len({cache_key("a", ["x", "yz"]), cache_key("a", ["xy", "z"]), cache_key("a", ["yz", "x"])}) == 3
+
+
+def test_a_damaged_cache_costs_only_time(cache):
+    first = embed_pairs(SPLITS, CountingEncoder(), cache)
+    for path in cache.folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 64
+        path.write_bytes(content)
+    encoder = CountingEncoder()
+    second = embed_pairs(SPLITS, encoder, cache)
+    assert encoder.loaded == 1
+    for name in SPLITS:
+        np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
+
+
+def test_progress_counts_sentences(cache):
+    many = {"train": pairs(*((f"sentence {i}", "one") for i in range(BATCH + 10)))}
+    seen = []
+    embed_pairs(many, CountingEncoder(), cache, on_progress=lambda *args: seen.append(args))
+    assert seen == [(BATCH, BATCH + 11), (BATCH + 11, BATCH + 11)]
+
+
+def test_too_few_numbers_are_refused_cached_or_not(cache):
+    for _ in range(2):
+        with pytest.raises(InputError, match="dim is 7, more than the 6 numbers"):
+            embed_pairs(SPLITS, CountingEncoder(), cache, minimum_dimension=7)
+        embed_pairs(SPLITS, CountingEncoder(), cache)
+
+
+def test_vectors_that_are_not_finite_are_refused(cache):
+    class Broken(CountingEncoder):
+        def load(self):
+            return lambda texts: np.full((len(texts), 6), np.nan)
+
+    with pytest.raises(InputError, match="not finite"):
+        embed_pairs(SPLITS, Broken(), cache)
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_changed_weights_are_refused(tmp_path):
+    encoder = open_encoder("all-MiniLM-L6-v2")
+    folder = tmp_path / "model"
+    shutil.copytree(encoder.folder, folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    changed = type(encoder)(encoder.name, folder, encoder.weights_sha256)
+    with pytest.raises(InputError, match="damaged or missing: reinstall"):
+        changed.load()
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "", "no-such-encoder"])
+def test_an_encoder_that_cannot_be_had_is_one_line(name, tmp_path):
+    with pytest.raises(InputError) as caught:
+        open_encoder(name or str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_run_does_not_import_sentence_transformers(tmp_path):
+    """In a process of its own, with the real encoder."""
+    program = """
+import sys
+import numpy as np
+from pathlib import Path
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import embed_pairs, open_encoder
+from twinsqueeze.pairs import Pairs
+pairs = {"train": Pairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
+encoded = embed_pairs(pairs, open_encoder("all-MiniLM-L6-v2"), Cache(Path(sys.argv[1])))["train"]
+print("sentence_transformers" in sys.modules, encoded.embeddings.astype(float).sum())
+"""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [output[0] for output in outputs] == ["True", "False"]
+    assert outputs[0][1] == outputs[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.stsb
+def test_the_encoder_has_the_known_spearman_on_stsb(stsb_folder: Path, tmp_path: Path):
+    from scipy import stats
+
+    data = load_pairs(str(stsb_folder))
+    encoded = embed_pairs(data.splits, open_encoder("all-MiniLM-L6-v2"), Cache(tmp_path))
+    for name, expected in (("dev", 0.8672), ("test", 0.8203)):
+        split = encoded[name]
+        predicted = cosines(split.embeddings, split.first, split.second)
+        assert round(stats.spearmanr(predicted, split.scores)[0], 4) == expected

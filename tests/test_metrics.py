@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import mean_absolute_error, mean_squared_error
+from sklearn.neighbors import NearestNeighbors
+
+from twinsqueeze.metrics import METRICS, bootstrap_intervals, cosines, nearest, neighbours_kept, score
+
+
+@pytest.fixture
+def predictions():
+    """Three replicas' predictions with ties, and labels with ties."""
+    generator = np.random.default_rng(0)
+    labels = np.round(generator.random(200), 1)
+    return np.round(labels + 0.3 * generator.normal(size=(3, 200)), 2), labels
+
+
+def test_scores_are_those_of_scipy_and_scikit_learn(predictions):
+    predicted, labels = predictions
+    scores = score(predicted, labels)
+    for r in range(3):
+        assert scores.mse[r] == pytest.approx(mean_squared_error(labels, predicted[r]), abs=1e-12)
+        assert scores.mae[r] == pytest.approx(mean_absolute_error(labels, predicted[r]), abs=1e-12)
+        assert scores.pearson[r] == pytest.approx(stats.pearsonr(labels, predicted[r])[0], abs=1e-12)
+        assert scores.spearman[r] == pytest.approx(stats.spearmanr(labels, predicted[r])[0], abs=1e-12)
+
+
+def test_a_replicas_bits_do_not_depend_on_its_company(predictions):
+    predicted, labels = predictions
+    together, alone = score(predicted, labels), score(predicted[1:2], labels)
+    for name in METRICS:
+        assert getattr(together, name)[1] == getattr(alone, name)[0]
+
+
+def test_constant_predictions_have_no_correlation():
+    scores = score(np.full(5, 0.3), np.arange(5.0))
+    assert np.isnan(scores.pearson)
+    assert np.isnan(scores.spearman)
+
+
+def test_intervals_are_those_of_scipys_bootstrap(predictions):
+    predicted, labels = predictions
+    ours = bootstrap_intervals(predicted[0], labels, resamples=2000, seed=5)
+
+    statistics = {
+        "mse": lambda x, y: mean_squared_error(y, x),
+        "mae": lambda x, y: mean_absolute_error(y, x),
+        "pearson": lambda x, y: stats.pearsonr(x, y)[0],
+        "spearman": lambda x, y: stats.spearmanr(x, y)[0],
+    }
+    for name, statistic in statistics.items():
+        theirs = stats.bootstrap(
+            (predicted[0], labels),
+            statistic,
+            paired=True,
+            vectorized=False,
+            n_resamples=2000,
+            method="percentile",
+            rng=np.random.default_rng(6),
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert ours[name].low == pytest.approx(theirs.low, abs=0.1 * width)
+        assert ours[name].high == pytest.approx(theirs.high, abs=0.1 * width)
+
+
+def test_neighbours_are_scikit_learns():
+    vectors = np.random.default_rng(1).normal(size=(150, 16)).astype(np.float32)
+    expected = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors).kneighbors()[1]
+    np.testing.assert_array_equal(nearest(vectors, 10, block=64), expected)
+
+
+def test_neighbours_kept_by_hand():
+    reference = np.array([[1, 2, 3], [0, 2, 3]])
+    found = np.array([[3, 1, 9], [7, 8, 9]])  # two of three, in another order; none
+    assert neighbours_kept(reference, found) == pytest.approx(1 / 3)
+    assert neighbours_kept(reference, reference) == 1
+
+
+def test_few_sentences_have_few_neighbours():
+    assert nearest(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
+    assert np.isnan(neighbours_kept(nearest(np.ones((1, 2))), nearest(np.ones((1, 2)))))
+
+
+def test_cosines_by_hand():
+    vectors = np.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    np.testing.assert_allclose(cosines(vectors, np.array([0, 0]), np.array([1, 2])), [np.sqrt(0.5), 0])

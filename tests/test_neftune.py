@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
+
+
+def test_draws_are_uniform_from_minus_one_to_one():
+    out = torch.zeros(2, 50, 384)
+    draw_uniform(np.random.default_rng(3), out)
+    values = out.numpy().ravel()
+    assert values.min() >= -1
+    assert values.max() < 1
+    assert stats.kstest(values, stats.uniform(-1, 2).cdf).pvalue > 0.001
+
+
+def test_noise_is_added_as_the_formula_says():
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(2, 6, 384)).astype(np.float32)  # 2 seeds
+    uniform = generator.uniform(-1, 1, size=(2, 6, 384)).astype(np.float32)
+    alphas = [0.0, 0.75, 3.0]
+    scales = torch.tensor([noise_scale(alpha, 384) for alpha in alphas])
+    noisy = add_noise(torch.from_numpy(vectors), torch.from_numpy(uniform), scales).numpy()
+    expected = [vectors[s] + uniform[s] * alpha / np.sqrt(384) for alpha in alphas for s in range(2)]
+    np.testing.assert_allclose(noisy, expected, atol=1e-6)
+    np.testing.assert_array_equal(noisy[:2], vectors)  # alpha 0 changes no bit
+
+
+def test_noise_on_a_unit_vector_has_norm_alpha_over_root_three():
+    out = torch.zeros(400, 384)
+    draw_uniform(np.random.default_rng(1), out)
+    norms = (out * noise_scale(0.75, 384)).norm(dim=1)
+    assert norms.square().mean().sqrt().item() == pytest.approx(0.75 / np.sqrt(3), rel=0.01)

@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+import torch
+
+from twinsqueeze.objectives import labels_from_scores, mse
+
+
+def test_labels_by_hand():
+    scores = np.array([0.0, 1.25, 2.5, 5.0])
+    np.testing.assert_allclose(labels_from_scores(scores, "linear"), [0, 0.25, 0.5, 1])
+    # tanh(2) = 0.9640275800758169, tanh(1) = 0.7615941559557649
+    by_hand = [(1 - 0.9640275800758169) / 2, (1 - 0.7615941559557649) / 2, 0.5, (1 + 0.9640275800758169) / 2]
+    np.testing.assert_allclose(labels_from_scores(scores, "tanh"), by_hand)
+
+
+def test_unknown_labels_are_refused():
+    with pytest.raises(ValueError, match="unknown labels 'rank'"):
+        labels_from_scores(np.zeros(1), "rank")
+
+
+def test_mse_is_a_mean_for_each_replica():
+    predicted, labels = torch.rand(3, 5, 7), torch.rand(5, 7)
+    expected = [[torch.nn.functional.mse_loss(predicted[i, j], labels[j]) for j in range(5)] for i in range(3)]
+    torch.testing.assert_close(mse(predicted, labels), torch.tensor(expected))

@@ -1,0 +1,192 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional
+
+from tests.conftest import random_pairs
+from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.errors import InputError
+from twinsqueeze.evaluation import assess, pair_losses
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.training import Fitted, Streams, fit, resolve_device
+
+SMALL = Recipe(epochs=3, dim=8, device="cpu")
+
+
+def replicas(alphas, seeds, **fields) -> list[Recipe]:
+    return [SMALL.model_copy(update={"alpha": a, "seed": s, **fields}) for a, s in product(alphas, seeds)]
+
+
+def plain_loop(recipe: Recipe, train: EncodedPairs) -> tuple[nn.Sequential, list[float]]:
+    """The recipe as one would write it for one model, with autograd and PyTorch's modules and Adam.
+
+    Draws what the streams of the seed give: weights, then for every epoch an order, for every step the noise of the
+    first sentences and then of the second ones.
+    """
+    streams = Streams.of(recipe.seed)
+    sizes = (train.dimension, 128, 64, recipe.dim)
+    model = nn.Sequential(nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:3]), nn.ReLU(), nn.Linear(*sizes[2:]))
+    for layer in model[::2]:
+        bound = layer.in_features**-0.5
+        for parameter in (layer.weight, layer.bias):
+            parameter.data = torch.tensor(streams.weights.uniform(-bound, bound, parameter.shape), dtype=torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    labels = (np.tanh(4 * (train.scores / 5 - 0.5)) + 1) / 2
+    losses = []
+    for _ in range(recipe.epochs):
+        order = streams.order.permutation(len(train))
+        summed = 0.0
+        for start in range(0, len(train), recipe.batch_size):
+            rows = order[start : start + recipe.batch_size]
+            x = np.concatenate([train.embeddings[train.first[rows]], train.embeddings[train.second[rows]]])
+            if recipe.alpha:
+                noise = 2 * streams.noise.random(x.shape, dtype=np.float32) - 1
+                x = x + noise * recipe.alpha / np.sqrt(train.dimension)
+            first, second = model(torch.tensor(x, dtype=torch.float32)).chunk(2)
+            label = torch.tensor(labels[rows], dtype=torch.float32)
+            loss = functional.mse_loss(functional.cosine_similarity(first, second), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            summed += loss.item() * len(rows)
+        losses.append(summed / len(train))
+    return model, losses
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.75])
+def test_batched_trainer_does_what_a_plain_loop_does(alpha, small_train, small_dev):
+    """Over 15 steps: beyond, rounding in another order makes another training of it."""
+    for seed in (0, 7):
+        recipe = SMALL.model_copy(update={"alpha": alpha, "seed": seed})
+        model, losses = plain_loop(recipe, small_train)
+        fitted = fit(replicas([0.0, 0.75], [0, 7]), small_train, small_dev)
+        (ours,) = [f for f in fitted if f.recipe == recipe]
+        np.testing.assert_allclose(ours.history.loss, losses, rtol=1e-5)
+        for (weight, bias), layer in zip(ours.compressor.layers, model[::2], strict=True):
+            torch.testing.assert_close(weight, layer.weight.data, rtol=0, atol=2e-6)
+            torch.testing.assert_close(bias, layer.bias.data, rtol=0, atol=2e-6)
+
+
+def same_bits(a: Fitted, b: Fitted) -> bool:
+    weights = [
+        torch.equal(x, y)
+        for p, q in zip(a.compressor.layers, b.compressor.layers, strict=True)
+        for x, y in zip(p, q, strict=True)
+    ]
+    curves = [
+        np.array_equal(a.history.loss, b.history.loss),
+        np.array_equal(a.history.clean_loss, b.history.clean_loss),
+    ]
+    dev = [np.array_equal(a.history.dev[name], b.history.dev[name]) for name in a.history.dev]
+    return all(weights + curves + dev)
+
+
+@pytest.mark.parametrize("dim", [8, 10, 32, 33, 128])  # 10 and 33 are no multiples of a vector register
+def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim):
+    train = random_pairs(pairs=150, sentences=120, dimension=384, seed=1)
+    dev = random_pairs(pairs=60, sentences=70, dimension=384, seed=2)
+    (alone,) = fit(replicas([0.75], [3], dim=dim), train, dev)
+    grids = [
+        ([0.75], [3, 4]),
+        ([0.0, 0.75], [0, 3]),
+        ([0.1, 0.75, 3.0], [1, 2, 3, 5, 8]),
+        (np.arange(12) / 4, range(5)),
+    ]
+    for alphas, seeds in grids:
+        grid = fit(replicas(map(float, alphas), seeds, dim=dim), train, dev)
+        (same,) = [f for f in grid if (f.recipe.alpha, f.recipe.seed) == (0.75, 3)]
+        assert same_bits(alone, same), (dim, len(grid))
+
+
+def test_equal_recipes_give_equal_bits_and_seeds_differ(small_train, small_dev):
+    a, b = (fit(replicas([0.75], [1, 2]), small_train, small_dev) for _ in range(2))
+    assert same_bits(a[0], b[0])
+    assert not same_bits(a[0], a[1])
+
+
+def test_results_come_in_the_order_of_the_recipes(small_train, small_dev):
+    recipes = replicas([0.5, 0.0], [3, 1])
+    assert [f.recipe for f in fit(recipes[::-1], small_train, small_dev)] == recipes[::-1]
+
+
+def test_noise_is_for_training_only(small_train, small_dev):
+    """The clean loss and dev scores at the end are those of the final weights, computed by PyTorch and SciPy."""
+    (fitted,) = fit(replicas([3.0], [0]), small_train, small_dev)
+    model = nn.Sequential(nn.Linear(24, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 8))
+    model.load_state_dict(fitted.compressor.state_dict())
+
+    def cosine(pairs: EncodedPairs) -> np.ndarray:
+        vectors = model(torch.from_numpy(pairs.embeddings)).detach()
+        return functional.cosine_similarity(vectors[pairs.first], vectors[pairs.second]).numpy()
+
+    labels = (np.tanh(4 * (small_train.scores / 5 - 0.5)) + 1) / 2
+    clean = np.square(cosine(small_train) - labels)
+    assert fitted.history.clean_loss[-1] == pytest.approx(clean.mean(), rel=1e-5)
+    np.testing.assert_allclose(pair_losses(fitted.compressor, small_train, "tanh"), clean, atol=1e-6)
+    assert fitted.history.loss[-1] != pytest.approx(fitted.history.clean_loss[-1], rel=0.2)
+    spearman = stats.spearmanr(cosine(small_dev), small_dev.scores)[0]
+    assert fitted.history.dev["spearman"][-1] == pytest.approx(spearman, abs=1e-3)
+    assessment = assess(fitted.compressor, small_dev, "tanh")
+    for name, curve in fitted.history.dev.items():
+        assert assessment.scores[name] == curve[-1]
+
+
+def test_clean_loss_is_measured_as_often_as_asked(small_train, small_dev):
+    (often,) = fit(replicas([0.75], [0], epochs=7), small_train, small_dev)
+    (seldom,) = fit(replicas([0.75], [0], epochs=7), small_train, small_dev, clean_every=3)
+    measured = [0, 2, 5, 6]  # epochs 1, 3, 6 and the last
+    assert np.isfinite(often.history.clean_loss).all()
+    assert np.flatnonzero(np.isfinite(seldom.history.clean_loss)).tolist() == measured
+    assert np.array_equal(often.history.clean_loss[measured], seldom.history.clean_loss[measured])
+
+
+def test_progress_is_told_every_epoch(small_train, small_dev):
+    seen = []
+    (fitted,) = fit(replicas([0.75], [0]), small_train, small_dev, on_epoch=seen.append)
+    assert [(p.epoch, p.epochs) for p in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert [p.loss[0] for p in seen] == fitted.history.loss.tolist()
+
+
+def test_training_learns(small_train, small_dev):
+    (fitted,) = fit(replicas([0.0], [0], epochs=60, lr=1e-3), small_train, small_dev)
+    assert fitted.history.clean_loss[-1] < 0.2 * fitted.history.clean_loss[0]
+
+
+def test_divergence_is_noticed(small_train, small_dev):
+    (fitted,) = fit(replicas([0.0], [0], lr=1e30, epochs=50), small_train, small_dev)
+    assert fitted.diverged_at is not None
+    assert len(fitted.history.loss) < 50
+    (fine,) = fit(replicas([0.0], [0]), small_train, small_dev)
+    assert fine.diverged_at is None
+
+
+def test_a_batch_may_be_larger_than_the_data(small_train, small_dev):
+    (fitted,) = fit(replicas([0.75], [0], batch_size=10**6), small_train, small_dev)
+    assert np.isfinite(fitted.history.loss).all()
+
+
+def test_what_cannot_train_together_is_refused(small_train, small_dev):
+    with pytest.raises(ValueError, match="alpha and seed only"):
+        fit([SMALL, SMALL.model_copy(update={"dim": 4})], small_train, small_dev)
+    with pytest.raises(ValueError, match="every alpha with every seed"):
+        fit(replicas([0.0, 0.75], [0, 1])[:3], small_train, small_dev)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_cuda_is_refused_where_there_is_none():
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(InputError, match="no CUDA device"):
+        resolve_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_trains_as_the_cpu_does(small_train, small_dev):
+    assert resolve_device("auto").type == "cuda"
+    on_cpu = fit(replicas([0.0, 0.75], [0, 1]), small_train, small_dev)
+    on_cuda = fit(replicas([0.0, 0.75], [0, 1], device="cuda"), small_train, small_dev)
+    for a, b in zip(on_cpu, on_cuda, strict=True):
+        np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-3)

@@ -1,0 +1,5 @@
+"""`python -m twinsqueeze`, which MLproject's entry points call."""
+
+from twinsqueeze.cli import run
+
+run()

@@ -1,0 +1,145 @@
+"""One click command an entry point. PyTorch and MLflow are imported only once a command has its arguments."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from twinsqueeze import __version__, interrupts
+from twinsqueeze.errors import InputError
+from twinsqueeze.recipe import Recipe
+
+Command = Callable[..., None]
+
+
+def run() -> None:
+    """Runs the command line.
+
+    Exits with 0; with 2 and one line on standard error for what the user can mend; with 128 + the signal's number when
+    stopped; with 1 and a traceback for a fault of ours. A run that `mlflow run` made always ends with the reason.
+    """
+    interrupts.raise_on_signals()
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        interrupts.stop_with_parent(run_id)
+    try:
+        cli(standalone_mode=False)
+    except (InputError, click.ClickException) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        line = " ".join(text.split())
+        _end_given_run(f"Failed: {line}")
+        click.echo(f"twinsqueeze: {line}", err=True)
+        sys.exit(2)
+    except (interrupts.Stopped, click.Abort) as stop:
+        _end_given_run(f"Killed: {stop}.", "KILLED")
+        click.echo(f"twinsqueeze: {stop}", err=True)
+        sys.exit(getattr(stop, "exit_code", 130))
+    except Exception as error:
+        _end_given_run(f"Failed: {type(error).__name__}: {error}")
+        raise
+
+
+def _end_given_run(reason: str, status: str = "FAILED") -> None:
+    if os.environ.get("MLFLOW_RUN_ID"):  # gone once the run is taken up, which then ends it itself
+        from twinsqueeze.tracking import fail_given_run  # noqa: PLC0415
+
+        fail_given_run(reason, status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="twinsqueeze")
+def cli() -> None:
+    r"""Squeeze sentence embeddings to a few numbers that keep their cosine, and record it all in MLflow.
+
+    A twin network compresses the vectors of a frozen sentence encoder, trained on scored sentence pairs with
+    NEFTune-style noise. Runs go where MLFLOW_TRACKING_URI says, by default to sqlite:///mlflow.db here. Embeddings
+    are cached in TWINSQUEEZE_CACHE, by default the user's cache folder.
+
+    \b
+    The same commands are entry points of the MLproject:
+      mlflow run . -P alpha=0.75
+      mlflow run . -e evaluate -P model=RUN_ID
+    """
+
+
+def _names(field: str) -> list[str]:
+    """An option's spellings, --batch-size for people and --batch_size for `mlflow run -P batch_size=`, and its name."""
+    return list(dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}", field]))
+
+
+def recipe_options(command: Command) -> Command:
+    """An option for every field of the recipe, with its default and help; values are checked by the recipe."""
+    for name, field in reversed(Recipe.model_fields.items()):
+        kind = getattr(field.annotation, "__name__", "choice")
+        metavar = {"float": "NUMBER", "int": "INTEGER", "str": "TEXT", "Literal": "NAME"}.get(kind, "NAME")
+        command = click.option(
+            *_names(name), default=f"{field.default}", show_default=True, metavar=metavar, help=field.description
+        )(command)
+    return command
+
+
+score_max_option = click.option(
+    *_names("score_max"),
+    type=float,
+    metavar="NUMBER",
+    help="Upper end of the data's scores, which begin at 0.  [default: 5; STS-B from the Hub: 1]",
+)
+
+
+@cli.command("main")
+@recipe_options
+@score_max_option
+def main_command(score_max: float | None, **fields: Any) -> None:
+    r"""Train a compressor and evaluate it on dev and test, in one run.
+
+    \b
+    Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1
+    """
+    _train(fields, score_max, on_test=True)
+
+
+@cli.command("train")
+@recipe_options
+@score_max_option
+def train_command(score_max: float | None, **fields: Any) -> None:
+    r"""Train a compressor and evaluate it on dev; test is not even opened.
+
+    \b
+    Example: twinsqueeze train --alpha 0.75 --dim 16
+    """
+    _train(fields, score_max, on_test=False)
+
+
+def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool) -> None:
+    recipe = Recipe.parse(fields)
+    from twinsqueeze import workflow  # noqa: PLC0415
+
+    workflow.train(recipe, score_max=score_max, on_test=on_test)
+
+
+@cli.command("evaluate")
+@click.option("--model", required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
+@click.option(
+    "--dataset",
+    default="same",
+    show_default=True,
+    metavar="TEXT",
+    help="Scored sentence pairs: same, for the data that the model was trained on, or as for main.",
+)
+@click.option("--split", default="test", show_default=True, metavar="NAME", help="Which pairs: train, dev or test.")
+@click.option("--encoder", metavar="TEXT", help="The sentence encoder.  [default: the one it was trained with]")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help=Recipe.model_fields["device"].description
+)
+@score_max_option
+def evaluate_command(**options: Any) -> None:
+    r"""Evaluate a trained compressor in a run of its own.
+
+    \b
+    Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test
+    """
+    Recipe.parse({"device": options["device"]})
+    from twinsqueeze import workflow  # noqa: PLC0415
+
+    workflow.evaluate(options.pop("model"), **options)

@@ -1,0 +1,220 @@
+"""R compressors as one batched module, and the cosine of twins.
+
+A compressor is a stack of linear layers with ReLU between them. R of them, of one shape, run as batched matrix
+products: a grid of trainings costs little more than the arithmetic.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch.nn import functional
+
+MLP_HIDDEN = (128, 64)
+# Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
+ALIGNMENT = 16
+
+Layer = tuple[torch.Tensor, torch.Tensor]
+
+
+def layer_sizes(architecture: str, encoder_dimension: int, dim: int) -> tuple[int, ...]:
+    """Widths from the encoder's vector to the compressed one, both included."""
+    if architecture == "mlp":
+        return (encoder_dimension, *MLP_HIDDEN, dim)
+    raise ValueError(f"unknown architecture {architecture!r}")
+
+
+def initial_layers(sizes: Sequence[int], generator: np.random.Generator) -> list[Layer]:
+    """PyTorch's default initialisation of `nn.Linear`, drawn from a generator.
+
+    Weights and biases are uniform between -1/sqrt(fan_in) and 1/sqrt(fan_in) (what `kaiming_uniform_` with a = sqrt(5)
+    comes to).
+
+    Returns:
+        For each layer the weight (out, in) and the bias (out,), float32.
+    """
+    layers = []
+    for fan_in, fan_out in pairwise(sizes):
+        bound = 1.0 / math.sqrt(fan_in)
+        weight = generator.uniform(-bound, bound, size=(fan_out, fan_in))
+        bias = generator.uniform(-bound, bound, size=fan_out)
+        layers.append((torch.from_numpy(weight.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))))
+    return layers
+
+
+class Compressors:
+    """R compressors of one shape, to be trained.
+
+    All weights lie in one flat tensor and their gradient in another, so that an optimiser's step is one kernel. The
+    gradient of the layers is written out, which saves autograd's bookkeeping, half the time of a step at R = 1; what
+    comes behind the layers is left to autograd. The last layer is filled up with rows of zeros, which stay zeros:
+    kernels treat the ends of a tensor otherwise than its middle, and a replica's bits must not depend on its place.
+
+    Args:
+        replicas: For each of the R compressors its layers, each a weight (out, in) and a bias (out,).
+        device: Where to keep them.
+
+    Attributes:
+        parameters: (n,) float32, every weight and bias of every replica.
+        gradient: (n,) float32, what `backward` found.
+        layers: For each layer the weights (R, out, in) and biases (R, 1, out), views of `parameters`.
+    """
+
+    def __init__(self, replicas: Sequence[Sequence[Layer]], device: torch.device) -> None:
+        self.dim = len(replicas[0][-1][1])
+        stacked = []
+        for layer in zip(*replicas, strict=True):
+            rows = -len(layer[0][1]) % ALIGNMENT
+            stacked.append(torch.stack([functional.pad(weight, (0, 0, 0, rows)) for weight, _ in layer]))
+            stacked.append(torch.stack([functional.pad(bias, (0, rows)) for _, bias in layer]).unsqueeze(1))
+        self.parameters = torch.cat([tensor.flatten() for tensor in stacked]).to(device)
+        self.gradient = torch.zeros_like(self.parameters)
+        shapes = [tensor.shape for tensor in stacked]
+        self.layers = _layers(self.parameters, shapes)
+        self._gradients = _layers(self.gradient, shapes)
+
+    def __len__(self) -> int:
+        return int(self.layers[0][0].shape[0])
+
+    def forward(self, vectors: torch.Tensor) -> list[torch.Tensor]:
+        """Each replica's layers on its own vectors.
+
+        Args:
+            vectors: (R, N, d) float32.
+
+        Returns:
+            The input of every layer and, last, what the last layer puts out: (R, N, dim or more), not yet of length 1.
+            Numbers behind the first `dim` are 0.
+        """
+        activations = [vectors]
+        for i, (weight, bias) in enumerate(self.layers):
+            if i:
+                activations[-1].relu_()
+            activations.append(torch.baddbmm(bias, activations[-1], weight.transpose(1, 2)))
+        return activations
+
+    def backward(self, activations: Sequence[torch.Tensor], gradient: torch.Tensor) -> None:
+        """Sets `self.gradient`.
+
+        Args:
+            activations: What `forward` returned.
+            gradient: Of the loss with respect to the last of them, of its shape.
+        """
+        for i in reversed(range(len(self.layers))):
+            of_weight, of_bias = self._gradients[i]
+            torch.bmm(gradient.transpose(1, 2), activations[i], out=of_weight)
+            torch.sum(gradient, 1, keepdim=True, out=of_bias)
+            if i:
+                gradient = torch.bmm(gradient, self.layers[i][0])
+                gradient = torch.ops.aten.threshold_backward(gradient, activations[i], 0)  # of ReLU
+
+    def replica(self, index: int) -> "Compressor":
+        """One of the compressors, sharing its weights: it changes when they are trained on."""
+        *hidden, last = [(weight[index], bias[index, 0]) for weight, bias in self.layers]
+        return Compressor([*hidden, (last[0][: self.dim], last[1][: self.dim])])
+
+
+def _layers(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[Layer]:
+    parts = flat.split([shape.numel() for shape in shapes])
+    views = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return list(zip(views[::2], views[1::2], strict=True))
+
+
+class Compressor:
+    """One compressor, for use and not for training.
+
+    Args:
+        layers: Weights (out, in) and biases (out,), float32, from the encoder's dimension to `dim`.
+
+    Raises:
+        ValueError: If the layers do not fit one behind the other.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        if not layers:
+            raise ValueError("a compressor needs at least one layer")
+        for weight, bias in layers:
+            if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+                shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+                raise ValueError(f"a layer is a weight (out, in) and a bias (out,), not {shapes}")
+        for (first, _), (second, _) in pairwise(layers):
+            if second.shape[1] != first.shape[0]:
+                raise ValueError(f"a layer of {first.shape[0]} outputs can't feed one of {second.shape[1]} inputs")
+        self.layers = [(w.float().contiguous(), b.float().contiguous()) for w, b in layers]
+
+    @property
+    def input_dimension(self) -> int:
+        """Numbers in an encoder's vector."""
+        return int(self.layers[0][0].shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.layers[0][0].device
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a compressed vector."""
+        return int(self.layers[-1][0].shape[0])
+
+    def snapshot(self) -> "Compressor":
+        """A copy on the CPU that no training changes."""
+        return Compressor([(weight.cpu().clone(), bias.cpu().clone()) for weight, bias in self.layers])
+
+    @torch.inference_mode()
+    def compress(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(N, d) float32 to (N, dim) float32, each vector of length 1."""
+        hidden = vectors
+        for i, (weight, bias) in enumerate(self.layers):
+            if i:
+                hidden = torch.relu_(hidden)
+            hidden = torch.addmm(bias, hidden, weight.T)
+        return functional.normalize(hidden, dim=-1)
+
+    def to(self, device: torch.device) -> "Compressor":
+        """The same compressor on a device."""
+        return Compressor([(weight.to(device), bias.to(device)) for weight, bias in self.layers])
+
+    def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
+        """A safetensors file of `state_dict`, with text about it in its header."""
+        return save(self.state_dict(), dict(metadata))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors, named as in `nn.Sequential(Linear, ReLU, Linear, …)`: 0.weight, 0.bias, 2.weight and so on."""
+        return {
+            f"{2 * i}.{part}": tensor
+            for i, layer in enumerate(self.layers)
+            for part, tensor in zip(("weight", "bias"), layer, strict=True)
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> Self:
+        """The compressor whose linear layers are in `state`, in the order of their names.
+
+        Any program's names do that end in `weight` and `bias`: `0.weight`, `fc1.weight`, `net.layers.0.weight`.
+
+        Raises:
+            ValueError: If a weight lacks its bias, or the layers do not fit.
+        """
+        stems = [name.removesuffix("weight") for name in state if name.endswith("weight")]
+        strangers = {n for n in state if n.removesuffix("weight").removesuffix("bias") not in stems}
+        missing = {f"{stem}bias" for stem in stems} - set(state)
+        if strangers or missing:
+            raise ValueError(f"not a stack of linear layers: {', '.join(sorted(strangers | missing))}")
+        stems.sort(key=_natural)
+        return cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems])
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 10 behind layer 9."""
+    words = "".join(c if c.isdigit() else f" {c} " for c in name).split()
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
+
+
+def pairwise_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """res[…, i] = first[…, i] · second[…, i], the cosine of unit vectors: (…, P, d) twice gives (…, P)."""
+    return (first * second).sum(-1)

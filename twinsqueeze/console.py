@@ -1,0 +1,136 @@
+"""What users read: progress while they wait, tables and sentences at the end."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from twinsqueeze.baselines import BaselineScores
+from twinsqueeze.evaluation import Assessment
+
+PLAIN_LINES = 10
+NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
+
+Advance = Callable[[int, int, Mapping[str, str]], None]
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Advance]:
+    """A bar on standard error with the time left; where that is no terminal, ten plain lines.
+
+    Yields:
+        A function of how many are done, how many there are, and figures to show beside them.
+    """
+    bar: Any = None
+    started = time.monotonic()
+    said = 0
+
+    def advance(done: int, total: int, figures: Mapping[str, str]) -> None:
+        nonlocal bar, said
+        if sys.stderr.isatty():
+            if bar is None:
+                bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True)
+            bar.set_postfix(figures, refresh=False)
+            bar.update(done - bar.n)
+        elif done * PLAIN_LINES // total > said or done == total:
+            said = done * PLAIN_LINES // total
+            left = (time.monotonic() - started) / done * (total - done)
+            shown = "".join(f", {name} {value}" for name, value in figures.items())
+            print(f"{title}: {unit} {done} of {total}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def say(text: str) -> None:
+    """A line on standard error, where progress goes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line that must not be missed, on standard error."""
+    say(f"WARNING: {text}")
+
+
+def rows(
+    title: str,
+    size: int,
+    assessments: Mapping[str, Assessment],
+    baselines: Sequence[BaselineScores],
+) -> tuple[list[str], list[list[str]]]:
+    """The table of a run: the compressor first, what needs no labels below; a header and its rows, as text."""
+    splits = list(assessments)
+    header = ["model", "bytes"]
+    header += [f"{split} {column}" for split in splits for column in (*NAMES.values(), "neighbours")]
+    ours = [title, f"{size:,}"]
+    for split in splits:
+        ours += _cells(assessments[split].scores)
+    table = [ours]
+    for baseline in baselines:
+        row = [baseline.name, f"{baseline.bytes:,}"]
+        for split in splits:
+            row += _cells(baseline.scores[split])
+        table.append(row)
+    return header, table
+
+
+def _cells(scores: Mapping[str, float]) -> list[str]:
+    return [f"{scores[name]:.4f}" for name in NAMES] + [f"{scores['neighbours_kept']:.2f}"]
+
+
+def markdown(header: Sequence[str], table: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_results(
+    title: str,
+    size: int,
+    assessments: Mapping[str, Assessment],
+    baselines: Sequence[BaselineScores],
+) -> None:
+    """Prints a small table a split on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    for split, assessment in assessments.items():
+        header, table = rows(title, size, {split: assessment}, baselines)
+        grid = Table(title=f"{split}: {len(assessment.labels):,} pairs", title_justify="left", box=None)
+        for i, column in enumerate(header):
+            grid.add_column(column.removeprefix(f"{split} "), justify="right" if i else "left", no_wrap=True)
+        for row in table:
+            grid.add_row(*row)
+        console.print(grid)
+        shown = ", ".join(
+            f"{NAMES[name]} {interval.low:.4f} to {interval.high:.4f}"
+            for name, interval in assessment.intervals.items()
+        )
+        console.print(f"95% intervals over pairs: {shown}\n", soft_wrap=True)
+
+
+def print_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Prints what to do next and the exact command or address for it, on standard output."""
+    width = max(len(what) for what, _ in steps)
+    print("Next:")
+    for what, how in steps:
+        print(f"  {what:<{width}}  {how}")
+
+
+def sentence(split: str, assessment: Assessment) -> str:
+    """A split's scores in words."""
+    parts = [
+        f"{NAMES[name]} {assessment.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"
+        for name, interval in assessment.intervals.items()
+    ]
+    kept = assessment.scores["neighbours_kept"]
+    return (
+        f"On {split} ({len(assessment.labels):,} pairs): {', '.join(parts)}; "
+        f"{kept:.0%} of a sentence's ten nearest neighbours are kept."
+    )

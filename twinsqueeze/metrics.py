@@ -1,0 +1,177 @@
+"""Scores of predictions and of neighbourhoods, with bootstrap intervals. Arrays in, numbers out."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How predicted cosines agree with labels; each field of the shape of the predictions without their last axis.
+
+    Attributes:
+        mse: Mean squared error.
+        mae: Mean absolute error.
+        pearson: Pearson's correlation, -1 to 1; NaN where predictions or labels are constant.
+        spearman: Spearman's rank correlation, ties sharing their mean rank; NaN where Pearson's is.
+    """
+
+    mse: FloatArray
+    mae: FloatArray
+    pearson: FloatArray
+    spearman: FloatArray
+
+    def as_floats(self) -> dict[str, float]:
+        """The scores of a single list of predictions, by name."""
+        return {name: float(value) for name, value in asdict(self).items()}
+
+
+METRICS = tuple(field.name for field in fields(Scores))
+
+
+def score(predicted: FloatArray, labels: FloatArray) -> Scores:
+    """Scores predictions against labels over the last axis.
+
+    Args:
+        predicted: (…, P) cosines, -1 to 1.
+        labels: (…, P) or (P,) labels, 0 to 1.
+    """
+    predicted = np.asarray(predicted, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64)
+    error = predicted - labels
+    return Scores(
+        mse=np.square(error).mean(-1),
+        mae=np.abs(error).mean(-1),
+        pearson=_correlation(predicted, labels),
+        spearman=_correlation(stats.rankdata(predicted, axis=-1), stats.rankdata(labels, axis=-1)),
+    )
+
+
+def _correlation(x: FloatArray, y: FloatArray) -> FloatArray:
+    x = x - x.mean(-1, keepdims=True)
+    y = y - y.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: FloatArray = (x * y).sum(-1) / np.sqrt(np.square(x).sum(-1) * np.square(y).sum(-1))
+    return r
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% confidence interval."""
+
+    low: float
+    high: float
+
+
+def bootstrap_intervals(
+    predicted: FloatArray, labels: FloatArray, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """95% percentile intervals of every score over resampled pairs (Efron 1979).
+
+    They say how much a figure depends on which pairs are in the split; seeds of training are another matter.
+    A resample is a vector of counts, so scores are weighted sums and nothing is sorted again: 0.1 s for 1,500 pairs,
+    where `scipy.stats.bootstrap`, which the tests compare with, takes 1 s.
+
+    Args:
+        predicted: (P,) cosines.
+        labels: (P,) labels.
+        resamples: How many times P pairs are drawn with replacement.
+        seed: Of the draws, so that equal predictions give equal intervals.
+    """
+    generator = np.random.default_rng(seed)
+    x, y = (np.asarray(values, dtype=np.float64) for values in (predicted, labels))
+    pairs = len(x)
+    counts = np.stack(
+        [np.bincount(generator.integers(pairs, size=pairs), minlength=pairs) for _ in range(resamples)]
+    ).astype(np.float64)
+    error = x - y
+    draws = {
+        "mse": counts @ np.square(error) / pairs,
+        "mae": counts @ np.abs(error) / pairs,
+        "pearson": _weighted_correlation(x - x.mean(), y - y.mean(), counts),
+        "spearman": _weighted_correlation(_weighted_ranks(x, counts), _weighted_ranks(y, counts), counts),
+    }
+    return {name: Interval(*map(float, np.nanquantile(values, [0.025, 0.975]))) for name, values in draws.items()}
+
+
+def _weighted_ranks(values: FloatArray, counts: FloatArray) -> FloatArray:
+    """Ranks (B, P) of `values` (P,), value i standing `counts[b, i]` times, ties sharing their mean rank; centred."""
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sizes = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks: FloatArray = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    centred: FloatArray = ranks[:, group] - (len(values) + 1) / 2
+    return centred
+
+
+def _weighted_correlation(x: FloatArray, y: FloatArray, counts: FloatArray) -> FloatArray:
+    """Pearson's correlation (B,) of x and y, each (P,) or (B, P), weighted by counts (B, P)."""
+    total = counts.sum(1)
+
+    def mean(values: FloatArray) -> Any:
+        summed: FloatArray = np.einsum("bp,...p->b" if values.ndim == 1 else "bp,bp->b", counts, values)
+        return summed / total
+
+    mean_x, mean_y = mean(x), mean(y)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: FloatArray = (mean(x * y) - mean_x * mean_y) / np.sqrt((mean(x * x) - mean_x**2) * (mean(y * y) - mean_y**2))
+    return r
+
+
+def cosines(vectors: FloatArray, first: Any, second: Any) -> FloatArray:
+    """res[i] = cos(vectors[first[i]], vectors[second[i]]); 0 where a vector is all zeros.
+
+    Args:
+        vectors: (N, d) of any length.
+        first: (P,) row numbers.
+        second: (P,) row numbers.
+    """
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(length, np.finfo(np.float32).tiny)
+    cosine: FloatArray = np.einsum("pd,pd->p", unit[first], unit[second])
+    return cosine
+
+
+def nearest(vectors: FloatArray, k: int = NEIGHBOURS, *, block: int = 1024) -> Any:
+    """Each vector's nearest others by cosine.
+
+    Args:
+        vectors: (N, d) of any length.
+        k: How many, or all the others where there are fewer.
+        block: Rows of the N x N similarities that are held at a time, so that memory stays bounded.
+
+    Returns:
+        (N, k) int64 row numbers, nearest first, the vector itself left out.
+    """
+    unit = torch.nn.functional.normalize(torch.as_tensor(vectors, dtype=torch.float32), dim=1)
+    k = min(k, len(unit) - 1)
+    found = []
+    for start in range(0, len(unit), block):
+        similarity = unit[start : start + block] @ unit.T
+        rows = torch.arange(len(similarity))
+        similarity[rows, start + rows] = -torch.inf
+        found.append(similarity.topk(k, dim=1).indices)
+    return torch.cat(found).numpy()
+
+
+def neighbours_kept(reference: Any, found: Any) -> float:
+    """Share of the reference's nearest neighbours that are found again, 0 to 1; order within the k does not count.
+
+    Args:
+        reference: (N, k) indices from `nearest` of the uncompressed vectors.
+        found: (N, k) indices from `nearest` of the compressed ones.
+
+    Returns:
+        NaN where nothing has a neighbour.
+    """
+    if not reference.size:
+        return float("nan")
+    return float((reference[:, :, None] == found[:, None, :]).any(-1).mean())

@@ -1,0 +1,122 @@
+"""Every hyperparameter of a training, with its default, its bounds and its help text.
+
+The recipe is the one place of these facts: the commands take their options from it, MLproject is tested against it, and
+MLflow's parameters are its fields.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from twinsqueeze.errors import InputError
+
+MAX_SEED = 2**31 - 1
+
+
+def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
+    """A recipe field; `allowed` completes the sentence "NAME must be …" for a value that is refused."""
+    return Field(default, description=description, json_schema_extra={"allowed": allowed}, **bounds)
+
+
+class Recipe(BaseModel):
+    """What one training is made of; equal recipes on equal data give equal weights on one machine.
+
+    Text is accepted for numbers, since MLflow and the command line hand over text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: float = _field(
+        0.75,
+        "a finite number of at least 0",
+        "Strength of the NEFTune-style noise: every training step adds U(-1, 1) * alpha / sqrt(d) to each of the d "
+        "numbers of a sentence's unit vector, a noise of norm about alpha / sqrt(3). 0 trains without noise.",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    dim: int = _field(
+        32,
+        "a whole number of at least 2 (the cosine of one-dimensional vectors is -1 or 1)",
+        "Numbers in a compressed vector, at most the encoder's.",
+        ge=2,
+    )
+    epochs: int = _field(
+        200,
+        "a whole number of at least 1",
+        "Passes over the training pairs; the last epoch's weights are kept.",
+        ge=1,
+    )
+    batch_size: int = _field(32, "a whole number of at least 1", "Sentence pairs in a training step.", ge=1)
+    lr: float = _field(2e-4, "a finite number above 0", "Adam's learning rate.", gt=0, allow_inf_nan=False)
+    seed: int = _field(
+        0,
+        f"a whole number from 0 to {MAX_SEED}",
+        "Fixes the initial weights, the order of the pairs and the noise, each by a stream of its own.",
+        ge=0,
+        le=MAX_SEED,
+    )
+    architecture: Literal["mlp"] = _field(
+        "mlp", "mlp", "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between."
+    )
+    objective: Literal["mse"] = _field(
+        "mse", "mse", "Training loss. mse: mean squared error of the twins' cosine to the label."
+    )
+    labels: Literal["tanh", "linear"] = _field(
+        "tanh",
+        "tanh or linear",
+        "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5.",
+    )
+    encoder: str = _field(
+        "all-MiniLM-L6-v2",
+        "the name of a sentence-transformers model or the path of its folder",
+        "The frozen sentence encoder: a sentence-transformers name or a folder. The default's weights are installed "
+        "with the package.",
+        min_length=1,
+    )
+    dataset: str = _field(
+        "auto",
+        "auto, stsb, demo, a Hub id or the path of a folder",
+        "Scored sentence pairs. stsb: STS-B from the Hub; demo: bundled pairs, no benchmark; a Hub id; a folder with "
+        "train, dev and test as .csv, .tsv, .jsonl or .parquet. auto: stsb if it can be had within 5 s, else demo.",
+        min_length=1,
+    )
+    device: Literal["auto", "cpu", "cuda"] = _field(
+        "auto", "auto, cpu or cuda", "Where to train. auto: cuda if there is one, else cpu."
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """The recipe of `values`, defaults filled in.
+
+        Raises:
+            InputError: For the first value that is out of bounds or names no field of the recipe.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise InputError(_explain(error, cls.model_fields)) from None
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all fields but the device, which is how a result is computed and not what is asked."""
+        text = json.dumps(self.model_dump(exclude={"device"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """What a run is called, such as `mlp32-alpha0.75-seed0`."""
+        return f"{self.architecture}{self.dim}-alpha{self.alpha:g}-seed{self.seed}"
+
+
+def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if name not in fields:
+        return f"{name!r} is no field of the recipe; the fields are {', '.join(fields)}"
+    extra = fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return f"{name} must be {extra['allowed']}, not {first['input']!r}"

@@ -1,0 +1,390 @@
+"""Writes runs to MLflow: what a run is called, what it records, and how it ends."""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import mlflow
+import numpy as np
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined] # made on import
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from twinsqueeze import interrupts
+from twinsqueeze.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+KIND = "twinsqueeze.kind"
+DATASET = "twinsqueeze.dataset"
+DATASET_DIGEST = "twinsqueeze.dataset_digest"
+TEST_DIGEST = "twinsqueeze.test_digest"
+TRAINED_RUN = "twinsqueeze.trained_run"
+
+SERVER_SECONDS = 25.0
+FLUSH_SECONDS = 5.0
+METRICS_A_CALL = 1000
+PARAM_LENGTH = 6000
+# What MLflow calls a run that nobody named, such as zealous-crow-123.
+MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+MODEL_NAME = "compressor"
+MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
+MODEL_CODE = Path(__file__).with_name("compressor_model.py")
+
+# Ours is the progress to show; MLflow's warnings stay.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def given_run() -> str | None:
+    """The id of the run that `mlflow run` made for this process, if it did."""
+    return os.environ.get("MLFLOW_RUN_ID")
+
+
+def check_server() -> None:
+    """Asks a remote tracking server for an answer, so that nothing long begins in vain.
+
+    Raises:
+        InputError: If it does not give one within 25 seconds.
+    """
+    uri = mlflow.get_tracking_uri()
+    if urlsplit(uri).scheme not in {"http", "https"}:
+        return
+    failure: list[str] = ["no answer"]
+
+    def ask() -> None:
+        try:
+            with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
+                mlflow.MlflowClient(uri).search_experiments(max_results=1)
+            failure.clear()
+        except Exception as error:  # any failure means that there is no server to record to
+            failure[:] = [_line(error)]
+
+    thread = threading.Thread(target=ask, daemon=True)  # a server that trickles would hold us for ever
+    thread.start()
+    thread.join(SERVER_SECONDS)
+    if failure:
+        raise InputError(
+            f"the tracking server {_without_password(uri)} does not answer ({failure[0]}): start it, or point "
+            "MLFLOW_TRACKING_URI elsewhere"
+        )
+
+
+def fail_given_run(reason: str, status: str = "FAILED") -> None:
+    """Ends the run that `mlflow run` made, for something that went wrong before it was taken up."""
+    run_id = given_run()
+    if not run_id:
+        return
+    with (
+        interrupts.shielded(then_stop=False),
+        _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"),
+    ):
+        try:
+            client = mlflow.MlflowClient()
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, reason)
+            client.set_terminated(run_id, status)
+        except Exception as error:  # the reason itself matters more, and is printed by the caller
+            print(f"twinsqueeze: run {run_id} can't be ended: {_line(error)}", file=sys.stderr)
+
+
+@dataclass
+class RunWriter:
+    """Writes one run; made by `open_run`."""
+
+    run_id: str
+    experiment_id: str
+    client: mlflow.MlflowClient
+    _pending: list[Metric] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Logs parameters; those that `mlflow run` has logged already stay as they were typed.
+
+        Raises:
+            ValueError: If one stands there with another value.
+        """
+        there = self.client.get_run(self.run_id).data.params
+        for name, value in values.items():
+            if name in there and not _same(there[name], value):
+                raise ValueError(f"parameter {name} of the run is {there[name]!r}, not {value!r}")
+        new = [Param(k, str(v)[:PARAM_LENGTH]) for k, v in values.items() if k not in there]
+        self.client.log_batch(self.run_id, params=new)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+
+    def describe(self, text: str) -> None:
+        """Sets the run's description, Markdown."""
+        self.tags({MLFLOW_RUN_NOTE: text})
+
+    def metrics(
+        self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: MetaDataset | None = None
+    ) -> None:
+        """Notes metrics of a step, and sends what has gathered every few seconds; leaves out what is not finite.
+
+        Args:
+            values: By name, such as `dev/spearman`.
+            step: The epoch.
+            model_id: A logged model that they belong to as well.
+            data: The data that they were measured on.
+        """
+        now = int(time.time() * 1000)
+        for name, value in values.items():
+            if np.isfinite(value):  # MLflow would store 1.8e308
+                where = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
+                self._pending.append(
+                    Metric(name, float(value), now, step, model_id=model_id, run_id=self.run_id, **where)
+                )
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends the metrics that are still here."""
+        while self._pending:
+            batch = self._pending[:METRICS_A_CALL]
+            self.client.log_batch(self.run_id, metrics=batch)
+            del self._pending[: len(batch)]
+        self._flushed = time.monotonic()
+
+    def data(self, split: str, name: str, digest: str, source: str) -> MetaDataset:
+        """Logs a split as an input of the run and returns it."""
+        columns = [(DataType.string, "sentence1"), (DataType.string, "sentence2"), (DataType.double, "score")]
+        dataset = MetaDataset(  # type: ignore[abstract] # MLflow's annotations say so, its code does not
+            source=_source(source),
+            name=f"{name} {split}",
+            digest=digest,
+            schema=Schema([ColSpec(kind, column) for kind, column in columns]),
+        )
+        mlflow.log_input(dataset, context=split)
+        return dataset
+
+    def figures(self, figures: Mapping[str, "Figure"]) -> None:
+        """Logs figures as `figures/NAME.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, figure in figures.items():
+                figure.savefig(Path(folder, f"{name}.png"))
+            self.client.log_artifacts(self.run_id, folder, "figures")
+
+    def table(self, name: str, frame: "pd.DataFrame") -> None:
+        """Logs a table as `NAME.json`, which the UI shows and compares between runs."""
+        mlflow.log_table(frame, f"{name}.json")
+
+    def model(self, weights: bytes, example: FloatArray, dim: int, params: Mapping[str, Any]) -> str:
+        """Logs a compressor as a model that needs neither this package nor PyTorch nor pickle.
+
+        Args:
+            weights: A safetensors file, layers named as by `Compressor.state_dict`.
+            example: (N, d) float32 vectors of the encoder, shown to users as input.
+            dim: Numbers of a compressed vector.
+            params: The recipe.
+
+        Returns:
+            The logged model's id.
+        """
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1]))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dim))]),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "compressor.safetensors")
+            path.write_bytes(weights)
+            info = mlflow.pyfunc.log_model(
+                name=MODEL_NAME,
+                python_model=str(MODEL_CODE),
+                artifacts={"compressor": str(path)},
+                signature=signature,
+                input_example=example,
+                pip_requirements=[f"{package}=={version(package)}" for package in MODEL_PACKAGES],
+                params={name: str(value) for name, value in params.items()},
+            )
+        return str(info.model_id)
+
+
+@contextmanager
+def open_run(name: str, kind: str) -> Iterator[RunWriter]:
+    """A run of MLflow's, made here or by `mlflow run`, that ends as FINISHED, FAILED with its reason, or KILLED.
+
+    Args:
+        name: What it is called, unless the user has named it.
+        kind: train, evaluation, ablation, comparison or registration.
+
+    Raises:
+        InputError: If the tracking store can't be written to.
+    """
+    run: RunWriter | None = None
+    try:
+        with interrupts.shielded(then_stop=True):
+            run = _start(name, kind)
+        yield run
+        run.flush()
+        mlflow.end_run("FINISHED")
+    except interrupts.Stopped as stop:
+        _end(run, "KILLED", f"Killed: {stop}.")
+        raise
+    except BaseException as error:
+        reason = _line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {_line(error)}"
+        _end(run, "FAILED", f"Failed: {reason}")
+        raise
+
+
+def _start(name: str, kind: str) -> RunWriter:
+    given = given_run()
+    try:
+        active = mlflow.start_run(run_name=None if given else name)
+    except Exception as error:
+        raise InputError(
+            f"the run can't be recorded in {_without_password(mlflow.get_tracking_uri())}: {_line(error)}"
+        ) from error
+    writer = RunWriter(active.info.run_id, active.info.experiment_id, mlflow.MlflowClient())
+    if given and MADE_UP_NAME.fullmatch(active.info.run_name or ""):
+        writer.client.update_run(writer.run_id, name=name)
+    writer.tags({KIND: kind})
+    return writer
+
+
+def _end(run: RunWriter | None, status: str, reason: str) -> None:
+    if run is None:
+        return
+    with interrupts.shielded(then_stop=False):
+        try:
+            run.flush()
+            run.describe(reason)
+        finally:
+            mlflow.end_run(status)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A compressor's weights.
+
+    Attributes:
+        file: Local, safetensors.
+        model_id: Of the logged model, None for a plain folder.
+        run_id: Of the run that trained it, where that is known.
+    """
+
+    file: Path
+    model_id: str | None
+    run_id: str | None
+
+
+def find_model(model: str) -> FoundModel:
+    """The compressor of a run, a model or a folder.
+
+    Args:
+        model: A run's id, a model's URI (models:/..., runs:/...) or a folder.
+
+    Raises:
+        InputError: If there is no such thing, or no compressor in it.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _download(_model_uri(model), model)
+    weights = sorted(folder.rglob("*.safetensors"))
+    if len(weights) != 1:
+        raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
+    if not (folder / "MLmodel").is_file():
+        return FoundModel(weights[0], None, None)
+    logged = Model.load(str(folder))
+    return FoundModel(weights[0], logged.model_id, logged.run_id)
+
+
+def _model_uri(model: str) -> str:
+    if re.match(r"(models|runs):/", model):
+        return model
+    if not re.fullmatch(r"[0-9a-f]{32}", model):
+        raise InputError(
+            f"model {model!r} is neither a run's id (32 hex digits) nor a model's URI (models:/..., runs:/...) nor a "
+            "folder that is there"
+        )
+    check_server()
+    try:
+        run = mlflow.get_run(model)
+    except mlflow.MlflowException as error:
+        store = _without_password(mlflow.get_tracking_uri())
+        raise InputError(f"model {model!r} is no run in {store}: {_line(error)}") from error
+    if not run.outputs or not run.outputs.model_outputs:
+        raise InputError(f"run {model} has no model, its status is {run.info.status}: name a run that was trained")
+    return f"models:/{run.outputs.model_outputs[-1].model_id}"
+
+
+def _download(uri: str, model: str) -> Path:
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri))
+    except Exception as error:  # stores answer an unknown model with exceptions of many kinds
+        raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
+
+
+def run_address(run: RunWriter) -> str:
+    """Where the run is looked at in MLflow's UI, on the tracking server or on one that `ui_command` starts."""
+    uri = mlflow.get_tracking_uri()
+    base = _without_password(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
+def experiment_address(run: RunWriter) -> str:
+    """Where the run's experiment is looked at, all its runs in one table."""
+    return run_address(run).rpartition("/")[0]
+
+
+def ui_command() -> str | None:
+    """The command that starts MLflow's UI on the local store, None where a server runs already."""
+    uri = mlflow.get_tracking_uri()
+    return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def _source(source: str) -> DatasetSource:
+    return HTTPDatasetSource(source) if source.startswith("http") else LocalArtifactDatasetSource(source)
+
+
+def _same(logged: str, value: Any) -> bool:
+    """Whether a logged text stands for a value: 5 for 5.0, 1e-3 for 0.001."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(logged) == float(value)
+        except ValueError:
+            return False
+    return logged == str(value)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _line(error: BaseException) -> str:
+    return _without_password(one_line(error, limit=500))

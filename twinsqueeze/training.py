@@ -1,0 +1,270 @@
+"""The trainer: R replicas of one shape in one loop.
+
+Replicas differ in alpha and seed alone. Whatever is random belongs to the seed and comes from three streams (weights,
+order, noise), so that a seed sees the same draws at every alpha, alone or in a grid: `alpha=0.75, seed=3` gives the
+same bits for every R and every place in the batch, on one machine, device and thread count.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from twinsqueeze.compressor import (
+    Compressor,
+    Compressors,
+    initial_layers,
+    layer_sizes,
+    pairwise_cosine,
+)
+from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.errors import InputError
+from twinsqueeze.metrics import METRICS, Scores, score
+from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
+from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
+from twinsqueeze.optimizer import Adam
+from twinsqueeze.recipe import Recipe
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+
+@dataclass(frozen=True)
+class History:
+    """A training's curves, one value an epoch, float64 of shape (T,).
+
+    Attributes:
+        loss: The objective as it was trained on, noise included, mean over the epoch's pairs.
+        clean_loss: The objective on the train pairs without noise, after the epoch; NaN where it was not measured.
+        dev: mse, mae, pearson and spearman on dev, after the epoch.
+    """
+
+    loss: FloatArray
+    clean_loss: FloatArray
+    dev: dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One replica's result: the last epoch's weights, on the CPU, and the curves that led there."""
+
+    recipe: Recipe
+    compressor: Compressor
+    history: History
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first epoch (from 1) whose loss is not finite, None for a training that went well."""
+        bad = np.flatnonzero(~np.isfinite(self.history.loss))
+        return int(bad[0]) + 1 if bad.size else None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after an epoch.
+
+    Attributes:
+        epoch: Epochs done.
+        epochs: Epochs in all.
+        loss: (R,) this epoch's noisy loss.
+        clean_loss: (R,) NaN in epochs without a measurement.
+        dev: Scores on dev, each (R,).
+    """
+
+    epoch: int
+    epochs: int
+    loss: FloatArray
+    clean_loss: FloatArray
+    dev: Scores
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A seed's three independent generators."""
+
+    weights: np.random.Generator
+    order: np.random.Generator
+    noise: np.random.Generator
+
+    @classmethod
+    def of(cls, seed: int) -> "Streams":
+        """The streams of a seed, from the start."""
+        children = np.random.SeedSequence(seed).spawn(3)
+        return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a recipe's `device`.
+
+    Raises:
+        InputError: If cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device is cuda, but PyTorch finds no CUDA device here: use cpu or auto")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def fit(
+    recipes: Sequence[Recipe],
+    train: EncodedPairs,
+    dev: EncodedPairs,
+    *,
+    clean_every: int = 1,
+    on_epoch: Callable[[Progress], None] | None = None,
+) -> list[Fitted]:
+    """Trains one compressor a recipe, all in one loop.
+
+    Args:
+        recipes: Every one of some alphas with every one of some seeds, equal in everything else.
+        train: Pairs to train on.
+        dev: Pairs to follow the training with; they do not influence it.
+        clean_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        One result a recipe, in their order.
+
+    Raises:
+        InputError: If the recipe's device is not there.
+        ValueError: If recipes differ in more than alpha and seed, or some of their combinations are missing.
+    """
+    shared = recipes[0]
+    alphas, seeds = sorted({r.alpha for r in recipes}), sorted({r.seed for r in recipes})
+    places = {(alpha, seed): i for i, (alpha, seed) in enumerate(product(alphas, seeds))}
+    wanted = [places[r.alpha, r.seed] for r in recipes]
+    if any(r.model_copy(update={"alpha": shared.alpha, "seed": shared.seed}) != shared for r in recipes):
+        raise ValueError("replicas trained together may differ in alpha and seed only")
+    if sorted(wanted) != list(range(len(places))):
+        raise ValueError("replicas trained together are every alpha with every seed, once")
+
+    device = resolve_device(shared.device)
+    trainer = Trainer(shared, alphas, seeds, train, device)
+    model = trainer.model
+    objective = OBJECTIVES[shared.objective]
+    dev_vectors = torch.from_numpy(dev.embeddings).to(device)
+    train_labels = torch.from_numpy(labels_from_scores(train.scores, shared.labels))
+    dev_labels = labels_from_scores(dev.scores, shared.labels)
+
+    losses, clean, followed = [], [], []
+    for epoch in range(1, shared.epochs + 1):
+        losses.append(trainer.epoch())
+        followed.append(score(predict_each(model, dev_vectors, dev), dev_labels))
+        clean.append(np.full(len(model), np.nan))
+        if epoch % clean_every == 0 or epoch in (1, shared.epochs):
+            predicted = torch.from_numpy(predict_each(model, trainer.vectors, train))
+            clean[-1] = objective(predicted.double(), train_labels).numpy()
+        if on_epoch:
+            on_epoch(Progress(epoch, shared.epochs, losses[-1], clean[-1], followed[-1]))
+        if not np.isfinite(losses[-1]).any():
+            break  # every replica has diverged, and none comes back from NaN
+
+    curves = {name: np.stack([getattr(scores, name) for scores in followed], axis=1) for name in METRICS}
+    return [
+        Fitted(
+            recipe,
+            model.replica(r).snapshot(),
+            History(
+                loss=np.stack(losses, axis=1)[r],
+                clean_loss=np.stack(clean, axis=1)[r],
+                dev={name: curve[r] for name, curve in curves.items()},
+            ),
+        )
+        for recipe, r in zip(recipes, wanted, strict=True)
+    ]
+
+
+def predict(compressor: Compressor, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+    """The twins' cosine of every pair, (P,) float32; `vectors` are the pairs' embeddings on the compressor's device."""
+    compressed = compressor.compress(vectors)
+    cosine = pairwise_cosine(compressed[pairs.first], compressed[pairs.second])
+    return cosine.cpu().numpy()
+
+
+def predict_each(model: Compressors, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+    """Each replica's `predict`, (R, P).
+
+    One replica after the other: the products are large enough to fill the machine, memory does not grow with R, and a
+    replica's bits can't depend on its company.
+    """
+    return np.stack([predict(model.replica(r), vectors, pairs) for r in range(len(model))])
+
+
+class Trainer:
+    """A training between epochs: A * S replicas, every alpha with every seed, seeds running fastest.
+
+    Args:
+        recipe: What the replicas share.
+        alphas: The A strengths of noise.
+        seeds: The S seeds.
+        train: Pairs to train on.
+        device: Where to train.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        alphas: Sequence[float],
+        seeds: Sequence[int],
+        train: EncodedPairs,
+        device: torch.device,
+    ) -> None:
+        self.batch_size = min(recipe.batch_size, len(train))
+        self.objective = OBJECTIVES[recipe.objective]
+        self.vectors = torch.from_numpy(train.embeddings).to(device)
+        self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
+        labels = labels_from_scores(train.scores, recipe.labels)
+        self.labels = torch.from_numpy(labels.astype(np.float32))
+
+        dimension = train.dimension
+        scales = [noise_scale(alpha, dimension) for alpha in alphas]
+        self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
+        self.noisy = any(scales)
+        self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
+
+        self.streams = [Streams.of(seed) for seed in seeds]
+        sizes = layer_sizes(recipe.architecture, dimension, recipe.dim)
+        layers = [initial_layers(sizes, streams.weights) for streams in self.streams]
+        self.model = Compressors(layers * len(alphas), device)
+        self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr)
+
+    def epoch(self) -> FloatArray:
+        """One pass over the pairs; returns each replica's mean loss, (R,) float64."""
+        device = self.vectors.device
+        pairs = len(self.labels)
+        order = torch.from_numpy(np.stack([streams.order.permutation(pairs) for streams in self.streams]))
+        twins = self.twins[:, order].transpose(0, 1).to(device)  # (S, 2, P)
+        labels = self.labels[order].to(device)  # (S, P)
+        total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
+        for start in range(0, pairs, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            loss = self._step(twins[:, :, batch], labels[:, batch])
+            total += loss * labels[0, batch].numel()
+        return (total / pairs).cpu().numpy()
+
+    def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
+        seeds, _, batch = twins.shape
+        vectors = self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
+        activations = self.model.forward(add_noise(vectors, self._draw(2 * batch), self.scales))
+
+        outputs = activations[-1].requires_grad_()  # (R, 2B, dim)
+        compressed = functional.normalize(outputs, dim=-1)
+        cosine = pairwise_cosine(compressed[:, :batch], compressed[:, batch:])
+        loss = self.objective(cosine.view(-1, seeds, batch), labels).view(-1)
+        (gradient,) = torch.autograd.grad(loss.sum(), outputs)
+
+        self.model.backward(activations, gradient)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _draw(self, rows: int) -> torch.Tensor:
+        """(S, rows, d) fresh draws for the noise, or zeros where no replica wants any."""
+        uniform = self.uniform[:, :rows]
+        if self.noisy:
+            for streams, buffer in zip(self.streams, uniform, strict=True):
+                draw_uniform(streams.noise, buffer)
+        return uniform.to(self.vectors.device)
