@@ -11,9 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+from tests.processes import Workplace, write_pairs
 from twinsqueeze.embeddings import EncodedPairs
-
-ROOT = Path(__file__).parent.parent
 
 
 def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:
@@ -53,3 +52,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("stsb"):
                 item.add_marker(absent)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of embeddings for all commands that the tests start."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small train, dev and test files."""
+    return write_pairs(tmp_path_factory.mktemp("data") / "sentences")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, shared_cache: Path) -> Workplace:
+    """An empty folder with a tracking store of its own."""
+    return Workplace(tmp_path, shared_cache)

@@ -187,11 +187,13 @@ def _read_csv(path: Path, here: dict[str, Any]) -> Any:
 
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
-        header = pd.read_csv(path, sep=separator, nrows=0).columns
+        head = pd.read_csv(path, sep=separator, nrows=1)
     except pd.errors.EmptyDataError:
         raise InputError(f"{_short(str(path))} is empty: its first line must name {', '.join(COLUMNS)}") from None
+    if head.empty:  # which datasets takes for an error
+        return datasets.Dataset.from_dict({str(column): [] for column in head.columns})
     # All as text, and nothing taken for a missing value: "None" and "NA" are sentences like any other.
-    features = datasets.Features({str(column): datasets.Value("string") for column in header})
+    features = datasets.Features({str(column): datasets.Value("string") for column in head.columns})
     return datasets.Dataset.from_csv(
         str(path), sep=separator, features=features, keep_default_na=False, na_filter=False, **here
     )

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
+LoggedData = MetaDataset
+
 KIND = "twinsqueeze.kind"
 DATASET = "twinsqueeze.dataset"
 DATASET_DIGEST = "twinsqueeze.dataset_digest"
@@ -139,7 +141,7 @@ class RunWriter:
         self.tags({MLFLOW_RUN_NOTE: text})
 
     def metrics(
-        self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: MetaDataset | None = None
+        self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: LoggedData | None = None
     ) -> None:
         """Notes metrics of a step, and sends what has gathered every few seconds; leaves out what is not finite.
 
@@ -167,7 +169,7 @@ class RunWriter:
             del self._pending[: len(batch)]
         self._flushed = time.monotonic()
 
-    def data(self, split: str, name: str, digest: str, source: str) -> MetaDataset:
+    def data(self, split: str, name: str, digest: str, source: str) -> LoggedData:
         """Logs a split as an input of the run and returns it."""
         columns = [(DataType.string, "sentence1"), (DataType.string, "sentence2"), (DataType.double, "score")]
         dataset = MetaDataset(  # type: ignore[abstract] # MLflow's annotations say so, its code does not

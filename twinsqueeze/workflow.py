@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,8 @@ from twinsqueeze.evaluation import Assessment, assess, pair_losses
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.pairs import SPLITS, PairDataset, load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.tracking import RunWriter
+from twinsqueeze.tracking import LoggedData, RunWriter
 from twinsqueeze.training import Fitted, Progress, fit, resolve_device
-
-if TYPE_CHECKING:
-    from mlflow.data.meta_dataset import MetaDataset
 
 SAME_DATASET = "same"
 PROVENANCE = "twinsqueeze"
@@ -330,7 +327,7 @@ def _provenance(recipe: Recipe, material: Material, score_max: float | None) -> 
     ).model_dump_json()
 
 
-def _log_data(run: RunWriter, data: PairDataset, splits: Sequence[str]) -> dict[str, "MetaDataset"]:
+def _log_data(run: RunWriter, data: PairDataset, splits: Sequence[str]) -> dict[str, LoggedData]:
     return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}
 
 

@@ -1,0 +1,96 @@
+"""Real processes of the command line, each with a tracking store and a cache of the test's own."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+
+ROOT = Path(__file__).parent.parent
+SUBJECTS = [
+    "a cat",
+    "the old man",
+    "my sister",
+    "a small dog",
+    "the teacher",
+    "our neighbour",
+    "a tired nurse",
+    "the cook",
+]
+VERBS = ["is eating", "carries", "has lost", "wants to buy", "is painting", "throws away"]
+OBJECTS = ["an apple", "a red chair", "the newspaper", "a box of nails", "some bread", "the kitchen table"]
+
+
+def write_pairs(folder: Path, *, train: int = 60, dev: int = 24, test: int = 24) -> Path:
+    """A folder of small splits, scored by how many of three parts agree."""
+    folder.mkdir(parents=True)
+    number = 0
+    for split, count in (("train", train), ("dev", dev), ("test", test)):
+        lines = ["sentence1,sentence2,score"]
+        for _ in range(count):
+            a = (number % 8, number // 8 % 6, number // 3 % 6)
+            same = number % 4
+            b = tuple(x if i < same else (x + 1 + number % 3) % 6 for i, x in enumerate(a))
+            first, second = (f"{SUBJECTS[i]} {VERBS[j]} {OBJECTS[k]} in {split}" for i, j, k in (a, b))
+            lines.append(f"{first},{second},{same * 5 / 3:.2f}")
+            number += 1
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where commands are run: a working directory, which gets mlflow.db, and the environment."""
+
+    folder: Path
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        return kept | {
+            "TWINSQUEEZE_CACHE": str(self.cache),
+            "HF_HUB_OFFLINE": "1",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_TRACKING_URI": self.uri,
+            "PYTHONPATH": str(ROOT),
+        }
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.uri)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs `python -m twinsqueeze` with the arguments, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "twinsqueeze", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def start(self, *arguments: str, module: str = "twinsqueeze", cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Starts a command in a session of its own, so that signals reach only whom they are sent to."""
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=cwd or self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        """All runs, the newest first."""
+        return list(self.client.search_runs(["0"]))

@@ -1,0 +1,63 @@
+import re
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.processes import ROOT
+from twinsqueeze.cli import cli
+from twinsqueeze.recipe import Recipe
+
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+ENTRY_POINTS = PROJECT["entry_points"]
+
+
+def test_every_command_is_an_entry_point():
+    assert set(ENTRY_POINTS) == set(cli.commands)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_declared_parameters_are_passed_on_and_known_to_the_command(name):
+    entry = ENTRY_POINTS[name]
+    passed = dict(re.findall(r"--(\S+) \{(\w+)\}", entry["command"]))
+    assert entry["command"].startswith(f"python -m twinsqueeze {name} ")
+    assert set(passed.values()) == set(entry["parameters"])
+    options = {option for parameter in cli.commands[name].params for option in parameter.opts}
+    assert {f"--{option}" for option in passed} <= options
+    assert all(option.replace("-", "_") == parameter for option, parameter in passed.items())
+
+
+@pytest.mark.parametrize("name", ["main", "train"])
+def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
+    declared = {key: value["default"] for key, value in ENTRY_POINTS[name]["parameters"].items()}
+    assert declared == Recipe().model_dump()
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_defaults_are_those_of_the_command(name):
+    options = {parameter.name: parameter for parameter in cli.commands[name].params}
+    for key, value in ENTRY_POINTS[name]["parameters"].items():
+        if "default" in value:
+            assert str(options[key].default) == str(value["default"])
+        else:
+            assert options[key].required
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_option_is_explained_and_has_a_default_or_is_required(name):
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    for parameter in cli.commands[name].params:
+        assert isinstance(parameter, click.Option)
+        assert parameter.help
+        assert parameter.required or parameter.show_default or "[default:" in parameter.help
+    assert "Example:" in result.output
+
+
+def test_environments_refer_to_the_one_list_of_versions():
+    assert "-r requirements.txt" in yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"]
+    assert {"pip": ["-r requirements.txt"]} in yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^+\s]+", line) for line in pinned)

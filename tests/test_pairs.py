@@ -1,0 +1,306 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests import hub
+from twinsqueeze.errors import InputError
+from twinsqueeze.pairs import DEMO_FOLDER, SPLITS, load_pairs
+
+# Sentences that readers of CSV like to lose.
+ROWS = [
+    ("A man is playing a guitar.", "None", 0.0),
+    ("NA", 'He said "no, thanks".', 2.5),
+    ("two\nlines", "emoji \U0001f600 and naïve", 5.0),
+    ("null", "007", 1.2345),
+]
+
+
+def frame(rows=ROWS):
+    return pd.DataFrame(rows, columns=["sentence1", "sentence2", "score"])
+
+
+def write(folder: Path, suffix: str, rows=ROWS, names=SPLITS) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = folder / f"{name}{suffix}"
+        if suffix == ".parquet":
+            frame(rows).to_parquet(path)
+        elif suffix == ".jsonl":
+            frame(rows).to_json(path, orient="records", lines=True)
+        else:
+            frame(rows).to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    data = load_pairs(str(write(tmp_path / "mine", suffix)))
+    assert (data.name, data.notice) == ("mine", None)
+    for split in SPLITS:
+        pairs = data.splits[split]
+        assert list(zip(pairs.sentence1, pairs.sentence2, pairs.scores, strict=True)) == ROWS
+        assert pairs.scores.dtype == np.float64
+    assert data.digest == load_pairs(str(write(tmp_path / "csv", ".csv"))).digest
+
+
+def test_validation_is_dev(tmp_path):
+    write(tmp_path, ".csv", names=["train", "validation", "test"])
+    assert len(load_pairs(str(tmp_path)).splits["dev"]) == 4
+
+
+def test_only_the_splits_asked_for_are_opened(tmp_path):
+    write(tmp_path, ".csv", names=["train", "dev"])
+    (tmp_path / "test.csv").write_bytes(b"\xff\xfe broken")
+    data = load_pairs(str(tmp_path), splits=("train", "dev"))
+    assert list(data.splits) == ["train", "dev"]
+    write(tmp_path, ".csv", names=["test"])
+    assert load_pairs(str(tmp_path)).digest == data.digest
+
+
+def test_digest_follows_order_text_and_score_but_no_rounding(tmp_path):
+    def digest(rows):
+        return load_pairs(str(write(tmp_path, ".parquet", rows))).digest
+
+    nudged = [(a, b, s + (1e-9 if s == 2.5 else 0)) for a, b, s in ROWS]
+    assert digest(nudged) == digest(ROWS)
+    others = [ROWS[::-1], [("changed", *ROWS[0][1:]), *ROWS[1:]], [(*ROWS[0][:2], 0.001), *ROWS[1:]]]
+    assert len({digest(rows) for rows in [ROWS, *others]}) == 4
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    before = load_pairs(str(write(tmp_path, ".csv")))
+    stat = (tmp_path / "train.csv").stat()
+    write(tmp_path, ".csv", [("A man is playing a guitar!", *ROWS[0][1:]), *ROWS[1:]])
+    os.utime(tmp_path / "train.csv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_pairs(str(tmp_path)).digest != before.digest
+
+
+def test_a_scale_that_ends_at_one_must_be_named(tmp_path):
+    write(tmp_path, ".csv", [("a", "b", 0.2), ("c", "d", 1.0)])
+    with pytest.raises(InputError, match="score_max=1"):
+        load_pairs(str(tmp_path))
+    scores = load_pairs(str(tmp_path), score_max=1).splits["train"].scores
+    np.testing.assert_allclose(scores, [1, 5])
+
+
+GOOD = 'sentence1,sentence2,score\n"a","b",1\n"c","d",5\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),  # not even a header
+        ("sentence1,sentence2,score\n", "train of dataset .* has no rows"),
+        ("sentence1,sentence2,score\na,b,3\n", "has one row"),  # a correlation needs two
+        ("sentence1,sentence2,score\na,b,3\nc,d,3\n", "all scores are 3, so no correlation"),
+        ("sentence1,sentence2\na,b\n", "lacks the column score; its columns are sentence1, sentence2"),
+        ("sentence1,sentence2,score\na,b,3\nc,d,nan\n", "row 2: score 'nan' is no finite number"),
+        ("sentence1,sentence2,score\na,b,3\nc,d,inf\n", "row 2: score 'inf' is no finite number"),
+        ("sentence1,sentence2,score\na,b,\nc,d,2\n", "row 1: score '' is no finite number"),
+        ("sentence1,sentence2,score\na,b,high\nc,d,2\n", "row 1: score 'high' is no finite number"),
+        ("sentence1,sentence2,score\na,b,5.1\nc,d,2\n", "row 1: score 5.1 is outside the scale from 0 to 5"),
+        ("sentence1,sentence2,score\na,b,-1\nc,d,2\n", "row 1: score -1 is outside"),
+        ("sentence1,sentence2,score\na,,4\nc,d,2\n", "row 1: sentence2 is empty"),
+        ('sentence1,sentence2,score\na,b,4\n" \t",d,2\n', "row 2: sentence1 is empty"),  # blanks are no sentence
+        (GOOD.encode() + b"\xe9,b,3\n", "is not UTF-8"),  # Latin-1
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, content, message):
+    write(tmp_path, ".csv", names=["dev", "test"])
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "train.csv").write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        load_pairs(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl", b'{"sentence1": "a", '),  # cut off
+        ("train.parquet", b"PAR1 and no more"),
+        ("train.jsonl", b'{"sentence1": null, "sentence2": "b", "score": 3}\n{"sentence1": "c", "sentence2": "b"}'),
+        ("train.jsonl", b'{"sentence1": 7, "sentence2": "b", "score": 3}\n{"sentence1": 8, "sentence2": "b"}'),
+    ],
+)
+def test_broken_files_of_other_formats_are_refused_in_one_line(tmp_path, name, content):
+    write(tmp_path, ".csv", names=["dev", "test"])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="train") as caught:
+        load_pairs(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("./nowhere", "is no folder that is here"),
+        ("/no/such/folder", "is no folder that is here"),
+        ("~/no/such/folder", "is no folder that is here"),
+        ("with\nnewline", "is no folder that is here"),
+        ("no-such-dataset", r"can't be had from the Hub \(HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(dataset, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_pairs(dataset)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_and_a_doubled_split_are_named(tmp_path):
+    write(tmp_path, ".csv", names=["train", "dev"])
+    with pytest.raises(InputError, match="lacks the split test: it needs a file test"):
+        load_pairs(str(tmp_path))
+    write(tmp_path, ".jsonl", names=["train"])
+    with pytest.raises(InputError, match="two files for the split train, "):
+        load_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize("score_max", [0, -1, float("nan"), float("inf")])
+def test_a_scale_must_end_somewhere(score_max):
+    with pytest.raises(InputError, match="score_max must be a finite number above 0"):
+        load_pairs("demo", score_max=score_max)
+
+
+def test_unknown_splits_are_refused():
+    with pytest.raises(InputError, match="split must be one of train, dev, test, not 'eval'"):
+        load_pairs("demo", splits=["eval"])
+
+
+# The Hub: its client reads settings when it is imported, so each of these has a process of its own.
+
+PROGRAM = """
+import json, sys, time
+from twinsqueeze.errors import InputError
+from twinsqueeze.pairs import load_pairs
+start = time.monotonic()
+try:
+    data = load_pairs(sys.argv[1])
+    outcome = {"name": data.name, "source": data.source, "digest": data.digest, "notice": data.notice,
+               "test": data.splits["test"].digest, "rows": [len(pairs) for pairs in data.splits.values()]}
+except InputError as error:
+    outcome = {"error": str(error)}
+print(json.dumps(outcome | {"seconds": time.monotonic() - start}))
+"""
+
+
+def load_elsewhere(dataset: str, endpoint: str, home: Path) -> dict:
+    environment = {k: v for k, v in os.environ.items() if k not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, dataset],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """STS-B as it lies on the Hub: parquet files, scores as s/5, dev called validation."""
+    folder = tmp_path / "repository"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: cc\n---\nA small stand-in.\n")
+    for name in ("train", "validation", "test"):
+        rows = [(f"{name} {a}", b, s / 5) for a, b, s in ROWS]
+        frame(rows).to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def silent_server():
+    """Accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"http://127.0.0.1:{port}"
+
+
+def test_the_hubs_rows_are_those_of_files_and_are_kept_for_later(tmp_path, repository, silent_server, closed_port):
+    with hub.serve("sentence-transformers/stsb", repository) as endpoint:
+        online = load_elsewhere("stsb", endpoint, tmp_path / "home")
+        by_id = load_elsewhere("sentence-transformers/stsb", endpoint, tmp_path / "home")
+    assert online["name"] == by_id["name"] == "stsb"
+    assert online["source"] == "https://huggingface.co/datasets/sentence-transformers/stsb"
+    assert online["rows"] == [4, 4, 4]
+
+    for name, alias in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        write(tmp_path / "files", ".csv", [(f"{alias} {a}", b, s) for a, b, s in ROWS], names=[name])
+    files = load_pairs(str(tmp_path / "files"))
+    assert (online["digest"], online["test"]) == (files.digest, files.splits["test"].digest)
+
+    for endpoint in (closed_port, silent_server):  # cached once, offline now
+        for dataset in ("stsb", "auto"):
+            offline = load_elsewhere(dataset, endpoint, tmp_path / "home")
+            assert (offline["name"], offline["digest"], offline["notice"]) == ("stsb", online["digest"], None)
+
+
+@pytest.mark.parametrize("kind", ["closed_port", "silent_server"])
+def test_without_the_hub_stsb_is_refused_and_auto_is_demo(kind, request, tmp_path):
+    endpoint = request.getfixturevalue(kind)
+    refused = load_elsewhere("stsb", endpoint, tmp_path / "home")
+    assert refused["error"].startswith("dataset 'sentence-transformers/stsb' can't be had from the Hub")
+    auto = load_elsewhere("auto", endpoint, tmp_path / "home")
+    assert auto["name"] == "demo"
+    assert "STS-B is not here" in auto["notice"]
+    assert "no benchmark" in auto["notice"]
+    for outcome in (refused, auto):
+        assert outcome["seconds"] < 5 + 4  # 5 to decide, the rest to import datasets and to read the demo
+
+
+def test_what_the_hub_lacks_is_said_in_one_line(tmp_path, repository):
+    with hub.serve("someone/pairs", repository) as endpoint:
+        unknown = load_elsewhere("someone/else", endpoint, tmp_path / "home")
+        (repository / "data" / "test-00000-of-00001.parquet").unlink()
+        lacking = load_elsewhere("someone/pairs", endpoint, tmp_path / "other home")
+    assert "'someone/else' can't be had from the Hub" in unknown["error"]
+    assert lacking["error"] == "dataset 'someone/pairs' lacks the split test; it has train, validation"
+
+
+# The demo
+
+
+def test_demo_is_large_enough_graded_and_no_sentence_is_in_two_splits():
+    data = load_pairs("demo")
+    assert "no benchmark" in data.notice
+    assert len(data.splits["train"]) >= 1500
+    assert len(data.splits["dev"]) >= 300
+    assert len(data.splits["test"]) >= 300
+    sentences = {}
+    for name, pairs in data.splits.items():
+        assert len(set(np.round(pairs.scores))) == 6  # every level from 0 to 5
+        sentences[name] = {text.casefold() for text in pairs.sentence1 + pairs.sentence2}
+    assert not sentences["train"] & sentences["dev"]
+    assert not sentences["train"] & sentences["test"]
+    assert not sentences["dev"] & sentences["test"]
+
+
+def test_demo_is_what_its_script_makes(tmp_path):
+    script = Path(__file__).parent.parent / "scripts" / "make_demo.py"
+    subprocess.run([sys.executable, str(script), "--output", str(tmp_path)], check=True, capture_output=True)
+    for name in SPLITS:
+        assert (tmp_path / f"{name}.csv").read_bytes() == (DEMO_FOLDER / f"{name}.csv").read_bytes()
+
+
+@pytest.mark.stsb
+def test_stsb_has_its_published_size(stsb_folder):
+    data = load_pairs(str(stsb_folder))
+    assert [len(data.splits[name]) for name in SPLITS] == [5749, 1500, 1379]
+    train = data.splits["train"]
+    assert (train.sentence1[0], train.scores[0]) == ("A plane is taking off.", 5)

@@ -1,0 +1,280 @@
+"""main, train and evaluate as processes, and what they leave in MLflow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from scipy import stats
+
+from tests.processes import Workplace, write_pairs
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import embed_pairs, open_encoder
+from twinsqueeze.pairs import load_pairs
+from twinsqueeze.recipe import Recipe
+
+EPOCHS = 12
+RECIPE = ["--epochs", str(EPOCHS), "--dim", "8", "--lr", "1e-3", "--seed", "3", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, shared_cache) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("work"), shared_cache)
+
+
+def finished(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def main_output(place, pairs_folder):
+    return finished(place.command("main", "--dataset", str(pairs_folder), *RECIPE))
+
+
+@pytest.fixture(scope="module")
+def main_run(place, main_output):
+    (run,) = place.runs()
+    return run
+
+
+@pytest.fixture(scope="module")
+def model_folder(place, main_run):
+    mlflow.set_tracking_uri(place.uri)
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{main_run.outputs.model_outputs[0].model_id}"))
+
+
+@pytest.fixture(scope="module")
+def encoded(pairs_folder, shared_cache, main_run):
+    return embed_pairs(load_pairs(str(pairs_folder)).splits, open_encoder("all-MiniLM-L6-v2"), Cache(shared_cache))
+
+
+def test_a_run_is_named_tagged_and_finished(main_run, pairs_folder):
+    data = load_pairs(str(pairs_folder))
+    assert main_run.info.status == "FINISHED"
+    assert main_run.info.run_name == "mlp8-alpha0.75-seed3"
+    tags = main_run.data.tags
+    assert tags["twinsqueeze.kind"] == "train"
+    assert tags["twinsqueeze.dataset"] == "sentences"
+    assert tags["twinsqueeze.dataset_digest"] == data.digest
+    assert tags["twinsqueeze.test_digest"] == data.splits["test"].digest
+
+
+def test_parameters_are_the_recipe_and_what_else_fixes_the_result(main_run, pairs_folder):
+    given = {"epochs": EPOCHS, "dim": 8, "lr": 1e-3, "seed": 3, "device": "cpu", "dataset": str(pairs_folder)}
+    params = main_run.data.params
+    recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
+    assert recipe == Recipe(**given)
+    for name in ("dataset_digest", "encoder_fingerprint", "torch_version", "threads", "cpu", "used_device"):
+        assert params[name]
+
+
+def test_every_epoch_is_in_the_curves_and_test_is_there_once(place, main_run):
+    for name in ("train/loss", "train/clean_loss", "dev/mse", "dev/mae", "dev/pearson", "dev/spearman"):
+        history = place.client.get_metric_history(main_run.info.run_id, name)
+        assert sorted(m.step for m in history) == list(range(1, EPOCHS + 1)), name
+    for name in ("test/mse", "test/mae", "test/pearson", "test/spearman", "test/neighbours_kept"):
+        assert len(place.client.get_metric_history(main_run.info.run_id, name)) == 1
+
+
+def test_metrics_are_those_of_the_logged_model(main_run, model_folder, encoded):
+    """The weights as they were logged, applied with NumPy and scored with SciPy."""
+    state = load_file(next(model_folder.rglob("*.safetensors")))
+    for split in ("dev", "test"):
+        hidden = encoded[split].embeddings
+        for i in (0, 2, 4):
+            hidden = (np.maximum(hidden, 0) if i else hidden) @ state[f"{i}.weight"].T + state[f"{i}.bias"]
+        unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+        predicted = (unit[encoded[split].first] * unit[encoded[split].second]).sum(1)
+        labels = (np.tanh(4 * (encoded[split].scores / 5 - 0.5)) + 1) / 2
+        metrics = main_run.data.metrics
+        assert metrics[f"{split}/mse"] == pytest.approx(np.square(predicted - labels).mean(), abs=1e-6)
+        assert metrics[f"{split}/pearson"] == pytest.approx(stats.pearsonr(predicted, labels)[0], abs=1e-5)
+        assert metrics[f"{split}/spearman"] == pytest.approx(stats.spearmanr(predicted, labels)[0], abs=2e-2)
+        low, high = (metrics[f"{split}_interval/mse_{end}"] for end in ("low", "high"))
+        assert low < metrics[f"{split}/mse"] < high
+
+
+def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
+    run_id = main_run.info.run_id
+    figures = [item.path for item in place.client.list_artifacts(run_id, "figures")]
+    assert figures == [f"figures/{n}.png" for n in ("loss_curves", "pair_losses", "predicted_against_label")]
+    mlflow.set_tracking_uri(place.uri)
+    table = json.loads(
+        Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="predictions.json")).read_text()
+    )
+    assert table["columns"] == ["split", "sentence1", "sentence2", "score", "label", "predicted", "squared_error"]
+    data = load_pairs(str(pairs_folder))
+    assert [row[1] for row in table["data"]] == list(data.splits["dev"].sentence1 + data.splits["test"].sentence1)
+    baselines = json.loads(
+        Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="baselines.json")).read_text()
+    )
+    assert [row[0] for row in baselines["data"]] == [
+        "mlp8-alpha0.75-seed3",
+        "uncompressed",
+        "first 8",
+        "random projection to 8",
+        "PCA to 8",
+        "PCA to 8, whitened",
+        "signs of 384, centred",
+    ]
+
+
+def test_data_are_inputs_with_digest_and_source(main_run, pairs_folder):
+    data = load_pairs(str(pairs_folder))
+    inputs = {item.tags[0].value: item.dataset for item in main_run.inputs.dataset_inputs}
+    assert {split: item.digest for split, item in inputs.items()} == {n: p.digest for n, p in data.splits.items()}
+    assert all(str(pairs_folder) in item.source for item in inputs.values())
+
+
+def test_the_description_is_a_sentence_with_the_metrics(main_run):
+    text = main_run.data.tags["mlflow.note.content"]
+    assert text.startswith(
+        "A compressor (mlp, 384 to 8 numbers) trained for 12 epochs on the 60 train pairs of sentences"
+    )
+    assert f"Spearman {main_run.data.metrics['test/spearman']:.4f} (95% interval" in text
+
+
+def test_the_end_shows_a_table_and_the_next_commands(main_output, main_run, place):
+    lines = main_output.splitlines()
+    assert any(line.split()[:2] == ["mlp8-alpha0.75-seed3", "32"] for line in lines)
+    assert any(line.split()[0] == "uncompressed" for line in lines if line.strip())
+    assert f"mlflow run . --env-manager local -e evaluate -P model={main_run.info.run_id}" in main_output
+    assert f"mlflow ui --backend-store-uri {place.uri}" in main_output
+
+
+def test_the_model_loads_where_twinsqueeze_is_not(place, main_run, model_folder, encoded, tmp_path):
+    """In a process that cannot import the package and refuses pickle."""
+    program = """
+import sys
+import numpy as np
+try:
+    import twinsqueeze
+    sys.exit("twinsqueeze can be imported")
+except ImportError:
+    pass
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))
+assert "torch" not in sys.modules
+"""
+    np.save(tmp_path / "vectors.npy", encoded["test"].embeddings)
+    environment = {k: v for k, v in place.environment.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKED + program, str(model_folder), "vectors.npy", "out.npy"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    vectors = np.load(tmp_path / "out.npy")
+    assert (vectors.shape, vectors.dtype) == ((len(encoded["test"].embeddings), 8), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    files = {path.suffix for path in model_folder.rglob("*") if path.is_file()}
+    assert not files & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+
+
+# Where the package is installed in development mode, -I alone would still find it.
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "twinsqueeze":
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_the_model_says_what_it_takes_and_needs(model_folder, main_run):
+    model = mlflow.models.Model.load(str(model_folder))
+    assert model.run_id == main_run.info.run_id
+    (spec,) = model.signature.inputs.inputs
+    assert (spec.type, spec.shape) == (np.dtype("float32"), (-1, 384))
+    example = model.load_input_example(str(model_folder))
+    assert np.asarray(example).shape == (3, 384)
+    requirements = (model_folder / "requirements.txt").read_text().split()
+    assert all("==" in line for line in requirements)
+    assert {line.partition("=")[0] for line in requirements} == {"mlflow", "numpy", "safetensors"}
+
+
+def test_metrics_show_on_the_model(place, main_run):
+    model = place.client.get_logged_model(main_run.outputs.model_outputs[0].model_id)
+    shown = {metric.key: metric.value for metric in model.metrics}
+    assert shown["test/spearman"] == main_run.data.metrics["test/spearman"]
+    assert model.params["alpha"] == "0.75"
+
+
+@pytest.fixture(scope="module")
+def repeated(place, pairs_folder, main_run):
+    """The same recipe as train, then evaluate: the newest run first."""
+    finished(place.command("train", "--dataset", str(pairs_folder), *RECIPE))
+    trained = place.runs()[0]
+    finished(place.command("evaluate", "--model", trained.info.run_id))
+    return trained, place.runs()[0]
+
+
+def test_train_then_evaluate_gives_mains_figures_to_the_last_digit(main_run, repeated):
+    trained, evaluated = repeated
+    assert not [name for name in trained.data.metrics if name.startswith("test")]
+    assert "twinsqueeze.test_digest" not in trained.data.tags
+    assert evaluated.data.tags["twinsqueeze.kind"] == "evaluation"
+    assert evaluated.data.tags["twinsqueeze.trained_run"] == trained.info.run_id
+    for tag in ("twinsqueeze.dataset_digest", "twinsqueeze.dataset"):
+        assert trained.data.tags[tag] == evaluated.data.tags[tag] == main_run.data.tags[tag]
+    assert trained.data.metrics | evaluated.data.metrics == main_run.data.metrics
+
+
+def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_folder, pairs_folder, tmp_path):
+    """A folder that MLflow wrote, and one with nothing but the layers under other names."""
+    from safetensors.numpy import save_file
+
+    state = load_file(next(model_folder.rglob("*.safetensors")))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    save_file({f"net.fc{name}": tensor for name, tensor in state.items()}, foreign / "weights.safetensors")
+    expected = repeated[1].data.metrics
+    finished(place.command("evaluate", "--model", str(model_folder)))
+    assert place.runs()[0].data.metrics == expected
+    finished(place.command("evaluate", "--model", str(foreign), "--dataset", str(pairs_folder)))
+    assert place.runs()[0].data.metrics == expected
+
+
+def test_demo_says_so_everywhere(workplace):
+    done = workplace.command("train", "--dataset", "demo", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no benchmark") == 2  # at the start and at the end
+    (run,) = workplace.runs()
+    assert "no benchmark" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_full_or_read_only_cache_is_no_obstacle(workplace, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    data = write_pairs(tmp_path / "few", train=8, dev=4, test=4)
+    place = Workplace(workplace.folder, tmp_path / "file" / "cache")
+    done = place.command("train", "--dataset", str(data), "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "the cache can't be written" in done.stderr
+    assert place.runs()[0].info.status == "FINISHED"
+
+
+@pytest.mark.stsb
+@pytest.mark.slow
+def test_the_figures_of_the_study_are_met(stsb_folder, tmp_path):
+    """The means over seeds 0 to 4 that the published recipe gives on STS-B."""
+    from twinsqueeze.training import fit
+
+    data = load_pairs(str(stsb_folder), splits=("train", "dev"))
+    encoded = embed_pairs(data.splits, open_encoder("all-MiniLM-L6-v2"), Cache())
+    recipes = [Recipe(alpha=alpha, seed=seed) for alpha in (0.0, 0.75) for seed in range(5)]
+    fitted = fit(recipes, encoded["train"], encoded["dev"], clean_every=200)
+    spearman = np.array([f.history.dev["spearman"][-1] for f in fitted]).reshape(2, 5).mean(1)
+    mse = np.array([f.history.dev["mse"][-1] for f in fitted]).reshape(2, 5).mean(1)
+    assert 0.755 <= spearman[0] <= 0.785
+    assert 0.800 <= spearman[1] <= 0.825
+    assert 0.066 <= mse[1] <= 0.080
