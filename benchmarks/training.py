@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
-from twinsqueeze.pairs import load_pairs
 
 from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
 from twinsqueeze.objectives import labels_from_scores
+from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training import Trainer
 
