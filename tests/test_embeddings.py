@@ -119,11 +119,18 @@ def test_progress_counts_sentences(cache):
     assert seen == [(BATCH, BATCH + 11), (BATCH + 11, BATCH + 11)]
 
 
-def test_too_few_numbers_are_refused_cached_or_not(cache):
-    for _ in range(2):
-        with pytest.raises(InputError, match="dim is 7, more than the 6 numbers"):
-            embed_pairs(SPLITS, CountingEncoder(), cache, minimum_dimension=7)
-        embed_pairs(SPLITS, CountingEncoder(), cache)
+def test_the_dimension_is_checked_before_much_is_encoded_cached_or_not(cache):
+    def check(dimension):
+        raise InputError(f"not {dimension}")
+
+    encoder = CountingEncoder()
+    with pytest.raises(InputError, match="not 6"):
+        embed_pairs(SPLITS, encoder, cache, check_dimension=check)
+    assert len(encoder.batches) == 1
+    embed_pairs(SPLITS, CountingEncoder(), cache)
+    with pytest.raises(InputError, match="not 6"):
+        embed_pairs(SPLITS, encoder, cache, check_dimension=check)
+    assert len(encoder.batches) == 1
 
 
 def test_vectors_that_are_not_finite_are_refused(cache):

@@ -170,7 +170,7 @@ def embed_pairs(
     encoder: Encoder,
     cache: Cache,
     *,
-    minimum_dimension: int = 1,
+    check_dimension: Callable[[int], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, EncodedPairs]:
     """The splits with vectors for their sentences, encoding what the cache lacks.
@@ -179,11 +179,11 @@ def embed_pairs(
         splits: Train, then dev, then test, none left out before the last: a sentence belongs to the first that has it.
         encoder: Asked for vectors of what is not cached; not loaded otherwise.
         cache: Where vectors are kept.
-        minimum_dimension: Fewest numbers a vector must have; checked before anything is encoded.
+        check_dimension: Called with the vectors' dimension; may raise `InputError` before much has been encoded.
         on_progress: Told how many of the sentences to encode are done, and how many there are.
 
     Raises:
-        InputError: If the encoder can't be loaded, its vectors are too short or not finite.
+        InputError: If the encoder can't be loaded, or its vectors are not finite.
     """
     units: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -203,7 +203,10 @@ def embed_pairs(
         batches = []
         for start in range(0, len(unit), BATCH):
             vectors = np.asarray(encode(unit[start : start + BATCH]), dtype=np.float32)
-            _check_vectors(vectors, minimum_dimension)
+            if check_dimension:
+                check_dimension(vectors.shape[1])
+            if not np.isfinite(vectors).all():
+                raise InputError("the encoder gives vectors that are not finite: choose another encoder")
             batches.append(vectors)
             done += len(vectors)
             if on_progress:
@@ -212,7 +215,8 @@ def embed_pairs(
         cache.put(keys[name], save({"embeddings": encoded}))
 
     vectors = np.concatenate([v for v in found.values() if v is not None and len(v)])
-    _check_vectors(vectors, minimum_dimension)
+    if check_dimension:
+        check_dimension(vectors.shape[1])
     row = {text: i for i, text in enumerate(text for unit in units.values() for text in unit)}
     return {name: _encoded(splits[name], vectors, row) for name in units}
 
@@ -221,16 +225,6 @@ def _encoded(pairs: Pairs, vectors: FloatArray, row: Mapping[str, int]) -> Encod
     used, local = np.unique([row[text] for text in (*pairs.sentence1, *pairs.sentence2)], return_inverse=True)
     first, second = np.split(local.astype(np.int64), 2)
     return EncodedPairs(vectors[used], first, second, pairs.scores)
-
-
-def _check_vectors(vectors: FloatArray, minimum_dimension: int) -> None:
-    if vectors.shape[1] < minimum_dimension:
-        raise InputError(
-            f"dim is {minimum_dimension}, more than the {vectors.shape[1]} numbers of the encoder's vectors: choose a "
-            f"dim of at most {vectors.shape[1]}"
-        )
-    if not np.isfinite(vectors).all():
-        raise InputError("the encoder gives vectors that are not finite: choose another encoder")
 
 
 def cache_key(fingerprint: str, sentences: Iterable[str]) -> str:

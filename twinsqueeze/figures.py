@@ -94,6 +94,35 @@ def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
     return figure
 
 
+def spearman_against_alpha(
+    alphas: FloatArray,
+    means: Mapping[str, FloatArray],
+    intervals: Mapping[str, FloatArray],
+    references: Mapping[str, Mapping[str, float]],
+) -> Figure:
+    """Spearman's correlation against the strength of noise, a panel a split, what needs no labels as lines.
+
+    Args:
+        alphas: (A,) in rising order.
+        means: (A,) means over seeds of each split.
+        intervals: (2, A) lower and upper ends of each split's 95% intervals.
+        references: For each split the Spearman of each baseline, by name.
+    """
+    figure, panels = _panels(len(means))
+    for axes, split in zip(panels, means, strict=True):
+        low, high = intervals[split]
+        errors = np.stack([means[split] - low, high - means[split]])
+        colour = SPLIT_STYLES[split][0]
+        axes.errorbar(
+            alphas, means[split], errors, color=colour, marker="o", ms=4, capsize=3, label="trained, mean of seeds"
+        )
+        for (name, value), dash in zip(references[split].items(), ("-", "--", "-.", ":"), strict=False):
+            axes.axhline(value, color=GREY, ls=dash, lw=1, label=name)
+        axes.set(title=split, xlabel="alpha", ylabel="Spearman")
+        axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(6.0, 4.4 * count), 3.8), dpi=110, layout="constrained")
     panels = [figure.add_subplot(1, count, i + 1) for i in range(count)]

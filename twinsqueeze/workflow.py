@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,13 +80,13 @@ def gather(
     splits: Sequence[str],
     *,
     score_max: float | None = None,
-    minimum_dimension: int = 1,
+    check_dimension: Callable[[int], None],
 ) -> Material:
     """Reads pairs and encodes their sentences.
 
     Raises:
-        InputError: If data, encoder or tracking server can't be had, or vectors have fewer than `minimum_dimension`
-            numbers.
+        InputError: If data, encoder or tracking server can't be had, or by `check_dimension`, which is called with the
+            dimension of the encoder's vectors.
     """
     data = load_pairs(dataset, splits=splits, score_max=score_max)
     if data.notice:
@@ -100,7 +100,7 @@ def gather(
             raise_if_stopped()
             advance(done, total, {})
 
-        encoded = embed_pairs(data.splits, encoder, cache, minimum_dimension=minimum_dimension, on_progress=on_progress)
+        encoded = embed_pairs(data.splits, encoder, cache, check_dimension=check_dimension, on_progress=on_progress)
     for trouble in cache.trouble:
         console.warn(trouble)
     return Material(data, encoder, encoded, cache)
@@ -119,13 +119,13 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool) -> N
     """
     device = resolve_device(recipe.device)
     splits = SPLITS if on_test else SPLITS[:2]
+
+    def check_dimension(dimension: int) -> None:
+        if recipe.dim > dimension:
+            raise InputError(f"dim must be at most {dimension}, the numbers of the encoder's vectors, not {recipe.dim}")
+
     material = gather(
-        recipe.dataset,
-        recipe.encoder,
-        recipe.device,
-        splits,
-        score_max=score_max,
-        minimum_dimension=recipe.dim,
+        recipe.dataset, recipe.encoder, recipe.device, splits, score_max=score_max, check_dimension=check_dimension
     )
     with tracking.open_run(recipe.name, "train") as run:
         run.params(recipe.model_dump() | {"recipe_digest": recipe.digest} | _facts(material, device))
@@ -183,13 +183,15 @@ def evaluate(
     encoder = encoder or recipe.encoder
     # Earlier splits are read too: a sentence is encoded with the first that has it, and baselines are fitted on train.
     splits = SPLITS[: SPLITS.index(split) + 1]
-    material = gather(dataset, encoder, device, splits, score_max=score_max)
-    dimension = material.encoded[split].dimension
-    if dimension != compressor.input_dimension:
-        raise InputError(
-            f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of encoder "
-            f"{encoder!r} have {dimension}: name the encoder that it was trained with"
-        )
+
+    def check_dimension(dimension: int) -> None:
+        if dimension != compressor.input_dimension:
+            raise InputError(
+                f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of encoder "
+                f"{encoder!r} have {dimension}: name the encoder that it was trained with"
+            )
+
+    material = gather(dataset, encoder, device, splits, score_max=score_max, check_dimension=check_dimension)
     if origin and origin.encoder_fingerprint != material.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
 

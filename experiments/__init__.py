@@ -1,0 +1,1 @@
+"""Experiments and what came of them; LOG.md is their journal."""

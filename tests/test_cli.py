@@ -1,0 +1,197 @@
+"""What users type wrongly: one line on standard error, exit code 2, nothing made."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.processes import write_pairs
+from twinsqueeze import cli
+
+
+@pytest.fixture
+def run_here(workplace, monkeypatch, capsys):
+    """Runs the command line in this process, which saves the seconds of the imports; gives exit code and output."""
+    for name, value in workplace.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workplace.folder)
+    monkeypatch.setattr(cli.interrupts, "raise_on_signals", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["twinsqueeze", *arguments])
+        code: object = 0
+        try:
+            cli.run()
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run
+
+
+def refused(outcome: tuple[int, str, str], workplace) -> str:
+    code, out, err = outcome
+    assert (code, out) == (2, "")
+    assert err.startswith("twinsqueeze: ")
+    assert err.count("\n") == 1
+    assert list(workplace.folder.iterdir()) == []
+    return err
+
+
+@pytest.mark.parametrize("command", ["main", "train"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alpha", "-1"], "alpha must be a finite number of at least 0, not '-1'"),
+        (["--alpha", "nan"], "alpha must be"),
+        (["--alpha", "inf"], "alpha must be"),
+        (["--alpha", "much"], "alpha must be"),
+        (["--dim", "1"], "dim must be a whole number of at least 2"),
+        (["--epochs", "0"], "epochs must be"),
+        (["--batch-size", "-3"], "batch_size must be"),
+        (["--batch_size", "-3"], "batch_size must be"),  # as `mlflow run` spells it
+        (["--lr", "0"], "lr must be"),
+        (["--seed", "2147483648"], "seed must be a whole number from 0 to 2147483647"),
+        (["--architecture", "cnn"], "architecture must be mlp, not 'cnn'"),
+        (["--objective", "l1"], "objective must be mse"),
+        (["--labels", "none"], "labels must be tanh or linear"),
+        (["--device", "gpu"], "device must be auto, cpu or cuda"),
+        (["--alhpa", "1"], "No such option '--alhpa'"),  # with click's suggestion behind it
+        (["stray"], "unexpected extra argument"),
+        (["--score-max", "five"], "'five' is not a valid float"),
+    ],
+)
+def test_bad_values_of_a_training(run_here, workplace, command, arguments, message):
+    assert message in refused(run_here(command, *arguments), workplace)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["main", "--dataset", "./nowhere"], "no folder that is here"),
+        (["main", "--dataset", "nobody/has-this"], "can't be had from the Hub"),
+        (["main", "--dataset", "DATA", "--score-max", "nan"], "score_max must be"),
+        (["main", "--dataset", "DATA", "--encoder", "./nowhere"], "encoder './nowhere'"),
+        (["main", "--dataset", "DATA", "--encoder", "nobody/has-this"], "encoder 'nobody/has-this' can't be had"),
+        (["main", "--dataset", "DATA", "--encoder", "DATA"], "no sentence-transformers model"),
+        (["main", "--dataset", "DATA", "--dim", "385"], "dim must be at most 384, "),
+        (["evaluate"], "Missing option '--model'"),
+        (["evaluate", "--model", "nonsense"], "neither a run's id"),
+        (["evaluate", "--model", "DATA"], "has 0 .safetensors files"),
+        (["evaluate", "--model", "nonsense", "--split", "validation"], "split must be one of train, dev, test"),
+        (["evaluate", "--model", "nonsense", "--device", "tpu"], "device must be"),
+        (["compare-me"], "No such command 'compare-me'"),
+    ],
+)
+def test_what_is_not_there(run_here, workplace, pairs_folder, arguments, message):
+    arguments = [str(pairs_folder) if argument == "DATA" else argument for argument in arguments]
+    assert message in refused(run_here(*arguments), workplace)
+
+
+@pytest.mark.parametrize("model", ["0" * 32, "models:/nothing@champion", f"runs:/{'0' * 32}/compressor"])
+def test_a_model_that_the_store_does_not_have(run_here, model):
+    code, out, err = run_here("evaluate", "--model", model)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert model in err
+
+
+def test_a_run_without_a_model(run_here, workplace):
+    run = workplace.client.create_run("0")
+    code, _, err = run_here("evaluate", "--model", run.info.run_id)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has no model" in err
+
+
+def test_a_model_for_vectors_of_another_dimension(run_here, workplace, pairs_folder, tmp_path_factory):
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("model")
+    save_file({"0.weight": torch.rand(8, 100), "0.bias": torch.rand(8)}, folder / "weights.safetensors")
+    line = refused(run_here("evaluate", "--model", str(folder), "--dataset", str(pairs_folder)), workplace)
+    assert "compresses vectors of 100 numbers" in line
+    line = refused(run_here("evaluate", "--model", str(folder)), workplace)
+    assert "name the dataset" in line
+    (folder / "weights.safetensors").write_bytes(b"no tensors")
+    assert "holds no compressor" in refused(run_here("evaluate", "--model", str(folder)), workplace)
+
+
+def test_a_dataset_that_lacks_what_is_needed(run_here, workplace, tmp_path_factory):
+    folder = write_pairs(tmp_path_factory.mktemp("data") / "pairs")
+    (folder / "test.csv").write_text("sentence1,sentence2,score\na,b,3\nc,d,3\n")
+    assert "all scores are 3" in refused(run_here("main", "--dataset", str(folder)), workplace)
+    (folder / "test.csv").unlink()
+    assert "lacks the split test" in refused(run_here("main", "--dataset", str(folder)), workplace)
+
+
+@pytest.mark.parametrize("kind", ["closed", "silent"])
+def test_a_tracking_server_that_does_not_answer(run_here, workplace, pairs_folder, monkeypatch, kind):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
+        if kind == "closed":
+            server.close()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        start = time.monotonic()
+        line = refused(run_here("main", "--dataset", str(pairs_folder)), workplace)
+    assert time.monotonic() - start < 30  # the promise; it takes 2 and 21
+    assert "does not answer" in line
+    assert "secret" not in line
+
+
+def test_a_run_of_mlflow_run_ends_with_the_line_as_its_description(run_here, workplace, monkeypatch):
+    run = workplace.client.create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    code, _, err = run_here("main", "--alpha", "-1")
+    assert code == 2
+    ended = workplace.client.get_run(run.info.run_id)
+    assert ended.info.status == "FAILED"
+    assert ended.data.tags["mlflow.note.content"] == f"Failed: {err.removeprefix('twinsqueeze: ').strip()}"
+
+
+def test_a_training_that_diverges_is_failed_and_says_why(run_here, workplace, pairs_folder):
+    code, _, err = run_here("train", "--dataset", str(pairs_folder), "--lr", "1e30", "--epochs", "50")
+    assert code == 2
+    assert "lower lr" in err.splitlines()[-1]
+    (run,) = workplace.runs()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.note.content"].startswith("Failed: the training diverged")
+
+
+def test_a_fault_of_ours_is_failed_too(run_here, workplace, pairs_folder, monkeypatch):
+    from twinsqueeze import workflow
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(workflow, "fit", broken)
+    with pytest.raises(RuntimeError):
+        run_here("train", "--dataset", str(pairs_folder))
+    (run,) = workplace.runs()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.note.content"] == "Failed: RuntimeError: out of luck"
+
+
+def test_help_does_not_import_what_takes_seconds():
+    program = """
+import sys
+from click.testing import CliRunner
+from twinsqueeze.cli import cli
+for command in ((), ("main",), ("train",), ("evaluate",)):
+    result = CliRunner().invoke(cli, [*command, "--help"])
+    assert result.exit_code == 0
+heavy = {"torch", "mlflow", "scipy", "pandas", "datasets", "matplotlib", "numpy"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_says_it_in_one_line_too(workplace):
+    done = workplace.command("main", "--alpha", "nan")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "twinsqueeze: alpha must be a finite number of at least 0, not 'nan'\n"
+    assert list(workplace.folder.iterdir()) == []
