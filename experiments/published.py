@@ -107,7 +107,7 @@ def main(dataset: str, seeds: int, name: str) -> None:
         for alpha in ALPHAS
     ]
     text = (
-        f"`python -m experiments.published --seeds {seeds} --name {name}` on {data.name}: mean ± standard "
+        f"`python -m experiments.published --dataset {data.name} --seeds {seeds} --name {name}`: mean ± standard "
         "deviation over seeds; differences with 95% intervals by Welch's t over seeds. The rows below "
         "need no labels.\n\n"
     )

@@ -95,7 +95,7 @@ def test_metrics_are_those_of_the_logged_model(main_run, model_folder, encoded):
         assert metrics[f"{split}/mse"] == pytest.approx(np.square(predicted - labels).mean(), abs=1e-6)
         assert metrics[f"{split}/pearson"] == pytest.approx(stats.pearsonr(predicted, labels)[0], abs=1e-5)
         assert metrics[f"{split}/spearman"] == pytest.approx(stats.spearmanr(predicted, labels)[0], abs=2e-2)
-        low, high = (metrics[f"{split}_interval/mse_{end}"] for end in ("low", "high"))
+        low, high = (metrics[f"uncertainty/{split}_mse_{end}"] for end in ("low", "high"))
         assert low < metrics[f"{split}/mse"] < high
 
 

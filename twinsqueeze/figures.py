@@ -112,14 +112,14 @@ def spearman_against_alpha(
     for axes, split in zip(panels, means, strict=True):
         low, high = intervals[split]
         errors = np.stack([means[split] - low, high - means[split]])
-        colour = SPLIT_STYLES[split][0]
         axes.errorbar(
-            alphas, means[split], errors, color=colour, marker="o", ms=4, capsize=3, label="trained, mean of seeds"
+            alphas, means[split], errors, color=BLUE, marker="o", ms=4, capsize=3, label="trained, mean of seeds"
         )
         for (name, value), dash in zip(references[split].items(), ("-", "--", "-.", ":"), strict=False):
             axes.axhline(value, color=GREY, ls=dash, lw=1, label=name)
         axes.set(title=split, xlabel="alpha", ylabel="Spearman")
-        axes.legend(frameon=False, fontsize="small")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize="small")
     return figure
 
 

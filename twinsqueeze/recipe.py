@@ -102,8 +102,12 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """16 hex digits over all fields but the device, which is how a result is computed and not what is asked."""
-        text = json.dumps(self.model_dump(exclude={"device"}), sort_keys=True)
+        """16 hex digits over all fields but dataset and device.
+
+        Pairs have a digest of their own, whatever they are called here, and the device is how a result is computed and
+        not what is asked.
+        """
+        text = json.dumps(self.model_dump(exclude={"dataset", "device"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

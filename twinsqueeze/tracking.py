@@ -41,6 +41,7 @@ KIND = "twinsqueeze.kind"
 DATASET = "twinsqueeze.dataset"
 DATASET_DIGEST = "twinsqueeze.dataset_digest"
 TEST_DIGEST = "twinsqueeze.test_digest"
+RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
 
 SERVER_SECONDS = 25.0

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from twinsqueeze.embeddings import EncodedPairs, SentenceEncoder, embed_pairs, o
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.evaluation import Assessment, assess, pair_losses
 from twinsqueeze.interrupts import raise_if_stopped
+from twinsqueeze.metrics import METRICS
 from twinsqueeze.pairs import SPLITS, PairDataset, load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import LoggedData, RunWriter
@@ -128,8 +129,8 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool) -> N
         recipe.dataset, recipe.encoder, recipe.device, splits, score_max=score_max, check_dimension=check_dimension
     )
     with tracking.open_run(recipe.name, "train") as run:
-        run.params(recipe.model_dump() | {"recipe_digest": recipe.digest} | _facts(material, device))
-        run.tags(_tags(material.data))
+        run.params(recipe.model_dump() | _facts(material, device))
+        run.tags(_tags(material.data) | {tracking.RECIPE_DIGEST: recipe.digest})
         inputs = _log_data(run, material.data, splits)
         fitted = _fit(recipe, material, run)
         model_id = run.model(
@@ -140,7 +141,9 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool) -> N
         )
         outcome, losses = _judge(fitted, material, device)
         for split, assessment in outcome.assessments.items():
-            run.metrics(_metrics(split, assessment), recipe.epochs, model_id, inputs[split])
+            last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
+            run.metrics(_scores(split, assessment), last, model_id, inputs[split])
+            run.metrics(_particulars(split, assessment), 0, model_id, inputs[split])
         history = fitted.history
         pictures = {"loss_curves": figures.loss_curves(history.loss, history.clean_loss, history.dev)}
         _record(run, outcome, material.data, recipe.labels, pictures, losses)
@@ -210,7 +213,8 @@ def evaluate(
             assessments={split: assessment},
             baselines=_baselines(material, {split: assessment}, compressor.dim),
         )
-        run.metrics(_metrics(split, assessment), model_id=found.model_id, data=inputs[split])
+        metrics = _scores(split, assessment) | _particulars(split, assessment)
+        run.metrics(metrics, model_id=found.model_id, data=inputs[split])
         _record(run, outcome, material.data, recipe.labels, {}, {split: assessment.losses})
     _conclude(run, outcome, material.data, None)
 
@@ -236,9 +240,11 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter) -> Fitted:
 
         def on_epoch(progress: Progress) -> None:
             raise_if_stopped()
-            curves = {"train/loss": progress.loss[0], "train/clean_loss": progress.clean_loss[0]}
-            if progress.epoch < progress.epochs:  # the last epoch's scores are the model's, and logged with it
-                curves |= {f"dev/{name}": float(value[0]) for name, value in asdict(progress.dev).items()}
+            # Spearman first: what is logged first is what MLflow's comparison of runs shows unasked.
+            curves = {f"dev/{name}": float(getattr(progress.dev, name)[0]) for name in reversed(METRICS)}
+            if progress.epoch == progress.epochs:
+                curves = {}  # the last epoch's scores are the model's, and logged with it
+            curves |= {"train/loss": progress.loss[0], "train/clean_loss": progress.clean_loss[0]}
             run.metrics(curves, progress.epoch)
             figures = {"loss": f"{progress.loss[0]:.4f}", "dev Spearman": f"{progress.dev.spearman[0]:.4f}"}
             advance(progress.epoch, progress.epochs, figures)
@@ -333,11 +339,17 @@ def _log_data(run: RunWriter, data: PairDataset, splits: Sequence[str]) -> dict[
     return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}
 
 
-def _metrics(split: str, assessment: Assessment) -> dict[str, float]:
-    values = {f"{split}/{name}": value for name, value in assessment.scores.items()}
+def _scores(split: str, assessment: Assessment) -> dict[str, float]:
+    """What is followed over the epochs as well."""
+    return {f"{split}/{name}": assessment.scores[name] for name in METRICS}
+
+
+def _particulars(split: str, assessment: Assessment) -> dict[str, float]:
+    """What is measured once. Intervals have a section of their own, which the UI's charts show last."""
+    values = {f"{split}/neighbours_kept": assessment.scores["neighbours_kept"]}
     for name, interval in assessment.intervals.items():
-        values[f"{split}_interval/{name}_low"] = interval.low
-        values[f"{split}_interval/{name}_high"] = interval.high
+        values[f"uncertainty/{split}_{name}_low"] = interval.low
+        values[f"uncertainty/{split}_{name}_high"] = interval.high
     return values
 
 
