@@ -18,7 +18,12 @@ def test_unknown_labels_are_refused():
         labels_from_scores(np.zeros(1), "rank")
 
 
-def test_mse_is_a_mean_for_each_replica():
-    predicted, labels = torch.rand(3, 5, 7), torch.rand(5, 7)
-    expected = [[torch.nn.functional.mse_loss(predicted[i, j], labels[j]) for j in range(5)] for i in range(3)]
-    torch.testing.assert_close(mse(predicted, labels), torch.tensor(expected))
+def test_mse_and_its_gradient_are_pytorchs_for_each_replica():
+    predicted, labels = torch.rand(3, 5, 7, requires_grad=True), torch.rand(5, 7)
+    expected = torch.stack(
+        [torch.stack([torch.nn.functional.mse_loss(predicted[i, j], labels[j]) for j in range(5)]) for i in range(3)]
+    )
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), predicted)
+    loss, gradient = mse(predicted.detach(), labels)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, expected_gradient)

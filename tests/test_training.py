@@ -10,9 +10,9 @@ from torch.nn import functional
 from tests.conftest import random_pairs
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.evaluation import assess, pair_losses
+from twinsqueeze.evaluation import Evaluator, pair_losses
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training import Fitted, Streams, fit, resolve_device
+from twinsqueeze.training import Fitted, Streams, batches, fit, resolve_device
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")
 
@@ -130,7 +130,7 @@ def test_noise_is_for_training_only(small_train, small_dev):
     assert fitted.history.loss[-1] != pytest.approx(fitted.history.clean_loss[-1], rel=0.2)
     spearman = stats.spearmanr(cosine(small_dev), small_dev.scores)[0]
     assert fitted.history.dev["spearman"][-1] == pytest.approx(spearman, abs=1e-3)
-    assessment = assess(fitted.compressor, small_dev, "tanh")
+    assessment = Evaluator(small_dev, "tanh", torch.device("cpu"))(fitted.compressor)
     for name, curve in fitted.history.dev.items():
         assert assessment.scores[name] == curve[-1]
 
@@ -190,3 +190,26 @@ def test_cuda_trains_as_the_cpu_does(small_train, small_dev):
     on_cuda = fit(replicas([0.0, 0.75], [0, 1], device="cuda"), small_train, small_dev)
     for a, b in zip(on_cpu, on_cuda, strict=True):
         np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize("largest", [1, 4, 25, 60])
+def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest):
+    """400 recipes of two shapes, of which some are missing, as after an interruption."""
+    grid = [Recipe(alpha=a / 10, seed=s, dim=d) for a, s, d in product(range(10), range(20), (8, 16))]
+    missing = np.random.default_rng(0).choice(len(grid), 37, replace=False)
+    wanted = [recipe for i, recipe in enumerate(grid) if i not in missing]
+    cut = batches(wanted, largest)
+    assert sorted(r.digest for batch in cut for r in batch) == sorted(r.digest for r in wanted)
+    for batch in cut:
+        assert len(batch) <= largest
+        assert len({r.dim for r in batch}) == 1
+        alphas, seeds = {r.alpha for r in batch}, {r.seed for r in batch}
+        assert {(r.alpha, r.seed) for r in batch} == set(product(alphas, seeds))
+
+
+def test_a_whole_grid_is_cut_evenly_and_seeds_keep_their_alphas_together():
+    neftune = [Recipe(alpha=a, seed=s) for a, s in product(range(9), range(10))]
+    assert [len(batch) for batch in batches(neftune, 25)] == [18] * 5
+    published = [Recipe(alpha=a, seed=s) for a, s in product(range(5), range(5))]
+    assert [len(batch) for batch in batches(published, 25)] == [25]
+    assert [len(batch) for batch in batches(published, 24)] == [10, 15]

@@ -114,7 +114,6 @@ def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
         Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="baselines.json")).read_text()
     )
     assert [row[0] for row in baselines["data"]] == [
-        "mlp8-alpha0.75-seed3",
         "uncompressed",
         "first 8",
         "random projection to 8",

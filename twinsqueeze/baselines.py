@@ -22,7 +22,7 @@ Transform = Callable[[FloatArray], FloatArray]
 PROJECTION_DRAWS = 20
 FLOAT_BYTES = 4
 # Part of the cache key: raise it when a baseline is computed in another way.
-CACHE_VERSION = "1"
+CACHE_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class BaselineScores:
     """A baseline on some splits.
 
     Attributes:
-        name: Such as "PCA".
+        name: Such as "PCA to 32".
+        dim: Numbers that vectors are reduced to, None where the baseline is the same at every dim.
         bytes: Of a vector.
         draws: How many random draws the figures are the mean of; 1 where nothing is random.
         scores: For each split the means of mse, mae, pearson, spearman and neighbours_kept.
@@ -38,34 +39,37 @@ class BaselineScores:
     """
 
     name: str
+    dim: int | None
     bytes: int
     draws: int
     scores: dict[str, dict[str, float]]
     deviations: dict[str, dict[str, float]]
 
 
-def baselines(train: FloatArray, dim: int) -> Iterator[tuple[str, int, list[Transform]]]:
-    """The baselines at `dim` numbers, each with its bytes a vector and its draws, fitted on `train`, (N, d)."""
+def baselines(train: FloatArray, dim: int) -> Iterator[tuple[str, int | None, int, list[Transform]]]:
+    """The baselines at `dim` numbers, fitted on `train`, (N, d): name, dim, bytes a vector, and a transform a draw."""
     # scikit-learn takes a second to import, which a run that finds its baselines cached need not pay
     from sklearn.decomposition import PCA  # noqa: PLC0415
     from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415
 
     dimension = train.shape[1]
-    yield "uncompressed", dimension * FLOAT_BYTES, [lambda vectors: vectors]
-    yield f"first {dim}", dim * FLOAT_BYTES, [lambda vectors: vectors[:, :dim]]
+    yield "uncompressed", None, dimension * FLOAT_BYTES, [lambda vectors: vectors]
+    yield f"first {dim}", dim, dim * FLOAT_BYTES, [lambda vectors: vectors[:, :dim]]
     projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
     yield (
         f"random projection to {dim}",
+        dim,
         dim * FLOAT_BYTES,
         [projection.fit(train).transform for projection in projections],
     )
     if dim <= len(train):  # PCA finds no more components than there are sentences
         for name, whiten in ((f"PCA to {dim}", False), (f"PCA to {dim}, whitened", True)):
             pca = PCA(dim, whiten=whiten, svd_solver="covariance_eigh").fit(train)
-            yield name, dim * FLOAT_BYTES, [pca.transform]
+            yield name, dim, dim * FLOAT_BYTES, [pca.transform]
     centre = train.mean(0)
     yield (
         f"signs of {dimension}, centred",
+        None,
         (dimension + 7) // 8,
         [lambda vectors: np.where(vectors > centre, np.float32(1), np.float32(-1))],
     )
@@ -87,15 +91,15 @@ def score_baselines(
     """
     reference = {name: nearest(split.embeddings) for name, split in splits.items()}
     results = []
-    for baseline, size, transforms in baselines(train, dim):
+    for name, own_dim, size, transforms in baselines(train, dim):
         scores, deviations = {}, {}
-        for name, split in splits.items():
-            draws = [_score(t, split, labels[name], reference[name]) for t in transforms]
+        for split_name, split in splits.items():
+            draws = [_score(t, split, labels[split_name], reference[split_name]) for t in transforms]
             table = np.array([list(draw.values()) for draw in draws])
             spread = table.std(0, ddof=1) if len(table) > 1 else np.zeros(table.shape[1])
-            scores[name] = dict(zip(draws[0], map(float, table.mean(0)), strict=True))
-            deviations[name] = dict(zip(draws[0], map(float, spread), strict=True))
-        results.append(BaselineScores(baseline, size, len(transforms), scores, deviations))
+            scores[split_name] = dict(zip(draws[0], map(float, table.mean(0)), strict=True))
+            deviations[split_name] = dict(zip(draws[0], map(float, spread), strict=True))
+        results.append(BaselineScores(name, own_dim, size, len(transforms), scores, deviations))
     return results
 
 

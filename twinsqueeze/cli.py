@@ -3,13 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from twinsqueeze import __version__, interrupts
 from twinsqueeze.errors import InputError
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe import Recipe, read_grid
 
 Command = Callable[..., None]
 
@@ -60,6 +61,8 @@ def cli() -> None:
     The same commands are entry points of the MLproject:
       mlflow run . -P alpha=0.75
       mlflow run . -e evaluate -P model=RUN_ID
+      mlflow run . -e ablation -P grid=experiments/published.yaml
+      mlflow run . -e compare
     """
 
 
@@ -143,3 +146,80 @@ def evaluate_command(**options: Any) -> None:
     from twinsqueeze import workflow  # noqa: PLC0415
 
     workflow.evaluate(options.pop("model"), **options)
+
+
+@cli.command("ablation")
+@click.option(
+    *_names("grid"), required=True, metavar="FILE", help="A YAML file that gives fields of the recipe lists of values."
+)
+@click.option(
+    *_names("dataset"),
+    default="grid",
+    show_default=True,
+    metavar="NAME",
+    help="As for main, or `grid` for what the file says.",
+)
+@click.option(
+    *_names("device"),
+    default="grid",
+    show_default=True,
+    metavar="NAME",
+    help="As for main, or `grid` for what the file says.",
+)
+@click.option(
+    *_names("force"),
+    type=bool,
+    default=False,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Train also what a finished run of the experiment has trained on the same data.",
+)
+@score_max_option
+def ablation_command(grid: str, **options: Any) -> None:
+    r"""Train every combination of a grid together, each in a run of its own.
+
+    A grid that was stopped goes on where it stood when it is started again.
+
+    \b
+    Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb
+    """
+    fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
+    read_grid(grid, **fixed)
+    from twinsqueeze import ablation  # noqa: PLC0415
+
+    ablation.ablate(grid, **options)
+
+
+@cli.command("compare")
+@click.option(
+    *_names("experiment"),
+    default="current",
+    show_default=True,
+    metavar="NAME",
+    help="The name or id of the experiment whose runs are compared; `current` is the one that a run started now is in.",
+)
+@click.option(
+    *_names("output"),
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="A folder that gets the tables, figures and the report as well.  [default: none]",
+)
+@click.option(
+    *_names("overwrite"),
+    type=bool,
+    default=False,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Write to an output folder that is not empty; files of the same names are replaced.",
+)
+def compare_command(**options: Any) -> None:
+    r"""Build the ablation's table from an experiment's runs, with figures and a report.
+
+    Runs that differ by seed alone become a row; runs on other data, encoders, labels or objectives another table.
+
+    \b
+    Example: twinsqueeze compare --output results
+    """
+    from twinsqueeze import compare  # noqa: PLC0415
+
+    compare.compare(options.pop("experiment"), **options)

@@ -17,6 +17,8 @@ from torch.nn import functional
 MLP_HIDDEN = (128, 64)
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
 ALIGNMENT = 16
+# Vectors are divided by no less, as by `torch.nn.functional.normalize`.
+SHORTEST = 1e-12
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 
@@ -50,9 +52,9 @@ class Compressors:
     """R compressors of one shape, to be trained.
 
     All weights lie in one flat tensor and their gradient in another, so that an optimiser's step is one kernel. The
-    gradient of the layers is written out, which saves autograd's bookkeeping, half the time of a step at R = 1; what
-    comes behind the layers is left to autograd. The last layer is filled up with rows of zeros, which stay zeros:
-    kernels treat the ends of a tensor otherwise than its middle, and a replica's bits must not depend on its place.
+    gradient is written out, which saves autograd's bookkeeping, half the time of a step at R = 1. The last layer is
+    filled up with rows of zeros, which stay zeros: kernels treat the ends of a tensor otherwise than its middle, and a
+    replica's bits must not depend on its place.
 
     Args:
         replicas: For each of the R compressors its layers, each a weight (out, in) and a bias (out,).
@@ -218,3 +220,34 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def pairwise_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """res[…, i] = first[…, i] · second[…, i], the cosine of unit vectors: (…, P, d) twice gives (…, P)."""
     return (first * second).sum(-1)
+
+
+class TwinCosine:
+    """The cosine of twins, and its gradient written out as that of the layers is.
+
+    Args:
+        outputs: (R, 2B, dim) of the last layer: in every replica the B first twins, then the B second ones.
+
+    Attributes:
+        value: (R, B) the cosine of each pair, 0 where a vector is all zeros.
+    """
+
+    def __init__(self, outputs: torch.Tensor) -> None:
+        length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True)
+        self._inverse_length: torch.Tensor = length.clamp_min_(SHORTEST).reciprocal_()
+        unit = outputs * self._inverse_length
+        self._twins = unit.view(len(outputs), 2, -1, outputs.shape[-1])
+        self.value = pairwise_cosine(self._twins[:, 0], self._twins[:, 1])
+
+    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of the loss with respect to the outputs.
+
+        With unit vectors u, v of the twins x, y: d cos / dx = (v - cos * u) / |x|.
+
+        Args:
+            gradient: (R, B), of the loss with respect to `value`.
+        """
+        result: torch.Tensor = self._twins.flip(1)
+        result.addcmul_(self._twins, self.value[:, None, :, None], value=-1)
+        result.mul_(gradient[:, None, :, None])
+        return result.view(len(result), -1, result.shape[-1]).mul_(self._inverse_length)

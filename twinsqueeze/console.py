@@ -4,17 +4,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from twinsqueeze.baselines import BaselineScores
-from twinsqueeze.evaluation import Assessment
+from twinsqueeze import report
+from twinsqueeze.ablation_table import SPLITS, AblationTable
+from twinsqueeze.report import NAMES
+
+if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
+    from twinsqueeze.baselines import BaselineScores
+    from twinsqueeze.evaluation import Assessment
 
 PLAIN_LINES = 10
-NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
+NARROWEST = 130
 
 Advance = Callable[[int, int, Mapping[str, str]], None]
 
@@ -35,7 +40,7 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         if sys.stderr.isatty():
             if bar is None:
                 bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True)
-            bar.set_postfix(figures, refresh=False)
+            bar.set_postfix(figures, refresh=done == bar.n)
             bar.update(done - bar.n)
         elif done * PLAIN_LINES // total > said or done == total:
             said = done * PLAIN_LINES // total
@@ -63,8 +68,8 @@ def warn(text: str) -> None:
 def rows(
     title: str,
     size: int,
-    assessments: Mapping[str, Assessment],
-    baselines: Sequence[BaselineScores],
+    assessments: Mapping[str, "Assessment"],
+    baselines: Sequence["BaselineScores"],
 ) -> tuple[list[str], list[list[str]]]:
     """The table of a run: the compressor first, what needs no labels below; a header and its rows, as text."""
     splits = list(assessments)
@@ -86,33 +91,53 @@ def _cells(scores: Mapping[str, float]) -> list[str]:
     return [f"{scores[name]:.4f}" for name in NAMES] + [f"{scores['neighbours_kept']:.2f}"]
 
 
-def markdown(header: Sequence[str], table: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *table]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def print_results(
     title: str,
     size: int,
-    assessments: Mapping[str, Assessment],
-    baselines: Sequence[BaselineScores],
+    assessments: Mapping[str, "Assessment"],
+    baselines: Sequence["BaselineScores"],
 ) -> None:
     """Prints a small table a split on standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = _console()
     for split, assessment in assessments.items():
         header, table = rows(title, size, {split: assessment}, baselines)
-        grid = Table(title=f"{split}: {len(assessment.labels):,} pairs", title_justify="left", box=None)
-        for i, column in enumerate(header):
-            grid.add_column(column.removeprefix(f"{split} "), justify="right" if i else "left", no_wrap=True)
-        for row in table:
-            grid.add_row(*row)
-        console.print(grid)
+        title_text = f"{split}: {len(assessment.labels):,} pairs"
+        console.print(_grid(title_text, [column.removeprefix(f"{split} ") for column in header], table))
         shown = ", ".join(
             f"{NAMES[name]} {interval.low:.4f} to {interval.high:.4f}"
             for name, interval in assessment.intervals.items()
         )
         console.print(f"95% intervals over pairs: {shown}\n", soft_wrap=True)
+
+
+def print_table(table: AblationTable) -> None:
+    """Prints an ablation's table on standard output, a part a split."""
+    console = _console()
+    console.print(f"{table.title}", soft_wrap=True)
+    if table.notice:
+        console.print(table.notice, soft_wrap=True)
+    for split in SPLITS:
+        header, rows = report.brief(table, [split])
+        console.print(_grid(split, [column.removeprefix(f"{split} ") for column in header], rows))
+    for note in table.notes:
+        console.print(note, soft_wrap=True)
+    console.print()
+    sys.stdout.flush()  # figures take their time, and the table is there
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)  # a narrow terminal breaks lines, where rich would cut figures off
+    return console
+
+
+def _grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    grid = Table(title=title, title_justify="left", box=None)
+    for i, column in enumerate(header):
+        grid.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
 
 
 def print_next(steps: Sequence[tuple[str, str]]) -> None:
@@ -123,7 +148,7 @@ def print_next(steps: Sequence[tuple[str, str]]) -> None:
         print(f"  {what:<{width}}  {how}")
 
 
-def sentence(split: str, assessment: Assessment) -> str:
+def sentence(split: str, assessment: "Assessment") -> str:
     """A split's scores in words."""
     parts = [
         f"{NAMES[name]} {assessment.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"

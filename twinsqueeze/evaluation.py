@@ -38,24 +38,32 @@ class Assessment:
         return np.square(self.predicted - self.labels)
 
 
-def assess(compressor: Compressor, split: EncodedPairs, label_kind: str) -> Assessment:
-    """Measures a compressor, on the device that its weights are on.
+class Evaluator:
+    """A split, ready to measure any number of compressors on.
 
     Args:
-        compressor: Whose input dimension is that of the split's embeddings.
         split: Pairs with their sentences' vectors.
         label_kind: "tanh" or "linear".
+        device: Where compressors are run.
     """
-    vectors = torch.from_numpy(split.embeddings).to(compressor.device)
-    predicted = predict(compressor, vectors, split)
-    labels = labels_from_scores(split.scores, label_kind)
-    kept = neighbours_kept(nearest(split.embeddings), nearest(compressor.compress(vectors).cpu().numpy()))
-    return Assessment(
-        predicted=predicted,
-        labels=labels,
-        scores=score(predicted, labels).as_floats() | {"neighbours_kept": kept},
-        intervals=bootstrap_intervals(predicted, labels),
-    )
+
+    def __init__(self, split: EncodedPairs, label_kind: str, device: torch.device) -> None:
+        self.split = split
+        self.labels = labels_from_scores(split.scores, label_kind)
+        self._vectors = torch.from_numpy(split.embeddings).to(device)
+        self._nearest = nearest(split.embeddings)
+
+    def __call__(self, compressor: Compressor) -> Assessment:
+        """Measures a compressor whose input dimension is that of the split's embeddings, on the evaluator's device."""
+        predicted = predict(compressor, self._vectors, self.split)
+        found = nearest(compressor.compress(self._vectors).cpu().numpy())
+        return Assessment(
+            predicted=predicted,
+            labels=self.labels,
+            scores=score(predicted, self.labels).as_floats()
+            | {"neighbours_kept": neighbours_kept(self._nearest, found)},
+            intervals=bootstrap_intervals(predicted, self.labels),
+        )
 
 
 def pair_losses(compressor: Compressor, split: EncodedPairs, label_kind: str) -> FloatArray:

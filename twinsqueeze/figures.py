@@ -26,7 +26,7 @@ def loss_curves(loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, Floa
         clean_loss: (T,) train loss without noise; NaN where it was not measured.
         dev: (T,) curves mse, pearson and spearman.
     """
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = panels(2)
     epochs = np.arange(1, len(loss) + 1)
     measured = np.isfinite(clean_loss)
     marker = "o" if len(loss) == 1 else None
@@ -52,9 +52,9 @@ def predicted_against_label(
         predicted: (P,) cosines of each split.
         label_kind: What the label is called on the axis, such as "tanh".
     """
-    figure, panels = _panels(len(labels))
+    figure, axes_of = panels(len(labels))
     low = min(-0.05, *(float(np.min(values)) for values in predicted.values()))
-    for axes, name in zip(panels, labels, strict=True):
+    for axes, name in zip(axes_of, labels, strict=True):
         colour = SPLIT_STYLES[name][0]
         axes.plot([0, 1], [0, 1], color=GREY, lw=1)
         axes.scatter(labels[name], predicted[name], s=8, alpha=0.35, lw=0, color=colour, rasterized=True)
@@ -74,7 +74,7 @@ def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
     Args:
         losses: (P,) squared errors of each split.
     """
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = panels(1)
     largest = max(float(values.max()) for values in losses.values())
     bins = np.geomspace(SMALLEST_LOSS, max(largest, 10 * SMALLEST_LOSS), 60).tolist()
     for name, values in losses.items():
@@ -94,39 +94,13 @@ def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
     return figure
 
 
-def spearman_against_alpha(
-    alphas: FloatArray,
-    means: Mapping[str, FloatArray],
-    intervals: Mapping[str, FloatArray],
-    references: Mapping[str, Mapping[str, float]],
-) -> Figure:
-    """Spearman's correlation against the strength of noise, a panel a split, what needs no labels as lines.
-
-    Args:
-        alphas: (A,) in rising order.
-        means: (A,) means over seeds of each split.
-        intervals: (2, A) lower and upper ends of each split's 95% intervals.
-        references: For each split the Spearman of each baseline, by name.
-    """
-    figure, panels = _panels(len(means))
-    for axes, split in zip(panels, means, strict=True):
-        low, high = intervals[split]
-        errors = np.stack([means[split] - low, high - means[split]])
-        axes.errorbar(
-            alphas, means[split], errors, color=BLUE, marker="o", ms=4, capsize=3, label="trained, mean of seeds"
-        )
-        for (name, value), dash in zip(references[split].items(), ("-", "--", "-.", ":"), strict=False):
-            axes.axhline(value, color=GREY, ls=dash, lw=1, label=name)
-        axes.set(title=split, xlabel="alpha", ylabel="Spearman")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize="small")
-    return figure
-
-
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(6.0, 4.4 * count), 3.8), dpi=110, layout="constrained")
-    panels = [figure.add_subplot(1, count, i + 1) for i in range(count)]
-    for axes in panels:
+def panels(count: int, *, columns: int | None = None, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows of at most `columns`, each 4.4 by `height` inches."""
+    columns = min(count, columns or count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(6.0, 4.4 * columns), height * rows), dpi=110, layout="constrained")
+    grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    for axes in grid:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    return figure, panels
+    return figure, grid

@@ -6,15 +6,20 @@ MLflow's parameters are its fields.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from twinsqueeze.errors import InputError
+from twinsqueeze.errors import InputError, one_line
 
 MAX_SEED = 2**31 - 1
+MAX_COMBINATIONS = 2000
 
 
 def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
@@ -88,6 +93,13 @@ class Recipe(BaseModel):
         "auto", "auto, cpu or cuda", "Where to train. auto: cuda if there is one, else cpu."
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML's yes and on would pass for 1
+            raise ValueError("a truth value")
+        return value
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """The recipe of `values`, defaults filled in.
@@ -99,6 +111,11 @@ class Recipe(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise InputError(_explain(error, cls.model_fields)) from None
+
+    def check_dimension(self, dimension: int) -> None:
+        """Raises an `InputError` if `dim` is more than the encoder's vectors have."""
+        if self.dim > dimension:
+            raise InputError(f"dim must be at most {dimension}, the numbers of the encoder's vectors, not {self.dim}")
 
     @property
     def digest(self) -> str:
@@ -124,3 +141,41 @@ def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     extra = fields[name].json_schema_extra
     assert isinstance(extra, dict)
     return f"{name} must be {extra['allowed']}, not {first['input']!r}"
+
+
+def read_grid(file: str, **fixed: Any) -> list[Recipe]:
+    """The recipes of a grid: every combination of its values, the first field varying slowest.
+
+    Args:
+        file: A YAML mapping of the recipe's fields to a value or a list of values; the rest has its default.
+        fixed: Fields that override the file's.
+
+    Raises:
+        InputError: If the file can't be read, is no such mapping, or has more than 2,000 combinations.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"grid {file!r} is not there: name a YAML file such as experiments/published.yaml") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        what = "is empty" if content is None else "is no mapping"
+        raise InputError(
+            f"grid {file!r} {what}: it gives fields of the recipe a value or a list of values, as in `alpha: [0, 0.75]`"
+        )
+    values = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}
+    values |= {name: [value] for name, value in fixed.items()}
+    try:
+        for name, options in values.items():
+            if not options:
+                raise InputError(f"{name} has no value")
+            parsed = [getattr(Recipe.parse({name: option}), name) for option in options]
+            if len(set(parsed)) < len(parsed):
+                raise InputError(f"{name} has the same value twice: {', '.join(map(str, options))}")
+        count = math.prod(map(len, values.values()))
+        if count > MAX_COMBINATIONS:
+            raise InputError(f"{count:,} combinations are more than {MAX_COMBINATIONS:,}: cut it into several files")
+    except InputError as error:
+        raise InputError(f"grid {file!r}: {error}") from None
+    return [Recipe.parse(dict(zip(values, combination, strict=True))) for combination in product(*values.values())]

@@ -40,6 +40,7 @@ LoggedData = MetaDataset
 KIND = "twinsqueeze.kind"
 DATASET = "twinsqueeze.dataset"
 DATASET_DIGEST = "twinsqueeze.dataset_digest"
+NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
@@ -193,6 +194,21 @@ class RunWriter:
         """Logs a table as `NAME.json`, which the UI shows and compares between runs."""
         mlflow.log_table(frame, f"{name}.json")
 
+    def frame(self, name: str, frame: "pd.DataFrame") -> None:
+        """Logs a table as `NAME.parquet`, for programs: a tenth of the size and the time of `table`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{name}.parquet")
+            frame.to_parquet(path)
+            self.client.log_artifact(self.run_id, str(path))
+
+    def file(self, path: Path) -> None:
+        """Logs a file under its own name."""
+        self.client.log_artifact(self.run_id, str(path))
+
+    def files(self, folder: Path, path: str | None = None) -> None:
+        """Logs a folder's files, under `path` if that is given."""
+        self.client.log_artifacts(self.run_id, str(folder), path)
+
     def model(self, weights: bytes, example: FloatArray, dim: int, params: Mapping[str, Any]) -> str:
         """Logs a compressor as a model that needs neither this package nor PyTorch nor pickle.
 
@@ -225,12 +241,13 @@ class RunWriter:
 
 
 @contextmanager
-def open_run(name: str, kind: str) -> Iterator[RunWriter]:
+def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWriter]:
     """A run of MLflow's, made here or by `mlflow run`, that ends as FINISHED, FAILED with its reason, or KILLED.
 
     Args:
         name: What it is called, unless the user has named it.
         kind: train, evaluation, ablation, comparison or registration.
+        nested: Whether it is a child of the run that is open.
 
     Raises:
         InputError: If the tracking store can't be written to.
@@ -238,7 +255,7 @@ def open_run(name: str, kind: str) -> Iterator[RunWriter]:
     run: RunWriter | None = None
     try:
         with interrupts.shielded(then_stop=True):
-            run = _start(name, kind)
+            run = _start(name, kind, nested)
         yield run
         run.flush()
         mlflow.end_run("FINISHED")
@@ -251,10 +268,10 @@ def open_run(name: str, kind: str) -> Iterator[RunWriter]:
         raise
 
 
-def _start(name: str, kind: str) -> RunWriter:
+def _start(name: str, kind: str, nested: bool) -> RunWriter:
     given = given_run()
     try:
-        active = mlflow.start_run(run_name=None if given else name)
+        active = mlflow.start_run(run_name=None if given else name, nested=nested)
     except Exception as error:
         raise InputError(
             f"the run can't be recorded in {_without_password(mlflow.get_tracking_uri())}: {_line(error)}"
@@ -339,22 +356,22 @@ def _download(uri: str, model: str) -> Path:
         raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
 
 
-def run_address(run: RunWriter) -> str:
-    """Where the run is looked at in MLflow's UI, on the tracking server or on one that `ui_command` starts."""
+def address(experiment_id: str, run_id: str | None = None) -> str:
+    """Where a run, or all of an experiment, is looked at: on the tracking server or on a UI started here."""
     uri = mlflow.get_tracking_uri()
     base = _without_password(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
-def experiment_address(run: RunWriter) -> str:
-    """Where the run's experiment is looked at, all its runs in one table."""
-    return run_address(run).rpartition("/")[0]
-
-
-def ui_command() -> str | None:
-    """The command that starts MLflow's UI on the local store, None where a server runs already."""
+def where_to_look(run: RunWriter) -> list[tuple[str, str]]:
+    """The steps from a run to MLflow's UI: what to do, and the command or the address."""
     uri = mlflow.get_tracking_uri()
-    return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {uri}")]
+    return [
+        *start,
+        ("look at the run", address(run.experiment_id, run.run_id)),
+        ("compare it with others", address(run.experiment_id)),
+    ]
 
 
 def _source(source: str) -> DatasetSource:

@@ -5,18 +5,19 @@ order, noise), so that a seed sees the same draws at every alpha, alone or in a 
 same bits for every R and every place in the batch, on one machine, device and thread count.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from twinsqueeze.compressor import (
     Compressor,
     Compressors,
+    TwinCosine,
     initial_layers,
     layer_sizes,
     pairwise_cosine,
@@ -30,6 +31,14 @@ from twinsqueeze.optimizer import Adam
 from twinsqueeze.recipe import Recipe
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+T = TypeVar("T")
+
+# Replicas that train together at most: more of them leave the processor's caches and cost more each.
+LARGEST_BATCH = 25
+
+
+class DivergedError(InputError):
+    """A training's loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,14 @@ class Fitted:
         """The first epoch (from 1) whose loss is not finite, None for a training that went well."""
         bad = np.flatnonzero(~np.isfinite(self.history.loss))
         return int(bad[0]) + 1 if bad.size else None
+
+    def check(self) -> None:
+        """Raises `DivergedError` if it did."""
+        if self.diverged_at:
+            raise DivergedError(
+                f"the training diverged: the loss of epoch {self.diverged_at} is not finite; lower lr, now "
+                f"{self.recipe.lr:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,40 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise InputError("device is cuda, but PyTorch finds no CUDA device here: use cpu or auto")
     return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def batches(recipes: Sequence[Recipe], largest: int = LARGEST_BATCH) -> list[list[Recipe]]:
+    """Cuts recipes into sets that `fit` can train: of one shape, every alpha of a set with every seed of it.
+
+    Seeds that want the same alphas stay together as far as they fit, and the alphas of a seed, which share its draws.
+
+    Args:
+        recipes: Any, each once.
+        largest: Replicas in a set at most.
+    """
+    shapes: dict[Recipe, dict[int, list[float]]] = {}
+    for recipe in recipes:
+        shape = recipe.model_copy(update={"alpha": 0.0, "seed": 0})
+        shapes.setdefault(shape, {}).setdefault(recipe.seed, []).append(recipe.alpha)
+    cut = []
+    for shape, alphas_of in shapes.items():
+        seeds_of: dict[tuple[float, ...], list[int]] = {}
+        for seed, alphas in alphas_of.items():
+            seeds_of.setdefault(tuple(sorted(alphas)), []).append(seed)
+        for wanted, seeds in seeds_of.items():
+            cut += [
+                [shape.model_copy(update={"alpha": alpha, "seed": seed}) for alpha, seed in product(some_alphas, some)]
+                for some_alphas in _even_parts(wanted, largest)
+                for some in _even_parts(sorted(seeds), largest // len(some_alphas))
+            ]
+    return cut
+
+
+def _even_parts(values: Sequence[T], largest: int) -> Iterator[Sequence[T]]:
+    """`values` in as few parts of at most `largest` as will do, all of about the same length."""
+    count = math.ceil(len(values) / largest)
+    bounds = [len(values) * i // count for i in range(count + 1)]
+    return (values[start:end] for start, end in pairwise(bounds))
 
 
 def fit(
@@ -156,7 +207,7 @@ def fit(
         clean.append(np.full(len(model), np.nan))
         if epoch % clean_every == 0 or epoch in (1, shared.epochs):
             predicted = torch.from_numpy(predict_each(model, trainer.vectors, train))
-            clean[-1] = objective(predicted.double(), train_labels).numpy()
+            clean[-1] = objective(predicted.double(), train_labels)[0].numpy()
         if on_epoch:
             on_epoch(Progress(epoch, shared.epochs, losses[-1], clean[-1], followed[-1]))
         if not np.isfinite(losses[-1]).any():
@@ -248,23 +299,20 @@ class Trainer:
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
         seeds, _, batch = twins.shape
-        vectors = self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
-        activations = self.model.forward(add_noise(vectors, self._draw(2 * batch), self.scales))
+        activations = self.model.forward(self._inputs(twins))
 
-        outputs = activations[-1].requires_grad_()  # (R, 2B, dim)
-        compressed = functional.normalize(outputs, dim=-1)
-        cosine = pairwise_cosine(compressed[:, :batch], compressed[:, batch:])
-        loss = self.objective(cosine.view(-1, seeds, batch), labels).view(-1)
-        (gradient,) = torch.autograd.grad(loss.sum(), outputs)
+        cosine = TwinCosine(activations[-1])
+        loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
 
-        self.model.backward(activations, gradient)
+        self.model.backward(activations, cosine.backward(gradient.view(-1, batch)))
         self.optimizer.step()
-        return loss.detach()
+        return loss.view(-1)
 
-    def _draw(self, rows: int) -> torch.Tensor:
-        """(S, rows, d) fresh draws for the noise, or zeros where no replica wants any."""
-        uniform = self.uniform[:, :rows]
+    def _inputs(self, twins: torch.Tensor) -> torch.Tensor:
+        """The noisy vectors of (S, 2, B) sentences for every replica, (R, 2B, d)."""
+        seeds, _, batch = twins.shape
+        vectors = self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
+        uniform = self.uniform[:, : 2 * batch]  # zeros where no replica wants any noise
         if self.noisy:
-            for streams, buffer in zip(self.streams, uniform, strict=True):
-                draw_uniform(streams.noise, buffer)
-        return uniform.to(self.vectors.device)
+            draw_uniform([streams.noise for streams in self.streams], uniform)
+        return add_noise(vectors, uniform.to(self.vectors.device), self.scales)

@@ -1,0 +1,243 @@
+"""How much faster a grid is than one run after the other: `python -m benchmarks.ablation --dataset stsb`.
+
+Ours is `twinsqueeze ablation` as users start it, from an empty cache to the table, in this process so that its parts
+can be timed. The other side is what one would write first, a script a run: it encodes the sentences, trains with a
+DataLoader and `torch.optim.Adam`, measures dev after every epoch with SciPy, draws the figures, and logs to MLflow. One
+run of it is timed with a few epochs and scaled to the grid's runs and epochs; its imports are not counted.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+import numpy as np
+import torch
+from scipy import stats
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from twinsqueeze import ablation, figures, material, records, training
+from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.evaluation import Evaluator
+from twinsqueeze.objectives import labels_from_scores
+from twinsqueeze.pairs import load_pairs
+from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.tracking import RunWriter
+from twinsqueeze.training import Trainer
+
+PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
+    ("encoding", material, ("embed_pairs",)),
+    ("training: drawing and gathering", Trainer, ("_inputs",)),
+    ("training: the rest of the steps", Trainer, ("_step",)),
+    ("dev metrics and clean loss", training, ("predict_each", "score")),
+    ("models", RunWriter, ("model",)),
+    ("figures", RunWriter, ("figures",)),
+    ("figures", figures, ("loss_curves", "predicted_against_label", "pair_loss_distribution")),
+    ("scores and intervals", Evaluator, ("__call__",)),
+    ("scores and intervals", records, ("pair_losses",)),
+    ("MLflow: the rest", RunWriter, ("params", "tags", "flush", "data", "table", "frame", "file")),
+]
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Seconds of each part, what one part spends inside another counted once."""
+    seconds: dict[str, float] = defaultdict(float)
+    inner: list[float] = [0.0]
+    before = []
+
+    def timer(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*arguments: Any, **named: Any) -> Any:
+            inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                took = time.perf_counter() - start
+                seconds[part] += took - inner.pop()
+                inner[-1] += took
+
+        return run
+
+    for part, owner, names in PARTS:
+        for name in names:
+            before.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, timer(part, getattr(owner, name)))
+    try:
+        yield seconds
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
+    """Seconds of an epoch, and of everything else, of a run as a script does it."""
+    start = time.perf_counter()
+    data = load_pairs(recipe.dataset).splits
+    encoder = SentenceTransformer(str(open_encoder(recipe.encoder).folder), device="cpu")
+    vectors = {
+        split: [torch.from_numpy(encoder.encode(s)) for s in (pairs.sentence1, pairs.sentence2)]
+        for split, pairs in data.items()
+    }
+    labels = {split: labels_from_scores(np.asarray(pairs.scores), recipe.labels) for split, pairs in data.items()}
+    torch.manual_seed(recipe.seed)
+    dimension = vectors["train"][0].shape[1]
+    model = nn.Sequential(
+        nn.Linear(dimension, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, recipe.dim)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    pairs = TensorDataset(*vectors["train"], torch.from_numpy(labels["train"].astype(np.float32)))
+    loader = DataLoader(pairs, batch_size=recipe.batch_size, shuffle=True)
+    scale = recipe.alpha / dimension**0.5
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x + (torch.rand_like(x) * 2 - 1) * scale
+
+    def predict(split: str) -> Any:
+        with torch.no_grad():
+            return functional.cosine_similarity(*(model(x) for x in vectors[split])).numpy()
+
+    took = []
+    history: dict[str, list[float]] = defaultdict(list)
+    with mlflow.start_run():
+        mlflow.log_params(recipe.model_dump())
+        for epoch in range(epochs):
+            begin = time.perf_counter()
+            losses = []
+            for first, second, label in loader:
+                loss = functional.mse_loss(
+                    functional.cosine_similarity(model(noisy(first)), model(noisy(second))), label
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            predicted = predict("dev")
+            error = predicted - labels["dev"]
+            history["loss"].append(float(np.mean(losses)))
+            history["mse"].append(float(np.square(error).mean()))
+            history["mae"].append(float(np.abs(error).mean()))
+            history["pearson"].append(stats.pearsonr(predicted, labels["dev"])[0])
+            history["spearman"].append(stats.spearmanr(predicted, labels["dev"])[0])
+            mlflow.log_metrics({name: values[-1] for name, values in history.items()}, step=epoch)
+            took.append(time.perf_counter() - begin)
+        predicted = {split: predict(split) for split in ("train", "dev", "test")}
+        for split in ("dev", "test"):
+            mlflow.log_metric(f"final/{split}", stats.spearmanr(predicted[split], labels[split])[0])
+        loss = np.array(history["loss"])
+        mlflow.log_figure(figures.loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png")
+        later = ("dev", "test")
+        scatter = figures.predicted_against_label(
+            {s: labels[s] for s in later}, {s: predicted[s] for s in later}, recipe.labels
+        )
+        mlflow.log_figure(scatter, "scatter.png")
+        errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}
+        mlflow.log_figure(figures.pair_loss_distribution(errors), "losses.png")
+        mlflow.pytorch.log_model(model, name="model", pip_requirements=["torch"])
+    epoch_seconds = statistics.median(took)
+    return epoch_seconds, time.perf_counter() - start - sum(took)
+
+
+@click.command()
+@click.option("--dataset", default="stsb", show_default=True, help="As for `twinsqueeze ablation`.")
+@click.option("--grid", default="experiments/published.yaml", show_default=True, help="A grid of recipes.")
+@click.option("--epochs", default=5, show_default=True, help="Epochs of the plain run that are timed.")
+def main(dataset: str, grid: str, epochs: int) -> None:
+    """Prints the seconds of both sides, their ratio, and the parts of ours."""
+    recipes = read_grid(grid, dataset=str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset)
+    file = str(Path(grid).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["TWINSQUEEZE_CACHE"] = str(Path(folder, "cache"))
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.search_runs()  # makes the store, which is on neither side's account
+        an_epoch, else_ = plain_run(recipes[len(recipes) // 2], epochs)
+        plain = sum(recipe.epochs * an_epoch + else_ for recipe in recipes)
+        with timed() as seconds:
+            start = time.perf_counter()
+            ablation.ablate(file, dataset=recipes[0].dataset)
+            ours = time.perf_counter() - start
+        seconds["everything else"] = ours - sum(seconds.values())
+    replicas = len(recipes)
+    training_parts = (
+        "encoding",
+        "training: drawing and gathering",
+        "training: the rest of the steps",
+        "dev metrics and clean loss",
+    )
+    besides = ours - sum(seconds[part] for part in training_parts)
+    print(f"{replicas} trainings of {recipes[0].epochs} epochs, {torch.get_num_threads()} threads")
+    print(
+        f"one after the other  {plain:8.1f} s  (scaled from {epochs} epochs of {an_epoch:.2f} s and {else_:.1f} s else)"
+    )
+    print(f"together             {ours:8.1f} s")
+    print(f"ratio                {plain / ours:8.1f}")
+    for part, took in sorted(seconds.items(), key=lambda item: -item[1]):
+        print(f"  {part:<34} {took:7.1f} s  {took / ours:4.0%}")
+    print(f"besides encoding, training and its metrics: {besides / replicas:.2f} s a replica")
+    _step_ratio()
+
+
+def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 180) -> None:
+    """The time of a training step against that of its matrix products alone, taking turns."""
+    recipe = Recipe(dataset="demo")
+    data = load_pairs("demo", splits=("train",))
+    from twinsqueeze.cache import Cache  # noqa: PLC0415
+    from twinsqueeze.embeddings import embed_pairs  # noqa: PLC0415
+
+    train = embed_pairs(data.splits, open_encoder(recipe.encoder), Cache())["train"]
+    trainer = Trainer(recipe, [i / 4 for i in range(alphas)], range(seeds), train, torch.device("cpu"))
+    products = _products(alphas * seeds, 2 * recipe.batch_size, (train.dimension, 128, 64, recipe.dim))
+    in_epoch = -(-len(train) // recipe.batch_size)
+    trainer.epoch()
+    ratios, step_seconds, product_seconds = [], [], []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        for _ in range(steps // in_epoch):
+            trainer.epoch()
+        step_seconds.append((time.perf_counter() - begin) / (steps // in_epoch * in_epoch))
+        begin = time.perf_counter()
+        for _ in range(steps):
+            products()
+        product_seconds.append((time.perf_counter() - begin) / steps)
+        ratios.append(step_seconds[-1] / product_seconds[-1])
+    print(
+        f"a step at R = {alphas * seeds}: {1e3 * statistics.median(step_seconds):.2f} ms, its matrix products alone "
+        f"{1e3 * statistics.median(product_seconds):.2f} ms, ratio {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def _products(replicas: int, rows: int, sizes: tuple[int, ...]) -> Callable[[], None]:
+    """A step's matrix products, forward and backward, on numbers of no meaning."""
+    layers = list(pairwise(sizes))
+    weights = [torch.randn(replicas, out, into) for into, out in layers]
+    inputs = [torch.randn(replicas, rows, into) for into, _ in layers]
+    gradients = [torch.randn(replicas, rows, out) for _, out in layers]
+
+    def step() -> None:
+        for weight, values in zip(weights, inputs, strict=True):
+            torch.bmm(values, weight.transpose(1, 2))
+        for i, (weight, values, gradient) in enumerate(zip(weights, inputs, gradients, strict=True)):
+            torch.bmm(gradient.transpose(1, 2), values)
+            if i:
+                torch.bmm(gradient, weight)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

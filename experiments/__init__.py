@@ -1,1 +1,0 @@
-"""Experiments and what came of them; LOG.md is their journal."""

@@ -1,0 +1,227 @@
+"""ablation and compare as processes, and what they leave in MLflow."""
+
+import csv
+import json
+import re
+import signal
+import time
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tests.processes import Workplace
+from twinsqueeze.checkpoint import read_checkpoint
+
+GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
+
+
+def ablate(place: Workplace, folder, *arguments: str, text: str = GRID):
+    (place.folder / "grid.yaml").write_text(text)
+    done = place.command("ablation", "--grid", "grid.yaml", "--dataset", str(folder), *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def of_kind(place: Workplace, kind: str) -> list[mlflow.entities.Run]:
+    return [run for run in place.runs() if run.data.tags["twinsqueeze.kind"] == kind]
+
+
+def weights(place: Workplace, run: mlflow.entities.Run):
+    mlflow.set_tracking_uri(place.uri)
+    folder = mlflow.artifacts.download_artifacts(f"models:/{run.outputs.model_outputs[0].model_id}")
+    (file,) = (place.folder / folder).rglob("*.safetensors")
+    return read_checkpoint(file, "x")[0].state_dict()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, shared_cache) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("grid"), shared_cache)
+
+
+@pytest.fixture(scope="module")
+def grid_output(place, pairs_folder):
+    return ablate(place, pairs_folder)
+
+
+@pytest.fixture(scope="module")
+def compared(place, grid_output):
+    done = place.command("compare", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_grid_is_a_parent_with_a_child_for_every_recipe(place, grid_output):
+    (parent,), children = of_kind(place, "ablation"), of_kind(place, "train")
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {(run.data.params["alpha"], run.data.params["seed"]) for run in children} == {
+        (alpha, seed) for alpha in ("0.0", "0.75", "3.0") for seed in ("0", "1")
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert "| mlp8" in parent.data.tags["mlflow.note.content"]
+    assert parent.info.run_name == "grid"
+    assert [item.path for item in place.client.list_artifacts(parent.info.run_id)] == ["grid.yaml"]
+
+
+def test_a_child_is_what_main_makes_of_the_same_recipe(place, grid_output, pairs_folder, shared_cache, tmp_path):
+    """Metrics to the last bit, weights to the last bit, the same artifacts."""
+    alone = Workplace(tmp_path, shared_cache)
+    options = ["--alpha", "0.75", "--seed", "1", "--dim", "8", "--epochs", "4", "--lr", "1e-3", "--device", "cpu"]
+    done = alone.command("main", "--dataset", str(pairs_folder), *options)
+    assert done.returncode == 0, done.stderr
+    (ours,) = alone.runs()
+    (child,) = [run for run in of_kind(place, "train") if run.info.run_name == "mlp8-alpha0.75-seed1"]
+    assert child.data.metrics == ours.data.metrics
+    assert child.data.params == ours.data.params
+    theirs = weights(alone, ours)
+    for name, tensor in weights(place, child).items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+    paths = [
+        sorted(item.path for item in p.client.list_artifacts(run.info.run_id))
+        for p, run in ((place, child), (alone, ours))
+    ]
+    assert paths[0] == paths[1]
+    steps = [point.step for point in place.client.get_metric_history(child.info.run_id, "dev/spearman")]
+    assert sorted(steps) == [1, 2, 3, 4]
+
+
+def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
+    """The second of two shapes is being trained when the signal comes: the first is not trained again."""
+    text = GRID.replace("epochs: 4", "epochs: [2, 400]").replace("[0, 0.75, 3]", "[0, 0.75]")
+    (workplace.folder / "grid.yaml").write_text(text)
+    assert workplace.runs() == []  # makes the store, which two processes must not do at once
+    process = workplace.start("ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        if sum(run.info.status == "FINISHED" for run in workplace.runs()) == 4:
+            break
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.stderr.close()
+    assert sorted(run.info.status for run in workplace.runs()) == ["FINISHED"] * 4 + ["KILLED"]
+
+    shorter = text.replace("[2, 400]", "[2, 3]")
+    done = ablate(workplace, pairs_folder, text=shorter)
+    assert "4 of 8 recipes are in the experiment already" in done.stderr
+    assert len(of_kind(workplace, "train")) == 8
+    done = ablate(workplace, pairs_folder, "--force", "true", text=shorter)
+    assert "already" not in done.stderr
+    assert len(of_kind(workplace, "train")) == 16
+
+
+def test_the_table_is_that_of_the_runs(place, compared):
+    children = of_kind(place, "train")
+    with (place.folder / "out" / "table.csv").open() as file:
+        rows = {(row["model"], row["alpha"]): row for row in csv.DictReader(file)}
+    values = {
+        alpha: [r.data.metrics["dev/spearman"] for r in children if float(r.data.params["alpha"]) == alpha]
+        for alpha in (0, 0.75, 3)
+    }
+    for alpha, sample in values.items():
+        row = rows["mlp8", str(float(alpha))]
+        assert float(row["dev/spearman"]) == pytest.approx(np.mean(sample))
+        assert float(row["dev/spearman_sd"]) == pytest.approx(np.std(sample, ddof=1))
+        assert row["best"] == str(np.mean(sample) == max(map(np.mean, values.values())))
+    expected = stats.ttest_ind(values[3], values[0], equal_var=False).confidence_interval()
+    assert float(rows["mlp8", "3.0"]["dev/spearman_less_alpha0_low"]) == pytest.approx(expected.low)
+    assert [name for name, alpha in rows if not alpha] == [
+        "uncompressed",
+        "first 8",
+        "random projection to 8",
+        "PCA to 8",
+        "PCA to 8, whitened",
+        "signs of 384, centred",
+    ]
+
+
+def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
+    (run,) = of_kind(place, "comparison")
+    assert run.info.status == "FINISHED"
+    files = {
+        item.path.removeprefix("comparison/") for item in place.client.list_artifacts(run.info.run_id, "comparison")
+    }
+    assert files == {path.name for path in (place.folder / "out").iterdir()}
+    assert files == {
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "table.png",
+        "report.html",
+        "training_loss.png",
+        "spearman_against_alpha.png",
+        "predicted_against_label.png",
+        "pair_losses.png",
+        "train_against_test.png",
+    }
+    for path in (place.folder / "out").glob("*.png"):
+        assert np.asarray(Image.open(path).convert("L")).std() > 5  # something is drawn
+    page = (place.folder / "out" / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|http://127)', page)
+    for child in of_kind(place, "train"):
+        assert f"/runs/{child.info.run_id}" in page
+    assert "| mlp8" in run.data.tags["mlflow.note.content"]
+
+
+def test_an_output_folder_is_not_overwritten_unasked(place, compared):
+    done = place.command("compare", "--output", "out")
+    assert done.returncode == 2
+    assert "is not empty: name another folder, or give --overwrite true" in done.stderr.splitlines()[-1]
+    assert len(of_kind(place, "comparison")) == 1
+
+
+def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_folder):
+    """train then evaluate leaves the row that main leaves; a run that failed is counted and left out."""
+    options = ["--dim", "8", "--epochs", "4", "--lr", "1e-3", "--device", "cpu", "--dataset", str(pairs_folder)]
+    assert place.command("train", "--alpha", "3", "--seed", "2", *options).returncode == 0
+    newest = place.runs()[0]
+    assert "test/mse" not in newest.data.metrics
+    assert place.command("evaluate", "--model", newest.info.run_id).returncode == 0
+    test = place.runs()[0].data.metrics["test/spearman"]
+    with mlflow.start_run(experiment_id="0"):
+        mlflow.set_tag("twinsqueeze.kind", "train")
+    done = place.command("compare", "--output", "again")
+    assert done.returncode == 0, done.stderr
+    assert "1 runs whose parameters are no recipe are left out" in done.stderr
+    with (place.folder / "again" / "table.csv").open() as file:
+        (row,) = [row for row in csv.DictReader(file) if row["alpha"] == "3.0"]
+    assert row["seeds"] == "3"
+    assert newest.info.run_id in row["runs"]
+    seeds = [
+        r.data.metrics["test/spearman"]
+        for r in of_kind(place, "train")
+        if r.data.params.get("alpha") == "3.0" and "test/spearman" in r.data.metrics
+    ]
+    assert float(row["test/spearman"]) == pytest.approx(np.mean([*seeds, test]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare"], "there is no finished training in the experiment to compare"),
+        (["compare", "--experiment", "nowhere"], "there is no experiment 'nowhere'; there are 'Default'"),
+        (["ablation", "--grid", "absent.yaml"], "grid 'absent.yaml' is not there"),
+        (["ablation"], "Missing option '--grid'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(workplace, arguments, message):
+    done = workplace.command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (workplace.folder / "mlflow.db").exists() or workplace.runs() == []
+
+
+def test_replicas_that_diverge_are_failed_and_the_rest_goes_on(workplace, pairs_folder):
+    done = ablate(workplace, pairs_folder, text="lr: [1e-3, 1e30]\nseed: [0, 1]\nepochs: 3\ndim: 8\nalpha: 0\n")
+    assert done.stderr.count("diverged") == 2
+    statuses = {run.data.params["lr"]: run.info.status for run in of_kind(workplace, "train")}
+    assert statuses == {"0.001": "FINISHED", "1e+30": "FAILED"}
+    (parent,) = of_kind(workplace, "ablation")
+    assert parent.info.status == "FINISHED"
+    assert "2 of 4 trainings diverged" in parent.data.tags["mlflow.note.content"]
+    done = workplace.command("compare")
+    assert "2 of 4 runs did not finish and are left out" in done.stderr
+    assert json.dumps(done.stdout)

@@ -1,0 +1,144 @@
+"""The job ablation: a grid of recipes trained together, a run each under one parent."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from twinsqueeze import comparison, console, records, report, tracking
+from twinsqueeze.ablation_table import tabulate
+from twinsqueeze.errors import InputError
+from twinsqueeze.interrupts import raise_if_stopped
+from twinsqueeze.material import Material, gather
+from twinsqueeze.pairs import SPLITS
+from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.training import DivergedError, Fitted, Progress, batches, fit, resolve_device
+
+AS_IN_GRID = "grid"
+# Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
+CLEAN_EVERY = 10
+
+Source = tuple[str, str, str]
+
+
+def ablate(
+    grid: str,
+    *,
+    dataset: str = AS_IN_GRID,
+    device: str = AS_IN_GRID,
+    score_max: float | None = None,
+    force: bool = False,
+) -> None:
+    """Trains every recipe of a grid and records each in a run of its own, all under a parent that holds the table.
+
+    Recipes that a finished run of the experiment has on the same data are not trained again.
+
+    Args:
+        grid: A YAML file, see `read_grid`.
+        dataset: As in a recipe, or "grid" for what the file says.
+        device: As in a recipe, or "grid" for what the file says.
+        score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
+        force: Whether to train again what is there.
+
+    Raises:
+        InputError: If something that the user gave can't be used, or every training diverges.
+    """
+    fixed = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != AS_IN_GRID}
+    recipes = read_grid(grid, **fixed)
+    materials = _gather(recipes, score_max)
+    notices = dict.fromkeys(m.data.notice for m in materials.values() if m.data.notice)
+    with tracking.open_run(Path(grid).stem, "ablation") as parent:
+        parent.params({"grid": grid, "replicas": len(recipes)})
+        parent.file(Path(grid))
+        if len(materials) == 1:
+            parent.tags(records.data_tags(next(iter(materials.values()))))
+        done = {} if force else comparison.finished_recipes(comparison.read_runs(parent.experiment_id).runs)
+        todo = [recipe for recipe in recipes if _fingerprint(recipe, materials) not in done]
+        if len(todo) < len(recipes):
+            console.say(
+                f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
+                "trained again (--force true trains them)"
+            )
+        failures = _train(todo, materials)
+        wanted = {_fingerprint(recipe, materials) for recipe in recipes}
+        found = comparison.read_runs(parent.experiment_id).runs
+        runs = [run for run in found if comparison.fingerprint(run) in wanted]
+        if not runs:
+            raise InputError(f"no training of the grid succeeded; the first said: {failures[0]}")
+        baselines = comparison.read_baselines(runs)
+        tables = tabulate(runs, baselines.rows)
+        notes = [f"{len(failures)} of {len(recipes)} trainings diverged."] if failures else []
+        notes += baselines.notes
+        parent.describe(report.summary(tables, notes))
+    for table in tables:
+        console.print_table(table)
+    for notice in notices:
+        console.warn(notice)
+    console.print_next(
+        [
+            ("tables, figures and a report", "mlflow run . --env-manager local -e compare"),
+            *tracking.where_to_look(parent),
+        ]
+    )
+
+
+def _source(recipe: Recipe) -> Source:
+    return recipe.dataset, recipe.encoder, recipe.device
+
+
+def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, Material]:
+    """Everything that the recipes need, so that a grid does not stop halfway for a file that is not there."""
+    widest: dict[Source, Recipe] = {}
+    for recipe in recipes:
+        known = widest.setdefault(_source(recipe), recipe)
+        if recipe.dim > known.dim:
+            widest[_source(recipe)] = recipe
+    return {
+        source: gather(
+            recipe.dataset,
+            recipe.encoder,
+            resolve_device(recipe.device),
+            SPLITS,
+            score_max=score_max,
+            check_dimension=recipe.check_dimension,
+        )
+        for source, recipe in widest.items()
+    }
+
+
+def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> comparison.Fingerprint:
+    material = materials[_source(recipe)]
+    return recipe.digest, material.data.digest, records.facts(material)["encoder_fingerprint"]
+
+
+def _train(recipes: Sequence[Recipe], materials: dict[Source, Material]) -> list[str]:
+    """Trains and records; returns why some failed."""
+    failures = []
+    total, before = sum(recipe.epochs for recipe in recipes), 0
+    with console.progress("training", "epoch") as advance:
+        for batch in batches(recipes):
+            material = materials[_source(batch[0])]
+
+            def on_epoch(progress: Progress, before: int = before, replicas: int = len(batch)) -> None:
+                raise_if_stopped()
+                figures = {"loss": f"{progress.loss.mean():.4f}", "dev Spearman": f"{progress.dev.spearman.mean():.4f}"}
+                advance(before + progress.epoch * replicas, total, figures)
+
+            encoded = material.encoded
+            trained = fit(batch, encoded["train"], encoded["dev"], clean_every=CLEAN_EVERY, on_epoch=on_epoch)
+            before += sum(recipe.epochs for recipe in batch)
+            for number, fitted in enumerate(trained, 1):
+                advance(before, total, {"recorded": f"{number} of {len(trained)}"})
+                try:
+                    _record(fitted, material)
+                except DivergedError as error:
+                    failures.append(str(error))
+                    console.warn(f"{fitted.recipe.name}: {error}")
+    return failures
+
+
+def _record(fitted: Fitted, material: Material) -> None:
+    raise_if_stopped()
+    with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
+        inputs = records.begin_training(run, fitted.recipe, material)
+        records.record_curves(run, fitted)
+        fitted.check()
+        records.end_training(run, fitted, material, inputs)

@@ -1,0 +1,48 @@
+"""A compressor's file: safetensors, with what it was trained on in its header."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+
+from twinsqueeze.compressor import Compressor
+from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.recipe import Recipe
+
+HEADER = "twinsqueeze"
+
+
+class Provenance(BaseModel):
+    """What a compressor's file says of its training, so that it can be evaluated wherever it lies."""
+
+    recipe: Recipe
+    dataset: str
+    dataset_digest: str
+    score_max: float | None
+    encoder_fingerprint: str
+    version: str
+
+
+def write_checkpoint(compressor: Compressor, provenance: Provenance) -> bytes:
+    """The file's bytes."""
+    return compressor.to_bytes({HEADER: provenance.model_dump_json()})
+
+
+def read_checkpoint(file: Path, model: str) -> tuple[Compressor, Provenance | None]:
+    """A compressor and its provenance, None where another program saved the weights.
+
+    Args:
+        file: Safetensors, a stack of linear layers of whatever names.
+        model: What the user called it.
+
+    Raises:
+        InputError: If the file holds no compressor.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            text = (tensors.metadata() or {}).get(HEADER)
+            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
+        provenance = Provenance.model_validate_json(text) if text else None
+        return Compressor.from_state_dict(state), provenance
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"model {model!r} holds no compressor: {one_line(error)}") from error

@@ -1,0 +1,92 @@
+"""The job compare: the runs of an experiment become tables, figures and a report, in a run of their own."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from twinsqueeze import comparison, console, report, tracking
+from twinsqueeze.ablation_table import Row, TrainedRun, tabulate
+from twinsqueeze.errors import InputError
+from twinsqueeze.illustrations import illustrated
+from twinsqueeze.report import Section
+
+THIS_EXPERIMENT = "current"
+
+
+def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, overwrite: bool = False) -> None:
+    """Compares every finished training of an experiment.
+
+    Args:
+        experiment: Its name or id, or "current" for the one that a run started now is in.
+        output: A folder that gets the files as well.
+        overwrite: Whether files of the same names there are replaced.
+
+    Raises:
+        InputError: If there is nothing to compare, or the folder can't be written to.
+    """
+    if output:
+        _check_output(output, overwrite)
+    tracking.check_server()
+    experiment_id = comparison.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
+    found = comparison.read_runs(experiment_id)
+    if not found.runs:
+        raise InputError(
+            " ".join(["there is no finished training in the experiment to compare.", *found.notes])
+            + " Train with `main` or `ablation`, or name the experiment that has them"
+        )
+    baselines = comparison.read_baselines(found.runs)
+    tables = tabulate(found.runs, baselines.rows)
+    notes = [*found.notes, *baselines.notes]
+    for table in tables:
+        console.print_table(table)
+    for note in notes:
+        console.say(note)
+
+    with tracking.open_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
+        run.params({"experiment": experiment, "compared_runs": len(found.runs)})
+        run.describe(report.summary(tables, notes))
+        sections = illustrated(tables)
+        _write(Path(folder), sections, notes, experiment_id)
+        run.files(Path(folder), "comparison")
+        if output:
+            for file in Path(folder).iterdir():
+                shutil.copyfile(file, output / file.name)
+    steps = [("read the report", str(output / "report.html"))] if output else []
+    best = tables[0].best
+    steps.append(("evaluate the best again", f"mlflow run . -e evaluate -P model={_middle(best).run_id}"))
+    console.print_next([*steps, *tracking.where_to_look(run)])
+
+
+def _middle(row: Row) -> TrainedRun:
+    """The run whose Spearman on dev is the middle one of its seeds'."""
+    ordered = sorted(row.runs, key=lambda run: run.metrics["dev/spearman"])
+    return ordered[len(ordered) // 2]
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
+    if not overwrite and any(output.iterdir()):
+        raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
+
+
+def _write(folder: Path, sections: Sequence[Section], notes: Sequence[str], experiment_id: str) -> None:
+    tables = [section.table for section in sections]
+    (folder / "table.md").write_text(report.markdown(tables, notes), encoding="utf-8")
+    (folder / "table.tex").write_text(report.latex(tables), encoding="utf-8")
+    report.numbers(tables).to_csv(folder / "table.csv", index=False)
+    several = len(sections) > 1
+    for i, section in enumerate(sections, 1):
+        prefix = f"{i}-" if several else ""
+        report.picture(section.table).savefig(folder / f"{prefix}table.png")
+        for shown in section.illustrations:
+            shown.figure.savefig(folder / f"{prefix}{shown.name}.png", dpi=150)
+    runs = sum(len(row.runs) for table in tables for row in table.rows)
+    made = f"{runs} runs of experiment {experiment_id}, compared on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+    (folder / "report.html").write_text(report.page(sections, notes, made), encoding="utf-8")

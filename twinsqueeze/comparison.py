@@ -1,0 +1,253 @@
+"""Reads runs from MLflow for the ablation's tables and figures."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import Run
+
+from twinsqueeze import tracking
+from twinsqueeze.ablation_table import SCORES, SPLITS, BaselineRow, Kind, TrainedRun
+from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.seeds import Spread
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+PAGE = 1000
+# Whoever has this has been evaluated on test.
+TESTED = "test/spearman"
+
+# Digests of recipe and data, and the encoder's fingerprint.
+Fingerprint = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class FoundRuns:
+    """What an experiment holds.
+
+    Attributes:
+        runs: Finished trainings that can be compared.
+        notes: What was left out, and why.
+    """
+
+    runs: Sequence[TrainedRun]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class FoundBaselines:
+    """What needs no labels, as it was recorded.
+
+    Attributes:
+        rows: Of every kind of run.
+        notes: What is missing, and why.
+    """
+
+    rows: Mapping[Kind, Sequence[BaselineRow]]
+    notes: Sequence[str]
+
+
+def resolve_experiment(name: str | None) -> str:
+    """An experiment's id.
+
+    Args:
+        name: Its name or id; None for the one that a run started now would be in.
+
+    Raises:
+        InputError: If there is none.
+    """
+    client = mlflow.MlflowClient()
+    if name is None and (run_id := tracking.given_run()):
+        return str(client.get_run(run_id).info.experiment_id)
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            found = client.get_experiment(name)
+        except mlflow.MlflowException:
+            names = ", ".join(repr(e.name) for e in client.search_experiments(max_results=10))
+            raise InputError(f"there is no experiment {name!r}; there are {names}") from None
+    return str(found.experiment_id)
+
+
+def read_runs(experiment_id: str) -> FoundRuns:
+    """Every finished training of an experiment, with scores from evaluations where these are newer.
+
+    Raises:
+        InputError: If the store can't be read.
+    """
+    trainings = list(_search(experiment_id, "train"))
+    evaluations = _newest_evaluations(_search(experiment_id, "evaluation"))
+    finished = [run for run in trainings if run.info.status == "FINISHED"]
+    runs, notes = [], []
+    if unfinished := len(trainings) - len(finished):
+        notes.append(f"{unfinished:,} of {len(trainings):,} runs did not finish and are left out.")
+    broken, unscored = [], []
+    for run in finished:
+        try:
+            trained = _trained_run(run, evaluations.get(run.info.run_id))
+        except (InputError, KeyError):
+            broken.append(run.info.run_name)
+            continue
+        if np.isfinite([trained.metrics.get(f"dev/{name}", np.nan) for name in SCORES[:4]]).all():
+            runs.append(trained)
+        else:
+            unscored.append(run.info.run_name)
+    if broken:
+        notes.append(f"{len(broken):,} runs whose parameters are no recipe are left out: {_some(broken)}.")
+    if unscored:
+        notes.append(
+            f"{len(unscored):,} runs whose metrics on dev are missing or not finite are left out: {_some(unscored)}."
+        )
+    return FoundRuns(_with_test_digest(runs), notes)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _search(experiment_id: str, kind: str) -> Iterator[Run]:
+    client = mlflow.MlflowClient()
+    token = None
+    try:
+        while True:
+            page = client.search_runs(
+                [experiment_id], f"tags.`{tracking.KIND}` = '{kind}'", max_results=PAGE, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+    except mlflow.MlflowException as error:
+        raise InputError(f"the runs of experiment {experiment_id} can't be read: {one_line(error)}") from error
+
+
+def _newest_evaluations(evaluations: Iterable[Run]) -> dict[str, list[Run]]:
+    """Finished evaluations by the run that they evaluate, the newest last."""
+    found: dict[str, list[Run]] = {}
+    for run in sorted(evaluations, key=lambda run: run.info.start_time):
+        if run.info.status == "FINISHED" and tracking.TRAINED_RUN in run.data.tags:
+            found.setdefault(run.data.tags[tracking.TRAINED_RUN], []).append(run)
+    return found
+
+
+def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
+    params, tags = run.data.params, run.data.tags
+    recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
+    metrics = dict(run.data.metrics)
+    test_digest = tags.get(tracking.TEST_DIGEST)
+    for evaluation in evaluations or ():
+        if evaluation.data.tags.get(tracking.DATASET_DIGEST) != tags[tracking.DATASET_DIGEST]:
+            continue
+        on_test = {name: value for name, value in evaluation.data.metrics.items() if name.startswith("test/")}
+        if on_test:
+            metrics |= on_test
+            test_digest = evaluation.data.tags[tracking.TEST_DIGEST]
+    return TrainedRun(
+        run_id=run.info.run_id,
+        link=tracking.address(run.info.experiment_id, run.info.run_id),
+        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+        recipe=recipe,
+        kind=Kind(
+            dataset_digest=tags[tracking.DATASET_DIGEST],
+            test_digest=test_digest,
+            encoder_fingerprint=params["encoder_fingerprint"],
+            labels=recipe.labels,
+            objective=recipe.objective,
+        ),
+        dataset=tags[tracking.DATASET],
+        notice=tags.get(tracking.NOTICE),
+        metrics=metrics,
+    )
+
+
+def _with_test_digest(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
+    """Puts trainings that never saw test with those on the same data that did, where it is clear which."""
+    digests: dict[str, set[str]] = {}
+    for run in runs:
+        if run.kind.test_digest:
+            digests.setdefault(run.kind.dataset_digest, set()).add(run.kind.test_digest)
+    placed = []
+    for run in runs:
+        known = digests.get(run.kind.dataset_digest, set())
+        if run.kind.test_digest is None and len(known) == 1:
+            placed.append(replace(run, kind=run.kind._replace(test_digest=next(iter(known)))))
+        else:
+            placed.append(run)
+    return placed
+
+
+def fingerprint(run: TrainedRun) -> Fingerprint:
+    """What two runs of the same training have in common."""
+    return run.recipe.digest, run.kind.dataset_digest, run.kind.encoder_fingerprint
+
+
+def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun]:
+    """Runs with scores on test by what was trained."""
+    return {fingerprint(run): run for run in runs if np.isfinite(run.metrics.get(TESTED, np.nan))}
+
+
+def read_baselines(runs: Iterable[TrainedRun]) -> FoundBaselines:
+    """What needs no labels, as one run of every kind and dim has recorded it; where none has, a note."""
+    sources: dict[tuple[Kind, int], TrainedRun] = {}
+    for run in sorted(runs, key=lambda run: (TESTED in run.metrics, run.started), reverse=True):
+        sources.setdefault((run.kind, run.recipe.dim), run)
+    found: dict[Kind, dict[str, BaselineRow]] = {}
+    notes = []
+    for (kind, dim), run in sorted(sources.items(), key=lambda item: item[0][1]):
+        try:
+            table = _read_table(run.run_id, "baselines.json")
+        except InputError as error:
+            notes.append(f"Rows without labels are missing at dim {dim}: {error}.")
+            continue
+        for row in table.to_dict("records"):
+            scores = {
+                f"{split}/{name}": Spread(
+                    row[f"{split}/{name}"], row.get(f"{split}/{name}_sd") or float("nan"), int(row["draws"])
+                )
+                for split in SPLITS
+                for name in SCORES
+                if f"{split}/{name}" in row
+            }
+            own_dim = None if pd.isna(row["dim"]) else dim
+            found.setdefault(kind, {}).setdefault(
+                row["model"], BaselineRow(row["model"], own_dim, int(row["bytes"]), scores)
+            )
+    return FoundBaselines({kind: list(rows.values()) for kind, rows in found.items()}, notes)
+
+
+def read_curve(run: TrainedRun, metric: str) -> tuple[FloatArray, FloatArray]:
+    """A metric's steps and values over a training."""
+    history = sorted(mlflow.MlflowClient().get_metric_history(run.run_id, metric), key=lambda point: point.step)
+    return np.array([point.step for point in history], float), np.array([point.value for point in history])
+
+
+def read_predictions(run: TrainedRun) -> pd.DataFrame:
+    """A run's table of predictions: split, label, predicted, squared_error and more."""
+    return _read_table(run.run_id, "predictions.json")
+
+
+def read_train_losses(run: TrainedRun) -> FloatArray:
+    """Squared errors of a run's train pairs, without noise."""
+    losses: FloatArray = pd.read_parquet(_artifact(run.run_id, "train_pair_losses.parquet"))["squared_error"].to_numpy()
+    return losses
+
+
+def _read_table(run_id: str, file: str) -> pd.DataFrame:
+    content = json.loads(_artifact(run_id, file).read_text())
+    return pd.DataFrame(content["data"], columns=content["columns"])
+
+
+def _artifact(run_id: str, path: str) -> Path:
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+    except Exception as error:  # stores answer a missing file with exceptions of many kinds
+        raise InputError(f"run {run_id} has no {path}: {one_line(error)}") from error

@@ -1,0 +1,96 @@
+"""What a job works on: pairs, their sentences' vectors, and what they are measured with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from twinsqueeze import console, tracking
+from twinsqueeze.baselines import BaselineScores, cached_baselines
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import EncodedPairs, SentenceEncoder, embed_pairs, open_encoder
+from twinsqueeze.evaluation import Evaluator
+from twinsqueeze.interrupts import raise_if_stopped
+from twinsqueeze.pairs import PairDataset, load_pairs
+
+
+@dataclass(frozen=True)
+class Material:
+    """Pairs and their sentences' vectors, with what is derived from them once and used by every replica.
+
+    Attributes:
+        data: The pairs.
+        encoder: What made the vectors.
+        encoded: The vectors of each split.
+        device: Where compressors are trained and run.
+        score_max: What the user said of the upper end of the scores.
+    """
+
+    data: PairDataset
+    encoder: SentenceEncoder
+    encoded: dict[str, EncodedPairs]
+    device: torch.device
+    score_max: float | None
+    _cache: Cache
+    _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
+    _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
+
+    def evaluator(self, split: str, label_kind: str) -> Evaluator:
+        """What measures compressors on a split."""
+        key = split, label_kind
+        if key not in self._evaluators:
+            self._evaluators[key] = Evaluator(self.encoded[split], label_kind, self.device)
+        return self._evaluators[key]
+
+    def baselines(self, splits: Sequence[str], label_kind: str, dim: int) -> list[BaselineScores]:
+        """What needs no labels, at `dim` numbers, on some splits."""
+        key = tuple(splits), label_kind, dim
+        if key not in self._baselines:
+            self._baselines[key] = cached_baselines(
+                self.encoded["train"].embeddings,
+                {split: self.encoded[split] for split in splits},
+                {split: self.evaluator(split, label_kind).labels for split in splits},
+                dim,
+                self._cache,
+            )
+        return self._baselines[key]
+
+
+def gather(
+    dataset: str,
+    encoder_name: str,
+    device: torch.device,
+    splits: Sequence[str],
+    *,
+    score_max: float | None = None,
+    check_dimension: Callable[[int], None],
+) -> Material:
+    """Reads pairs and encodes their sentences.
+
+    Args:
+        dataset: As in a recipe.
+        encoder_name: As in a recipe.
+        device: Where to encode and to train.
+        splits: Which to read.
+        score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
+        check_dimension: Called with the dimension of the encoder's vectors, before anything is encoded.
+
+    Raises:
+        InputError: If data, encoder or tracking server can't be had, or by `check_dimension`.
+    """
+    data = load_pairs(dataset, splits=splits, score_max=score_max)
+    if data.notice:
+        console.warn(data.notice)
+    encoder = open_encoder(encoder_name, device.type)
+    tracking.check_server()
+    cache = Cache()
+    with console.progress("encoding", "sentence") as advance:
+
+        def on_progress(done: int, total: int) -> None:
+            raise_if_stopped()
+            advance(done, total, {})
+
+        encoded = embed_pairs(data.splits, encoder, cache, check_dimension=check_dimension, on_progress=on_progress)
+    for trouble in cache.trouble:
+        console.warn(trouble)
+    return Material(data, encoder, encoded, device, score_max, cache)

@@ -1,0 +1,281 @@
+"""What a run records of a compressor: facts, curves, scores, figures, tables, the model and a description."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import twinsqueeze
+from twinsqueeze import console, figures, report, tracking
+from twinsqueeze.baselines import FLOAT_BYTES, BaselineScores
+from twinsqueeze.checkpoint import Provenance, write_checkpoint
+from twinsqueeze.evaluation import Assessment, pair_losses
+from twinsqueeze.material import Material
+from twinsqueeze.metrics import METRICS
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.tracking import LoggedData, RunWriter
+from twinsqueeze.training import Fitted
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+INPUT_EXAMPLE_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job found, for every form in which it is told.
+
+    Attributes:
+        title: What the compressor is called, such as mlp32-alpha0.75-seed0.
+        text: What was done, in a sentence or two.
+        dim: Numbers of a compressed vector.
+        assessments: The compressor on each split that was looked at.
+        baselines: The same splits with what needs no labels.
+    """
+
+    title: str
+    text: str
+    dim: int
+    assessments: dict[str, Assessment]
+    baselines: list[BaselineScores]
+
+    @property
+    def bytes(self) -> int:
+        """Of a compressed vector."""
+        return self.dim * FLOAT_BYTES
+
+
+def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
+    """Records what is known before a training: the recipe, what else fixes the result, and the data.
+
+    Returns:
+        The data that were logged, by split.
+    """
+    run.params(recipe.model_dump() | facts(material))
+    run.tags(data_tags(material) | {tracking.RECIPE_DIGEST: recipe.digest})
+    return log_data(run, material, list(material.encoded))
+
+
+def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Mapping[str, LoggedData]) -> Outcome:
+    """Measures a trained compressor on the splits behind train, and records it with all that was found.
+
+    Args:
+        run: Where to.
+        fitted: What was trained.
+        material: What on.
+        inputs: What `begin_training` returned.
+    """
+    recipe, compressor = fitted.recipe, fitted.compressor
+    provenance = Provenance(
+        recipe=recipe,
+        dataset=material.data.name,
+        dataset_digest=material.data.digest,
+        score_max=material.score_max,
+        encoder_fingerprint=material.encoder.fingerprint,
+        version=twinsqueeze.__version__,
+    )
+    example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
+    weights = write_checkpoint(compressor, provenance)
+    model_id = run.model(weights, example, compressor.dim, recipe.model_dump())
+
+    splits = [split for split in material.encoded if split != "train"]
+    placed = compressor.to(material.device)
+    assessments = {split: material.evaluator(split, recipe.labels)(placed) for split in splits}
+    for split, assessment in assessments.items():
+        last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
+        run.metrics(_scores(split, assessment), last, model_id, inputs[split])
+        run.metrics(_particulars(split, assessment), 0, model_id, inputs[split])
+
+    train_losses = pair_losses(placed, material.encoded["train"], recipe.labels)
+    outcome = Outcome(
+        title=recipe.name,
+        text=(
+            f"A compressor ({recipe.architecture}, {compressor.input_dimension} to {recipe.dim} numbers) trained for "
+            f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {material.data.name} with noise "
+            f"alpha = {recipe.alpha:g} and seed {recipe.seed}."
+        ),
+        dim=recipe.dim,
+        assessments=assessments,
+        baselines=material.baselines(splits, recipe.labels, recipe.dim),
+    )
+    history = fitted.history
+    pictures = {"loss_curves": figures.loss_curves(history.loss, history.clean_loss, history.dev)}
+    losses = {"train": train_losses, "dev": assessments["dev"].losses}
+    run.frame("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
+    record(run, outcome, material, recipe.labels, pictures, losses)
+    return outcome
+
+
+def record_curves(run: RunWriter, fitted: Fitted) -> None:
+    """Records every epoch of a training that is over, but for the last epoch's scores, which `end_training` records."""
+    history = fitted.history
+    for epoch, (loss, clean_loss) in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):
+        dev = {name: curve[epoch - 1] for name, curve in history.dev.items()}
+        run.metrics(epoch_metrics(epoch, fitted.recipe.epochs, loss, clean_loss, dev), epoch)
+
+
+def epoch_metrics(
+    epoch: int, epochs: int, loss: float, clean_loss: float, dev: Mapping[str, float]
+) -> dict[str, float]:
+    """An epoch's metrics by their names in MLflow; the last epoch's scores on dev are the model's, logged with it."""
+    # Spearman first: what is logged first is what MLflow's comparison of runs shows unasked.
+    followed = {f"dev/{name}": float(dev[name]) for name in reversed(METRICS)} if epoch < epochs else {}
+    return followed | {"train/loss": float(loss), "train/clean_loss": float(clean_loss)}
+
+
+def record_evaluation(
+    run: RunWriter, outcome: Outcome, material: Material, label_kind: str, split: str, model_id: str | None
+) -> None:
+    """Records the outcome of an evaluation on one split."""
+    inputs = log_data(run, material, [split])
+    assessment = outcome.assessments[split]
+    metrics = _scores(split, assessment) | _particulars(split, assessment)
+    run.metrics(metrics, model_id=model_id, data=inputs[split])
+    record(run, outcome, material, label_kind, {}, {split: assessment.losses})
+
+
+def record(
+    run: RunWriter,
+    outcome: Outcome,
+    material: Material,
+    label_kind: str,
+    pictures: Mapping[str, Any],
+    losses: Mapping[str, FloatArray],
+) -> None:
+    """Records figures, tables and the description.
+
+    Args:
+        run: Where to.
+        outcome: What was found.
+        material: What on.
+        label_kind: "tanh" or "linear".
+        pictures: Figures by name, besides those that every outcome has.
+        losses: Squared errors of each split's pairs.
+    """
+    assessments = outcome.assessments
+    run.figures(
+        {
+            **pictures,
+            "predicted_against_label": figures.predicted_against_label(
+                {split: a.labels for split, a in assessments.items()},
+                {split: a.predicted for split, a in assessments.items()},
+                label_kind,
+            ),
+            "pair_losses": figures.pair_loss_distribution(losses),
+        }
+    )
+    run.table("predictions", _predictions(material, assessments))
+    run.table("baselines", _baseline_table(outcome.baselines))
+    notice = [f"**{material.data.notice}**"] if material.data.notice else []
+    sentences = " ".join([outcome.text, *(console.sentence(s, a) for s, a in assessments.items())])
+    header, table = console.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)
+    run.describe("\n\n".join([*notice, sentences, report.markdown_table(header, table)]))
+
+
+def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: str | None) -> None:
+    """Prints the result and what to type next."""
+    console.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines)
+    if material.data.notice:
+        console.warn(material.data.notice)
+    steps = []
+    if trained_run:
+        steps.append(("evaluate it again", f"mlflow run . --env-manager local -e evaluate -P model={trained_run}"))
+    console.print_next([*steps, *tracking.where_to_look(run)])
+
+
+def facts(material: Material) -> dict[str, Any]:
+    """What fixes a result besides the recipe: data, encoder, versions, machine."""
+    packages = ("torch", "numpy", "mlflow", "sentence-transformers")
+    return {
+        "dataset_digest": material.data.digest,
+        "encoder_fingerprint": material.encoder.fingerprint[:16],
+        "used_device": material.device.type,
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "twinsqueeze_version": twinsqueeze.__version__,
+        "python_version": platform.python_version(),
+    } | {f"{package}_version": version(package) for package in packages}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def data_tags(material: Material) -> dict[str, str]:
+    """What a run's data are called and known by."""
+    data = material.data
+    tags = {tracking.DATASET: data.name, tracking.DATASET_DIGEST: data.digest}
+    if "test" in data.splits:
+        tags[tracking.TEST_DIGEST] = data.splits["test"].digest
+    if data.notice:
+        tags[tracking.NOTICE] = data.notice
+    return tags
+
+
+def log_data(run: RunWriter, material: Material, splits: Sequence[str]) -> dict[str, LoggedData]:
+    """Records splits as the run's inputs."""
+    data = material.data
+    return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}
+
+
+def _scores(split: str, assessment: Assessment) -> dict[str, float]:
+    """What is followed over the epochs as well."""
+    return {f"{split}/{name}": assessment.scores[name] for name in METRICS}
+
+
+def _particulars(split: str, assessment: Assessment) -> dict[str, float]:
+    """What is measured once. Intervals have a section of their own, which the UI's charts show last."""
+    values = {f"{split}/neighbours_kept": assessment.scores["neighbours_kept"]}
+    for name, interval in assessment.intervals.items():
+        values[f"uncertainty/{split}_{name}_low"] = interval.low
+        values[f"uncertainty/{split}_{name}_high"] = interval.high
+    return values
+
+
+def _baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
+    """A row a baseline, numbers as numbers: `compare` reads them."""
+    return pd.DataFrame(
+        [
+            {"model": baseline.name, "dim": baseline.dim, "bytes": baseline.bytes, "draws": baseline.draws}
+            | {f"{split}/{name}": value for split, scores in baseline.scores.items() for name, value in scores.items()}
+            | {
+                f"{split}/{name}_sd": value
+                for split, deviations in baseline.deviations.items()
+                for name, value in deviations.items()
+                if baseline.draws > 1
+            }
+            for baseline in baselines
+        ]
+    )
+
+
+def _predictions(material: Material, assessments: Mapping[str, Assessment]) -> pd.DataFrame:
+    frames = []
+    for split, assessment in assessments.items():
+        pairs = material.data.splits[split]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "split": split,
+                    "sentence1": pairs.sentence1,
+                    "sentence2": pairs.sentence2,
+                    "score": pairs.scores,
+                    "label": assessment.labels,
+                    "predicted": assessment.predicted,
+                    "squared_error": assessment.losses,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
