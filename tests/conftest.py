@@ -10,6 +10,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Two workers share the cores: threads that wait for each other sleep and leave the core to the other's work.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from tests.processes import Workplace, write_pairs
 from twinsqueeze.embeddings import EncodedPairs

@@ -67,6 +67,15 @@ class Workplace:
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(self.uri)
 
+    def download(self, run_id: str, path: str) -> Path:
+        """A run's artifact."""
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=self.uri))
+
+    def model(self, run: mlflow.entities.Run) -> Path:
+        """The folder of a run's model."""
+        uri = f"models:/{run.outputs.model_outputs[0].model_id}"
+        return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs `python -m twinsqueeze` with the arguments, to its end."""
         return subprocess.run(

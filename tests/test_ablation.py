@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
+from twinsqueeze import comparison
 from twinsqueeze.checkpoint import read_checkpoint
 
 GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
@@ -30,9 +31,7 @@ def of_kind(place: Workplace, kind: str) -> list[mlflow.entities.Run]:
 
 
 def weights(place: Workplace, run: mlflow.entities.Run):
-    mlflow.set_tracking_uri(place.uri)
-    folder = mlflow.artifacts.download_artifacts(f"models:/{run.outputs.model_outputs[0].model_id}")
-    (file,) = (place.folder / folder).rglob("*.safetensors")
+    (file,) = place.model(run).rglob("*.safetensors")
     return read_checkpoint(file, "x")[0].state_dict()
 
 
@@ -180,11 +179,16 @@ def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_fo
     assert "test/mse" not in newest.data.metrics
     assert place.command("evaluate", "--model", newest.info.run_id).returncode == 0
     test = place.runs()[0].data.metrics["test/spearman"]
-    with mlflow.start_run(experiment_id="0"):
-        mlflow.set_tag("twinsqueeze.kind", "train")
+    for params in ({}, newest.data.params):  # one that is no training of ours, and one without metrics
+        tags = {k: v for k, v in newest.data.tags.items() if k.startswith("twinsqueeze")}
+        strange = place.client.create_run("0", run_name="strange", tags=tags).info.run_id
+        for name, value in params.items():
+            place.client.log_param(strange, name, value)
+        place.client.set_terminated(strange)
     done = place.command("compare", "--output", "again")
     assert done.returncode == 0, done.stderr
-    assert "1 runs whose parameters are no recipe are left out" in done.stderr
+    assert "1 run whose parameters are no recipe is left out: strange" in done.stderr
+    assert "1 run whose metrics on dev are missing or not finite is left out: strange" in done.stderr
     with (place.folder / "again" / "table.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if row["alpha"] == "3.0"]
     assert row["seeds"] == "3"
@@ -195,6 +199,15 @@ def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_fo
         if r.data.params.get("alpha") == "3.0" and "test/spearman" in r.data.metrics
     ]
     assert float(row["test/spearman"]) == pytest.approx(np.mean([*seeds, test]))
+
+
+def test_any_number_of_runs_is_paged_through(place, compared, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
+    whole = comparison.read_runs("0")
+    monkeypatch.setattr(comparison, "PAGE", 2)
+    paged = comparison.read_runs("0")
+    assert len(whole.runs) >= 6
+    assert [run.run_id for run in paged.runs] == [run.run_id for run in whole.runs]
 
 
 @pytest.mark.parametrize(

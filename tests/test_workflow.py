@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import mlflow
+import mlflow.models
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -44,8 +43,7 @@ def main_run(place, main_output):
 
 @pytest.fixture(scope="module")
 def model_folder(place, main_run):
-    mlflow.set_tracking_uri(place.uri)
-    return Path(mlflow.artifacts.download_artifacts(f"models:/{main_run.outputs.model_outputs[0].model_id}"))
+    return place.model(main_run)
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +101,11 @@ def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
     run_id = main_run.info.run_id
     figures = [item.path for item in place.client.list_artifacts(run_id, "figures")]
     assert figures == [f"figures/{n}.png" for n in ("loss_curves", "pair_losses", "predicted_against_label")]
-    mlflow.set_tracking_uri(place.uri)
-    table = json.loads(
-        Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="predictions.json")).read_text()
-    )
+    table = json.loads(place.download(run_id, "predictions.json").read_text())
     assert table["columns"] == ["split", "sentence1", "sentence2", "score", "label", "predicted", "squared_error"]
     data = load_pairs(str(pairs_folder))
     assert [row[1] for row in table["data"]] == list(data.splits["dev"].sentence1 + data.splits["test"].sentence1)
-    baselines = json.loads(
-        Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="baselines.json")).read_text()
-    )
+    baselines = json.loads(place.download(run_id, "baselines.json").read_text())
     assert [row[0] for row in baselines["data"]] == [
         "uncompressed",
         "first 8",
@@ -156,7 +149,6 @@ try:
     sys.exit("twinsqueeze can be imported")
 except ImportError:
     pass
-import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))
 assert "torch" not in sys.modules

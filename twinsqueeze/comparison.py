@@ -101,17 +101,12 @@ def read_runs(experiment_id: str) -> FoundRuns:
             runs.append(trained)
         else:
             unscored.append(run.info.run_name)
-    if broken:
-        notes.append(f"{len(broken):,} runs whose parameters are no recipe are left out: {_some(broken)}.")
-    if unscored:
-        notes.append(
-            f"{len(unscored):,} runs whose metrics on dev are missing or not finite are left out: {_some(unscored)}."
-        )
+    for names, why in ((broken, "parameters are no recipe"), (unscored, "metrics on dev are missing or not finite")):
+        if names:
+            what, verb = ("run", "is") if len(names) == 1 else ("runs", "are")
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            notes.append(f"{len(names):,} {what} whose {why} {verb} left out: {shown}.")
     return FoundRuns(_with_test_digest(runs), notes)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _search(experiment_id: str, kind: str) -> Iterator[Run]:
