@@ -54,7 +54,8 @@ def test_every_option_is_explained_and_has_a_default_or_is_required(name):
         assert isinstance(parameter, click.Option)
         assert parameter.help
         assert parameter.required or parameter.show_default or "[default:" in parameter.help
-    assert "Example:" in result.output
+    assert "\n  Example: twinsqueeze" in result.output
+    assert "\\b" not in result.output
 
 
 def test_environments_refer_to_the_one_list_of_versions():

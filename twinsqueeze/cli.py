@@ -48,21 +48,22 @@ def _end_given_run(reason: str, status: str = "FAILED") -> None:
         fail_given_run(reason, status)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\n"  # click leaves the lines of such a paragraph as they are
+    "The same commands are entry points of the MLproject:\n"
+    "  mlflow run . -P alpha=0.75\n"
+    "  mlflow run . -e evaluate -P model=RUN_ID\n"
+    "  mlflow run . -e ablation -P grid=experiments/published.yaml\n"
+    "  mlflow run . -e compare",
+)
 @click.version_option(__version__, prog_name="twinsqueeze")
 def cli() -> None:
-    r"""Squeeze sentence embeddings to a few numbers that keep their cosine, and record it all in MLflow.
+    """Squeeze sentence embeddings to a few numbers that keep their cosine, and record it all in MLflow.
 
     A twin network compresses the vectors of a frozen sentence encoder, trained on scored sentence pairs with
     NEFTune-style noise. Runs go where MLFLOW_TRACKING_URI says, by default to sqlite:///mlflow.db here. Embeddings
     are cached in TWINSQUEEZE_CACHE, by default the user's cache folder.
-
-    \b
-    The same commands are entry points of the MLproject:
-      mlflow run . -P alpha=0.75
-      mlflow run . -e evaluate -P model=RUN_ID
-      mlflow run . -e ablation -P grid=experiments/published.yaml
-      mlflow run . -e compare
     """
 
 
@@ -90,27 +91,19 @@ score_max_option = click.option(
 )
 
 
-@cli.command("main")
+@cli.command("main", epilog="Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1")
 @recipe_options
 @score_max_option
 def main_command(score_max: float | None, **fields: Any) -> None:
-    r"""Train a compressor and evaluate it on dev and test, in one run.
-
-    \b
-    Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1
-    """
+    """Train a compressor and evaluate it on dev and test, in one run."""
     _train(fields, score_max, on_test=True)
 
 
-@cli.command("train")
+@cli.command("train", epilog="Example: twinsqueeze train --alpha 0.75 --dim 16")
 @recipe_options
 @score_max_option
 def train_command(score_max: float | None, **fields: Any) -> None:
-    r"""Train a compressor and evaluate it on dev; test is not even opened.
-
-    \b
-    Example: twinsqueeze train --alpha 0.75 --dim 16
-    """
+    """Train a compressor, look at dev and leave test alone."""
     _train(fields, score_max, on_test=False)
 
 
@@ -121,7 +114,7 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool) ->
     workflow.train(recipe, score_max=score_max, on_test=on_test)
 
 
-@cli.command("evaluate")
+@cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
 @click.option("--model", required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
 @click.option(
     "--dataset",
@@ -137,18 +130,14 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool) ->
 )
 @score_max_option
 def evaluate_command(**options: Any) -> None:
-    r"""Evaluate a trained compressor in a run of its own.
-
-    \b
-    Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test
-    """
+    """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
     from twinsqueeze import workflow  # noqa: PLC0415
 
     workflow.evaluate(options.pop("model"), **options)
 
 
-@cli.command("ablation")
+@cli.command("ablation", epilog="Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb")
 @click.option(
     *_names("grid"), required=True, metavar="FILE", help="A YAML file that gives fields of the recipe lists of values."
 )
@@ -176,12 +165,10 @@ def evaluate_command(**options: Any) -> None:
 )
 @score_max_option
 def ablation_command(grid: str, **options: Any) -> None:
-    r"""Train every combination of a grid together, each in a run of its own.
+    """Train every combination of a grid, a run each.
 
-    A grid that was stopped goes on where it stood when it is started again.
-
-    \b
-    Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb
+    All are trained together, as batched matrix products. A grid that was stopped goes on where it stood when it is
+    started again.
     """
     fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
     read_grid(grid, **fixed)
@@ -190,7 +177,7 @@ def ablation_command(grid: str, **options: Any) -> None:
     ablation.ablate(grid, **options)
 
 
-@cli.command("compare")
+@cli.command("compare", epilog="Example: twinsqueeze compare --output results")
 @click.option(
     *_names("experiment"),
     default="current",
@@ -213,12 +200,10 @@ def ablation_command(grid: str, **options: Any) -> None:
     help="Write to an output folder that is not empty; files of the same names are replaced.",
 )
 def compare_command(**options: Any) -> None:
-    r"""Build the ablation's table from an experiment's runs, with figures and a report.
+    """Build the ablation's table from an experiment's runs.
 
-    Runs that differ by seed alone become a row; runs on other data, encoders, labels or objectives another table.
-
-    \b
-    Example: twinsqueeze compare --output results
+    Writes figures and a report too. Runs that differ by seed alone become a row; runs on other data, encoders, labels
+    or objectives another table.
     """
     from twinsqueeze import compare  # noqa: PLC0415
 
