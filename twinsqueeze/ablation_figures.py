@@ -161,7 +161,7 @@ def pair_losses(losses: Mapping[float, Mapping[str, FloatArray]]) -> Figure:
                 ls=dash, lw=1.4, label=f"alpha {which:g}: mean {losses[which][split].mean():.4f}",
             )  # fmt: skip
         axes.set(title=f"{split}, alpha {alpha:g}", xscale="log", xlabel="squared error of a pair")
-        axes.set_ylabel("share of the pairs")
+        axes.set(ylabel="share of the pairs", ylim=(0, 1.3 * axes.get_ylim()[1]))  # room for the legend
         axes.legend(frameon=False, fontsize="small", loc="upper left")
     return figure
 
