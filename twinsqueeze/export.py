@@ -80,6 +80,9 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         raise InputError(f"output {str(output)!r} can't be written: {one_line(error)}") from error
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     console.tell(f"Written to {output}: {', '.join(files)}.")
+    if tracking.given_run():  # `mlflow run` has made one, which should say what it was for
+        with tracking.open_run("export", "export") as run:
+            run.describe(f"Wrote model {model} to {output} ({format}).")
 
 
 def _check_onnx() -> None:

@@ -302,7 +302,7 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
 
     Args:
         name: What it is called, unless the user has named it.
-        kind: train, evaluation, ablation, comparison or registration.
+        kind: train, evaluation, ablation, comparison, registration or export.
         nested: Whether it is a child of the run that is open.
 
     Raises:
