@@ -80,10 +80,10 @@ def model_card(
     ]
     if choice:
         parts += ["## How it was chosen", _chosen(choice), *([verdict] if verdict else []), "## Results"]
-        parts += _results(choice, dim)
+        parts += _results(choice)
     elif run_id:
         parts += ["## Results", f"They are with run {run_id} in its tracking store."]
-    parts += ["## Licence", _licence(provenance), "## Limits", _limits(provenance, longest, choice)]
+    parts += ["## Licence", _licence(provenance), "## Limits", _limits(longest, choice)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,14 +108,16 @@ def _metric_name(metric: str) -> str:
     return f"{NAMES[score]} on {split}"
 
 
-def _results(choice: Choice, dim: int) -> list[str]:
+def _results(choice: Choice) -> list[str]:
     header = ["", "bytes", *(f"{split} {column}" for split in SPLITS for column in COLUMNS.values())]
-    size = f"{FLOAT_BYTES * dim:,}"
+    size = f"{choice.row.bytes:,}"
     own = {name: Spread.of([value]) for name, value in choice.run.metrics.items()}
     rows = [[f"**this model**, seed {choice.run.recipe.seed}", size, *_cells(own)]]
     if (count := len(choice.row.runs)) > 1:
         rows.append([f"its recipe, mean of {count} seeds", size, *_cells(choice.row.scores)])
-    rows += [[b.name, f"{b.bytes:,}", *_cells(b.scores)] for b in choice.baselines if b.dim in {None, dim}]
+    rows += [
+        [b.name, f"{b.bytes:,}", *_cells(b.scores)] for b in choice.baselines if b.dim in {None, choice.row.recipe.dim}
+    ]
     text = [
         report.markdown_table(header, rows),
         "The other rows need no scored pairs. Neighbours: the share of a sentence's ten nearest that are still "
@@ -154,8 +156,7 @@ def _licence(provenance: Provenance) -> str:
     )
 
 
-def _limits(provenance: Provenance, longest: int | None, choice: Choice | None) -> str:
-    recipe = provenance.recipe
+def _limits(longest: int | None, choice: Choice | None) -> str:
     limits = [
         "Vectors of different models or versions can't be compared: a new version means compressing the index again.",
         *([f"A text is cut after {longest:,} tokens, as the encoder cuts it."] if longest else []),
@@ -170,13 +171,13 @@ def _limits(provenance: Provenance, longest: int | None, choice: Choice | None) 
                 f"Of a sentence's ten nearest neighbours on dev {kept:.0%} are kept: for search, look at the table "
                 "before you use it."
             )
-        better = _better_untrained(choice, FLOAT_BYTES * recipe.dim)
+        better = _better_untrained(choice)
         if better:
             limits.append(f"In no more bytes and without training, better by {_metric_name(choice.metric)}: {better}.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _better_untrained(choice: Choice, size: int) -> str:
+def _better_untrained(choice: Choice) -> str:
     """Baselines that beat the recipe's mean in no more bytes than its vectors have."""
     sign = -1 if choice.metric.partition("/")[2] in LOWER_IS_BETTER else 1
     ours = sign * choice.row.scores[choice.metric].mean
@@ -184,7 +185,7 @@ def _better_untrained(choice: Choice, size: int) -> str:
         f"{row.name} ({row.scores[choice.metric].mean:.4f}, {row.bytes:,} bytes)"
         for row in choice.baselines
         if row.dim in {None, choice.row.recipe.dim}
-        and row.bytes <= size
+        and row.bytes <= choice.row.bytes
         and choice.metric in row.scores
         and sign * row.scores[choice.metric].mean > ours
     ]
