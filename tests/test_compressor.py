@@ -13,6 +13,7 @@ from twinsqueeze.compressor import (
     TwinCosine,
     initial_layers,
     layer_sizes,
+    orthogonal_layer,
     pairwise_cosine,
 )
 
@@ -28,6 +29,7 @@ def sequential(sizes: tuple[int, ...]) -> nn.Sequential:
 
 def test_mlp_has_the_layers_of_the_study():
     assert layer_sizes("mlp", 384, 32) == (384, 128, 64, 32)
+    assert layer_sizes("linear", 384, 32) == (384, 32)
     with pytest.raises(ValueError, match="unknown architecture 'cnn'"):
         layer_sizes("cnn", 384, 32)
 
@@ -132,3 +134,39 @@ def test_the_twins_cosine_and_its_gradient_are_autograds(dim):
 
 def test_a_vector_of_zeros_has_the_cosine_zero():
     assert TwinCosine(torch.zeros(1, 2, 4)).value.item() == 0
+
+
+def test_a_linear_compressor_begins_as_a_random_projection():
+    """Orthonormal rows, distributed as SciPy's orthogonal matrices; what lies at the centre is projected to 0."""
+    centre = torch.rand(20)
+    drawn = [orthogonal_layer((20, 5), np.random.default_rng(seed), centre)[0] for seed in range(60)]
+    for weight, bias in drawn:
+        torch.testing.assert_close(weight @ weight.T, torch.eye(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(weight @ centre + bias, torch.zeros(5), atol=1e-5, rtol=0)
+    ours = np.stack([weight.numpy() for weight, _ in drawn])
+    theirs = stats.ortho_group.rvs(20, size=60, random_state=0)[:, :5]
+    for row in range(5):
+        assert stats.ks_2samp(ours[:, row].ravel(), theirs[:, row].ravel()).pvalue > 0.001
+    (_, bias) = orthogonal_layer((20, 5), np.random.default_rng(0), None)[0]
+    assert not bias.any()
+
+
+def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_packs():
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    layers = orthogonal_layer((24, 16), np.random.default_rng(0), None)
+    compressor = Compressor(layers, "binary")
+    vectors = torch.randn(30, 24)
+    bits = np.unpackbits(quantize_embeddings(compressor.compress(vectors).numpy(), precision="ubinary"), axis=1)
+    signs = compressor.represent(vectors)
+    np.testing.assert_array_equal(signs.numpy() > 0, bits == 1)
+    differing = (bits[:, None] != bits[None]).sum(-1)  # cosine of signs = 1 - 2 * Hamming distance / dim
+    np.testing.assert_allclose((signs @ signs.T).numpy(), 1 - 2 * differing / 16, atol=1e-6)
+    assert torch.equal(Compressor(layers).represent(vectors), compressor.compress(vectors))
+
+
+def test_gradient_through_the_length_is_autograds():
+    outputs = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
+    towards = torch.randn(2, 6, 5, dtype=torch.float64)
+    (nn.functional.normalize(outputs, dim=-1) * towards).sum().backward()
+    torch.testing.assert_close(TwinCosine(outputs.detach()).backward_unit(towards), outputs.grad)

@@ -1,18 +1,42 @@
+import pytest
 import torch
 
-from twinsqueeze.optimizer import Adam
+from twinsqueeze.optimizer import Adam, learning_rate
 
 
-def test_same_bits_as_pytorchs_fused_adam():
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_same_bits_as_pytorchs_fused_adam(weight_decay):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1003, generator=generator)
     theirs = torch.nn.Parameter(start.clone())
-    reference = torch.optim.Adam([theirs], lr=3e-3, fused=True)
+    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    reference = kind([theirs], lr=3e-3, weight_decay=weight_decay, fused=True)
     ours, gradient = start.clone(), torch.zeros(1003)
-    optimizer = Adam(ours, gradient, lr=3e-3)
+    optimizer = Adam(ours, gradient, lr=3e-3, weight_decay=weight_decay)
     for _ in range(25):
         gradient.copy_(torch.randn(1003, generator=generator))
         theirs.grad = gradient.clone()
         optimizer.step()
         reference.step()
         assert torch.equal(ours, theirs.data)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedules_are_pytorchs(schedule):
+    steps = 20
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedulers = torch.optim.lr_scheduler
+    reference = {
+        "constant": schedulers.ConstantLR(optimizer, factor=1),
+        "cosine": schedulers.CosineAnnealingLR(optimizer, T_max=steps),
+        "linear": schedulers.LinearLR(optimizer, start_factor=1, end_factor=0, total_iters=steps),
+    }[schedule]
+    for step in range(steps):
+        assert learning_rate(schedule, 0.3, step / steps) == pytest.approx(reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="unknown schedule 'step'"):
+        learning_rate("step", 0.1, 0)

@@ -71,6 +71,78 @@ def test_batched_trainer_does_what_a_plain_loop_does(alpha, small_train, small_d
             torch.testing.assert_close(bias, layer.bias.data, rtol=0, atol=2e-6)
 
 
+class Signs(torch.autograd.Function):
+    """Signs whose gradient is taken as that of the identity between -1 and 1."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (ctx.saved_tensors[0].abs() <= 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "binary"])
+@pytest.mark.parametrize("neighbourhood", [0.0, 0.3])
+def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, small_train, small_dev):
+    """One linear layer, Pearson's correlation, AdamW on a cosine schedule, signs and neighbours, with autograd."""
+    recipe = Recipe(
+        architecture="linear", objective="pearson", labels="linear", precision=precision, neighbourhood=neighbourhood,
+        dim=8, epochs=3, lr=1e-3, weight_decay=0.05, schedule="cosine", alpha=0.75, seed=7, device="cpu",
+    )  # fmt: skip
+    streams = Streams.of(7)
+    q, r = np.linalg.qr(streams.weights.normal(size=(24, 8)))
+    layer = nn.Linear(24, 8)
+    layer.weight.data = torch.tensor((q * np.sign(np.diag(r))).T, dtype=torch.float32)
+    centre = torch.tensor(small_train.embeddings).mean(0) if precision == "binary" else torch.zeros(24)
+    layer.bias.data = -(layer.weight.data @ centre)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=15)
+
+    def near(vectors: torch.Tensor) -> torch.Tensor:
+        unit = functional.normalize(vectors, dim=1)
+        off = ~torch.eye(len(unit), dtype=torch.bool)
+        return functional.log_softmax((unit @ unit.T / 0.05)[off].view(len(unit), -1), -1)
+
+    losses = []
+    for _ in range(3):
+        order = streams.order.permutation(150)
+        summed = 0.0
+        for rows in np.split(order, [32, 64, 96, 128]):
+            clean = np.concatenate(
+                [small_train.embeddings[side[rows]] for side in (small_train.first, small_train.second)]
+            )
+            noise = 2 * streams.noise.random(clean.shape, dtype=np.float32) - 1
+            outputs = layer(torch.tensor(clean + noise * 0.75 / np.sqrt(24), dtype=torch.float32))
+            compared = Signs.apply(outputs) if precision == "binary" else outputs
+            cosine = functional.cosine_similarity(*compared.chunk(2))
+            label = torch.tensor(small_train.scores[rows] / 5, dtype=torch.float32)
+            loss = 1 - torch.corrcoef(torch.stack([cosine, label]))[0, 1]
+            summed += loss.item() * len(rows)
+            apart = functional.kl_div(near(compared), near(torch.tensor(clean)), log_target=True, reduction="batchmean")
+            optimizer.zero_grad()
+            (loss + neighbourhood * apart).backward()
+            optimizer.step()
+            schedule.step()
+        losses.append(summed / 150)
+    beside = [recipe.model_copy(update={"alpha": a, "seed": s}) for a, s in product([0.0, 0.75], [0, 7])]
+    (ours,) = [f for f in fit(beside, small_train, small_dev) if f.recipe == recipe]
+    np.testing.assert_allclose(ours.history.loss, losses, rtol=1e-4)
+    ((weight, bias),) = ours.compressor.layers
+    torch.testing.assert_close(weight, layer.weight.data, rtol=0, atol=2e-5)
+    torch.testing.assert_close(bias, layer.bias.data, rtol=0, atol=2e-5)
+    expected = functional.normalize(layer(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
+    expected = expected.sign() if precision == "binary" else expected
+    cosine = functional.cosine_similarity(expected[small_dev.first], expected[small_dev.second]).numpy()
+    spearman = stats.spearmanr(cosine, small_dev.scores)[0]
+    assert ours.history.dev["spearman"][-1] == pytest.approx(spearman, abs=2e-3)
+    assert Evaluator(small_dev, "linear", torch.device("cpu"))(ours.compressor).scores["spearman"] == pytest.approx(
+        ours.history.dev["spearman"][-1]
+    )
+
+
 def same_bits(a: Fitted, b: Fitted) -> bool:
     weights = [
         torch.equal(x, y)
@@ -85,11 +157,21 @@ def same_bits(a: Fitted, b: Fitted) -> bool:
     return all(weights + curves + dev)
 
 
-@pytest.mark.parametrize("dim", [8, 10, 32, 33, 128])  # 10 and 33 are no multiples of a vector register
-def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim):
+LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01, "schedule": "cosine"}
+
+
+@pytest.mark.parametrize(
+    ("dim", "fields"),
+    [
+        *((dim, {}) for dim in (8, 10, 32, 33, 128)),  # 10 and 33 are no multiples of a vector register
+        (33, LINEAR | {"neighbourhood": 0.1}),
+        (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
+    ],
+)
+def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
     train = random_pairs(pairs=150, sentences=120, dimension=384, seed=1)
     dev = random_pairs(pairs=60, sentences=70, dimension=384, seed=2)
-    (alone,) = fit(replicas([0.75], [3], dim=dim), train, dev)
+    (alone,) = fit(replicas([0.75], [3], dim=dim, **fields), train, dev)
     grids = [
         ([0.75], [3, 4]),
         ([0.0, 0.75], [0, 3]),
@@ -97,7 +179,7 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim):
         (np.arange(12) / 4, range(5)),
     ]
     for alphas, seeds in grids:
-        grid = fit(replicas(map(float, alphas), seeds, dim=dim), train, dev)
+        grid = fit(replicas(map(float, alphas), seeds, dim=dim, **fields), train, dev)
         (same,) = [f for f in grid if (f.recipe.alpha, f.recipe.seed) == (0.75, 3)]
         assert same_bits(alone, same), (dim, len(grid))
 

@@ -12,11 +12,12 @@ import numpy as np
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Difference, Spread
 
-FLOAT_BYTES = 4
 SPLITS = ("dev", "test")
 SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept")
 LOSSES = ("train/loss", "train/clean_loss")
 CHOSEN_BY = "dev/spearman"
+# What tells compressors of one name from each other.
+TELLING = ("epochs", "batch_size", "lr", "schedule", "weight_decay", "neighbourhood")
 
 
 class Kind(NamedTuple):
@@ -99,7 +100,7 @@ class Row:
     @property
     def bytes(self) -> int:
         """Of a compressed vector."""
-        return self.recipe.dim * FLOAT_BYTES
+        return self.recipe.vector_bytes
 
     @property
     def family(self) -> Recipe:
@@ -245,17 +246,19 @@ def _family(recipe: Recipe) -> Recipe:
     return _bare(recipe).model_copy(update={"alpha": 0.0, "seed": 0})
 
 
-def _order(family: Recipe) -> tuple[str, int, int, int, float]:
-    return family.architecture, family.dim, family.epochs, family.batch_size, family.lr
+def _order(family: Recipe) -> tuple[str | int | float, ...]:
+    return family.architecture, family.precision, family.dim, *(getattr(family, name) for name in TELLING)
 
 
 def _names(families: Iterable[Recipe]) -> dict[Recipe, str]:
     """A name for every family: the compressor, and whatever else tells it from the others."""
     families = list(families)
-    telling = [
-        name for name in ("epochs", "batch_size", "lr") if len({getattr(family, name) for family in families}) > 1
-    ]
+    telling = [name for name in TELLING if len({getattr(family, name) for family in families}) > 1]
     return {
-        family: ", ".join([f"{family.architecture}{family.dim}", *(f"{n} {getattr(family, n):g}" for n in telling)])
+        family: ", ".join([family.compressor_name, *(f"{name} {_text(getattr(family, name))}" for name in telling)])
         for family in families
     }
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

@@ -43,6 +43,7 @@ def read_checkpoint(file: Path, model: str) -> tuple[Compressor, Provenance | No
             text = (tensors.metadata() or {}).get(HEADER)
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
         provenance = Provenance.model_validate_json(text) if text else None
-        return Compressor.from_state_dict(state), provenance
+        precision = provenance.recipe.precision if provenance else "float32"
+        return Compressor.from_state_dict(state, precision), provenance
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"model {model!r} holds no compressor: {one_line(error)}") from error

@@ -27,6 +27,8 @@ def layer_sizes(architecture: str, encoder_dimension: int, dim: int) -> tuple[in
     """Widths from the encoder's vector to the compressed one, both included."""
     if architecture == "mlp":
         return (encoder_dimension, *MLP_HIDDEN, dim)
+    if architecture == "linear":
+        return (encoder_dimension, dim)
     raise ValueError(f"unknown architecture {architecture!r}")
 
 
@@ -48,6 +50,24 @@ def initial_layers(sizes: Sequence[int], generator: np.random.Generator) -> list
     return layers
 
 
+def orthogonal_layer(sizes: Sequence[int], generator: np.random.Generator, centre: torch.Tensor | None) -> list[Layer]:
+    """A random projection with orthonormal rows, uniform among them (Haar; Mezzadri 2007, math-ph/0609050).
+
+    Args:
+        sizes: Of vectors and of what they are projected to.
+        generator: What it is drawn from.
+        centre: (d,) what is projected to 0, None for 0.
+
+    Returns:
+        The weight (out, in) and the bias (out,), float32.
+    """
+    dimension, dim = sizes
+    basis, upper = np.linalg.qr(generator.normal(size=(dimension, dim)))
+    weight = torch.from_numpy((basis * np.sign(np.diag(upper))).T.astype(np.float32)).contiguous()
+    bias = torch.zeros(dim) if centre is None else -(weight @ centre)
+    return [(weight, bias)]
+
+
 class Compressors:
     """R compressors of one shape, to be trained.
 
@@ -59,6 +79,7 @@ class Compressors:
     Args:
         replicas: For each of the R compressors its layers, each a weight (out, in) and a bias (out,).
         device: Where to keep them.
+        precision: "float32" or "binary", what their vectors are measured as.
 
     Attributes:
         parameters: (n,) float32, every weight and bias of every replica.
@@ -66,8 +87,9 @@ class Compressors:
         layers: For each layer the weights (R, out, in) and biases (R, 1, out), views of `parameters`.
     """
 
-    def __init__(self, replicas: Sequence[Sequence[Layer]], device: torch.device) -> None:
+    def __init__(self, replicas: Sequence[Sequence[Layer]], device: torch.device, precision: str = "float32") -> None:
         self.dim = len(replicas[0][-1][1])
+        self.precision = precision
         stacked = []
         for layer in zip(*replicas, strict=True):
             rows = -len(layer[0][1]) % ALIGNMENT
@@ -117,7 +139,7 @@ class Compressors:
     def replica(self, index: int) -> "Compressor":
         """One of the compressors, sharing its weights: it changes when they are trained on."""
         *hidden, last = [(weight[index], bias[index, 0]) for weight, bias in self.layers]
-        return Compressor([*hidden, (last[0][: self.dim], last[1][: self.dim])])
+        return Compressor([*hidden, (last[0][: self.dim], last[1][: self.dim])], self.precision)
 
 
 def _layers(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[Layer]:
@@ -131,12 +153,13 @@ class Compressor:
 
     Args:
         layers: Weights (out, in) and biases (out,), float32, from the encoder's dimension to `dim`.
+        precision: "float32" or "binary", what its vectors are measured as.
 
     Raises:
         ValueError: If the layers do not fit one behind the other.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], precision: str = "float32") -> None:
         if not layers:
             raise ValueError("a compressor needs at least one layer")
         for weight, bias in layers:
@@ -147,6 +170,7 @@ class Compressor:
             if second.shape[1] != first.shape[0]:
                 raise ValueError(f"a layer of {first.shape[0]} outputs can't feed one of {second.shape[1]} inputs")
         self.layers = [(w.float().contiguous(), b.float().contiguous()) for w, b in layers]
+        self.precision = precision
 
     @property
     def input_dimension(self) -> int:
@@ -165,7 +189,7 @@ class Compressor:
 
     def snapshot(self) -> "Compressor":
         """A copy on the CPU that no training changes."""
-        return Compressor([(weight.cpu().clone(), bias.cpu().clone()) for weight, bias in self.layers])
+        return Compressor([(weight.cpu().clone(), bias.cpu().clone()) for weight, bias in self.layers], self.precision)
 
     @torch.inference_mode()
     def compress(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -177,9 +201,15 @@ class Compressor:
             hidden = torch.addmm(bias, hidden, weight.T)
         return functional.normalize(hidden, dim=-1)
 
+    @torch.inference_mode()
+    def represent(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What is measured: `compress`, or for binary precision its signs, (N, dim) float32 of length 1 too."""
+        compressed = self.compress(vectors)
+        return functional.normalize(compressed.sign(), dim=-1) if self.precision == "binary" else compressed
+
     def to(self, device: torch.device) -> "Compressor":
         """The same compressor on a device."""
-        return Compressor([(weight.to(device), bias.to(device)) for weight, bias in self.layers])
+        return Compressor([(weight.to(device), bias.to(device)) for weight, bias in self.layers], self.precision)
 
     def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
         """A safetensors file of `state_dict`, with text about it in its header."""
@@ -194,10 +224,14 @@ class Compressor:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> Self:
+    def from_state_dict(cls, state: Mapping[str, torch.Tensor], precision: str = "float32") -> Self:
         """The compressor whose linear layers are in `state`, in the order of their names.
 
         Any program's names do that end in `weight` and `bias`: `0.weight`, `fc1.weight`, `net.layers.0.weight`.
+
+        Args:
+            state: The tensors.
+            precision: What its vectors are measured as.
 
         Raises:
             ValueError: If a weight lacks its bias, or the layers do not fit.
@@ -208,7 +242,7 @@ class Compressor:
         if strangers or missing:
             raise ValueError(f"not a stack of linear layers: {', '.join(sorted(strangers | missing))}")
         stems.sort(key=_natural)
-        return cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems])
+        return cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], precision)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -230,13 +264,14 @@ class TwinCosine:
 
     Attributes:
         value: (R, B) the cosine of each pair, 0 where a vector is all zeros.
+        unit: (R, 2B, dim) the outputs scaled to length 1.
     """
 
     def __init__(self, outputs: torch.Tensor) -> None:
         length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True)
         self._inverse_length: torch.Tensor = length.clamp_min_(SHORTEST).reciprocal_()
-        unit = outputs * self._inverse_length
-        self._twins = unit.view(len(outputs), 2, -1, outputs.shape[-1])
+        self.unit = outputs * self._inverse_length
+        self._twins = self.unit.view(len(outputs), 2, -1, outputs.shape[-1])
         self.value = pairwise_cosine(self._twins[:, 0], self._twins[:, 1])
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -251,3 +286,14 @@ class TwinCosine:
         result.addcmul_(self._twins, self.value[:, None, :, None], value=-1)
         result.mul_(gradient[:, None, :, None])
         return result.view(len(result), -1, result.shape[-1]).mul_(self._inverse_length)
+
+    def backward_unit(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient with respect to the outputs of a loss that depends on their directions.
+
+        With u = x / |x|: dL/dx = (g - (g . u) u) / |x|.
+
+        Args:
+            gradient: (R, 2B, dim), of the loss with respect to `unit`.
+        """
+        along = (gradient * self.unit).sum(-1, keepdim=True)
+        return torch.addcmul(gradient, self.unit, along, value=-1).mul_(self._inverse_length)

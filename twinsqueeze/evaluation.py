@@ -56,7 +56,7 @@ class Evaluator:
     def __call__(self, compressor: Compressor) -> Assessment:
         """Measures a compressor whose input dimension is that of the split's embeddings, on the evaluator's device."""
         predicted = predict(compressor, self._vectors, self.split)
-        found = nearest(compressor.compress(self._vectors).cpu().numpy())
+        found = nearest(compressor.represent(self._vectors).cpu().numpy())
         return Assessment(
             predicted=predicted,
             labels=self.labels,

@@ -57,6 +57,19 @@ class Recipe(BaseModel):
     )
     batch_size: int = _field(32, "a whole number of at least 1", "Sentence pairs in a training step.", ge=1)
     lr: float = _field(2e-4, "a finite number above 0", "Adam's learning rate.", gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine", "linear"] = _field(
+        "constant",
+        "constant, cosine or linear",
+        "How the learning rate goes on from lr. cosine: lr * (1 + cos(pi * t)) / 2, linear: lr * (1 - t), where t is "
+        "the share of the steps that are done.",
+    )
+    weight_decay: float = _field(
+        0.0,
+        "a finite number of at least 0",
+        "Decoupled weight decay, AdamW's: every step takes lr * weight_decay of each weight away. 0 is Adam.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     seed: int = _field(
         0,
         f"a whole number from 0 to {MAX_SEED}",
@@ -64,11 +77,31 @@ class Recipe(BaseModel):
         ge=0,
         le=MAX_SEED,
     )
-    architecture: Literal["mlp"] = _field(
-        "mlp", "mlp", "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between."
+    architecture: Literal["mlp", "linear"] = _field(
+        "mlp",
+        "mlp or linear",
+        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim, which begins as a "
+        "random projection with orthogonal rows.",
     )
-    objective: Literal["mse"] = _field(
-        "mse", "mse", "Training loss. mse: mean squared error of the twins' cosine to the label."
+    precision: Literal["float32", "binary"] = _field(
+        "float32",
+        "float32 or binary",
+        "What vectors are trained and measured as. binary: the signs of the dim numbers, a bit each, trained through "
+        "the quantiser.",
+    )
+    objective: Literal["mse", "pearson"] = _field(
+        "mse",
+        "mse or pearson",
+        "Training loss. mse: mean squared error of the twins' cosine to the label; pearson: 1 less Pearson's "
+        "correlation of cosines and labels in the batch.",
+    )
+    neighbourhood: float = _field(
+        0.0,
+        "a finite number of at least 0",
+        "Weight of the neighbourhood loss, which keeps who is near whom in a batch as the encoder has it. 0 leaves it "
+        "out.",
+        ge=0,
+        allow_inf_nan=False,
     )
     labels: Literal["tanh", "linear"] = _field(
         "tanh",
@@ -130,7 +163,18 @@ class Recipe(BaseModel):
     @property
     def name(self) -> str:
         """What a run is called, such as `mlp32-alpha0.75-seed0`."""
-        return f"{self.architecture}{self.dim}-alpha{self.alpha:g}-seed{self.seed}"
+        return f"{self.compressor_name}-alpha{self.alpha:g}-seed{self.seed}"
+
+    @property
+    def compressor_name(self) -> str:
+        """The compressor without noise and seed, such as `mlp32` or `linear256-binary`."""
+        precision = "" if self.precision == "float32" else f"-{self.precision}"
+        return f"{self.architecture}{self.dim}{precision}"
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a compressed vector as it is measured."""
+        return -(-self.dim // 8) if self.precision == "binary" else 4 * self.dim
 
 
 def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:

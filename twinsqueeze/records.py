@@ -14,7 +14,7 @@ import torch
 
 import twinsqueeze
 from twinsqueeze import console, figures, report, tracking
-from twinsqueeze.baselines import FLOAT_BYTES, BaselineScores
+from twinsqueeze.baselines import BaselineScores
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.evaluation import Assessment, pair_losses
 from twinsqueeze.material import Material
@@ -35,21 +35,16 @@ class Outcome:
     Attributes:
         title: What the compressor is called, such as mlp32-alpha0.75-seed0.
         text: What was done, in a sentence or two.
-        dim: Numbers of a compressed vector.
+        bytes: Of a compressed vector.
         assessments: The compressor on each split that was looked at.
         baselines: The same splits with what needs no labels.
     """
 
     title: str
     text: str
-    dim: int
+    bytes: int
     assessments: dict[str, Assessment]
     baselines: list[BaselineScores]
-
-    @property
-    def bytes(self) -> int:
-        """Of a compressed vector."""
-        return self.dim * FLOAT_BYTES
 
 
 def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
@@ -97,11 +92,12 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
     outcome = Outcome(
         title=recipe.name,
         text=(
-            f"A compressor ({recipe.architecture}, {compressor.input_dimension} to {recipe.dim} numbers) trained for "
+            f"A compressor ({recipe.architecture}, {compressor.input_dimension} numbers to {recipe.dim} "
+            f"{'signs' if recipe.precision == 'binary' else 'numbers'}) trained for "
             f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {material.data.name} with noise "
             f"alpha = {recipe.alpha:g} and seed {recipe.seed}."
         ),
-        dim=recipe.dim,
+        bytes=recipe.vector_bytes,
         assessments=assessments,
         baselines=material.baselines(splits, recipe.labels, recipe.dim),
     )

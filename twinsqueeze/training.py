@@ -17,17 +17,20 @@ import torch
 from twinsqueeze.compressor import (
     Compressor,
     Compressors,
+    Layer,
     TwinCosine,
     initial_layers,
     layer_sizes,
+    orthogonal_layer,
     pairwise_cosine,
 )
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.metrics import METRICS, Scores, score
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
+from twinsqueeze.neighbourhood import distributions, divergence
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
-from twinsqueeze.optimizer import Adam
+from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -46,7 +49,8 @@ class History:
     """A training's curves, one value an epoch, float64 of shape (T,).
 
     Attributes:
-        loss: The objective as it was trained on, noise included, mean over the epoch's pairs.
+        loss: The objective as it was trained on, noise included, mean over the epoch's pairs; without the
+            neighbourhood loss, which needs no labels.
         clean_loss: The objective on the train pairs without noise, after the epoch; NaN where it was not measured.
         dev: mse, mae, pearson and spearman on dev, after the epoch.
     """
@@ -230,7 +234,7 @@ def fit(
 
 def predict(compressor: Compressor, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
     """The twins' cosine of every pair, (P,) float32; `vectors` are the pairs' embeddings on the compressor's device."""
-    compressed = compressor.compress(vectors)
+    compressed = compressor.represent(vectors)
     cosine = pairwise_cosine(compressed[pairs.first], compressed[pairs.second])
     return cosine.cpu().numpy()
 
@@ -277,10 +281,12 @@ class Trainer:
         self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
 
         self.streams = [Streams.of(seed) for seed in seeds]
-        sizes = layer_sizes(recipe.architecture, dimension, recipe.dim)
-        layers = [initial_layers(sizes, streams.weights) for streams in self.streams]
-        self.model = Compressors(layers * len(alphas), device)
-        self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr)
+        layers = [_initial(recipe, train, streams.weights) for streams in self.streams]
+        self.model = Compressors(layers * len(alphas), device, recipe.precision)
+        self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
+        self.recipe = recipe
+        self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
+        self.steps_done = 0
 
     def epoch(self) -> FloatArray:
         """One pass over the pairs; returns each replica's mean loss, (R,) float64."""
@@ -300,13 +306,26 @@ class Trainer:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
         seeds, _, batch = twins.shape
         activations = self.model.forward(self._inputs(twins))
+        outputs = activations[-1]
 
-        cosine = TwinCosine(activations[-1])
+        binary = self.recipe.precision == "binary"
+        cosine = TwinCosine(outputs.sign() if binary else outputs)
         loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
+        loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
+        if weight := self.recipe.neighbourhood:
+            vectors = self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
+            _, of_unit = divergence(cosine.unit, distributions(vectors))
+            gradient += cosine.backward_unit(of_unit).mul_(weight)
+        if (
+            binary
+        ):  # straight through the signs where the output is not beyond them (Bengio et al. 2013, arXiv 1308.3432)
+            gradient *= outputs.abs() <= 1
 
-        self.model.backward(activations, cosine.backward(gradient.view(-1, batch)))
+        self.model.backward(activations, gradient)
+        self.optimizer.lr = learning_rate(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
         self.optimizer.step()
-        return loss.view(-1)
+        self.steps_done += 1
+        return loss
 
     def _inputs(self, twins: torch.Tensor) -> torch.Tensor:
         """The noisy vectors of (S, 2, B) sentences for every replica, (R, 2B, d)."""
@@ -316,3 +335,13 @@ class Trainer:
         if self.noisy:
             draw_uniform([streams.noise for streams in self.streams], uniform)
         return add_noise(vectors, uniform.to(self.vectors.device), self.scales)
+
+
+def _initial(recipe: Recipe, train: EncodedPairs, generator: np.random.Generator) -> list[Layer]:
+    """The layers that a seed begins with."""
+    sizes = layer_sizes(recipe.architecture, train.dimension, recipe.dim)
+    if recipe.architecture == "linear":
+        # Signs tell most where half the sentences are on either side.
+        centre = torch.from_numpy(train.embeddings.mean(0)) if recipe.precision == "binary" else None
+        return orthogonal_layer(sizes, generator, centre)
+    return initial_layers(sizes, generator)

@@ -116,7 +116,7 @@ def evaluate(
         outcome = Outcome(
             title=title,
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",
-            dim=compressor.dim,
+            bytes=recipe.model_copy(update={"dim": compressor.dim}).vector_bytes,
             assessments={split: material.evaluator(split, recipe.labels)(compressor.to(where))},
             baselines=material.baselines([split], recipe.labels, compressor.dim),
         )
