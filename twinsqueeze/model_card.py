@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from twinsqueeze import report
-from twinsqueeze.ablation_table import FLOAT_BYTES, SPLITS, BaselineRow, Row, TrainedRun
+from twinsqueeze.ablation_table import SPLITS, BaselineRow, Row, TrainedRun
+from twinsqueeze.baselines import FLOAT_BYTES
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.metrics import METRICS
 from twinsqueeze.report import ABSENT, NAMES
