@@ -29,9 +29,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from twinsqueeze import ablation, figures, material, records, training
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import embed_pairs, open_encoder
 from twinsqueeze.evaluation import Evaluator
 from twinsqueeze.objectives import labels_from_scores
+from twinsqueeze.optimizer import Adam
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.tracking import RunWriter
@@ -40,6 +42,7 @@ from twinsqueeze.training import Trainer
 PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("encoding", material, ("embed_pairs",)),
     ("training: drawing and gathering", Trainer, ("_inputs",)),
+    ("training: Adam", Adam, ("step",)),
     ("training: the rest of the steps", Trainer, ("_step",)),
     ("dev metrics and clean loss", training, ("predict_each", "score")),
     ("models", RunWriter, ("model",)),
@@ -174,6 +177,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
     training_parts = (
         "encoding",
         "training: drawing and gathering",
+        "training: Adam",
         "training: the rest of the steps",
         "dev metrics and clean loss",
     )
@@ -194,9 +198,6 @@ def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 1
     """The time of a training step against that of its matrix products alone, taking turns."""
     recipe = Recipe(dataset="demo")
     data = load_pairs("demo", splits=("train",))
-    from twinsqueeze.cache import Cache  # noqa: PLC0415
-    from twinsqueeze.embeddings import embed_pairs  # noqa: PLC0415
-
     train = embed_pairs(data.splits, open_encoder(recipe.encoder), Cache())["train"]
     trainer = Trainer(recipe, [i / 4 for i in range(alphas)], range(seeds), train, torch.device("cpu"))
     products = _products(alphas * seeds, 2 * recipe.batch_size, (train.dimension, 128, 64, recipe.dim))
