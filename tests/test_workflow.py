@@ -144,6 +144,7 @@ def test_the_model_loads_where_twinsqueeze_is_not(place, main_run, model_folder,
     """In a process that cannot import the package and refuses pickle."""
     program = """
 import sys
+import mlflow
 import numpy as np
 try:
     import twinsqueeze
