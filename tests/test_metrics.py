@@ -4,7 +4,15 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.neighbors import NearestNeighbors
 
-from twinsqueeze.metrics import METRICS, bootstrap_intervals, cosines, nearest, neighbours_kept, score
+from twinsqueeze.metrics import (
+    METRICS,
+    bootstrap_intervals,
+    cosines,
+    nearest,
+    neighbours_kept,
+    paired_difference,
+    score,
+)
 
 
 @pytest.fixture
@@ -61,6 +69,40 @@ def test_intervals_are_those_of_scipys_bootstrap(predictions):
         width = theirs.high - theirs.low
         assert ours[name].low == pytest.approx(theirs.low, abs=0.1 * width)
         assert ours[name].high == pytest.approx(theirs.high, abs=0.1 * width)
+
+
+PAIRED = {
+    "mse": lambda x, z, y: mean_squared_error(y, x) - mean_squared_error(y, z),
+    "mae": lambda x, z, y: mean_absolute_error(y, x) - mean_absolute_error(y, z),
+    "pearson": lambda x, z, y: stats.pearsonr(x, y)[0] - stats.pearsonr(z, y)[0],
+    "spearman": lambda x, z, y: stats.spearmanr(x, y)[0] - stats.spearmanr(z, y)[0],
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_differences_on_the_same_pairs_are_those_of_scipys_paired_bootstrap(predictions, metric):
+    """Predictions that share most of their error, so that an interval which is not paired would be far wider."""
+    ours, labels = predictions[0][0], predictions[1]
+    theirs = ours + np.round(0.05 * np.random.default_rng(3).normal(size=len(ours)), 2) - 0.02
+    difference, interval = paired_difference(ours, theirs, labels, metric, resamples=2000, seed=5)
+    assert difference == pytest.approx(PAIRED[metric](ours, theirs, labels), abs=1e-12)
+    expected = stats.bootstrap(
+        (ours, theirs, labels),
+        PAIRED[metric],
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(6),
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert interval.low == pytest.approx(expected.low, abs=0.1 * width)
+    assert interval.high == pytest.approx(expected.high, abs=0.1 * width)
+
+
+def test_equal_predictions_do_not_differ(predictions):
+    difference, interval = paired_difference(predictions[0][0], predictions[0][0], predictions[1], "spearman")
+    assert (difference, interval.low, interval.high) == (0, 0, 0)
 
 
 def test_neighbours_are_scikit_learns():

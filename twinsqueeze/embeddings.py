@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -20,6 +20,9 @@ from twinsqueeze.cache import Cache
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.hub import fetch_model
 from twinsqueeze.pairs import SPLITS, Pairs
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -105,6 +108,22 @@ class SentenceEncoder:
         Raises:
             InputError: If the weights are not the known ones, or sentence-transformers can't load the folder.
         """
+        model = self.load_model()
+
+        def encode(texts: list[str]) -> FloatArray:
+            vectors: FloatArray = model.encode(
+                texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            )
+            return vectors
+
+        return encode
+
+    def load_model(self) -> "SentenceTransformer":
+        """Checks the weights and loads the model, as sentence-transformers' own object.
+
+        Raises:
+            InputError: If the weights are not the known ones, or sentence-transformers can't load the folder.
+        """
         if self.weights_sha256:
             weights = self.folder / "model.safetensors"
             if not weights.is_file() or _file_sha256(weights) != self.weights_sha256:
@@ -119,7 +138,7 @@ class SentenceEncoder:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            model = SentenceTransformer(
+            return SentenceTransformer(
                 str(self.folder),
                 device=None if self.device == "auto" else self.device,
                 local_files_only=True,
@@ -127,14 +146,6 @@ class SentenceEncoder:
             )
         except Exception as error:  # whatever is wrong with a user's folder, it is one line to them
             raise InputError(f"encoder {self.name!r} can't be loaded: {one_line(error)}") from error
-
-        def encode(texts: list[str]) -> FloatArray:
-            vectors: FloatArray = model.encode(
-                texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
-            )
-            return vectors
-
-        return encode
 
 
 def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
