@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
@@ -146,7 +146,7 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         mlflow.log_figure(scatter, "scatter.png")
         errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}
         mlflow.log_figure(figures.pair_loss_distribution(errors), "losses.png")
-        mlflow.pytorch.log_model(model, name="model", pip_requirements=["torch"])
+        mlflow.pytorch.log_state_dict(model.state_dict(), "model")
     epoch_seconds = statistics.median(took)
     return epoch_seconds, time.perf_counter() - start - sum(took)
 
@@ -159,8 +159,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
     """Prints the seconds of both sides, their ratio, and the parts of ours."""
     recipes = read_grid(grid, dataset=str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset)
     file = str(Path(grid).resolve())
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         os.environ["TWINSQUEEZE_CACHE"] = str(Path(folder, "cache"))
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.search_runs()  # makes the store, which is on neither side's account

@@ -73,9 +73,8 @@ class Workplace:
 
     def model(self, run: mlflow.entities.Run) -> Path:
         """The folder of a run's model."""
-        # MLflow looks models:/ URIs up in the store of the process, whatever tracking_uri it is given
-        model = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
-        return Path(mlflow.artifacts.download_artifacts(model.artifact_location))
+        logged = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+        return Path(mlflow.artifacts.download_artifacts(logged.artifact_location))
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs `python -m twinsqueeze` with the arguments, to its end."""

@@ -151,6 +151,7 @@ try:
     sys.exit("twinsqueeze can be imported")
 except ImportError:
     pass
+import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))
 assert "torch" not in sys.modules
