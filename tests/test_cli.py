@@ -99,6 +99,59 @@ def test_a_model_that_the_store_does_not_have(run_here, model):
     assert model in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["register", "--metric", "dev/f1"], "metric must be one of dev/mse, dev/mae, dev/pearson, dev/spearman, not"),
+        (["register", "--metric", "test/spearman"], "test takes no part in a choice"),
+        (["register", "--rollback", "perhaps"], "'perhaps' is not a valid boolean"),
+        (["export", "--model", "nonsense", "--output", "out", "--format", "gguf"], "format must be one of folder, "),
+        (["export", "--model", "nonsense", "--output", "out"], "neither a run's id"),
+        (["export", "--model", "DATA", "--output", "out"], "has 0 .safetensors files"),
+        (["export", "--model", "nonsense", "--output", "DATA"], "is not empty: name another folder, or give"),
+        (["export", "--model", "nonsense", "--output", "DATA", "--overwrite", "yes"], "is no earlier export"),
+        (["export", "--model", "nonsense", "--output", "DATA/dev.csv"], "is a file: name a folder"),
+        (["export", "--model", "nonsense", "--output", "DATA/dev.csv/out"], "dev.csv/out' can't be written to"),
+    ],
+)
+def test_what_can_be_neither_registered_nor_exported(run_here, workplace, pairs_folder, arguments, message):
+    arguments = [argument.replace("DATA", str(pairs_folder)) for argument in arguments]
+    before = sorted(pairs_folder.iterdir())
+    assert message in refused(run_here(*arguments), workplace)
+    assert sorted(pairs_folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["register"], "there is no finished run in the experiment to register"),
+        (["register", "--experiment", "nowhere"], "there is no experiment 'nowhere'"),
+        (["register", "--rollback", "true"], "there is no registered model 'twinsqueeze'"),
+    ],
+)
+def test_nothing_to_register(run_here, arguments, message):
+    code, out, err = run_here(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://user:secret@127.0.0.1:9", "the model registry http://127.0.0.1:9 does not answer"),
+        ("nowhere://registry", "the model registry nowhere://registry can't be used"),
+        ("sqlite:////proc/none/mlflow.db", "the model registry sqlite:////proc/none/mlflow.db can't be used"),
+    ],
+)
+def test_a_registry_that_is_not_there(run_here, monkeypatch, uri, message):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
+    for arguments in (["register"], ["register", "--rollback", "true"]):
+        code, out, err = run_here(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+        assert "secret" not in err
+
+
 def test_a_run_without_a_model(run_here, workplace):
     run = workplace.client.create_run("0")
     code, _, err = run_here("evaluate", "--model", run.info.run_id)
@@ -180,7 +233,7 @@ def test_help_does_not_import_what_takes_seconds():
 import sys
 from click.testing import CliRunner
 from twinsqueeze.cli import cli
-for command in ((), ("main",), ("train",), ("evaluate",)):
+for command in ((), ("main",), ("train",), ("evaluate",), ("register",), ("export",)):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0
 heavy = {"torch", "mlflow", "scipy", "pandas", "datasets", "matplotlib", "numpy"} & set(sys.modules)

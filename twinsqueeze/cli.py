@@ -55,7 +55,8 @@ def _end_given_run(reason: str, status: str = "FAILED") -> None:
     "  mlflow run . -P alpha=0.75\n"
     "  mlflow run . -e evaluate -P model=RUN_ID\n"
     "  mlflow run . -e ablation -P grid=experiments/published.yaml\n"
-    "  mlflow run . -e compare",
+    "  mlflow run . -e compare\n"
+    "  mlflow run . -e register",
 )
 @click.version_option(__version__, prog_name="twinsqueeze")
 def cli() -> None:
@@ -208,3 +209,78 @@ def compare_command(**options: Any) -> None:
     from twinsqueeze import compare  # noqa: PLC0415
 
     compare.compare(options.pop("experiment"), **options)
+
+
+@cli.command("register", epilog="Example: twinsqueeze register --experiment ablation")
+@click.option(
+    *_names("experiment"),
+    default="current",
+    show_default=True,
+    metavar="NAME",
+    help="The name or id of the experiment whose best run is registered; `current` is the one that a run started now "
+    "is in.",
+)
+@click.option(
+    *_names("metric"),
+    default="dev/spearman",
+    show_default=True,
+    metavar="NAME",
+    help="What to choose and compare by: dev/spearman, dev/pearson, dev/mse or dev/mae.",
+)
+@click.option(
+    *_names("dataset"),
+    default="any",
+    show_default=True,
+    metavar="NAME",
+    help="The name of the data whose runs are looked at; `any` where the experiment has runs on one only.",
+)
+@click.option(
+    *_names("rollback"),
+    type=bool,
+    default=False,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Put back the previous champion, and register nothing.",
+)
+def register_command(**options: Any) -> None:
+    """Make the best run a version of the registered model `twinsqueeze`.
+
+    The recipe with the best mean over seeds is chosen, then the best of its seeds, both on dev. The new version becomes
+    the champion, models:/twinsqueeze@champion, only if it is better than the present one on the same dev pairs, by the
+    95% interval of a paired bootstrap; otherwise it is the challenger.
+    """
+    from twinsqueeze import promotion  # noqa: PLC0415
+
+    promotion.register(options.pop("experiment"), **options)
+
+
+@cli.command("export", epilog="Example: twinsqueeze export --model models:/twinsqueeze@champion --output model")
+@click.option(*_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
+@click.option(
+    *_names("output"),
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where to: a folder that is not there yet, or empty.",
+)
+@click.option(
+    *_names("format"),
+    default="folder",
+    show_default=True,
+    metavar="NAME",
+    help="folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, checked "
+    "against PyTorch.",
+)
+@click.option(
+    *_names("overwrite"),
+    type=bool,
+    default=False,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Replace an earlier export.",
+)
+def export_command(**options: Any) -> None:
+    """Write a model to a folder that needs neither MLflow nor this package."""
+    from twinsqueeze import export  # noqa: PLC0415
+
+    export.export(options.pop("model"), options.pop("output"), **options)

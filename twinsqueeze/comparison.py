@@ -142,7 +142,8 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
     for evaluation in evaluations or ():
         if evaluation.data.tags.get(tracking.DATASET_DIGEST) != tags[tracking.DATASET_DIGEST]:
             continue
-        on_test = {name: value for name, value in evaluation.data.metrics.items() if name.startswith("test/")}
+        found = evaluation.data.metrics.items()
+        on_test = {name: value for name, value in found if name.startswith(("test/", "uncertainty/test_"))}
         if on_test:
             metrics |= on_test
             test_digest = evaluation.data.tags[tracking.TEST_DIGEST]

@@ -60,6 +60,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def tell(*lines: str) -> None:
+    """Lines of a result, on standard output."""
+    for line in lines:
+        print(line)
+
+
 def warn(text: str) -> None:
     """A line that must not be missed, on standard error."""
     say(f"WARNING: {text}")

@@ -3,6 +3,7 @@
 Its modules are sentence-transformers' own, so whoever loads it needs neither this package nor trust in foreign code.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -37,9 +38,14 @@ def text_model(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTra
         )
     # Imported by whoever encodes, after 8 seconds that are paid by then.
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize  # noqa: PLC0415
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer  # noqa: PLC0415
 
     modules: list[nn.Module] = list(base)
+    if isinstance(
+        modules[0], Transformer
+    ):  # MLflow writes down what it was called, which must be no path of this machine
+        local = Path(encoder.name).expanduser().is_dir()
+        modules[0].auto_model.name_or_path = encoder.folder.name if local else encoder.name
     if not isinstance(modules[-1], Normalize):  # compressors are trained on vectors of length 1
         modules.append(Normalize())
     last = len(compressor.layers) - 1
@@ -61,3 +67,16 @@ def text_model(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTra
         default_prompt_name=base.default_prompt_name,
     )
     return model.float().eval()
+
+
+def load_text_model(folder: Path, device: str) -> "SentenceTransformer":
+    """A text model that was saved, from its folder alone.
+
+    Args:
+        folder: Such as `tracking.find_model` finds.
+        device: auto, cpu or cuda.
+
+    Raises:
+        InputError: If sentence-transformers can't load it.
+    """
+    return SentenceEncoder(str(folder), folder, device=device).load_model()

@@ -3,11 +3,12 @@
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from twinsqueeze.errors import InputError, one_line
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from sentence_transformers import SentenceTransformer
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -54,6 +56,11 @@ MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 MODEL_NAME = "compressor"
 MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
 MODEL_CODE = Path(__file__).with_name("compressor_model.py")
+TEXT_MODEL_NAME = "text_model"
+TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
+# The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
+CHECKPOINT_FILE = "compressor.safetensors"
+CARD_FILE = "README.md"
 
 # Ours is the progress to show; MLflow's warnings stay.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -65,13 +72,17 @@ def given_run() -> str | None:
     return os.environ.get("MLFLOW_RUN_ID")
 
 
-def check_server() -> None:
-    """Asks a remote tracking server for an answer, so that nothing long begins in vain.
+def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
+    """Asks a remote server for an answer, so that nothing long begins in vain.
+
+    Args:
+        what: The tracking server, or the model registry.
+        setting: What says where it is.
 
     Raises:
         InputError: If it does not give one within 25 seconds.
     """
-    uri = mlflow.get_tracking_uri()
+    uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if urlsplit(uri).scheme not in {"http", "https"}:
         return
     failure: list[str] = ["no answer"]
@@ -89,8 +100,7 @@ def check_server() -> None:
     thread.join(SERVER_SECONDS)
     if failure:
         raise InputError(
-            f"the tracking server {_without_password(uri)} does not answer ({failure[0]}): start it, or point "
-            "MLFLOW_TRACKING_URI elsewhere"
+            f"the {what} {without_password(uri)} does not answer ({failure[0]}): start it, or point {setting} elsewhere"
         )
 
 
@@ -226,7 +236,7 @@ class RunWriter:
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dim))]),
         )
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "compressor.safetensors")
+            path = Path(folder, CHECKPOINT_FILE)
             path.write_bytes(weights)
             info = mlflow.pyfunc.log_model(
                 name=MODEL_NAME,
@@ -239,6 +249,52 @@ class RunWriter:
             )
         return str(info.model_id)
 
+    def text_model(
+        self,
+        model: "SentenceTransformer",
+        checkpoint: Path,
+        card: str,
+        examples: Sequence[str],
+        trained_run: str,
+        params: Mapping[str, Any],
+    ) -> str:
+        """Logs a text model with the sentence-transformers flavour, beside it the compressor's own file and the card.
+
+        Args:
+            model: What takes text and gives compressed vectors.
+            checkpoint: The compressor's file.
+            card: Markdown.
+            examples: Texts that are shown to users as input.
+            trained_run: The run that trained the compressor.
+            params: The recipe.
+
+        Returns:
+            The logged model's id.
+        """
+        import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
+
+        dimension = model.get_embedding_dimension() or -1
+        signature = ModelSignature(
+            inputs=Schema([ColSpec(DataType.string)]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: Path(folder, name) for name in (CHECKPOINT_FILE, CARD_FILE)}
+            shutil.copyfile(checkpoint, files[CHECKPOINT_FILE])
+            files[CARD_FILE].write_text(card, encoding="utf-8")
+            info = mlflow.sentence_transformers.log_model(
+                model,
+                name=TEXT_MODEL_NAME,
+                signature=signature,
+                input_example=list(examples),
+                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in TEXT_MODEL_PACKAGES],
+                metadata={TRAINED_RUN: trained_run},
+                extra_files=[str(path) for path in files.values()],
+                params={name: str(value) for name, value in params.items()},
+                create_model_card=False,  # sentence-transformers' own; ours lies beside it
+            )
+        return str(info.model_id)
+
 
 @contextmanager
 def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWriter]:
@@ -246,7 +302,7 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
 
     Args:
         name: What it is called, unless the user has named it.
-        kind: train, evaluation, ablation, comparison or registration.
+        kind: train, evaluation, ablation, comparison, registration or export.
         nested: Whether it is a child of the run that is open.
 
     Raises:
@@ -274,7 +330,7 @@ def _start(name: str, kind: str, nested: bool) -> RunWriter:
         active = mlflow.start_run(run_name=None if given else name, nested=nested)
     except Exception as error:
         raise InputError(
-            f"the run can't be recorded in {_without_password(mlflow.get_tracking_uri())}: {_line(error)}"
+            f"the run can't be recorded in {without_password(mlflow.get_tracking_uri())}: {_line(error)}"
         ) from error
     writer = RunWriter(active.info.run_id, active.info.experiment_id, mlflow.MlflowClient())
     if given and MADE_UP_NAME.fullmatch(active.info.run_name or ""):
@@ -296,24 +352,28 @@ def _end(run: RunWriter | None, status: str, reason: str) -> None:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A compressor's weights.
+    """A model's files, local.
 
     Attributes:
-        file: Local, safetensors.
+        file: The compressor's weights, safetensors.
         model_id: Of the logged model, None for a plain folder.
-        run_id: Of the run that trained it, where that is known.
+        run_id: Of the run that trained the compressor, where that is known.
+        text_model: The folder of the sentence-transformers model of encoder and compressor, where there is one.
+        card: The model card, where there is one.
     """
 
     file: Path
     model_id: str | None
     run_id: str | None
+    text_model: Path | None = None
+    card: Path | None = None
 
 
 def find_model(model: str) -> FoundModel:
-    """The compressor of a run, a model or a folder.
+    """The compressor of a run, a model or a folder, and the text model that it is part of.
 
     Args:
-        model: A run's id, a model's URI (models:/..., runs:/...) or a folder.
+        model: A run's id, a model's URI (models:/..., runs:/...) or a folder, such as `export` writes.
 
     Raises:
         InputError: If there is no such thing, or no compressor in it.
@@ -321,17 +381,21 @@ def find_model(model: str) -> FoundModel:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         folder = _download(_model_uri(model), model)
-    weights = sorted(folder.rglob("*.safetensors"))
+    weights = sorted(folder.rglob(CHECKPOINT_FILE)) or sorted(folder.rglob("*.safetensors"))
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
+    text_models = sorted(path.parent for path in folder.rglob("modules.json"))
+    card = weights[0].with_name(CARD_FILE)
+    beside = text_models[0] if text_models else None, card if card.is_file() else None
     if not (folder / "MLmodel").is_file():
-        return FoundModel(weights[0], None, None)
+        return FoundModel(weights[0], None, None, *beside)
     logged = Model.load(str(folder))
-    return FoundModel(weights[0], logged.model_id, logged.run_id)
+    return FoundModel(weights[0], logged.model_id, (logged.metadata or {}).get(TRAINED_RUN, logged.run_id), *beside)
 
 
 def _model_uri(model: str) -> str:
     if re.match(r"(models|runs):/", model):
+        check_server()
         return model
     if not re.fullmatch(r"[0-9a-f]{32}", model):
         raise InputError(
@@ -342,7 +406,7 @@ def _model_uri(model: str) -> str:
     try:
         run = mlflow.get_run(model)
     except mlflow.MlflowException as error:
-        store = _without_password(mlflow.get_tracking_uri())
+        store = without_password(mlflow.get_tracking_uri())
         raise InputError(f"model {model!r} is no run in {store}: {_line(error)}") from error
     if not run.outputs or not run.outputs.model_outputs:
         raise InputError(f"run {model} has no model, its status is {run.info.status}: name a run that was trained")
@@ -359,7 +423,7 @@ def _download(uri: str, model: str) -> Path:
 def address(experiment_id: str, run_id: str | None = None) -> str:
     """Where a run, or all of an experiment, is looked at: on the tracking server or on a UI started here."""
     uri = mlflow.get_tracking_uri()
-    base = _without_password(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    base = without_password(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
@@ -402,9 +466,10 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """An address without the user's name and password that may stand in it."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _line(error: BaseException) -> str:
-    return _without_password(one_line(error, limit=500))
+    return without_password(one_line(error, limit=500))

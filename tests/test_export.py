@@ -1,0 +1,290 @@
+"""The registered model in every way that it is used: all of them give the same vectors, and none of them unpickles."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+from tests.processes import Workplace
+from twinsqueeze import export, interrupts
+from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.errors import InputError
+
+URI = "models:/twinsqueeze@champion"
+TEXTS = ["A man is playing a guitar.", "", " Zwei Hunde   laufen. ", "Ünïcödé 日本語 🙂", "word " * 600]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, shared_cache, pairs_folder) -> Workplace:
+    """Where a model has been trained and registered."""
+    place = Workplace(tmp_path_factory.mktemp("work"), shared_cache)
+    finished(place.command("train", "--dataset", str(pairs_folder), "--epochs", "2", "--dim", "9", "--device", "cpu"))
+    finished(place.command("register"))
+    return place
+
+
+def finished(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(place) -> str:
+    """The id of the run that trained it."""
+    return place.runs()[0].data.tags["twinsqueeze.trained_run"]
+
+
+@pytest.fixture(scope="module")
+def vectors(place, trained):
+    """What the encoder and the weights that training logged give, by NumPy."""
+    hidden = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu").encode(TEXTS)
+    state = load_file(next(place.model(place.client.get_run(trained)).rglob("*.safetensors")))
+    for i in (0, 2, 4):
+        hidden = (np.maximum(hidden, 0) if i else hidden) @ state[f"{i}.weight"].T + state[f"{i}.bias"]
+    return hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def exported(place):
+    """A folder a format."""
+    for name in export.FORMATS:
+        said = finished(place.command("export", "--model", URI, "--output", f"out/{name}", "--format", name))
+        assert "compressor.safetensors" in said
+    return place.folder / "out"
+
+
+# Where the package is installed in development mode, -I alone would still find it.
+BLOCKED = """
+import sys
+import numpy as np
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCK:
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def elsewhere(place: Workplace, program: str, *arguments: str, blocked: tuple[str, ...] = ("twinsqueeze",)) -> None:
+    """Runs a program where the package and whatever else is named can't be imported."""
+    environment = {name: value for name, value in place.environment.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"BLOCK = {blocked!r}{BLOCKED}{program}", *arguments],
+        cwd=place.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_sentence_transformers_takes_the_folder(place, exported, vectors):
+    (place.folder / "texts.json").write_text(json.dumps(TEXTS))
+    program = """
+import json
+from sentence_transformers import SentenceTransformer
+texts = json.load(open("texts.json"))
+model = SentenceTransformer("out/folder", device="cpu", local_files_only=True)
+np.save("encoded.npy", model.encode(texts))
+"""
+    elsewhere(place, program)
+    np.testing.assert_allclose(np.load(place.folder / "encoded.npy"), vectors, atol=1e-6)
+
+
+def test_pyfunc_takes_texts(place, vectors):
+    (place.folder / "texts.json").write_text(json.dumps(TEXTS))
+    program = f"""
+import json
+import mlflow
+model = mlflow.pyfunc.load_model("{URI}")
+np.save("predicted.npy", model.predict(json.load(open("texts.json"))))
+"""
+    elsewhere(place, program)
+    np.testing.assert_allclose(np.load(place.folder / "predicted.npy"), vectors, atol=1e-6)
+
+
+def test_the_compressor_alone_takes_vectors(place, trained, vectors):
+    """Those that a user has from the encoder already."""
+    encoder = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    np.save(place.folder / "mine.npy", encoder.encode(TEXTS))
+    program = """
+import mlflow
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[1]}/compressor")
+np.save("compressed.npy", model.predict(np.load("mine.npy")))
+assert "torch" not in sys.modules
+"""
+    elsewhere(place, program, trained)
+    np.testing.assert_allclose(np.load(place.folder / "compressed.npy"), vectors, atol=1e-6)
+
+
+def test_onnxruntime_takes_both_graphs(place, exported, vectors):
+    """With a tokenizer and without PyTorch, one text alone and all together."""
+    (place.folder / "texts.json").write_text(json.dumps(TEXTS))
+    encoder = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    np.save(place.folder / "mine.npy", encoder.encode(TEXTS))
+    program = """
+import json
+import onnxruntime
+from tokenizers import Tokenizer
+texts = json.load(open("texts.json"))
+tokenizer = Tokenizer.from_file("out/onnx/tokenizer.json")
+graph = onnxruntime.InferenceSession("out/onnx/model.onnx")
+def encode(texts):
+    found = tokenizer.encode_batch(texts)
+    fed = {"input_ids": [f.ids for f in found], "attention_mask": [f.attention_mask for f in found],
+           "token_type_ids": [f.type_ids for f in found]}
+    return graph.run(None, {name: np.array(ids, np.int64) for name, ids in fed.items()})[0]
+np.save("together.npy", encode(texts))
+np.save("alone.npy", np.concatenate([encode([text]) for text in texts]))
+graph = onnxruntime.InferenceSession("out/onnx/compressor.onnx")
+np.save("graph.npy", graph.run(None, {"vectors": np.load("mine.npy")})[0])
+"""
+    elsewhere(place, program, blocked=("twinsqueeze", "torch", "transformers"))
+    for name in ("together", "alone", "graph"):
+        np.testing.assert_allclose(np.load(place.folder / f"{name}.npy"), vectors, atol=1e-6)
+
+
+def test_an_export_is_a_model_like_any_other(place, exported, trained):
+    """evaluate reads it, and every format has the weights that were trained, to the byte."""
+    weights = next(place.model(place.client.get_run(trained)).rglob("*.safetensors")).read_bytes()
+    for name in export.FORMATS:
+        assert (exported / name / "compressor.safetensors").read_bytes() == weights
+        assert "## Limits" in (exported / name / "README.md").read_text()
+    finished(place.command("evaluate", "--model", "out/folder", "--split", "dev"))
+    ours, theirs = place.runs()[0].data.metrics, place.client.get_run(trained).data.metrics
+    assert ours["dev/spearman"] == theirs["dev/spearman"]
+
+
+def test_no_file_names_a_folder_of_this_machine_or_needs_unpickling(place, exported):
+    folders = {str(Path(module.__file__).parent.parent) for module in (export, np)}
+    registered = place.model(next(r for r in place.runs() if r.data.tags["twinsqueeze.kind"] == "registration"))
+    for folder in (exported, registered / "model.sentence_transformer"):
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            assert path.suffix not in {".bin", ".pkl", ".pickle", ".pt", ".pth"}
+            assert not [name for name in folders if name.encode() in path.read_bytes()], path
+    assert "source_model_name: all-MiniLM-L6-v2" in (registered / "MLmodel").read_text()
+
+
+def test_an_export_of_a_run_that_is_not_registered(place, trained, exported, vectors):
+    finished(place.command("export", "--model", trained, "--output", "plain"))
+    model = SentenceTransformer(str(place.folder / "plain"), device="cpu")
+    np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-6)
+    card = (place.folder / "plain" / "README.md").read_text()
+    assert f"They are with run {trained}" in card
+    assert "a text is cut after 256 tokens" in card.lower()
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    """This process in the workplace, which saves the seconds of the imports."""
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(place.folder)
+    import mlflow
+
+    mlflow.set_tracking_uri(place.uri)
+    yield place.folder
+    mlflow.set_tracking_uri(None)
+
+
+def test_overwriting_takes_the_whole_place_of_an_earlier_export(here):
+    export.export(URI, Path("again"))
+    with pytest.raises(InputError, match="is not empty"):
+        export.export(URI, Path("again"), format="safetensors")
+    assert (here / "again" / "modules.json").is_file()
+    export.export(URI, Path("again"), format="safetensors", overwrite=True)
+    assert sorted(path.name for path in (here / "again").iterdir()) == ["README.md", "compressor.safetensors"]
+    export.export("again", Path("again"), overwrite=True)  # from itself
+    assert (here / "again" / "modules.json").is_file()
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), interrupts.Stopped(15)])
+def test_nothing_is_left_of_an_export_that_fails(here, monkeypatch, failure):
+    def full(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(export.shutil, "copyfile", full)
+    before = sorted(here.iterdir())
+    with pytest.raises((InputError, interrupts.Stopped), match=r"No space left on device|SIGTERM"):
+        export.export(URI, Path("failed"))
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_graph_that_differs_from_pytorch_is_refused(here, monkeypatch):
+    class Wrong(export._CompressorGraph):
+        def forward(self, vectors):
+            return export.functional.normalize(vectors[:, :9])
+
+    monkeypatch.setattr(export, "_CompressorGraph", Wrong)
+    with pytest.raises(InputError, match="differ from PyTorch's by"):
+        export.export(URI, Path("wrong"), format="onnx")
+    assert not (here / "wrong").exists()
+
+
+def test_onnx_without_its_packages_says_what_to_install(here, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
+        export.export(URI, Path("none"), format="onnx")
+
+
+def test_weights_that_name_no_encoder(here, trained, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"0.weight": np.eye(4, dtype=np.float32), "0.bias": np.zeros(4, np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="does not say which encoder it was trained with: export it as safetensors"):
+        export.export(str(tmp_path), Path("foreign"))
+    export.export(str(tmp_path), Path("foreign"), format="safetensors")
+    assert [path.name for path in (here / "foreign").iterdir()] == ["compressor.safetensors"]
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it_over_http(place, vectors):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = place.folder / "server.log"
+    command = ["models", "serve", "-m", URI, "--env-manager", "local", "--host", "127.0.0.1", "-p", str(port)]
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            cwd=place.folder,
+            env={name: value for name, value in place.environment.items() if name != "PYTHONPATH"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}/ping", server, log)
+        for body in ({"inputs": TEXTS}, {"dataframe_split": {"columns": ["text"], "data": [[t] for t in TEXTS]}}):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                predictions = json.load(answer)["predictions"]
+            np.testing.assert_allclose(np.array(predictions, np.float32), vectors, atol=1e-6)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def wait_until_it_answers(address: str, server: subprocess.Popen, log) -> None:
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())

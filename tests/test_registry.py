@@ -1,0 +1,228 @@
+"""register and rollback as processes on one store, and what they leave in MLflow's registry."""
+
+import json
+import subprocess
+import sys
+
+import mlflow
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tests.processes import Workplace, write_pairs
+from twinsqueeze import registry
+
+DIM = ["--dim", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Enough dev pairs that one epoch and thirty are told apart."""
+    return str(write_pairs(tmp_path_factory.mktemp("data") / "sentences", train=200, dev=150, test=24))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, shared_cache) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("work"), shared_cache)
+
+
+def aliases(place: Workplace) -> dict[str, int]:
+    """Version by alias."""
+    return {name: int(number) for name, number in place.client.get_registered_model("twinsqueeze").aliases.items()}
+
+
+def run(place: Workplace, *arguments: str, experiment: str = "Default") -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "twinsqueeze", *arguments],
+        cwd=place.folder,
+        env=place.environment | {"MLFLOW_EXPERIMENT_NAME": experiment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def first(place, data):
+    """The best of a grid of hardly trained recipes, registered where nothing was."""
+    grid = place.folder / "grid.yaml"
+    grid.write_text(f"dataset: {data}\ndevice: cpu\nalpha: [0, 0.75]\nseed: [0, 1]\nepochs: 1\ndim: 8\n")
+    run(place, "ablation", "--grid", str(grid))
+    output = run(place, "register")
+    return output, place.runs()[0], aliases(place)
+
+
+def trained_frame(place: Workplace) -> pd.DataFrame:
+    runs = [r for r in place.runs() if r.data.tags["twinsqueeze.kind"] == "train"]
+    return pd.DataFrame(
+        {"run": r.info.run_id, "alpha": r.data.params["alpha"], "spearman": r.data.metrics["dev/spearman"]}
+        for r in runs
+    )
+
+
+def test_the_best_seed_of_the_best_recipe_becomes_the_champion(place, first):
+    output, registration, then = first
+    frame = trained_frame(place)
+    best_alpha = frame.groupby("alpha").spearman.mean().idxmax()
+    best = frame[frame.alpha == best_alpha].sort_values("spearman").run.iloc[-1]
+    assert f"Best of 2 recipes by mean dev/spearman: {frame.groupby('alpha').spearman.mean().max():.4f}" in output
+    assert "Registered as version 1, champion. There was no champion to compare it with." in output
+    assert then == {"champion": 1}
+    assert registration.info.status == "FINISHED"
+    assert registration.data.tags["twinsqueeze.kind"] == "registration"
+    assert registration.data.tags["twinsqueeze.trained_run"] == best
+    assert place.client.get_model_version("twinsqueeze", "1").tags["twinsqueeze.trained_run"] == best
+
+
+def test_a_version_has_its_card(place, first):
+    registered = first[1].data.tags["twinsqueeze.trained_run"]
+    trained = place.client.get_run(registered)
+    card = place.client.get_model_version("twinsqueeze", "1").description
+    assert len(card) <= 5000
+    for heading in ("Bytes a vector", "Data", "Recipe", "How it was chosen", "Results", "Licence", "Limits"):
+        assert f"## {heading}\n" in card
+    rows = {line.split("|")[1].strip(): line for line in card.splitlines() if line.startswith("|")}
+    own = rows[f"**this model**, seed {trained.data.params['seed']}"]
+    for name in ("dev/spearman", "test/spearman", "test/mse"):
+        assert f"{trained.data.metrics[name]:.4f}" in own
+    baselines = json.loads(place.download(registered, "baselines.json").read_text())
+    for name in [row[0] for row in baselines["data"]]:
+        assert name in rows
+    low, high = (trained.data.metrics[f"uncertainty/test_spearman_{end}"] for end in ("low", "high"))
+    assert f"test Spearman {low:.4f} to {high:.4f}" in card
+    assert "is the best by Spearman on dev: dev chose it" in card
+    assert "32 as float32, 8 as int8, 1 as binary; 1,536 before compression" in card
+    assert trained.data.tags["twinsqueeze.dataset_digest"] in card
+    assert "A text is cut after 256 tokens" in card
+    # What beats it in no more bytes is said among its limits.
+    columns = baselines["columns"]
+    table = pd.DataFrame(baselines["data"], columns=columns).set_index("model")
+    mean = trained_frame(place).groupby("alpha").spearman.mean().max()
+    better = table.index[(table["dev/spearman"] > mean) & (table["bytes"] <= 32)]
+    limits = card.partition("## Limits")[2]
+    assert all(f"{name} (" in limits for name in better)
+    assert all(f"{name} (" not in limits for name in table.index.difference(better))
+
+
+@pytest.fixture(scope="module")
+def better(place, data, first):
+    """A recipe trained for longer, registered over the first."""
+    run(place, "train", "--dataset", data, "--epochs", "30", "--lr", "1e-3", *DIM)
+    output = run(place, "register")
+    return output, place.runs()[0], aliases(place)
+
+
+def dev_predictions(place: Workplace, run_id: str) -> pd.DataFrame:
+    table = json.loads(place.download(run_id, "predictions.json").read_text())
+    frame = pd.DataFrame(table["data"], columns=table["columns"])
+    return frame[frame.split == "dev"]
+
+
+def test_a_better_one_takes_the_champions_place(place, first, better):
+    output, registration, then = better
+    assert then == {"champion": 2, "previous": 1}
+    ours, theirs = (
+        dev_predictions(place, version.data.tags["twinsqueeze.trained_run"]) for version in (registration, first[1])
+    )
+    spearmans = [stats.spearmanr(frame.predicted, frame.label)[0] for frame in (ours, theirs)]
+    metrics = registration.data.metrics
+    assert metrics["gate/difference"] == pytest.approx(spearmans[0] - spearmans[1], abs=1e-3)
+    assert 0 < metrics["gate/low"] < metrics["gate/difference"] < metrics["gate/high"]
+    said = f"{metrics['gate/difference']:+.4f}, 95% interval {metrics['gate/low']:+.4f} to {metrics['gate/high']:+.4f}"
+    assert said in output
+    assert "it is better" in output
+    assert said in place.client.get_model_version("twinsqueeze", "2").description
+
+
+def test_a_worse_one_is_the_challenger_and_hears_why(place, data, better):
+    run(place, "train", "--dataset", data, "--epochs", "2", *DIM, experiment="elsewhere")
+    output = run(place, "register", "--experiment", "elsewhere")
+    assert "Registered as version 3, challenger." in output
+    assert "it is worse, so the champion stays" in output
+    assert aliases(place) == {"champion": 2, "previous": 1, "challenger": 3}
+    trained_in = place.client.get_experiment_by_name("elsewhere").experiment_id
+    trained = place.client.search_runs([trained_in])
+    registered = place.client.get_model_version("twinsqueeze", "3").tags["twinsqueeze.trained_run"]
+    assert registered in [r.info.run_id for r in trained]
+
+
+def test_other_dev_pairs_are_no_ground_for_a_choice(place, better, tmp_path_factory):
+    other = str(write_pairs(tmp_path_factory.mktemp("data") / "others", dev=30))
+    run(place, "train", "--dataset", other, "--epochs", "1", *DIM, experiment="others")
+    output = run(place, "register", "--experiment", "others")
+    assert "was chosen on other dev pairs, so the two can't be compared" in output
+    assert aliases(place) == {"champion": 2, "previous": 1, "challenger": 4}
+
+
+def test_the_same_run_is_not_registered_twice(place, better):
+    before = len(place.client.search_model_versions("name = 'twinsqueeze'"))
+    output = run(place, "register")
+    assert "That run is version 2 (champion) of twinsqueeze already, so nothing was registered." in output
+    assert len(place.client.search_model_versions("name = 'twinsqueeze'")) == before
+
+
+def test_an_evaluation_of_the_champion_belongs_to_the_run_that_trained_it(place, better):
+    """As the comparison joins them: a registered model is its trained run's."""
+    run(place, "evaluate", "--model", "models:/twinsqueeze@champion", "--split", "dev")
+    evaluation = place.runs()[0]
+    trained = place.client.get_run(better[1].data.tags["twinsqueeze.trained_run"])
+    assert evaluation.data.tags["twinsqueeze.trained_run"] == trained.info.run_id
+    assert evaluation.data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
+
+
+def test_rollback_puts_the_previous_champion_back(place, better):
+    """After the tests above: it changes what they look at."""
+    output = run(place, "register", "--rollback", "true")
+    assert "version 1 is the champion again, in the place of version 2" in output
+    found = aliases(place)
+    assert found["champion"] == 1
+    assert "previous" not in found
+    assert "twinsqueeze.rolled_back" in place.client.get_model_version("twinsqueeze", "2").tags
+    assert place.runs()[0].data.tags["twinsqueeze.kind"] == "registration"
+    output = run(place, "register")
+    assert "was rolled back" in output  # and not put back by the next call
+    assert aliases(place)["champion"] == 1
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(None)
+    client = mlflow.MlflowClient(uri)
+    client.create_registered_model("twinsqueeze")
+    for _ in range(3):
+        client.create_model_version("twinsqueeze", str(tmp_path))
+    return client
+
+
+def test_rolling_back_again_goes_back_further(store):
+    one, two, three = reversed(registry.versions())
+    registry.promote(one, None)
+    registry.promote(two, one)
+    registry.promote(three, two)
+
+    def named() -> dict[str, str]:
+        return {alias: str(number) for alias, number in store.get_registered_model("twinsqueeze").aliases.items()}
+
+    assert named() == {"champion": "3", "previous": "2"}
+    assert [version.number for version in registry.roll_back()] == [3, 2]
+    assert named() == {"champion": "2", "previous": "1"}
+    registry.roll_back()
+    assert named() == {"champion": "1"}
+    with pytest.raises(ValueError, match="has no version `previous` to go back to"):
+        registry.roll_back()
+
+
+def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is(store, monkeypatch):
+    monkeypatch.setattr(
+        mlflow, "register_model", lambda uri, name, tags: store.create_model_version(name, "nowhere", tags=tags)
+    )
+    made = registry.add_version("m-0", "\n".join(f"line {i:05}" for i in range(1000)), {})
+    text = store.get_model_version("twinsqueeze", str(made.number)).description
+    assert len(text) <= 5000
+    lines = text.splitlines()
+    assert lines[-1] == "Cut here; the whole card is the model's extra_files/README.md."
+    assert all(len(line) == 10 for line in lines[:-2])

@@ -1,0 +1,192 @@
+"""The model card: what a model was made of, how it does beside what needs no training, and what it is not for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from twinsqueeze import report
+from twinsqueeze.ablation_table import FLOAT_BYTES, SPLITS, BaselineRow, Row, TrainedRun
+from twinsqueeze.checkpoint import Provenance
+from twinsqueeze.metrics import METRICS
+from twinsqueeze.report import ABSENT, NAMES
+from twinsqueeze.seeds import Spread
+
+LOWER_IS_BETTER = ("mse", "mae")
+COLUMNS = {**NAMES, "neighbours_kept": "neighbours"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model was chosen among trained ones.
+
+    Attributes:
+        metric: Of the choice, such as "dev/spearman".
+        row: The chosen recipe's runs.
+        run: The chosen one of them.
+        recipes: How many recipes there were to choose from.
+        baselines: What needs no labels, on the same data.
+    """
+
+    metric: str
+    row: Row
+    run: TrainedRun
+    recipes: int
+    baselines: Sequence[BaselineRow]
+
+
+def sizes(dim: int) -> dict[str, int]:
+    """Bytes of a compressed vector by sentence-transformers' names of precisions."""
+    return {"float32": FLOAT_BYTES * dim, "int8": dim, "binary": -(-dim // 8)}
+
+
+def model_card(
+    provenance: Provenance,
+    input_dimension: int,
+    *,
+    longest: int | None,
+    choice: Choice | None = None,
+    verdict: str | None = None,
+    run_id: str | None = None,
+) -> str:
+    """A model's card, Markdown.
+
+    Args:
+        provenance: What the compressor's file says of its training.
+        input_dimension: Numbers in an encoder's vector.
+        longest: Tokens of a text that the encoder reads; None where that was not looked up.
+        choice: How it was chosen and how it does; None for a model that was taken as it is.
+        verdict: What came of the comparison with the champion of the time, a sentence.
+        run_id: Of the training, if that is known.
+    """
+    recipe = provenance.recipe
+    dim = recipe.dim
+    shown = ", ".join(f"{size:,} as {name}" for name, size in sizes(dim).items())
+    fields = [[name, str(value)] for name, value in recipe.model_dump().items()]
+    parts = [
+        f"# TwinSqueeze {recipe.name}",
+        f"Text to vectors of {dim} numbers and length 1, whose cosine says how much two sentences mean the same. "
+        f"The sentence encoder {recipe.encoder} gives {input_dimension} numbers ({FLOAT_BYTES * input_dimension:,} "
+        f"bytes), a compressor makes them {dim}.",
+        "## Bytes a vector",
+        f"{shown}; {FLOAT_BYTES * input_dimension:,} before compression.",
+        "## Data",
+        f"Scored sentence pairs {provenance.dataset}, digest of train and dev {provenance.dataset_digest}. "
+        "Trained on train, chosen on dev. Test took no part in any choice.",
+        *([f"**{choice.run.notice}**"] if choice and choice.run.notice else []),
+        "## Recipe",
+        report.markdown_table(["field", "value"], fields),
+        f"Made by TwinSqueeze {provenance.version}"
+        + (f", run {run_id}." if run_id else ".")
+        + f" Encoder's fingerprint: {provenance.encoder_fingerprint[:16]}.",
+    ]
+    if choice:
+        parts += ["## How it was chosen", _chosen(choice), *([verdict] if verdict else []), "## Results"]
+        parts += _results(choice)
+    elif run_id:
+        parts += ["## Results", f"They are with run {run_id} in its tracking store."]
+    parts += ["## Licence", _licence(provenance), "## Limits", _limits(longest, choice)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _chosen(choice: Choice) -> str:
+    score = choice.row.scores[choice.metric]
+    deviation = f" ± {score.deviation:.4f}" if score.count > 1 else ""
+    name = _metric_name(choice.metric)
+    seeds = "one seed" if score.count == 1 else f"{score.count} seeds"
+    found = f"Of {choice.recipes} recipes its recipe" if choice.recipes > 1 else "Its recipe, the only one,"
+    text = f"{found} has the best mean {name} over seeds: {score.mean:.4f}{deviation} over {seeds}."
+    if score.count == 1:
+        return f"{text} A single seed says nothing of how much chance is in it."
+    return (
+        f"{text} Of these seeds, this one ({choice.run.recipe.seed}) is the best by {name}: dev chose it, so its own "
+        "figures on dev are better than what another seed is likely to give. The recipe's mean is the honest figure "
+        "there."
+    )
+
+
+def _metric_name(metric: str) -> str:
+    split, _, score = metric.partition("/")
+    return f"{NAMES[score]} on {split}"
+
+
+def _results(choice: Choice) -> list[str]:
+    header = ["", "bytes", *(f"{split} {column}" for split in SPLITS for column in COLUMNS.values())]
+    size = f"{choice.row.bytes:,}"
+    own = {name: Spread.of([value]) for name, value in choice.run.metrics.items()}
+    rows = [[f"**this model**, seed {choice.run.recipe.seed}", size, *_cells(own)]]
+    if (count := len(choice.row.runs)) > 1:
+        rows.append([f"its recipe, mean of {count} seeds", size, *_cells(choice.row.scores)])
+    rows += [
+        [b.name, f"{b.bytes:,}", *_cells(b.scores)] for b in choice.baselines if b.dim in {None, choice.row.recipe.dim}
+    ]
+    text = [
+        report.markdown_table(header, rows),
+        "The other rows need no scored pairs. Neighbours: the share of a sentence's ten nearest that are still "
+        "among its ten nearest when compressed.",
+    ]
+    if intervals := _intervals(choice.run.metrics):
+        text.append(f"95% bootstrap intervals over pairs, of this model: {intervals}.")
+    return text
+
+
+def _cells(scores: Mapping[str, Spread]) -> list[str]:
+    cells = []
+    for split in SPLITS:
+        for name in COLUMNS:
+            found = scores.get(f"{split}/{name}")
+            known = found is not None and found.mean == found.mean  # NaN is not itself
+            cells.append(f"{found.mean:.{2 if name == 'neighbours_kept' else 4}f}" if found and known else ABSENT)
+    return cells
+
+
+def _intervals(metrics: Mapping[str, float]) -> str:
+    parts = []
+    for split in SPLITS:
+        for name in reversed(METRICS):
+            low, high = (metrics.get(f"uncertainty/{split}_{name}_{end}") for end in ("low", "high"))
+            if low is not None and high is not None:
+                parts.append(f"{split} {NAMES[name]} {low:.4f} to {high:.4f}")
+    return ", ".join(parts)
+
+
+def _licence(provenance: Provenance) -> str:
+    return (
+        "The compressor's weights and TwinSqueeze: Apache 2.0. The encoder "
+        f"({provenance.recipe.encoder}) and the data ({provenance.dataset}) have their own licences, which this card "
+        "does not know; the encoder's weights are part of a text model."
+    )
+
+
+def _limits(longest: int | None, choice: Choice | None) -> str:
+    limits = [
+        "Vectors of different models or versions can't be compared: a new version means compressing the index again.",
+        *([f"A text is cut after {longest:,} tokens, as the encoder cuts it."] if longest else []),
+        "Languages and kinds of text are the encoder's, and the compressor has seen only sentences such as the data's.",
+        "A cosine is a similarity trained on people's scores of pairs, and no probability.",
+        "The same recipe gives other weights on another machine.",
+    ]
+    if choice:
+        kept = choice.run.metrics.get("dev/neighbours_kept")
+        if kept is not None:
+            limits.append(
+                f"Of a sentence's ten nearest neighbours on dev {kept:.0%} are kept: for search, look at the table "
+                "before you use it."
+            )
+        better = _better_untrained(choice)
+        if better:
+            limits.append(f"In no more bytes and without training, better by {_metric_name(choice.metric)}: {better}.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _better_untrained(choice: Choice) -> str:
+    """Baselines that beat the recipe's mean in no more bytes than its vectors have."""
+    sign = -1 if choice.metric.partition("/")[2] in LOWER_IS_BETTER else 1
+    ours = sign * choice.row.scores[choice.metric].mean
+    found = [
+        f"{row.name} ({row.scores[choice.metric].mean:.4f}, {row.bytes:,} bytes)"
+        for row in choice.baselines
+        if row.dim in {None, choice.row.recipe.dim}
+        and row.bytes <= choice.row.bytes
+        and choice.metric in row.scores
+        and sign * row.scores[choice.metric].mean > ours
+    ]
+    return ", ".join(found)

@@ -1,0 +1,294 @@
+"""The job register: an experiment's best run becomes a version of the registered model, in use if it is better."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinsqueeze import comparison, console, records, registry, tracking
+from twinsqueeze.ablation_table import TrainedRun, tabulate
+from twinsqueeze.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.compressor import Compressor
+from twinsqueeze.errors import InputError
+from twinsqueeze.material import Material, gather
+from twinsqueeze.metrics import METRICS, paired_difference
+from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
+from twinsqueeze.objectives import labels_from_scores
+from twinsqueeze.registry import Version
+from twinsqueeze.report import NAMES
+from twinsqueeze.text_model import text_model
+from twinsqueeze.tracking import RunWriter
+from twinsqueeze.training import predict, resolve_device
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+THIS_EXPERIMENT = "current"
+ONLY_DATASET = "any"
+SPLIT = "dev"
+EXAMPLES = ("A man is playing a guitar.", "Two dogs run through the snow.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A compressor with what its file says of it."""
+
+    compressor: Compressor
+    provenance: Provenance
+    found: tracking.FoundModel
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model takes the champion's place.
+
+    Attributes:
+        promoted: Whether it does.
+        text: Why, a sentence or two.
+        figures: The difference and its interval, if there were two to compare.
+    """
+
+    promoted: bool
+    text: str
+    figures: dict[str, float]
+
+
+def register(
+    experiment: str = THIS_EXPERIMENT,
+    *,
+    metric: str = "dev/spearman",
+    dataset: str = ONLY_DATASET,
+    rollback: bool = False,
+) -> None:
+    """Registers the best run of an experiment, and makes it the champion if it beats the one in use.
+
+    The recipe is chosen by its mean over seeds, then the best of its seeds, both on dev.
+
+    Args:
+        experiment: Its name or id, or "current" for the one that a run started now is in.
+        metric: What to choose and to compare by: dev/spearman, dev/pearson, dev/mse or dev/mae.
+        dataset: The name of the data whose runs are looked at, or "any" where there are runs on one only.
+        rollback: Whether to put back the previous champion instead; nothing is registered then.
+
+    Raises:
+        InputError: If there is nothing to register, or something that the user gave can't be used.
+    """
+    if metric.removeprefix(f"{SPLIT}/") not in METRICS or not metric.startswith(f"{SPLIT}/"):
+        known = ", ".join(f"{SPLIT}/{name}" for name in METRICS)
+        reason = ": test takes no part in a choice" if metric.startswith("test/") else ""
+        raise InputError(f"metric must be one of {known}, not {metric!r}{reason}")
+    registry.check_registry()
+    tracking.check_server()
+    if rollback:
+        _roll_back()
+        return
+    experiment_id = comparison.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
+    choice = _choose(experiment_id, metric, dataset)
+    run_id = choice.run.run_id
+    if known_version := registry.version_of(run_id):
+        _leave(choice, known_version, metric)
+        return
+    candidate = _open(run_id)
+    material = _dev_pairs(candidate, candidate.provenance.recipe.encoder, choice.run)
+    champion = registry.champion()
+    verdict = _compare(candidate, material, champion, choice)
+    with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
+        run.params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
+        run.tags(records.data_tags(material) | {tracking.TRAINED_RUN: run_id})
+        version = _register(run, candidate, material, choice, verdict)
+        if verdict.promoted:
+            registry.promote(version, champion)
+        else:
+            registry.challenge(version)
+        run.metrics(verdict.figures)
+        run.params({"version": version.number})
+    alias = registry.CHAMPION if verdict.promoted else registry.CHALLENGER
+    console.tell(_chosen(choice), f"Registered as version {version.number}, {alias}. {verdict.text}")
+    if material.data.notice:
+        console.warn(material.data.notice)
+    console.print_next([*_uses(alias), *tracking.where_to_look(run)])
+
+
+def _roll_back() -> None:
+    former, back = registry.roll_back()
+    left = f", in the place of version {former.number}" if former else ""
+    with tracking.open_run("rollback", "registration") as run:
+        text = f"Rolled back: version {back.number} is the champion again{left}."
+        run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
+        run.describe(text)
+    console.tell(text)
+    console.print_next([*_uses(registry.CHAMPION)[:2], *tracking.where_to_look(run)])
+
+
+def _uses(alias: str) -> list[tuple[str, str]]:
+    uri = f"models:/{registry.NAME}@{alias}"
+    return [
+        ("serve it", f"mlflow models serve -m {uri} --env-manager local -p 5001"),
+        ("write its files", f"python -m twinsqueeze export --model {uri} --output model"),
+        ("undo a promotion", "mlflow run . --env-manager local -e register -P rollback=true"),
+    ]
+
+
+def _leave(choice: Choice, version: Version, metric: str) -> None:
+    """Records that the best run is registered already: what a second call has to do is nothing."""
+    rolled_back = version.tags.get(registry.ROLLED_BACK)
+    since = f" It was rolled back at {rolled_back}." if rolled_back else ""
+    text = f"That run is {version} of {registry.NAME} already, so nothing was registered.{since}"
+    with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
+        run.params({"metric": metric, "trained_run": choice.run.run_id, "version": version.number})
+        run.describe(text)
+    console.tell(_chosen(choice), text)
+
+
+def _choose(experiment_id: str, metric: str, dataset: str) -> Choice:
+    found = comparison.read_runs(experiment_id)
+    if not found.runs:
+        raise InputError(
+            " ".join(["there is no finished run in the experiment to register.", *found.notes])
+            + " Train with `main` or `ablation`, or name the experiment that has them"
+        )
+    names = sorted({run.dataset for run in found.runs})
+    runs = [run for run in found.runs if dataset in {ONLY_DATASET, run.dataset}]
+    if not runs:
+        raise InputError(f"no finished run is on dataset {dataset!r}: there are runs on {', '.join(names)}")
+    digests = {run.kind.dataset_digest for run in runs}
+    if len(digests) > 1:
+        why = f"dataset {', '.join(names)}" if dataset == ONLY_DATASET and len(names) > 1 else "data that have changed"
+        raise InputError(
+            f"the experiment has runs on {why}, whose scores can't be compared: "
+            "name one with --dataset, or an experiment with runs on one alone"
+        )
+    score = metric.removeprefix(f"{SPLIT}/")
+    if score != "spearman" and len({run.recipe.labels for run in runs}) > 1:
+        raise InputError(
+            f"the experiment has runs to different labels, where {metric} can't be compared: dev/spearman can"
+        )
+    baselines = comparison.read_baselines(runs)
+    tables = tabulate(runs, baselines.rows)
+    sign = -1 if score in LOWER_IS_BETTER else 1
+    rows = [(table, row) for table in tables for row in table.rows]
+    table, best = max(rows, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
+    chosen = max(best.runs, key=lambda run: sign * run.metrics[metric])
+    return Choice(metric, best, chosen, len(rows), table.baselines)
+
+
+def _chosen(choice: Choice) -> str:
+    score = choice.row.scores[choice.metric]
+    deviation = f" ± {score.deviation:.4f}" if score.count > 1 else ""
+    seeds = "one seed" if score.count == 1 else f"{score.count} seeds"
+    recipes = "The only recipe" if choice.recipes == 1 else f"Best of {choice.recipes} recipes"
+    return (
+        f"{recipes} by mean {choice.metric}: {score.mean:.4f}{deviation} over {seeds}; its best on "
+        f"dev is {choice.run.recipe.name}, run {choice.run.run_id}."
+    )
+
+
+def _open(model: str) -> Trained:
+    found = tracking.find_model(model)
+    compressor, provenance = read_checkpoint(found.file, model)
+    if provenance is None:
+        raise InputError(f"model {model!r} does not say what it was trained on: register one that `main` has trained")
+    return Trained(compressor, provenance, found)
+
+
+def _dev_pairs(trained: Trained, encoder: str, run: TrainedRun) -> Material:
+    """The candidate's data with the vectors of an encoder, checked to be what it was trained on."""
+    provenance = trained.provenance
+    named = provenance.recipe.dataset
+    dataset = provenance.dataset if named == "auto" else named
+    material = gather(
+        dataset,
+        encoder,
+        resolve_device("auto"),
+        ("train", SPLIT),
+        score_max=provenance.score_max,
+        check_dimension=lambda _: None,
+    )
+    if material.data.digest != run.kind.dataset_digest:
+        raise InputError(
+            f"dataset {dataset!r} is not what run {run.run_id} was trained on (digest {material.data.digest}, then "
+            f"{run.kind.dataset_digest}): put the data back, or train again"
+        )
+    return material
+
+
+def _check_encoder(trained: Trained, material: Material) -> None:
+    if trained.provenance.encoder_fingerprint != material.encoder.fingerprint:
+        raise InputError(
+            f"the files of encoder {material.encoder.name!r} are not those that {trained.provenance.recipe.name} was "
+            "trained with: put them back, or train again"
+        )
+
+
+def _compare(candidate: Trained, material: Material, champion: Version | None, choice: Choice) -> Verdict:
+    """Whether the candidate is better than the champion on the same dev pairs."""
+    _check_encoder(candidate, material)
+    if champion is None:
+        return Verdict(promoted=True, text="There was no champion to compare it with.", figures={})
+    digest = material.data.splits[SPLIT].digest
+    labels = candidate.provenance.recipe.labels
+    name = choice.metric.removeprefix(f"{SPLIT}/")
+    apart = None
+    if champion.tags.get(registry.DEV_DIGEST) != digest:
+        apart = "was chosen on other dev pairs"
+    elif name != "spearman" and champion.tags.get(registry.LABELS) != labels:
+        apart = "was trained to other labels"
+    if apart:
+        text = (
+            f"The champion, version {champion.number}, {apart}, so the two can't be compared: "
+            "give the new version the alias yourself if it is what you want in use."
+        )
+        return Verdict(promoted=False, text=text, figures={})
+    other = _open(champion.uri)
+    theirs = material
+    if other.provenance.encoder_fingerprint != material.encoder.fingerprint:
+        theirs = _dev_pairs(candidate, other.provenance.recipe.encoder, choice.run)
+        _check_encoder(other, theirs)
+    difference, interval = paired_difference(
+        _predictions(candidate, material),
+        _predictions(other, theirs),
+        labels_from_scores(material.encoded[SPLIT].scores, labels),
+        name,
+    )
+    # Better is above zero, whatever the score.
+    low, high = sorted(-end if name in LOWER_IS_BETTER else end for end in (interval.low, interval.high))
+    promoted = low > 0
+    verdict = "it is better" if promoted else "it is worse" if high < 0 else "that may be chance"
+    text = (
+        f"{NAMES[name]} on the {len(material.encoded[SPLIT]):,} dev pairs less that of the champion, version "
+        f"{champion.number}: {difference:+.4f}, 95% interval {interval.low:+.4f} to {interval.high:+.4f} by a paired "
+        f"bootstrap over pairs: {verdict}{'' if promoted else ', so the champion stays'}."
+    )
+    figures = {"gate/difference": difference, "gate/low": interval.low, "gate/high": interval.high}
+    return Verdict(promoted, text, figures)
+
+
+def _predictions(trained: Trained, material: Material) -> FloatArray:
+    split = material.encoded[SPLIT]
+    vectors = torch.from_numpy(split.embeddings).to(material.device)
+    return predict(trained.compressor.to(material.device), vectors, split)
+
+
+def _register(run: RunWriter, candidate: Trained, material: Material, choice: Choice, verdict: Verdict) -> Version:
+    """Makes the text model, logs it with its card and registers it."""
+    run_id = choice.run.run_id
+    model = text_model(material.encoder, candidate.compressor)
+    card = model_card(
+        candidate.provenance,
+        candidate.compressor.input_dimension,
+        longest=model.max_seq_length,
+        choice=choice,
+        verdict=verdict.text,
+        run_id=run_id,
+    )
+    model_id = run.text_model(
+        model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump()
+    )
+    run.describe(f"{_chosen(choice)} {verdict.text}")
+    tags = {
+        tracking.TRAINED_RUN: run_id,
+        tracking.DATASET_DIGEST: material.data.digest,
+        registry.DEV_DIGEST: material.data.splits[SPLIT].digest,
+        registry.LABELS: candidate.provenance.recipe.labels,
+    }
+    return registry.add_version(model_id, card, tags)

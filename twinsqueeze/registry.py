@@ -1,0 +1,166 @@
+"""MLflow's model registry: the versions of the registered model, and which of them is in use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+
+from twinsqueeze import interrupts, tracking
+from twinsqueeze.errors import InputError, one_line
+
+NAME = "twinsqueeze"
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+PREVIOUS = "previous"
+
+DEV_DIGEST = "twinsqueeze.dev_digest"
+LABELS = "twinsqueeze.labels"
+REPLACES = "twinsqueeze.replaces"
+ROLLED_BACK = "twinsqueeze.rolled_back"
+# What a database keeps of a version's description.
+DESCRIPTION_LENGTH = 5000
+ABOUT = "Text to short vectors that keep their cosine. In use: the alias champion; before it: previous."
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model.
+
+    Attributes:
+        number: 1, 2, 3 and so on.
+        aliases: What it is called at present.
+        tags: What is known of it.
+    """
+
+    number: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """Its model's."""
+        return f"models:/{NAME}/{self.number}"
+
+    def __str__(self) -> str:
+        return f"version {self.number}" + (f" ({', '.join(self.aliases)})" if self.aliases else "")
+
+
+def check_registry() -> None:
+    """Asks the registry for an answer, so that nothing long begins in vain.
+
+    Raises:
+        InputError: If it gives none.
+    """
+    uri = mlflow.get_registry_uri()
+    tracking.check_server("model registry", "MLFLOW_REGISTRY_URI")
+    try:
+        mlflow.MlflowClient().search_registered_models(max_results=1)
+    except Exception as error:  # stores that are not there answer with exceptions of many kinds
+        raise InputError(
+            f"the model registry {tracking.without_password(uri)} can't be used ({one_line(error)}): point "
+            "MLFLOW_REGISTRY_URI, or MLFLOW_TRACKING_URI, at one that is there"
+        ) from error
+
+
+def champion() -> Version | None:
+    """The version in use."""
+    return next((version for version in versions() if CHAMPION in version.aliases), None)
+
+
+def version_of(run_id: str) -> Version | None:
+    """The newest version whose compressor a run trained."""
+    return next((version for version in versions() if version.tags.get(tracking.TRAINED_RUN) == run_id), None)
+
+
+def versions() -> list[Version]:
+    """All versions, the newest first; none where the model is not registered."""
+    client = mlflow.MlflowClient()
+    found = client.search_registered_models(f"name = '{NAME}'")
+    if not found:
+        return []
+    aliases: dict[int, list[str]] = {}
+    for alias, number in found[0].aliases.items():
+        aliases.setdefault(int(number), []).append(alias)
+    listed: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{NAME}'", page_token=token)
+        listed += page
+        token = page.token
+        if not token:
+            break
+    read = [Version(int(v.version), tuple(sorted(aliases.get(int(v.version), ()))), v.tags) for v in listed]
+    return sorted(read, key=lambda version: -version.number)
+
+
+def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Version:
+    """Registers a logged model as a new version, without an alias.
+
+    Args:
+        model_id: Of the logged model.
+        description: Markdown; cut where a database would cut it.
+        tags: What is to be known of it.
+    """
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        client.create_registered_model(NAME, description=ABOUT)
+    made = mlflow.register_model(f"models:/{model_id}", NAME, tags=dict(tags))
+    client.update_model_version(NAME, made.version, _cut(description))
+    return Version(int(made.version), (), dict(tags))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= DESCRIPTION_LENGTH:
+        return text
+    rest = f"\n\nCut here; the whole card is the model's extra_files/{tracking.CARD_FILE}."
+    return text[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
+
+
+def promote(version: Version, former: Version | None) -> None:
+    """Makes a version the champion; the former one keeps `previous`."""
+    client = mlflow.MlflowClient()
+    with interrupts.shielded(then_stop=True):
+        if former:
+            client.set_model_version_tag(NAME, str(version.number), REPLACES, str(former.number))
+            client.set_registered_model_alias(NAME, PREVIOUS, str(former.number))
+        client.set_registered_model_alias(NAME, CHAMPION, str(version.number))
+
+
+def challenge(version: Version) -> None:
+    """Makes a version the challenger, in the place of any other."""
+    mlflow.MlflowClient().set_registered_model_alias(NAME, CHALLENGER, str(version.number))
+
+
+def roll_back() -> tuple[Version | None, Version]:
+    """Makes the previous champion the champion again.
+
+    `previous` then goes to the one before it, where that is still there, so that rolling back again goes back further.
+
+    Returns:
+        The version that was champion, and the one that is now.
+
+    Raises:
+        InputError: If there is no previous champion.
+    """
+    known = versions()
+    if not known:
+        store = tracking.without_password(mlflow.get_registry_uri())
+        raise InputError(f"there is no registered model {NAME!r} in {store}: `register` makes one of the best run")
+    former = next((version for version in known if CHAMPION in version.aliases), None)
+    back = next((version for version in known if PREVIOUS in version.aliases), None)
+    if back is None:
+        raise InputError(f"the registered model {NAME!r} has no version `{PREVIOUS}` to go back to")
+    before = next((v for v in known if str(v.number) == back.tags.get(REPLACES)), None)
+    client = mlflow.MlflowClient()
+    with interrupts.shielded(then_stop=True):
+        client.set_registered_model_alias(NAME, CHAMPION, str(back.number))
+        if before:
+            client.set_registered_model_alias(NAME, PREVIOUS, str(before.number))
+        else:
+            client.delete_registered_model_alias(NAME, PREVIOUS)
+        if former:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            client.set_model_version_tag(NAME, str(former.number), ROLLED_BACK, now)
+    return former, back
