@@ -22,6 +22,12 @@ def bytes_a_vector(precision: str, dim: int) -> int:
     return {"float32": 4 * dim, "int8": dim, "binary": -(-dim // 8), "ubinary": -(-dim // 8)}[precision]
 
 
+def row_type(precision: str, dim: int) -> tuple[np.dtype[Any], int]:
+    """The type of the numbers of a row of `quantise`, and how many they are."""
+    dtype = np.dtype({"float32": np.float32, "ubinary": np.uint8}.get(precision, np.int8))
+    return dtype, bytes_a_vector(precision, dim) // dtype.itemsize
+
+
 def int8_ranges(vectors: AnyArray) -> Ranges:
     """The ranges that int8 is scaled by.
 
