@@ -212,6 +212,18 @@ def test_texts_of_every_form_give_what_sentence_transformers_gives(compress, wor
         np.testing.assert_allclose(found, text_vectors, atol=1e-6, err_msg=name)
 
 
+def test_an_exported_folder_compresses_texts_and_vectors(
+    run_here, compress, workplace, models, vectors, expected, text_vectors
+):
+    code, _, err = run_here("export", "--model", str(models / "trained"), "--output", "exported")
+    assert code == 0, err
+    (workplace.folder / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    np.save(workplace.folder / "in.npy", vectors[:50])
+    for name, there in (("in.txt", text_vectors), ("in.npy", expected[:50])):
+        found, _ = compress(name, output=f"{name}-out.npy", model=str(workplace.folder / "exported"))
+        np.testing.assert_allclose(found, there, atol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["npy", "txt", "csv"])
 def test_standard_input(workplace, models, vectors, expected, text_vectors, what):
     if what == "npy":
@@ -527,12 +539,19 @@ exit $code
 """
 
 
-@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
-@pytest.mark.parametrize("source", ["in.jsonl", "in.npy"])
-def test_a_full_disk_leaves_nothing(workplace, models, vectors, source, output):
-    """A disk of 300 kB in a namespace of its own. Of a .npy file it is known beforehand that it can't fit."""
+@pytest.mark.parametrize(
+    ("source", "output", "rows"),
+    [
+        ("in.npy", "out.npy", 7000),  # of whose rows it is known beforehand that they can't fit
+        ("in.npy", "out.parquet", 5000),
+        ("in.jsonl", "out.npy", 7000),
+        ("in.jsonl", "out.parquet", 5000),  # whose rows fit, but not once more as .parquet
+    ],
+)
+def test_a_full_disk_leaves_nothing(workplace, models, vectors, source, output, rows):
+    """A disk of 300 kB in a namespace of its own; a row takes 48 bytes."""
     (workplace.folder / "small").mkdir()
-    write(workplace.folder, vectors[:7_000], source)
+    write(workplace.folder, vectors[:rows], source)
     done = subprocess.run(
         [
             *("unshare", "--map-root-user", "--mount", "bash", "-c", SMALL_DISK, "bash"),
