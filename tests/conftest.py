@@ -1,6 +1,7 @@
 """What tests share: a small set of pairs as vectors, and the real STS-B where it is there."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from tests.processes import Workplace, write_pairs
+from twinsqueeze import cli
 from twinsqueeze.embeddings import EncodedPairs
 
 
@@ -72,3 +74,25 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(tmp_path: Path, shared_cache: Path) -> Workplace:
     """An empty folder with a tracking store of its own."""
     return Workplace(tmp_path, shared_cache)
+
+
+@pytest.fixture
+def run_here(workplace, monkeypatch, capsys):
+    """Runs the command line in this process, which saves the seconds of the imports; gives exit code and output."""
+    for name, value in workplace.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workplace.folder)
+    monkeypatch.setattr(cli.interrupts, "raise_on_signals", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["twinsqueeze", *arguments])
+        code: object = 0
+        try:
+            cli.run()
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run

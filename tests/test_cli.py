@@ -8,29 +8,6 @@ import time
 import pytest
 
 from tests.processes import write_pairs
-from twinsqueeze import cli
-
-
-@pytest.fixture
-def run_here(workplace, monkeypatch, capsys):
-    """Runs the command line in this process, which saves the seconds of the imports; gives exit code and output."""
-    for name, value in workplace.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(workplace.folder)
-    monkeypatch.setattr(cli.interrupts, "raise_on_signals", lambda: None)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["twinsqueeze", *arguments])
-        code: object = 0
-        try:
-            cli.run()
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return run
 
 
 def refused(outcome: tuple[int, str, str], workplace) -> str:
@@ -233,7 +210,7 @@ def test_help_does_not_import_what_takes_seconds():
 import sys
 from click.testing import CliRunner
 from twinsqueeze.cli import cli
-for command in ((), ("main",), ("train",), ("evaluate",), ("register",), ("export",)):
+for command in ((), ("main",), ("train",), ("evaluate",), ("register",), ("export",), ("compress",)):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0
 heavy = {"torch", "mlflow", "scipy", "pandas", "datasets", "matplotlib", "numpy"} & set(sys.modules)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from tests.processes import Workplace, write_pairs
 from twinsqueeze.cache import Cache
+from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.embeddings import embed_pairs, open_encoder
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
@@ -143,6 +144,7 @@ def test_the_model_loads_where_twinsqueeze_is_not(place, main_run, model_folder,
     """In a process that cannot import the package and refuses pickle."""
     program = """
 import sys
+import mlflow
 import numpy as np
 try:
     import twinsqueeze
@@ -193,6 +195,19 @@ def test_the_model_says_what_it_takes_and_needs(model_folder, main_run):
     requirements = (model_folder / "requirements.txt").read_text().split()
     assert all("==" in line for line in requirements)
     assert {line.partition("=")[0] for line in requirements} == {"mlflow", "numpy", "safetensors"}
+
+
+def test_ranges_for_int8_travel_with_the_model(model_folder, encoded):
+    """The least and greatest of each number over the train sentences, as NumPy finds them with the logged weights."""
+    file = next(model_folder.rglob("*.safetensors"))
+    state = load_file(file)
+    hidden = encoded["train"].embeddings
+    for i in (0, 2, 4):
+        hidden = (np.maximum(hidden, 0) if i else hidden) @ state[f"{i}.weight"].T + state[f"{i}.bias"]
+    unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+    _, provenance = read_checkpoint(file, "m")
+    assert provenance
+    np.testing.assert_allclose(provenance.int8_ranges, [unit.min(0), unit.max(0)], atol=1e-6)
 
 
 def test_metrics_show_on_the_model(place, main_run):

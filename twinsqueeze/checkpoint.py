@@ -7,13 +7,19 @@ from safetensors import SafetensorError, safe_open
 
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.precision import Ranges
 from twinsqueeze.recipe import Recipe
 
 HEADER = "twinsqueeze"
 
 
 class Provenance(BaseModel):
-    """What a compressor's file says of its training, so that it can be evaluated wherever it lies."""
+    """What a compressor's file says of its training, so that it can be evaluated and used wherever it lies.
+
+    Attributes:
+        int8_ranges: What int8 is scaled by: least and greatest value of each compressed number over the distinct train
+            sentences. None in files from before they were kept.
+    """
 
     recipe: Recipe
     dataset: str
@@ -21,6 +27,7 @@ class Provenance(BaseModel):
     score_max: float | None
     encoder_fingerprint: str
     version: str
+    int8_ranges: Ranges | None = None
 
 
 def write_checkpoint(compressor: Compressor, provenance: Provenance) -> bytes:

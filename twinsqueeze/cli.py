@@ -284,3 +284,83 @@ def export_command(**options: Any) -> None:
     from twinsqueeze import export  # noqa: PLC0415
 
     export.export(options.pop("model"), options.pop("output"), **options)
+
+
+@cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
+@click.option(
+    *_names("input"),
+    required=True,
+    metavar="FILE",
+    help="Vectors or texts: .npy, .parquet, .csv, .jsonl or .txt, a row each; - for standard input.",
+)
+@click.option(*_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
+@click.option(
+    *_names("output"),
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .npy or .parquet file for the compressed vectors, in the order of the input's rows.",
+)
+@click.option(
+    *_names("precision"),
+    default="float32",
+    show_default=True,
+    metavar="NAME",
+    help="float32, int8 (a byte a number, scaled as the train sentences were), binary or ubinary (a bit a number).",
+)
+@click.option(
+    *_names("format"),
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="What the input is: npy, parquet, csv, jsonl, txt, or auto for what its name ends in; standard input is npy "
+    "or a text a line.",
+)
+@click.option(
+    *_names("column"),
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Where the input has columns, or keys, the one to compress; auto for the only one that it can be.",
+)
+@click.option(
+    *_names("encoder"),
+    default="same",
+    show_default=True,
+    metavar="TEXT",
+    help="What turns texts into vectors: same, for the encoder that the model was trained with, or as for main.",
+)
+@click.option(
+    *_names("device"),
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
+)
+@click.option(
+    *_names("resume"),
+    type=bool,
+    default=False,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Go on where the same command was interrupted.",
+)
+@click.option(
+    *_names("overwrite"),
+    type=bool,
+    default=False,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Replace an output that is there.",
+)
+def compress_command(**options: Any) -> None:
+    """Compress a file of vectors or texts with a trained model.
+
+    The output appears whole or not at all. It needs no more memory for more rows.
+    """
+    Recipe.parse({"device": options["device"]})
+    options["column"] = None if options["column"] == "auto" else options["column"]
+    options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
+    from twinsqueeze import compress  # noqa: PLC0415
+
+    compress.compress(options.pop("input"), options.pop("model"), options.pop("output"), **options)

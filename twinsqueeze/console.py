@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to impo
 PLAIN_LINES = 10
 NARROWEST = 130
 
-Advance = Callable[[int, int, Mapping[str, str]], None]
+SECONDS_A_LINE = 10
+
+Advance = Callable[[int, int | None, Mapping[str, str]], None]
 
 
 @contextmanager
@@ -29,19 +31,24 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
     """A bar on standard error with the time left; where that is no terminal, ten plain lines.
 
     Yields:
-        A function of how many are done, how many there are, and figures to show beside them.
+        A function of how many are done, how many there are, and figures to show beside them. Where nobody knows how
+        many there are, that is None, and plain lines come every ten seconds.
     """
     bar: Any = None
-    started = time.monotonic()
+    started = spoke = time.monotonic()
     said = 0
 
-    def advance(done: int, total: int, figures: Mapping[str, str]) -> None:
-        nonlocal bar, said
+    def advance(done: int, total: int | None, figures: Mapping[str, str]) -> None:
+        nonlocal bar, said, spoke
         if sys.stderr.isatty():
             if bar is None:
                 bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True)
             bar.set_postfix(figures, refresh=done == bar.n)
             bar.update(done - bar.n)
+        elif total is None:
+            if time.monotonic() - spoke > SECONDS_A_LINE:
+                spoke = time.monotonic()
+                print(f"{title}: {unit} {done}", file=sys.stderr, flush=True)
         elif done * PLAIN_LINES // total > said or done == total:
             said = done * PLAIN_LINES // total
             left = (time.monotonic() - started) / done * (total - done)

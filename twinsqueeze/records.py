@@ -19,6 +19,7 @@ from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.evaluation import Assessment, pair_losses
 from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
+from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import LoggedData, RunWriter
 from twinsqueeze.training import Fitted
@@ -68,6 +69,8 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         inputs: What `begin_training` returned.
     """
     recipe, compressor = fitted.recipe, fitted.compressor
+    placed = compressor.to(material.device)
+    train = torch.from_numpy(material.encoded["train"].embeddings).to(material.device)
     provenance = Provenance(
         recipe=recipe,
         dataset=material.data.name,
@@ -75,13 +78,13 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         score_max=material.score_max,
         encoder_fingerprint=material.encoder.fingerprint,
         version=twinsqueeze.__version__,
+        int8_ranges=int8_ranges(placed.compress(train).cpu().numpy()),
     )
     example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
     weights = write_checkpoint(compressor, provenance)
     model_id = run.model(weights, example, compressor.dim, recipe.model_dump())
 
     splits = [split for split in material.encoded if split != "train"]
-    placed = compressor.to(material.device)
     assessments = {split: material.evaluator(split, recipe.labels)(placed) for split in splits}
     for split, assessment in assessments.items():
         last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts

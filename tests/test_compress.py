@@ -1,0 +1,636 @@
+"""The command compress: files in all forms, what is refused, what an interruption and a full disk leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+import twinsqueeze
+from tests.processes import Workplace
+from twinsqueeze.checkpoint import Provenance, write_checkpoint
+from twinsqueeze.compressor import Compressor
+from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.sources import open_source
+
+ROWS = 9_001  # three blocks, the last of which has few rows and not a multiple of 16
+TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(384, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 12)).eval()
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    drawn = np.random.default_rng(0).normal(size=(ROWS, 384))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(network, vectors) -> np.ndarray:
+    """By PyTorch's own modules."""
+    with torch.inference_mode():
+        return nn.functional.normalize(network(torch.from_numpy(vectors)), dim=1).numpy()
+
+
+@pytest.fixture(scope="module")
+def ranges(expected) -> np.ndarray:
+    return np.array([expected[:5000].min(0), expected[:5000].max(0)])
+
+
+@pytest.fixture(scope="module")
+def models(network, ranges, tmp_path_factory):
+    """Folders with what a training writes, what it wrote before there were ranges, and what another program does."""
+    folder = tmp_path_factory.mktemp("models")
+    compressor = Compressor.from_state_dict(network.state_dict())
+    known = {
+        "recipe": Recipe(dim=12),
+        "dataset": "demo",
+        "dataset_digest": "0",
+        "score_max": None,
+        "encoder_fingerprint": open_encoder("all-MiniLM-L6-v2").fingerprint,
+        "version": twinsqueeze.__version__,
+    }
+    files = {
+        "trained": write_checkpoint(compressor, Provenance(**known, int8_ranges=ranges.tolist())),
+        "older": write_checkpoint(compressor, Provenance(**known)),
+        "foreign": compressor.to_bytes({}),
+    }
+    for name, content in files.items():
+        (folder / name).mkdir()
+        (folder / name / "compressor.safetensors").write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def compress(run_here, workplace, models):
+    """Compresses a file of the workplace; gives what came out, and standard error."""
+
+    def run(name: str, *arguments: str, output: str = "out.npy", model: str = "trained"):
+        code, _, err = run_here(
+            "compress", "--input", name, "--model", str(models / model), "--output", output, *arguments
+        )
+        assert code == 0, err
+        assert [p.name for p in workplace.folder.iterdir() if ".part" in p.name] == []
+        return np.load(workplace.folder / output), err
+
+    return run
+
+
+@pytest.fixture
+def refuse(run_here, workplace, models):
+    """Expects a refusal in one line that leaves the folder as it was; gives the line."""
+
+    def run(name: str, *arguments: str, output: str = "out.npy", model: str = "trained") -> str:
+        before = {p.name: p.stat().st_mtime_ns for p in workplace.folder.iterdir()}
+        code, out, err = run_here(
+            "compress", "--input", name, "--model", str(models / model), "--output", output, *arguments
+        )
+        assert (code, out) == (2, "")
+        assert {p.name: p.stat().st_mtime_ns for p in workplace.folder.iterdir()} == before
+        *progress, line = err.splitlines()
+        assert all(
+            before.startswith(("compressing", "going on", "nothing was")) or "cast" in before for before in progress
+        )
+        assert line.startswith("twinsqueeze: ")
+        return line
+
+    return run
+
+
+def write(path, array: np.ndarray, name: str) -> None:
+    """The same vectors in every form, by programs of others."""
+    if name.endswith(".npy"):
+        np.save(path / name, array)
+    elif name.endswith(".parquet"):
+        table = pa.table({"id": range(len(array)), "embedding": list(array), "title": ["x"] * len(array)})
+        pq.write_table(table, path / name, row_group_size=2000)
+    elif name.endswith(".csv"):
+        np.savetxt(path / name, array, delimiter=",", fmt="%.9g")
+    else:
+        pd.DataFrame({"id": range(len(array)), "vector": list(array.astype(float))}).to_json(
+            path / name, orient="records", lines=True, double_precision=15
+        )
+
+
+@pytest.mark.parametrize("name", ["in.npy", "in.parquet", "in.csv", "in.jsonl"])
+def test_vectors_of_every_form_give_what_pytorch_gives(compress, workplace, vectors, expected, name):
+    rows = ROWS if name in {"in.npy", "in.parquet"} else 700
+    write(workplace.folder, vectors[:rows], name)
+    found, _ = compress(name)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected[:rows], atol=1e-6)
+
+
+def test_a_rows_bits_do_not_depend_on_the_rows_beside_it(compress, workplace, vectors):
+    np.save(workplace.folder / "all.npy", vectors)
+    whole, _ = compress("all.npy", output="all-out.npy")
+    for name, rows in (("one.npy", slice(8_999, 9_000)), ("some.npy", slice(4_000, 4_103))):
+        np.save(workplace.folder / name, vectors[rows])
+        found, _ = compress(name, output=f"out-{name}")
+        np.testing.assert_array_equal(found, whole[rows])
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+@pytest.mark.parametrize("precision", ["float32", "int8", "binary", "ubinary"])
+def test_precisions_are_sentence_transformers_own(run_here, workplace, models, vectors, ranges, precision, output):
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    np.save(workplace.folder / "in.npy", vectors)
+    code, out, err = run_here(
+        *("compress", "--input", "in.npy", "--model", str(models / "trained"), "--output", output),
+        *("--precision", precision),
+    )
+    assert code == 0, err
+    bytes_ = {"float32": 48, "int8": 12}.get(precision, 2)
+    assert f"9,001 vectors of in.npy compressed to 12 numbers at {precision}, {bytes_} bytes each" in out
+    if output.endswith(".npy"):
+        found = np.load(workplace.folder / output)
+    else:
+        table = pq.read_table(workplace.folder / output)
+        found = np.stack(table["vector"].to_numpy())
+        assert json.loads(table.schema.metadata[b"twinsqueeze"])["precision"] == precision
+    (workplace.folder / output).unlink()
+    code, _, _ = run_here("compress", "--input", "in.npy", "--model", str(models / "trained"), "--output", "float.npy")
+    given = np.load(workplace.folder / "float.npy")
+    theirs = quantize_embeddings(given, precision, ranges=ranges.astype(np.float32))
+    assert found.dtype == theirs.dtype
+    np.testing.assert_array_equal(found, theirs)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int32, ">f4"])
+def test_other_numbers_are_cast_and_that_is_said_once(compress, workplace, vectors, network, kind):
+    given = (vectors * 50).astype(kind)
+    np.save(workplace.folder / "in.npy", given)
+    found, err = compress("in.npy")
+    assert err.count("which are cast to float32") == (np.dtype(kind) != np.dtype(">f4"))
+    with torch.inference_mode():
+        output = network(torch.from_numpy(given.astype(np.float32)))
+    np.testing.assert_allclose(found, nn.functional.normalize(output, dim=1).numpy(), atol=1e-6)
+
+
+def test_an_array_that_lies_column_by_column(compress, workplace, vectors, expected):
+    np.save(workplace.folder / "in.npy", np.asfortranarray(vectors))
+    found, _ = compress("in.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def text_vectors(network) -> np.ndarray:
+    """By sentence-transformers and PyTorch."""
+    model = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    with torch.inference_mode():
+        encoded = model.encode(TEXTS, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+        return nn.functional.normalize(network(encoded), dim=1).numpy()
+
+
+def test_texts_of_every_form_give_what_sentence_transformers_gives(compress, workplace, text_vectors):
+    frame = pd.DataFrame({"id": range(len(TEXTS)), "text": TEXTS, "note": "-"})
+    (workplace.folder / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    frame.to_csv(workplace.folder / "in.csv", index=False)
+    frame.to_parquet(workplace.folder / "in.parquet")
+    frame.to_json(workplace.folder / "in.jsonl", orient="records", lines=True, force_ascii=False)
+    (workplace.folder / "strings.jsonl").write_text("\n".join(json.dumps(text) for text in TEXTS), encoding="utf-8")
+    for name in ("in.txt", "in.csv", "in.parquet", "in.jsonl", "strings.jsonl"):
+        column = [] if name in {"in.txt", "strings.jsonl"} else ["--column", "text"]
+        found, _ = compress(name, *column, output=f"{name}.npy")
+        np.testing.assert_allclose(found, text_vectors, atol=1e-6, err_msg=name)
+
+
+def test_an_exported_folder_compresses_texts_and_vectors(
+    run_here, compress, workplace, models, vectors, expected, text_vectors
+):
+    code, _, err = run_here("export", "--model", str(models / "trained"), "--output", "exported")
+    assert code == 0, err
+    (workplace.folder / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    np.save(workplace.folder / "in.npy", vectors[:50])
+    for name, there in (("in.txt", text_vectors), ("in.npy", expected[:50])):
+        found, _ = compress(name, output=f"{name}-out.npy", model=str(workplace.folder / "exported"))
+        np.testing.assert_allclose(found, there, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["npy", "txt", "csv"])
+def test_standard_input(workplace, models, vectors, expected, text_vectors, what):
+    if what == "npy":
+        np.save(workplace.folder / "in", vectors)
+        (workplace.folder / "in.npy").rename(workplace.folder / "in")
+    else:
+        rows = ["text", *TEXTS] if what == "csv" else TEXTS
+        text = "".join('"' + row.replace('"', '""') + '"\n' if what == "csv" else f"{row}\n" for row in rows)
+        (workplace.folder / "in").write_text(text, encoding="utf-8")
+    with (workplace.folder / "in").open("rb") as file:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "twinsqueeze", "compress", "--input", "-", "--output", "out.npy"),
+                *("--model", str(models / "trained"), "--format", "csv" if what == "csv" else "auto"),
+            ],
+            stdin=file,
+            cwd=workplace.folder,
+            env=workplace.environment,
+            capture_output=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    found = np.load(workplace.folder / "out.npy")
+    np.testing.assert_allclose(found, expected if what == "npy" else text_vectors, atol=1e-6)
+
+
+def test_a_text_of_a_million_characters_is_cut_as_the_encoder_cuts_and_that_is_said(compress, workplace):
+    long = "the cat sat on the mat " * 45_000
+    (workplace.folder / "in.txt").write_text(f"short\n{long}\n{' '.join(['cat'] * 254)}\n{' '.join(['cat'] * 255)}\n")
+    found, err = compress("in.txt")
+    assert err.count("2 texts were cut at the 256 tokens that the encoder looks at") == 1
+    (workplace.folder / "cut.txt").write_text(f"short\n{long[:3000]}\n")
+    cut, err = compress("cut.txt", output="cut.npy")
+    assert "1 text was cut" in err
+    np.testing.assert_allclose(found[:2], cut, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("in.npy", {7_003: np.nan}, "row 7003 of in.npy has NaN or infinite numbers"),
+        ("in.npy", {8_999: -np.inf, 9_000: np.inf}, "row 8999 of in.npy has NaN"),
+        ("in.npy", {5: 3e38}, "row 5 of in.npy is too long a vector"),
+        ("in.parquet", {6_003: np.inf}, "row 6003 of in.parquet has NaN or infinite numbers"),
+        ("in.csv", {303: np.nan}, "row 303 of in.csv has NaN or infinite numbers"),
+    ],
+)
+def test_vectors_that_are_not_finite_are_refused_with_the_row(refuse, workplace, vectors, name, spoil, message):
+    spoilt = vectors[: 500 if name == "in.csv" else ROWS].copy()
+    for row, value in spoil.items():
+        spoilt[row] = value
+    write(workplace.folder, spoilt, name)
+    assert message in refuse(name)
+
+
+def test_large_finite_numbers_are_none_of_these(compress, workplace, vectors):
+    """Whose sum over a block is beyond float32."""
+    np.save(workplace.folder / "in.npy", np.abs(vectors[:4096]) * np.float32(1e36))
+    found, _ = compress("in.npy")
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("fault", ["empty", "no rows", "truncated", "short header", "not one"])
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_files_that_are_empty_or_truncated(refuse, workplace, vectors, kind, fault):
+    name = f"in.{kind}"
+    write(workplace.folder, vectors[: 0 if fault == "no rows" else 3000], name)
+    path = workplace.folder / name
+    if fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "truncated":
+        os.truncate(path, path.stat().st_size * 2 // 3)
+    elif fault == "short header":
+        os.truncate(path, 20)
+    elif fault == "not one":
+        path.write_text("vectors, they said, but it is a letter\n" * 10)
+    message = {
+        "empty": "is empty",
+        "no rows": "neither texts nor lists" if kind == "parquet" else "is empty: its shape is (0, 384)",
+        "truncated": "truncated",
+        "short header": "truncated",
+        "not one": f"is no .{kind}",
+    }[fault]
+    assert message in refuse(name)
+
+
+def test_a_parquet_file_without_rows(refuse, workplace):
+    schema = pa.schema([("vector", pa.list_(pa.float32()))])
+    pq.write_table(schema.empty_table(), workplace.folder / "in.parquet")
+    assert "in.parquet is empty: it has no rows" in refuse("in.parquet")
+
+
+def test_a_parquet_file_damaged_in_the_middle(refuse, workplace, vectors):
+    pq.write_table(pa.table({"v": list(vectors)}), workplace.folder / "in.parquet", compression="zstd")
+    with (workplace.folder / "in.parquet").open("r+b") as file:
+        file.seek(500_000)
+        file.write(os.urandom(2_000_000))
+    assert "in.parquet is damaged" in refuse("in.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"", "in.txt", "input 'in.txt' is empty"),
+        (b"caf\xe9\n", "in.txt", "in.txt is not UTF-8"),
+        (b"a,b\n", "in.csv", "in.csv is empty: it has no rows"),
+        (b'text\na\n"b,c\n', "in.csv", "row 1 of in.csv can't be read as csv"),
+        (b"a,b\nx y,z\n", "in.csv", "more than one column that can be meant, a, b: name one"),
+        (b"a,b\nx,1\ny\n", "in.csv", "row 1 of in.csv can't be read as csv: 1 cells, where the first line has 2"),
+        (b"\n\n", "in.jsonl", "in.jsonl is empty"),
+        (b'"a"\n{\n', "in.jsonl", "row 1 of in.jsonl can't be read as jsonl"),
+        (b'"a"\n[1, 2]\n', "in.jsonl", "row 1 of in.jsonl is no text"),
+        (b"[%s]\n[1]\n" % b", ".join([b"1"] * 384), "in.jsonl", "row 1 of in.jsonl is no list of 384 numbers"),
+        (b'[1, "2"]\n', "in.jsonl", "row 0 of in.jsonl can't be read as jsonl: a list that is not of numbers"),
+        (b'{"a": 1}\n', "in.jsonl", "in.jsonl has neither texts nor lists of numbers; its columns are a"),
+        (b'{"t": "x"}\n{"u": "y"}\n', "in.jsonl", "row 1 of in.jsonl can't be read as jsonl: no 't' among u"),
+        (b"1,2,3\n4,5,6\n", "in.csv", "compresses vectors of 384 numbers, and those of in.csv have 3"),
+        (b"x", "in.dat", "ends in none of .npy, .parquet, .csv, .jsonl, .txt: name its format"),
+    ],
+)
+def test_text_files_with_something_wrong(refuse, workplace, content, name, message):
+    (workplace.folder / name).write_bytes(content)
+    assert message in refuse(name)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 100), np.float32), "compresses vectors of 384 numbers, and those of in.npy have 100"),
+        (np.zeros(384, np.float32), "an array of shape (384,), where vectors are the rows of a table"),
+        (np.zeros((3, 384), complex), "in.npy holds complex128 values, where vectors are numbers"),
+        (np.array([["a"]]), "where vectors are numbers"),
+        (np.array([{}], dtype=object), "in.npy holds object values"),
+    ],
+)
+def test_arrays_that_are_no_vectors_for_the_model(refuse, workplace, array, message):
+    np.save(workplace.folder / "in.npy", array, allow_pickle=True)
+    assert message in refuse("in.npy")
+
+
+def test_lists_of_other_lengths_in_parquet(refuse, workplace, vectors):
+    rows = [list(row) for row in vectors[:50]]
+    for name, row in (
+        ("short.parquet", rows[0][:-1]),
+        ("missing.parquet", None),
+        ("hole.parquet", [None, *rows[0][1:]]),
+    ):
+        pq.write_table(pa.table({"v": pa.array([*rows, row], pa.list_(pa.float32()))}), workplace.folder / name)
+        assert f"row 50 of {name} is no list of 384 numbers" in refuse(name)
+    pq.write_table(pa.table({"t": ["a", None]}), workplace.folder / "text.parquet")
+    assert "row 1 of text.parquet is missing" in refuse("text.parquet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int4"], "precision must be one of float32, int8, binary, ubinary, not 'int4'"),
+        (["--format", "xlsx"], "format must be one of auto, npy"),
+        (["--column", "x"], "in.npy is a .npy array, which has no column 'x'"),
+        (["--device", "gpu"], "device must be auto, cpu or cuda"),
+        (["--resume", "perhaps"], "'perhaps' is not a valid boolean"),
+        (["--output", "out.txt"], "output 'out.txt' ends in neither .npy nor .parquet"),
+        (["--output", "nowhere/out.npy"], "would be in a folder that is not there"),
+        (["--input", "nowhere.npy"], "input 'nowhere.npy' is not there"),
+        (["--input", "."], "input '.' is a folder"),
+        (["--model", "nonsense"], "neither a run's id"),
+    ],
+)
+def test_options_that_can_not_be_used(refuse, workplace, vectors, arguments, message):
+    np.save(workplace.folder / "in.npy", vectors[:10])
+    assert message in refuse("in.npy", *arguments)
+
+
+def test_models_that_lack_what_is_needed(refuse, compress, workplace, vectors):
+    np.save(workplace.folder / "in.npy", vectors[:10])
+    (workplace.folder / "in.txt").write_text("a text\n")
+    for model in ("older", "foreign"):
+        assert "has no ranges to scale int8 by" in refuse("in.npy", "--precision", "int8", model=model)
+    assert "does not say what it was trained on: name the encoder" in refuse("in.txt", model="foreign")
+    named, _ = compress("in.txt", "--encoder", "all-MiniLM-L6-v2", model="foreign")
+    same, _ = compress("in.txt", output="same.npy")
+    np.testing.assert_array_equal(named, same)
+
+
+def test_an_output_that_is_there_is_refused_unless_overwrite_is_asked_for(refuse, compress, workplace, vectors):
+    np.save(workplace.folder / "in.npy", vectors[:100])
+    np.save(workplace.folder / "out.npy", np.zeros(3))
+    assert "output 'out.npy' is there already: name another, or ask for overwrite" in refuse("in.npy")
+    found, _ = compress("in.npy", "--overwrite", "true")
+    assert found.shape == (100, 12)
+    np.save(workplace.folder / "in.npy", np.full((3, 384), np.nan))
+    assert "row 0" in refuse("in.npy", "--overwrite", "true")  # and the old output is still there: refuse looks
+    (workplace.folder / "folder.npy").mkdir()
+    assert "is a folder" in refuse("in.npy", "--overwrite", "true", output="folder.npy")
+
+
+SLOWLY = """
+import sys, time
+from twinsqueeze import cli, outputs
+outputs.JOURNAL_SECONDS = 0.0
+reach = outputs.Output.reach
+def slowly(self, rows):
+    reach(self, rows)
+    time.sleep(1)
+outputs.Output.reach = slowly
+sys.argv[0] = "twinsqueeze"
+cli.run()
+"""
+
+
+class Interruption:
+    """Starts compressions of in.npy that take a second, and stops them once some rows are safe."""
+
+    def __init__(self, workplace: Workplace, model: Path) -> None:
+        self.workplace = workplace
+        self.command = ["compress", "--input", "in.npy", "--model", str(model)]
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", SLOWLY, *self.command, *arguments],
+            cwd=self.workplace.folder,
+            env=self.workplace.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for_rows(self, process: subprocess.Popen) -> None:
+        """Returns when the journal speaks of some rows."""
+        while process.poll() is None:
+            for journal in self.workplace.folder.glob("*.part.json"):
+                if json.loads(journal.read_text())["rows"] >= 4096:
+                    return
+            time.sleep(0.005)
+        raise AssertionError(process.communicate()[1])
+
+    def __call__(self, number: signal.Signals, *arguments: str) -> str:
+        with self.start(*arguments) as process:
+            self.wait_for_rows(process)
+            process.send_signal(number)
+            err = process.stderr.read()
+            assert process.wait(30) == (-9 if number == signal.SIGKILL else 128 + number)
+        return err
+
+
+@pytest.fixture
+def interrupted(workplace, models, vectors) -> Interruption:
+    np.save(workplace.folder / "in.npy", vectors)
+    return Interruption(workplace, models / "trained")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_an_interrupted_command_goes_on_where_it_stood(interrupted, compress, run_here, workplace, number, output):
+    err = interrupted(number, "--output", output)
+    assert not (workplace.folder / output).exists()
+    assert ("rows are kept: the same command with --resume true" in err) == (number != signal.SIGKILL)
+    part = workplace.folder / f"{output}.part"
+    with part.open("r+b") as file:  # a mark on the first row, by which it is seen to be kept
+        file.seek(np.load(part, mmap_mode="r").offset)
+        file.write(np.full(12, 7, np.float32).tobytes())
+
+    code, _, err = run_here(*interrupted.command, "--output", output, "--resume", "true")
+    assert code == 0
+    begun = int(err.split("going on behind ")[1].split(" ")[0].replace(",", ""))
+    assert 4096 <= begun < ROWS
+    resumed = workplace.folder / output
+    found = np.load(resumed) if output.endswith("npy") else np.stack(pq.read_table(resumed)["vector"].to_numpy())
+    whole, _ = compress("in.npy", output="whole.npy")
+    assert (found[0] == 7).all()
+    np.testing.assert_array_equal(found[1:], whole[1:])
+    assert list(workplace.folder.glob("*.part*")) == []
+
+
+def test_what_an_interrupted_command_left_is_made_again_or_refused(interrupted, compress, refuse, workplace, vectors):
+    interrupted(signal.SIGKILL, "--output", "out.npy")
+    assert "out.npy.part was begun with another precision" in refuse(
+        "in.npy", "--resume", "true", "--precision", "int8"
+    )
+    assert "begun with another model" in refuse("in.npy", "--resume", "true", model="older")
+    found, err = compress("in.npy")
+    assert "rows, which are made again without resume" in err
+    (workplace.folder / "out.npy").unlink()
+
+    interrupted(signal.SIGTERM, "--output", "out.npy")
+    np.save(workplace.folder / "in.npy", vectors[::-1])
+    assert "begun with another size or date of the input" in refuse("in.npy", "--resume", "true")
+    again, _ = compress("in.npy")
+    np.testing.assert_array_equal(again, found[::-1])
+
+
+def test_resume_with_nothing_begun_does_all(compress, workplace, vectors):
+    np.save(workplace.folder / "in.npy", vectors)
+    found, err = compress("in.npy", "--resume", "true")
+    assert len(found) == ROWS
+    assert "nothing was begun" in err
+
+
+def test_two_commands_with_one_output(interrupted, run_here):
+    with interrupted.start("--output", "out.npy") as process:
+        interrupted.wait_for_rows(process)
+        code, _, err = run_here(*interrupted.command, "--output", "out.npy")
+        process.kill()
+    assert code == 2
+    assert "out.npy is being written by another process" in err
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=300k tmpfs small || exit 99
+"$@"
+code=$?
+ls -A small
+exit $code
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "rows"),
+    [
+        ("in.npy", "out.npy", 7000),  # of whose rows it is known beforehand that they can't fit
+        ("in.npy", "out.parquet", 5000),
+        ("in.jsonl", "out.npy", 7000),
+        ("in.jsonl", "out.parquet", 5000),  # whose rows fit, but not once more as .parquet
+    ],
+)
+def test_a_full_disk_leaves_nothing(workplace, models, vectors, source, output, rows):
+    """A disk of 300 kB in a namespace of its own; a row takes 48 bytes."""
+    (workplace.folder / "small").mkdir()
+    write(workplace.folder, vectors[:rows], source)
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "bash", "-c", SMALL_DISK, "bash"),
+            *(sys.executable, "-m", "twinsqueeze", "compress", "--input", source, "--output", f"small/{output}"),
+            *("--model", str(models / "trained")),
+        ],
+        cwd=workplace.folder,
+        env=workplace.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode in {1, 99} and ("unshare" in done.stderr or "mount:" in done.stderr):
+        pytest.skip("no namespaces here")
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert ("No space left on device" if source == "in.jsonl" else "needs ") in line
+    assert done.stdout == ""
+
+
+def test_memory_does_not_grow_with_the_rows(workplace, models):
+    """Files of zeros, which take no room: 15 and 600 MB once they are read."""
+    program = """
+import re
+from pathlib import Path
+from twinsqueeze import cli
+try:
+    cli.run()
+finally:
+    print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+    peaks = {}
+    for form in ("npy", "parquet"):
+        for rows in (10_000, 400_000):
+            name = f"{rows}.{form}"
+            if form == "npy":
+                np.lib.format.open_memmap(workplace.folder / name, "w+", np.float32, (rows, 384)).flush()
+            else:
+                values = pa.array(np.zeros(rows * 384, np.float32))
+                table = pa.table({"v": pa.FixedSizeListArray.from_arrays(values, 384)})
+                pq.write_table(table, workplace.folder / name, row_group_size=rows, use_dictionary=False)
+                del values, table
+            command = ["compress", "--input", name, "--output", f"{name}.npy", "--model", str(models / "trained")]
+            done = subprocess.run(
+                [sys.executable, "-c", program, *command],
+                cwd=workplace.folder,
+                env=workplace.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            peaks[form, rows] = int(done.stdout.split()[-1]) / 1000
+        assert peaks[form, 400_000] - peaks[form, 10_000] < 150, peaks  # MB; the file's vectors take 600
+
+
+@pytest.mark.parametrize("name", ["in.npy", "in.parquet", "in.csv", "in.jsonl", "in.txt"])
+def test_blocks_from_a_row_on_are_those_that_were_left(workplace, vectors, name):
+    path = workplace.folder
+    if name == "in.txt":
+        (path / name).write_text("".join(f"text {i}\n" for i in range(500)))
+    else:
+        write(path, vectors[:5000] if name in {"in.npy", "in.parquet"} else vectors[:500, :5], name)
+    blocks = [(b.first, b.position, b.load()) for b in open_source(str(path / name)).blocks(300, 0)]
+    assert len(blocks) > 1
+    assert sum(len(rows) for _, _, rows in blocks) == (5000 if name in {"in.npy", "in.parquet"} else 500)
+    for i, (first, _, _) in enumerate(blocks):
+        rest = [(b.first, b.position, b.load()) for b in open_source(str(path / name)).blocks(300, first)]
+        assert [b[:2] for b in rest] == [b[:2] for b in blocks[i:]]
+        for (_, _, found), (_, _, expected) in zip(rest, blocks[i:], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_an_entry_point_of_mlflow_run_describes_its_run(compress, workplace, vectors, monkeypatch):
+    np.save(workplace.folder / "in.npy", vectors[:20])
+    run = workplace.client.create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    compress("in.npy")
+    ended = workplace.client.get_run(run.info.run_id)
+    assert ended.info.status == "FINISHED"
+    assert ended.data.tags["twinsqueeze.kind"] == "compression"
+    assert ended.data.tags["mlflow.note.content"].startswith("20 vectors of in.npy compressed to 12 numbers at float32")

@@ -1,0 +1,56 @@
+"""Quantised vectors against arithmetic written out here, and the ranges that travel with a model."""
+
+import numpy as np
+import pytest
+
+from twinsqueeze.errors import InputError
+from twinsqueeze.precision import PRECISIONS, bytes_a_vector, check_precision, int8_ranges, quantise
+
+
+def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).normal(size=(rows, dim))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_int8_cuts_each_numbers_range_into_256_steps():
+    train, others = vectors(300, 12, 0), vectors(200, 12, 1)
+    ranges = int8_ranges(train)
+    assert np.shape(ranges) == (2, 12)
+    low, high = np.array(ranges)
+    np.testing.assert_array_equal(low, train.min(0))
+    np.testing.assert_array_equal(high, train.max(0))
+    found = quantise(others, "int8", ranges)
+    assert found.dtype == np.int8
+    step = (high - low) / 255
+    restored = low + (found.astype(np.float64) + 128 + 0.5) * step
+    inside = (others >= low) & (others < high)
+    assert (np.abs(restored - others) <= step * 0.5001)[inside].all()
+    assert set(found[others <= low]) <= {-128}
+    assert set(found[others > high]) <= {127}
+    assert (~inside).any()
+
+
+@pytest.mark.parametrize("dim", [8, 12, 32])
+def test_binary_keeps_the_signs_eight_to_a_byte(dim):
+    given = vectors(50, dim, 2)
+    packed = quantise(given, "ubinary")
+    assert packed.dtype == np.uint8
+    np.testing.assert_array_equal(np.unpackbits(packed, axis=1)[:, :dim], given > 0)
+    signed = quantise(given, "binary")
+    assert signed.dtype == np.int8
+    np.testing.assert_array_equal(signed.astype(int) + 128, packed)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dim", [2, 8, 12, 384])
+def test_bytes_are_those_of_the_arrays(precision, dim):
+    given = vectors(3, dim, 3)
+    assert bytes_a_vector(precision, dim) == quantise(given, precision, int8_ranges(given)).nbytes // 3
+
+
+def test_what_is_refused():
+    with pytest.raises(InputError, match="precision must be one of float32, int8, binary, ubinary, not 'int4'"):
+        check_precision("int4", None, "m")
+    with pytest.raises(InputError, match="model 'm' has no ranges to scale int8 by"):
+        check_precision("int8", None, "m")
+    check_precision("binary", None, "m")

@@ -1,0 +1,132 @@
+"""Any number of vectors or texts compressed, block by block.
+
+Vectors go through a thread for each core, each of which runs all layers on its own block: the cores wait for each other
+nowhere, and a block stays in its core's cache.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from twinsqueeze.compressor import ALIGNMENT, Compressor
+from twinsqueeze.embeddings import BATCH
+from twinsqueeze.errors import InputError
+from twinsqueeze.precision import Ranges, quantise
+from twinsqueeze.sources import Block
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Result = TypeVar("Result")
+AnyArray = np.ndarray[Any, np.dtype[Any]]
+
+
+class VectorCompressor:
+    """Blocks of vectors to compressed vectors, a row's bits being the same whatever stands beside it.
+
+    Args:
+        compressor: On the CPU.
+        precision: As for `quantise`.
+        ranges: As for `quantise`.
+    """
+
+    def __init__(self, compressor: Compressor, precision: str, ranges: Ranges | None) -> None:
+        self.compressor = compressor
+        self.precision = precision
+        self.ranges = ranges
+
+    def __call__(self, vectors: AnyArray, where: str, first: int) -> AnyArray:
+        """Compresses a block.
+
+        Args:
+            vectors: (N, d) float32.
+            where: What the rows are in, for messages.
+            first: The number of the first row there.
+
+        Returns:
+            (N, dim), or as `quantise` packs it.
+
+        Raises:
+            InputError: If a vector is not finite, or so long that its compressed vector is not.
+        """
+        rows = len(vectors)
+        if rows % ALIGNMENT:  # few rows take another kernel, whose last bits are others
+            vectors = np.pad(vectors, ((0, -rows % ALIGNMENT), (0, 0)))
+        given = torch.from_numpy(np.require(vectors, np.float32, ("C", "W")))
+        compressed = self.compressor.compress(given)
+        # One sum is cheaper than a look at every number, and not finite wherever one of them is not.
+        if not (given.sum().isfinite() and compressed.sum().isfinite()):
+            _check_finite(vectors, compressed.numpy(), where, first)
+        return quantise(compressed.numpy()[:rows], self.precision, self.ranges)
+
+
+def _check_finite(vectors: AnyArray, compressed: AnyArray, where: str, first: int) -> None:
+    for checked, what in ((vectors, "has NaN or infinite numbers"), (compressed, "is too long a vector")):
+        bad = ~np.isfinite(checked).all(1)
+        if bad.any():
+            raise InputError(f"row {first + int(np.argmax(bad))} of {where} {what}: mend it or leave it out")
+
+
+class TextCompressor:
+    """Blocks of texts to compressed vectors.
+
+    Args:
+        model: Encoder and compressor, such as `text_model` joins.
+        precision: As for `quantise`.
+        ranges: As for `quantise`.
+
+    Attributes:
+        limit: Tokens of a text that the encoder looks at; None where it has no limit.
+        cut: How many texts were longer.
+    """
+
+    def __init__(self, model: "SentenceTransformer", precision: str, ranges: Ranges | None) -> None:
+        self.model = model
+        self.precision = precision
+        self.ranges = ranges
+        self.limit: int | None = model.max_seq_length
+        self.cut = 0
+
+    def __call__(self, texts: Sequence[str]) -> AnyArray:
+        """Compresses a block of N texts: (N, dim), or as `quantise` packs it."""
+        self.cut += sum(map(self._is_cut, texts))
+        vectors = self.model.encode(list(texts), batch_size=BATCH, show_progress_bar=False)
+        return quantise(vectors, self.precision, self.ranges)
+
+    def _is_cut(self, text: str) -> bool:
+        # No token is shorter than a character, but for the two that mark the beginning and the end.
+        if self.limit is None or len(text) <= self.limit - 2:
+            return False
+        return len(self.model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self.limit
+
+
+def threaded(
+    blocks: Iterator[Block], handle: Callable[[Block], Result], threads: int
+) -> Generator[tuple[Block, Result]]:
+    """Blocks and what `handle` gives for them, in their order; some are handled at once, in threads of one core each.
+
+    Args:
+        blocks: Read no faster than the results are taken.
+        handle: Called in the threads.
+        threads: How many.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "compress", initializer=partial(torch.set_num_threads, 1))
+    waiting: deque[tuple[Block, Future[Result]]] = deque()
+    try:
+        for block in blocks:
+            waiting.append((block, pool.submit(handle, block)))
+            if len(waiting) > 2 * threads:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        while waiting:
+            done, result = waiting.popleft()
+            yield done, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)

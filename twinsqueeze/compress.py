@@ -1,0 +1,212 @@
+"""The job compress: vectors or texts of any number in, compressed vectors out."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import twinsqueeze
+from twinsqueeze import console, tracking
+from twinsqueeze.batch import TextCompressor, VectorCompressor, threaded
+from twinsqueeze.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.compressor import Compressor
+from twinsqueeze.embeddings import SentenceEncoder, open_encoder
+from twinsqueeze.errors import InputError
+from twinsqueeze.interrupts import Stopped, raise_if_stopped
+from twinsqueeze.outputs import Output, check_output, check_space
+from twinsqueeze.precision import PRECISIONS, check_precision, row_type
+from twinsqueeze.sources import AUTO, Block, Source, open_source
+from twinsqueeze.text_model import load_text_model, text_model
+from twinsqueeze.tracking import FoundModel
+from twinsqueeze.training import resolve_device
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+AnyArray = np.ndarray[Any, np.dtype[Any]]
+
+# Rows in a block: vectors that a core's cache holds, texts that an encoder sorts by length.
+VECTORS_A_BLOCK = 4096
+TEXTS_A_BLOCK = 1024
+
+
+def compress(
+    given: str,
+    model: str,
+    output: Path,
+    *,
+    precision: str = "float32",
+    format: str = AUTO,  # noqa: A002 - the option's name
+    column: str | None = None,
+    encoder: str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Compresses the vectors or texts of a file and writes them to another.
+
+    Args:
+        given: The file, or "-" for standard input.
+        model: A run's id, a model's URI or a folder.
+        output: A .npy or .parquet file, row i of which belongs to row i of the input.
+        precision: float32, int8, binary or ubinary.
+        format: As for `open_source`.
+        column: As for `open_source`.
+        encoder: What turns texts into vectors; None for the one that the model was trained with.
+        device: Where texts are encoded: auto, cpu or cuda.
+        resume: Whether to go on where the same command was interrupted, if it was.
+        overwrite: Whether an output that is there is replaced.
+
+    Raises:
+        InputError: If something that the user gave can't be used.
+    """
+    output = output.expanduser()
+    check_output(output, overwrite=overwrite)
+    if precision not in PRECISIONS:
+        check_precision(precision, None, model)
+    where = resolve_device(device)
+    source = open_source(given, format, column)
+    if resume and source.path is None:
+        raise InputError("standard input can't be read again from where it was: resume needs a file")
+    with _run(f"compress-{Path(given).name}") as describe:
+        found = tracking.find_model(model)
+        compressor, origin = read_checkpoint(found.file, model)
+        ranges = origin.int8_ranges if origin else None
+        check_precision(precision, ranges, model)
+        texts = _text_model(found, compressor, origin, model, encoder, where) if source.texts else None
+        if source.dimension not in {None, compressor.input_dimension}:
+            raise InputError(
+                f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of "
+                f"{source.name} have {source.dimension}: name the model that was trained for them"
+            )
+        dtype, width = row_type(precision, compressor.dim)
+        if source.rows:
+            check_space(output, source.rows * width * dtype.itemsize)
+        made_of = {
+            "input": str(source.path and source.path.resolve()),
+            "size or date of the input": _state(source.path),
+            "format": source.format,
+            "column": column,
+            "model": hashlib.sha256(found.file.read_bytes()).hexdigest(),
+            "encoder": texts and texts[1],
+            "precision": precision,
+            "version of twinsqueeze": twinsqueeze.__version__,
+        }
+        writing = Output(output, dtype, width, made_of, resume=resume)
+        _say_what_is_done(source, writing, resume)
+        before, started = writing.rows, time.monotonic()
+        with _whole_or_not(writing, source):
+            if texts:
+                _compress_texts(source, TextCompressor(texts[0], precision, ranges), writing)
+            else:
+                _compress_vectors(source, VectorCompressor(compressor, precision, ranges), writing)
+            writing.finish({"model": model, "precision": precision, "dim": compressor.dim, "int8_ranges": ranges})
+        rate = (writing.rows - before) / (time.monotonic() - started)
+        kind = "texts" if source.texts else "vectors"
+        sentence = (
+            f"{writing.rows:,} {kind} of {source.name} compressed to {compressor.dim} numbers at {precision}, "
+            f"{writing.row_bytes} bytes each: {output}"
+        )
+        describe(sentence)
+        console.tell(f"{sentence} ({rate:,.0f} a second)")
+
+
+@contextmanager
+def _run(name: str) -> Iterator[Callable[[str], None]]:
+    """The run that `mlflow run` made, if it did; this command makes none. Yields what describes it."""
+    if tracking.given_run():
+        with tracking.open_run(name, "compression") as run:
+            yield run.describe
+    else:
+        yield lambda _: None
+
+
+def _text_model(
+    found: FoundModel,
+    compressor: Compressor,
+    origin: Provenance | None,
+    model: str,
+    name: str | None,
+    device: torch.device,
+) -> tuple["SentenceTransformer", str]:
+    """What texts are compressed with, and the fingerprint of the encoder's files."""
+    if name is None and found.text_model:
+        fingerprint = SentenceEncoder(model, found.text_model).fingerprint
+        return load_text_model(found.text_model, device.type), fingerprint
+    if name is None and origin is None:
+        raise InputError(f"model {model!r} does not say what it was trained on: name the encoder")
+    encoder = open_encoder(name or (origin.recipe.encoder if origin else ""), device.type)
+    if origin and origin.encoder_fingerprint != encoder.fingerprint:
+        console.warn(f"the files of encoder {encoder.name!r} are not those that the model was trained with")
+    return text_model(encoder, compressor), encoder.fingerprint
+
+
+def _state(path: Path | None) -> list[int]:
+    """What changes when a file does."""
+    if path is None:
+        return []
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _say_what_is_done(source: Source, writing: Output, resume: bool) -> None:
+    if source.cast:
+        console.say(f"{source.name} holds {source.cast} numbers, which are cast to float32")
+    if resume:
+        console.say(f"going on behind {writing.rows:,} rows" if writing.rows else "nothing was begun: all is done now")
+    elif writing.left_over:
+        console.say(f"an interrupted command left {writing.left_over:,} rows, which are made again without resume")
+
+
+@contextmanager
+def _whole_or_not(writing: Output, source: Source) -> Iterator[None]:
+    """What is left of the output when something goes wrong: what can be gone on from, and nothing else."""
+    try:
+        yield
+    except InputError:
+        writing.discard()
+        raise
+    except BaseException as error:
+        if source.path is None:
+            writing.discard()
+        else:
+            writing.keep()
+            if isinstance(error, Stopped):
+                console.say(f"{writing.rows:,} rows are kept: the same command with --resume true goes on behind them")
+        raise
+
+
+def _compress_vectors(source: Source, convert: VectorCompressor, writing: Output) -> None:
+    def handle(block: Block) -> int:
+        rows = convert(np.asarray(block.load()), source.name, block.first)
+        writing.write(block.first, rows)
+        return block.first + len(rows)
+
+    with closing(threaded(source.blocks(VECTORS_A_BLOCK, writing.rows), handle, torch.get_num_threads())) as results:
+        _follow(results, source, writing)
+
+
+def _compress_texts(source: Source, convert: TextCompressor, writing: Output) -> None:
+    def handle(block: Block) -> int:
+        rows = convert(list(block.load()))
+        writing.write(block.first, rows)
+        return block.first + len(rows)
+
+    _follow(((block, handle(block)) for block in source.blocks(TEXTS_A_BLOCK, writing.rows)), source, writing)
+    if convert.cut:
+        what = "1 text was" if convert.cut == 1 else f"{convert.cut:,} texts were"
+        console.warn(f"{what} cut at the {convert.limit} tokens that the encoder looks at")
+
+
+def _follow(results: Iterable[tuple[Block, int]], source: Source, writing: Output) -> None:
+    """Takes note of blocks as they are written, in their order, with the number of the row behind each."""
+    with console.progress("compressing", source.unit) as advance:
+        for block, end in results:
+            raise_if_stopped()
+            writing.reach(end)
+            advance(block.position, source.total, {})

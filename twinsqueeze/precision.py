@@ -1,0 +1,79 @@
+"""Compressed vectors in fewer bytes a number, by sentence-transformers' own quantisation.
+
+Its names: float32, int8 (each number's range over the train sentences cut into 256 steps), binary and ubinary (signs,
+eight to a byte, as int8 or uint8).
+"""
+
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from twinsqueeze.errors import InputError
+
+AnyArray = np.ndarray[Any, np.dtype[Any]]
+# The least and the greatest value of each number of a compressed vector.
+Ranges = tuple[tuple[float, ...], tuple[float, ...]]
+
+PRECISIONS = ("float32", "int8", "binary", "ubinary")
+
+
+def bytes_a_vector(precision: str, dim: int) -> int:
+    """Bytes of a compressed vector of `dim` numbers."""
+    return {"float32": 4 * dim, "int8": dim, "binary": -(-dim // 8), "ubinary": -(-dim // 8)}[precision]
+
+
+def row_type(precision: str, dim: int) -> tuple[np.dtype[Any], int]:
+    """The type of the numbers of a row of `quantise`, and how many they are."""
+    dtype = np.dtype({"float32": np.float32, "ubinary": np.uint8}.get(precision, np.int8))
+    return dtype, bytes_a_vector(precision, dim) // dtype.itemsize
+
+
+def int8_ranges(vectors: AnyArray) -> Ranges:
+    """The ranges that int8 is scaled by.
+
+    Args:
+        vectors: (N, dim) float32, the compressed vectors of the distinct train sentences.
+    """
+    return tuple(vectors.min(0).tolist()), tuple(vectors.max(0).tolist())
+
+
+def check_precision(precision: str, ranges: Ranges | None, model: str) -> None:
+    """Refuses what `quantise` can't do for a model.
+
+    Args:
+        precision: As the user typed it.
+        ranges: Those that travel with the model, None where it has none.
+        model: What the user called it.
+
+    Raises:
+        InputError: If there is no such precision, or the model lacks the ranges that it needs.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "int8" and ranges is None:
+        raise InputError(
+            f"model {model!r} has no ranges to scale int8 by, which a training now writes beside the weights: "
+            "train it again, or choose float32 or binary"
+        )
+
+
+def quantise(vectors: AnyArray, precision: str, ranges: Ranges | None = None) -> AnyArray:
+    """Compressed vectors at a precision.
+
+    Args:
+        vectors: (N, dim) float32.
+        precision: One of `PRECISIONS`.
+        ranges: The model's; needed for int8 alone.
+
+    Returns:
+        (N, dim) float32 or int8, or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).
+    """
+    if precision == "float32":
+        return vectors
+    # Takes 8 seconds to import: only where there is something to quantise.
+    from sentence_transformers.util.quantization import quantize_embeddings  # noqa: PLC0415
+
+    kind = cast(Literal["float32", "int8", "binary", "ubinary"], precision)
+    scales = None if ranges is None else np.array(ranges, np.float32)
+    quantised = quantize_embeddings(vectors, kind, ranges=scales)
+    return cast(AnyArray, quantised)
