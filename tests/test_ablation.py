@@ -133,6 +133,9 @@ def test_the_table_is_that_of_the_runs(place, compared):
         "PCA to 8",
         "PCA to 8, whitened",
         "signs of 384, centred",
+        "first 8, int8",
+        "PCA to 8, int8",
+        "uncompressed, int8",
     ]
 
 
@@ -154,6 +157,7 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
         "predicted_against_label.png",
         "pair_losses.png",
         "train_against_test.png",
+        "quality_against_bytes.png",
     }
     for path in (place.folder / "out").glob("*.png"):
         assert np.asarray(Image.open(path).convert("L")).std() > 5  # something is drawn
@@ -162,6 +166,15 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
     for child in of_kind(place, "train"):
         assert f"/runs/{child.info.run_id}" in page
     assert "| mlp8" in run.data.tags["mlflow.note.content"]
+    best = page[page.index("What search keeps") :]
+    with (place.folder / "out" / "table.csv").open() as file:
+        (row,) = [row for row in csv.DictReader(file) if row["best"] == "True"]
+    seeds = [r for r in of_kind(place, "train") if float(r.data.params["alpha"]) == float(row["alpha"])]
+    kept = [run.data.metrics["test/neighbours_kept_int8"] for run in seeds]
+    assert float(row["test/neighbours_kept_int8"]) == pytest.approx(np.mean(kept))
+    line = f"<td>mlp8, alpha {float(row['alpha']):g}, int8</td><td>8</td>"
+    assert f"<td>{np.mean(kept):.2f} ± {np.std(kept, ddof=1):.2f}</td>" in best.partition(line)[2].partition("</tr>")[0]
+    assert "test: what search keeps" in compared.stdout
 
 
 def test_an_output_folder_is_not_overwritten_unasked(place, compared):

@@ -117,7 +117,7 @@ def test_forms_of_the_table(runs):
     assert frame["runs"].iloc[0].split() == [f"mlp32-alpha0-seed{i}-0" for i in range(3)]
 
     text = report.latex(tables)
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search
     assert r"0.8040 $\pm$ 0.0114" in text
 
     figure = report.picture(table)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import PRECISIONS, bytes_a_vector, check_precision, int8_ranges, quantise
+from twinsqueeze.precision import PRECISIONS, bytes_a_vector, check_precision, comparable, int8_ranges, quantise
 
 
 def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -54,3 +54,16 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="model 'm' has no ranges to scale int8 by"):
         check_precision("int8", None, "m")
     check_precision("binary", None, "m")
+
+
+@pytest.mark.parametrize("dim", [3, 8, 384])
+def test_what_search_compares_is_what_sentence_transformers_stores(dim):
+    train, others = vectors(300, dim, 0), vectors(200, dim, 1)
+    train[:, 1] = others[:, 1] = 0.25  # a number that says nothing has no range
+    ranges = int8_ranges(train)
+    stored = quantise(others, "int8", ranges)
+    np.testing.assert_array_equal(comparable(others, "int8", ranges), stored)
+    signs = np.unpackbits(quantise(others, "ubinary"), axis=1)[:, :dim]
+    np.testing.assert_array_equal(comparable(others, "binary"), 2.0 * signs - 1)
+    np.testing.assert_array_equal(comparable(others, "float32"), others)
+    assert comparable(others, "int8", ranges).dtype == comparable(others, "binary").dtype == np.float32

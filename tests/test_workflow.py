@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from scipy import stats
+from sentence_transformers.util.quantization import quantize_embeddings
+from sklearn.neighbors import NearestNeighbors
 
 from tests.processes import Workplace, write_pairs
 from twinsqueeze.cache import Cache
@@ -18,6 +20,7 @@ from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 
 EPOCHS = 12
+FIGURES = ("loss_curves", "pair_losses", "predicted_against_label", "quality_against_bytes")
 RECIPE = ["--epochs", str(EPOCHS), "--dim", "8", "--lr", "1e-3", "--seed", "3", "--device", "cpu"]
 
 
@@ -98,10 +101,37 @@ def test_metrics_are_those_of_the_logged_model(main_run, model_folder, encoded):
         assert low < metrics[f"{split}/mse"] < high
 
 
+def test_what_search_keeps_is_measured_at_every_precision(main_run, model_folder, encoded):
+    """The vectors as the logged model makes them, quantised by sentence-transformers, searched by scikit-learn."""
+    compressed = mlflow.pyfunc.load_model(str(model_folder)).predict
+    vectors = {split: compressed(encoded[split].embeddings) for split in ("train", "dev", "test")}
+    ranges = np.stack([vectors["train"].min(0), vectors["train"].max(0)])
+    metrics = main_run.data.metrics
+    for split in ("dev", "test"):
+        pairs = encoded[split]
+        at = {
+            "": vectors[split],
+            "_int8": quantize_embeddings(vectors[split], "int8", ranges=ranges),
+            "_binary": 2.0 * np.unpackbits(quantize_embeddings(vectors[split], "ubinary"), axis=1)[:, :8] - 1,
+        }
+        _, reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(pairs.embeddings).kneighbors()
+        for suffix, vectors_at in at.items():
+            stored = vectors_at.astype(np.float64)
+            unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+            predicted = (unit[pairs.first] * unit[pairs.second]).sum(1)
+            expected = stats.spearmanr(np.round(predicted, 6), pairs.scores)[0]
+            assert metrics[f"{split}/spearman{suffix}"] == pytest.approx(expected, abs=2e-2), suffix
+            assert f"{split}/mrr{suffix}" not in metrics  # of these pairs only a sentence with itself scores 4 or more
+            if suffix != "_binary":  # where signs tie, any of the tied are the nearest
+                _, found = NearestNeighbors(n_neighbors=10, metric="cosine").fit(stored).kneighbors()
+                kept = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(reference, found, strict=True)])
+                assert metrics[f"{split}/neighbours_kept{suffix}"] == pytest.approx(kept, abs=0.02)
+
+
 def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
     run_id = main_run.info.run_id
     figures = [item.path for item in place.client.list_artifacts(run_id, "figures")]
-    assert figures == [f"figures/{n}.png" for n in ("loss_curves", "pair_losses", "predicted_against_label")]
+    assert figures == [f"figures/{n}.png" for n in FIGURES]
     table = json.loads(place.download(run_id, "predictions.json").read_text())
     assert table["columns"] == ["split", "sentence1", "sentence2", "score", "label", "predicted", "squared_error"]
     data = load_pairs(str(pairs_folder))
@@ -114,6 +144,9 @@ def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
         "PCA to 8",
         "PCA to 8, whitened",
         "signs of 384, centred",
+        "first 8, int8",
+        "PCA to 8, int8",
+        "uncompressed, int8",
     ]
 
 
@@ -248,8 +281,10 @@ def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_fold
     expected = repeated[1].data.metrics
     finished(place.command("evaluate", "--model", str(model_folder)))
     assert place.runs()[0].data.metrics == expected
-    finished(place.command("evaluate", "--model", str(foreign), "--dataset", str(pairs_folder)))
-    assert place.runs()[0].data.metrics == expected
+    done = place.command("evaluate", "--model", str(foreign), "--dataset", str(pairs_folder))
+    assert finished(done)
+    assert f"model '{foreign}' has no ranges to scale int8 by: int8 is left out" in done.stderr
+    assert place.runs()[0].data.metrics == {n: value for n, value in expected.items() if not n.endswith("_int8")}
 
 
 def test_demo_says_so_everywhere(workplace):
@@ -258,6 +293,15 @@ def test_demo_says_so_everywhere(workplace):
     assert done.stderr.count("no benchmark") == 2  # at the start and at the end
     (run,) = workplace.runs()
     assert "no benchmark" in run.data.tags["mlflow.note.content"]
+    # the demo has partners to find, and sentences enough for FAISS
+    names = [
+        f"dev/{name}{suffix}" for name in ("recall_at_1", "recall_at_10", "mrr") for suffix in ("", "_int8", "_binary")
+    ]
+    assert all(0 < run.data.metrics[name] <= 1 for name in names)
+    assert done.stderr.count("training FAISS") == 6
+    baselines = json.loads(workplace.download(run.info.run_id, "baselines.json").read_text())
+    assert sum(row[0].startswith("FAISS") for row in baselines["data"]) == 6
+    assert "FAISS OPQ+PQ, 32 bytes" in done.stdout
 
 
 def test_a_full_or_read_only_cache_is_no_obstacle(workplace, tmp_path):

@@ -13,11 +13,25 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Difference, Spread
 
 SPLITS = ("dev", "test")
-SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept")
+SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept", "recall_at_1", "recall_at_10", "mrr")
+# What a search is measured by, at every precision that vectors are kept in.
+SEARCH_SCORES = SCORES[3:]
+PRECISIONS = ("float32", "int8", "binary")
 LOSSES = ("train/loss", "train/clean_loss")
 CHOSEN_BY = "dev/spearman"
 # What tells compressors of one name from each other.
 TELLING = ("epochs", "batch_size", "lr", "schedule", "weight_decay", "neighbourhood")
+
+
+def metric_name(split: str, score: str, precision: str = "float32") -> str:
+    """What MLflow knows a score by, such as dev/mrr and dev/mrr_int8."""
+    return f"{split}/{score}" + ("" if precision == "float32" else f"_{precision}")
+
+
+_RECORDED = (
+    *(metric_name(split, score) for split in SPLITS for score in SCORES),
+    *(metric_name(split, score, p) for p in PRECISIONS[1:] for split in SPLITS for score in SEARCH_SCORES),
+)
 
 
 class Kind(NamedTuple):
@@ -55,6 +69,12 @@ class TrainedRun:
     metrics: Mapping[str, float]
 
 
+def method(name: str, dim: int | None) -> str:
+    """What a baseline of some name is called at every dim and every number of bytes."""
+    name = re.sub(r", \d+ bytes$", "", name)
+    return name if dim is None else re.sub(rf" (to )?{dim}\b", "", name)
+
+
 @dataclass(frozen=True)
 class BaselineRow:
     """What needs no labels, measured on the table's data.
@@ -64,17 +84,19 @@ class BaselineRow:
         dim: Numbers that vectors are reduced to, None where the row is the same at every dim.
         bytes: Of a vector.
         scores: Mean and deviation over draws by metric, such as "dev/mse"; deviation NaN where nothing is random.
+        only_search: Whether it is of interest only where a search is weighed against its bytes.
     """
 
     name: str
     dim: int | None
     bytes: int
     scores: Mapping[str, Spread]
+    only_search: bool = False
 
     @property
     def method(self) -> str:
-        """The name without the dim, such as "PCA"."""
-        return self.name if self.dim is None else re.sub(rf" (to )?{self.dim}\b", "", self.name)
+        """The name without the dim and the bytes, such as "PCA"."""
+        return method(self.name, self.dim)
 
 
 @dataclass(frozen=True)
@@ -137,6 +159,11 @@ class AblationTable:
         """The row that does best on dev."""
         return next(row for row in self.rows if row.best)
 
+    @property
+    def plain_baselines(self) -> list[BaselineRow]:
+        """Those that stand beside every compressor."""
+        return [baseline for baseline in self.baselines if not baseline.only_search]
+
     def families(self) -> dict[str, list[Row]]:
         """Rows that differ by alpha alone, by their name."""
         found: dict[str, list[Row]] = {}
@@ -175,10 +202,7 @@ def _table(kind: Kind, runs: Sequence[TrainedRun], baselines: Sequence[BaselineR
             name=names[_family(recipe)],
             recipe=members[0].recipe,
             runs=members,
-            scores={
-                metric: Spread.of(_values(members, metric))
-                for metric in (*(f"{split}/{score}" for split in SPLITS for score in SCORES), *LOSSES)
-            },
+            scores={metric: Spread.of(_values(members, metric)) for metric in (*_RECORDED, *LOSSES)},
         )
         for recipe, members in groups.items()
     }

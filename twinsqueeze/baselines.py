@@ -5,24 +5,26 @@ Whatever a baseline must learn it learns from the distinct sentences of the trai
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import cosines, nearest, neighbours_kept, score
+from twinsqueeze.metrics import cosines, nearest, score
+from twinsqueeze.precision import bytes_a_vector, comparable, int8_ranges
+from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
+from twinsqueeze.retrieval import Partners, partners, search
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Transform = Callable[[FloatArray], FloatArray]
 
 PROJECTION_DRAWS = 20
-FLOAT_BYTES = 4
 # Part of the cache key: raise it when a baseline is computed in another way.
-CACHE_VERSION = "2"
+CACHE_VERSION = "3"
 
 
 @dataclass(frozen=True)
@@ -33,101 +35,166 @@ class BaselineScores:
         name: Such as "PCA to 32".
         dim: Numbers that vectors are reduced to, None where the baseline is the same at every dim.
         bytes: Of a vector.
+        only_search: Whether it is of interest only where a search is weighed against its bytes: it holds no floats.
         draws: How many random draws the figures are the mean of; 1 where nothing is random.
-        scores: For each split the means of mse, mae, pearson, spearman and neighbours_kept.
+        scores: For each split the means of mse, mae, pearson, spearman and what `retrieval.SearchScores` has.
         deviations: Their sample standard deviations over the draws, 0 where nothing is random.
     """
 
     name: str
     dim: int | None
     bytes: int
+    only_search: bool
     draws: int
     scores: dict[str, dict[str, float]]
     deviations: dict[str, dict[str, float]]
 
 
-def baselines(train: FloatArray, dim: int) -> Iterator[tuple[str, int | None, int, list[Transform]]]:
-    """The baselines at `dim` numbers, fitted on `train`, (N, d): name, dim, bytes a vector, and a transform a draw."""
+class Baseline(NamedTuple):
+    """What is to be scored, as in `BaselineScores`, with a transform for each draw."""
+
+    name: str
+    dim: int | None
+    bytes: int
+    only_search: bool
+    transforms: Sequence[Transform]
+
+
+@dataclass(frozen=True)
+class BaselineTask:
+    """What baselines are fitted and scored on.
+
+    Attributes:
+        train: (N, d), the vectors that they are fitted on.
+        splits: What they are scored on.
+        labels: (P,) labels of each of the splits.
+    """
+
+    train: FloatArray
+    splits: Mapping[str, EncodedPairs]
+    labels: Mapping[str, FloatArray]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of it."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.train).data)
+        for name in sorted(self.splits):
+            split = self.splits[name]
+            digest.update(name.encode())
+            for array in (split.embeddings, split.first, split.second, split.scores, self.labels[name]):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
+    """What makes `dim` numbers of a vector, fitted on `train`, (N, d): in floats, and some of it at int8."""
     # scikit-learn takes a second to import, which a run that finds its baselines cached need not pay
     from sklearn.decomposition import PCA  # noqa: PLC0415
     from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415
 
-    dimension = train.shape[1]
-    yield "uncompressed", None, dimension * FLOAT_BYTES, [lambda vectors: vectors]
-    yield f"first {dim}", dim, dim * FLOAT_BYTES, [lambda vectors: vectors[:, :dim]]
-    projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
-    yield (
-        f"random projection to {dim}",
-        dim,
-        dim * FLOAT_BYTES,
-        [projection.fit(train).transform for projection in projections],
-    )
+    single: list[tuple[str, Transform]] = [(f"first {dim}", lambda vectors: vectors[:, :dim])]
     if dim <= len(train):  # PCA finds no more components than there are sentences
         for name, whiten in ((f"PCA to {dim}", False), (f"PCA to {dim}, whitened", True)):
             pca = PCA(dim, whiten=whiten, svd_solver="covariance_eigh").fit(train)
-            yield name, dim, dim * FLOAT_BYTES, [pca.transform]
+            single.append((name, pca.transform))
+    projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
+    drawn = [projection.fit(train).transform for projection in projections]
+    in_floats = [(name, [transform]) for name, transform in single]
+    in_floats.insert(1, (f"random projection to {dim}", drawn))
+    for name, transforms in in_floats:
+        yield Baseline(name, dim, bytes_a_vector("float32", dim), False, transforms)
+    for name, transform in single[:2]:  # whitened or not, int8 stretches every number to the same steps
+        yield Baseline(f"{name}, int8", dim, bytes_a_vector("int8", dim), True, [_at_int8(transform, train)])
+
+
+def encodings(train: FloatArray, cache: Cache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
+    """What is the same at every dim: all numbers, in floats and fewer bits, and FAISS's product quantisers."""
+    dimension = train.shape[1]
+    yield Baseline("uncompressed", None, bytes_a_vector("float32", dimension), False, [_unchanged])
     centre = train.mean(0)
-    yield (
+    yield Baseline(
         f"signs of {dimension}, centred",
         None,
-        (dimension + 7) // 8,
-        [lambda vectors: np.where(vectors > centre, np.float32(1), np.float32(-1))],
+        bytes_a_vector("binary", dimension),
+        False,
+        [lambda vectors: comparable(vectors - centre, "binary")],
+    )
+    yield Baseline("uncompressed, int8", None, bytes_a_vector("int8", dimension), True, [_at_int8(_unchanged, train)])
+    for name, size, transform in product_quantisers(train, cache, on_training):
+        yield Baseline(name, None, size, True, [transform])
+
+
+def _unchanged(vectors: FloatArray) -> FloatArray:
+    return vectors
+
+
+def _at_int8(transform: Transform, train: FloatArray) -> Transform:
+    ranges = int8_ranges(transform(train))
+    return lambda vectors: comparable(transform(vectors), "int8", ranges)
+
+
+def what_is_missing(baselines: Sequence[BaselineScores]) -> str | None:
+    """Why FAISS's rows are not among some baselines, and what brings them."""
+    if any(baseline.name.startswith("FAISS") for baseline in baselines):
+        return None
+    if not faiss_version():
+        return "FAISS's rows are left out, since FAISS is not installed: pip install faiss-cpu"
+    return (
+        f"FAISS's rows are left out: its quantisers need {CENTROIDS} distinct train sentences, and vectors that can be "
+        f"cut into {', '.join(map(str, SIZES[:-1]))} or {SIZES[-1]} parts"
     )
 
 
-def score_baselines(
-    train: FloatArray,
-    splits: Mapping[str, EncodedPairs],
-    labels: Mapping[str, FloatArray],
-    dim: int,
-) -> list[BaselineScores]:
-    """Every baseline's scores.
-
-    Args:
-        train: (N, d), the vectors that baselines are fitted on.
-        splits: What they are scored on.
-        labels: (P,) labels of each of the splits.
-        dim: Numbers that vectors are reduced to.
-    """
-    reference = {name: nearest(split.embeddings) for name, split in splits.items()}
+def score_baselines(baselines: Iterable[Baseline], task: BaselineTask) -> list[BaselineScores]:
+    """The scores of some baselines."""
+    reference = {name: nearest(split.embeddings) for name, split in task.splits.items()}
+    wanted = {name: partners(split.first, split.second, split.scores) for name, split in task.splits.items()}
     results = []
-    for name, own_dim, size, transforms in baselines(train, dim):
+    for baseline in baselines:
         scores, deviations = {}, {}
-        for split_name, split in splits.items():
-            draws = [_score(t, split, labels[split_name], reference[split_name]) for t in transforms]
+        for name, split in task.splits.items():
+            draws = [
+                _score(transform, split, task.labels[name], reference[name], wanted[name])
+                for transform in baseline.transforms
+            ]
             table = np.array([list(draw.values()) for draw in draws])
             spread = table.std(0, ddof=1) if len(table) > 1 else np.zeros(table.shape[1])
-            scores[split_name] = dict(zip(draws[0], map(float, table.mean(0)), strict=True))
-            deviations[split_name] = dict(zip(draws[0], map(float, spread), strict=True))
-        results.append(BaselineScores(name, own_dim, size, len(transforms), scores, deviations))
+            scores[name] = dict(zip(draws[0], map(float, table.mean(0)), strict=True))
+            deviations[name] = dict(zip(draws[0], map(float, spread), strict=True))
+        results.append(BaselineScores(*baseline[:4], len(baseline.transforms), scores, deviations))
     return results
 
 
-def _score(transform: Transform, split: EncodedPairs, labels: FloatArray, reference: Any) -> dict[str, float]:
+def _score(
+    transform: Transform, split: EncodedPairs, labels: FloatArray, reference: Any, wanted: Partners
+) -> dict[str, float]:
     vectors = transform(split.embeddings)
     scores = score(cosines(vectors, split.first, split.second), labels).as_floats()
-    return scores | {"neighbours_kept": neighbours_kept(reference, nearest(vectors))}
+    return scores | search(vectors, reference, wanted).as_floats()
 
 
 def cached_baselines(
-    train: FloatArray,
-    splits: Mapping[str, EncodedPairs],
-    labels: Mapping[str, FloatArray],
-    dim: int,
-    cache: Cache,
+    task: BaselineTask, dim: int, cache: Cache, on_training: Callable[[str], None] = lambda _: None
 ) -> list[BaselineScores]:
-    """`score_baselines`, computed once for equal vectors, pairs and labels."""
-    made_with = version("scikit-learn")
-    digest = hashlib.sha256(f"{CACHE_VERSION}\0{made_with}\0{dim}\0".encode())
-    digest.update(np.ascontiguousarray(train).data)
-    for name in sorted(splits):
-        split = splits[name]
-        digest.update(name.encode())
-        for array in (split.embeddings, split.first, split.second, labels[name]):
-            digest.update(np.ascontiguousarray(array).data)
-    key = f"baselines-{digest.hexdigest()}.json"
-    if (payload := cache.get(key)) is not None:
-        return [BaselineScores(**row) for row in json.loads(payload)]
-    results = score_baselines(train, splits, labels, dim)
-    cache.put(key, json.dumps([asdict(row) for row in results]).encode())
-    return results
+    """Every baseline at `dim` numbers, computed once for equal vectors, pairs and labels.
+
+    Args:
+        task: What they are fitted and scored on.
+        dim: Numbers that vectors are reduced to.
+        cache: Where scores are kept, and FAISS's quantisers.
+        on_training: As for `product_quantisers`.
+    """
+    digest = task.digest
+
+    def kept(made_with: str, baselines: Callable[[], Iterable[Baseline]]) -> list[BaselineScores]:
+        made = hashlib.sha256(f"{CACHE_VERSION}\0{made_with}\0{digest}".encode()).hexdigest()
+        key = f"baselines-{made}.json"
+        if (payload := cache.get(key)) is not None:
+            return [BaselineScores(**row) for row in json.loads(payload)]
+        results = score_baselines(baselines(), task)
+        cache.put(key, json.dumps([asdict(row) for row in results]).encode())
+        return results
+
+    all_numbers, *others = kept(f"faiss {faiss_version()}", lambda: encodings(task.train, cache, on_training))
+    reduced = kept(f"scikit-learn {version('scikit-learn')}, {dim}", lambda: reductions(task.train, dim))
+    return sorted([all_numbers, *reduced, *others], key=lambda row: row.only_search)

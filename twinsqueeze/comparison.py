@@ -207,7 +207,7 @@ def read_baselines(runs: Iterable[TrainedRun]) -> FoundBaselines:
         for row in table.to_dict("records"):
             scores = {
                 f"{split}/{name}": Spread(
-                    row[f"{split}/{name}"], row.get(f"{split}/{name}_sd") or float("nan"), int(row["draws"])
+                    _number(row[f"{split}/{name}"]), _number(row.get(f"{split}/{name}_sd")), int(row["draws"])
                 )
                 for split in SPLITS
                 for name in SCORES
@@ -215,9 +215,15 @@ def read_baselines(runs: Iterable[TrainedRun]) -> FoundBaselines:
             }
             own_dim = None if pd.isna(row["dim"]) else dim
             found.setdefault(kind, {}).setdefault(
-                row["model"], BaselineRow(row["model"], own_dim, int(row["bytes"]), scores)
+                row["model"],
+                BaselineRow(row["model"], own_dim, int(row["bytes"]), scores, bool(row.get("only_search"))),
             )
     return FoundBaselines({kind: list(rows.values()) for kind, rows in found.items()}, notes)
+
+
+def _number(value: float | None) -> float:
+    """A table's number; JSON has none for NaN."""
+    return float("nan") if value is None else float(value)
 
 
 def read_curve(run: TrainedRun, metric: str) -> tuple[FloatArray, FloatArray]:

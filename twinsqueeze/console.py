@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from twinsqueeze import report
+from twinsqueeze import report, search_table
 from twinsqueeze.ablation_table import SPLITS, AblationTable
 from twinsqueeze.report import NAMES
+from twinsqueeze.search_table import SearchRow
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
@@ -92,7 +93,7 @@ def rows(
     for split in splits:
         ours += _cells(assessments[split].scores)
     table = [ours]
-    for baseline in baselines:
+    for baseline in (baseline for baseline in baselines if not baseline.only_search):
         row = [baseline.name, f"{baseline.bytes:,}"]
         for split in splits:
             row += _cells(baseline.scores[split])
@@ -109,8 +110,9 @@ def print_results(
     size: int,
     assessments: Mapping[str, "Assessment"],
     baselines: Sequence["BaselineScores"],
+    search: Sequence[SearchRow],
 ) -> None:
-    """Prints a small table a split on standard output."""
+    """Prints small tables on standard output: of a split's scores, and of what search keeps there."""
     console = _console()
     for split, assessment in assessments.items():
         header, table = rows(title, size, {split: assessment}, baselines)
@@ -121,6 +123,7 @@ def print_results(
             for name, interval in assessment.intervals.items()
         )
         console.print(f"95% intervals over pairs: {shown}\n", soft_wrap=True)
+        _print_search(console, search, split)
 
 
 def print_table(table: AblationTable) -> None:
@@ -132,10 +135,19 @@ def print_table(table: AblationTable) -> None:
     for split in SPLITS:
         header, rows = report.brief(table, [split])
         console.print(_grid(split, [column.removeprefix(f"{split} ") for column in header], rows))
+    found = search_table.of_table(table)
+    for split in SPLITS:
+        _print_search(console, found, split)
     for note in table.notes:
         console.print(note, soft_wrap=True)
     console.print()
     sys.stdout.flush()  # figures take their time, and the table is there
+
+
+def _print_search(console: Console, rows: Sequence[SearchRow], split: str) -> None:
+    header = [column.removeprefix(f"{split} ") for column in search_table.header([split])]
+    console.print(_grid(f"{split}: what search keeps", header, search_table.cells(rows, [split])))
+    console.print()
 
 
 def _console() -> Console:

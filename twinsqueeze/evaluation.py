@@ -8,8 +8,10 @@ import torch
 
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import Interval, bootstrap_intervals, nearest, neighbours_kept, score
+from twinsqueeze.metrics import Interval, bootstrap_intervals, cosines, nearest, score
 from twinsqueeze.objectives import labels_from_scores
+from twinsqueeze.precision import Ranges, comparable
+from twinsqueeze.retrieval import partners, search
 from twinsqueeze.training import predict
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -22,15 +24,17 @@ class Assessment:
     Attributes:
         predicted: (P,) cosines of the compressed twins.
         labels: (P,) what they should be.
-        scores: mse, mae, pearson, spearman, and neighbours_kept: the share of a sentence's 10 nearest among the split's
-            sentences that are still among its 10 nearest when compressed.
+        scores: mse, mae, pearson, spearman and what `retrieval.SearchScores` has.
         intervals: 95% bootstrap intervals over pairs of the first four.
+        quantised: Spearman and what `retrieval.SearchScores` has of the same vectors at int8 (where the model has
+            ranges to scale it by) and binary; nothing of a compressor that was trained at fewer bits.
     """
 
     predicted: FloatArray
     labels: FloatArray
     scores: dict[str, float]
     intervals: dict[str, Interval]
+    quantised: dict[str, dict[str, float]]
 
     @property
     def losses(self) -> FloatArray:
@@ -52,18 +56,35 @@ class Evaluator:
         self.labels = labels_from_scores(split.scores, label_kind)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
         self._nearest = nearest(split.embeddings)
+        self._partners = partners(split.first, split.second, split.scores)
 
-    def __call__(self, compressor: Compressor) -> Assessment:
-        """Measures a compressor whose input dimension is that of the split's embeddings, on the evaluator's device."""
+    def __call__(self, compressor: Compressor, ranges: Ranges | None = None) -> Assessment:
+        """Measures a compressor.
+
+        Args:
+            compressor: Its input dimension is that of the split's embeddings; on the evaluator's device.
+            ranges: What its vectors are scaled by for int8; None leaves int8 out.
+        """
         predicted = predict(compressor, self._vectors, self.split)
-        found = nearest(compressor.represent(self._vectors).cpu().numpy())
+        vectors = compressor.represent(self._vectors).cpu().numpy()
         return Assessment(
             predicted=predicted,
             labels=self.labels,
-            scores=score(predicted, self.labels).as_floats()
-            | {"neighbours_kept": neighbours_kept(self._nearest, found)},
+            scores=score(predicted, self.labels).as_floats() | self._search(vectors),
             intervals=bootstrap_intervals(predicted, self.labels),
+            quantised={
+                precision: self._quantised(comparable(vectors, precision, ranges))
+                for precision in ("int8", "binary")
+                if compressor.precision == "float32" and (precision != "int8" or ranges)
+            },
         )
+
+    def _search(self, vectors: FloatArray) -> dict[str, float]:
+        return search(vectors, self._nearest, self._partners).as_floats()
+
+    def _quantised(self, vectors: FloatArray) -> dict[str, float]:
+        cosine = cosines(vectors, self.split.first, self.split.second)
+        return {"spearman": float(score(cosine, self.labels).spearman)} | self._search(vectors)
 
 
 def pair_losses(compressor: Compressor, split: EncodedPairs, label_kind: str) -> FloatArray:

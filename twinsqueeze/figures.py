@@ -3,7 +3,8 @@
 Colours are those of Okabe and Ito (2008), told apart by the colour-blind; lines differ in dash as well, for print.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
+# Of what needs no labels, in the order in which it comes.
+OTHER_COLOURS = (GREY, BLUE, ORANGE, GREEN, "#56B4E9", "#000000", "#CC79A7", "#8C510A")
+PRECISION_MARKERS = {"float32": "o", "int8": "s", "binary": "^"}
+LEGEND_COLUMNS = 5
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
 SMALLEST_LOSS = 1e-8
 
@@ -92,6 +97,46 @@ def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
     axes.set(xscale="log", xlabel="squared error of a pair", ylabel="share of the pairs")
     axes.legend(frameon=False, loc="upper left")
     return figure
+
+
+def quality_against_bytes(
+    methods: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]], ours: str, qualities: Mapping[str, str]
+) -> Figure:
+    """What is kept against the bytes of a vector, a panel a quality, a line a method from its fewest bytes to its most.
+
+    Args:
+        methods: By name the bytes of each of its sizes, in rising order, and each quality's values there. Methods whose
+            names differ only in a last part, such as "PCA" and "PCA, int8", share a colour.
+        ours: The name, without the last part, of what stands before all others.
+        qualities: Titles of the panels by quality.
+    """
+    figure, axes_of = panels(len(qualities))
+    families = dict.fromkeys(_family(name)[0] for name in methods)
+    others = zip((name for name in families if name != ours), cycle(OTHER_COLOURS), strict=False)
+    colours = {ours: VERMILION, **dict(others)}
+    for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
+        for name, (sizes, values) in methods.items():
+            family, precision = _family(name)
+            axes.plot(
+                sizes, values[quality], color=colours[family], marker=PRECISION_MARKERS.get(precision, "D"),
+                ms=8 if family == ours else 5, zorder=3 if family == ours else 2, lw=1.2, label=name,
+                mfc=colours[family] if family == ours or precision != "int8" else "white",
+            )  # fmt: skip
+        axes.set(title=title, xlabel="bytes a vector")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    handles, names = axes_of[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(len(names), LEGEND_COLUMNS), frameon=False,
+        fontsize="small",
+    )  # fmt: skip
+    return figure
+
+
+def _family(method: str) -> tuple[str, str]:
+    """A method's name without its precision, and the precision; float32 where the name has none."""
+    family, _, last = method.rpartition(", ")
+    return (family, last) if last in PRECISION_MARKERS else (method, "PQ" if "PQ" in method else "float32")
 
 
 def panels(count: int, *, columns: int | None = None, height: float = 3.8) -> tuple[Figure, list[Axes]]:

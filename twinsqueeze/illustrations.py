@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from twinsqueeze import ablation_figures, comparison, console
+from twinsqueeze import ablation_figures, comparison, console, search_table
 from twinsqueeze.ablation_figures import Curves, Points
 from twinsqueeze.ablation_table import SPLITS, AblationTable, BaselineRow, Row, TrainedRun
 from twinsqueeze.errors import InputError
@@ -35,7 +35,7 @@ def illustrated(tables: Sequence[AblationTable]) -> list[Section]:
 
         for table, members in zip(tables, families, strict=True):
             shown = [picture for name, rows in members.items() for picture in _of_family(table, name, rows, read)]
-            sections.append(Section(table, [*_against_dim(table), *shown]))
+            sections.append(Section(table, [_quality(table), *_against_dim(table), *shown]))
     return sections
 
 
@@ -137,6 +137,15 @@ def _train_against(rows: Sequence[Row], split: str) -> Illustration:
     )
 
 
+def _quality(table: AblationTable) -> Illustration:
+    return Illustration(
+        "quality_against_bytes",
+        "What is kept against the bytes of a vector: Spearman, neighbours, and partners among the ten nearest. Ours "
+        "with each compressor's best alpha by Spearman on dev; hollow squares are at int8.",
+        search_table.picture(search_table.of_table(table)),
+    )
+
+
 def _against_dim(table: AblationTable) -> list[Illustration]:
     """Spearman against dim, a line an alpha, where families differ in dim."""
     of_alpha: dict[float, dict[int, Row]] = {}
@@ -159,14 +168,14 @@ def _against_dim(table: AblationTable) -> list[Illustration]:
         for alpha, rows in of_alpha.items()
     }
     methods: dict[str, list[BaselineRow]] = {}
-    for baseline in table.baselines:
+    for baseline in table.plain_baselines:
         if baseline.dim is not None:
             methods.setdefault(baseline.method, []).append(baseline)
     for method, found in methods.items():
         points = {split: _points(baseline.scores[f"{split}/spearman"] for baseline in found) for split in splits}
         lines[method] = [baseline.dim or 0 for baseline in found], points
     level = {
-        split: {b.name: b.scores[f"{split}/spearman"].mean for b in table.baselines if b.dim is None}
+        split: {b.name: b.scores[f"{split}/spearman"].mean for b in table.plain_baselines if b.dim is None}
         for split in splits
     }
     return [
@@ -183,7 +192,7 @@ def _lines(table: AblationTable, splits: Sequence[str], row: Row) -> dict[str, d
     return {
         split: {
             baseline.name: baseline.scores[f"{split}/spearman"].mean
-            for baseline in table.baselines
+            for baseline in table.plain_baselines
             if baseline.dim in (None, row.recipe.dim) and f"{split}/spearman" in baseline.scores
         }
         for split in splits

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from twinsqueeze import console, tracking
-from twinsqueeze.baselines import BaselineScores, cached_baselines
+from twinsqueeze.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs, SentenceEncoder, embed_pairs, open_encoder
 from twinsqueeze.evaluation import Evaluator
@@ -46,14 +46,18 @@ class Material:
         """What needs no labels, at `dim` numbers, on some splits."""
         key = tuple(splits), label_kind, dim
         if key not in self._baselines:
-            self._baselines[key] = cached_baselines(
+            task = BaselineTask(
                 self.encoded["train"].embeddings,
                 {split: self.encoded[split] for split in splits},
                 {split: self.evaluator(split, label_kind).labels for split in splits},
-                dim,
-                self._cache,
             )
+            self._baselines[key] = cached_baselines(task, dim, self._cache, _on_training)
         return self._baselines[key]
+
+
+def _on_training(quantiser: str) -> None:
+    raise_if_stopped()
+    console.say(f"training {quantiser}, to compare with; it is kept for these data")
 
 
 def gather(

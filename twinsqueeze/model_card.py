@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from twinsqueeze import report
-from twinsqueeze.ablation_table import SPLITS, BaselineRow, Row, TrainedRun
-from twinsqueeze.baselines import FLOAT_BYTES
+from twinsqueeze.ablation_table import PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.metrics import METRICS
+from twinsqueeze.precision import bytes_a_vector
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.report import ABSENT, NAMES
 from twinsqueeze.seeds import Spread
 
@@ -36,7 +37,7 @@ class Choice:
 
 def sizes(dim: int) -> dict[str, int]:
     """Bytes of a compressed vector by sentence-transformers' names of precisions."""
-    return {"float32": FLOAT_BYTES * dim, "int8": dim, "binary": -(-dim // 8)}
+    return {precision: bytes_a_vector(precision, dim) for precision in PRECISIONS}
 
 
 def model_card(
@@ -60,15 +61,17 @@ def model_card(
     """
     recipe = provenance.recipe
     dim = recipe.dim
+    before = f"{bytes_a_vector('float32', input_dimension):,}"
     shown = ", ".join(f"{size:,} as {name}" for name, size in sizes(dim).items())
     fields = [[name, str(value)] for name, value in recipe.model_dump().items()]
     parts = [
         f"# TwinSqueeze {recipe.name}",
         f"Text to vectors of {dim} numbers and length 1, whose cosine says how much two sentences mean the same. "
-        f"The sentence encoder {recipe.encoder} gives {input_dimension} numbers ({FLOAT_BYTES * input_dimension:,} "
-        f"bytes), a compressor makes them {dim}.",
+        f"The sentence encoder {recipe.encoder} gives {input_dimension} numbers ({before} bytes), a "
+        f"compressor makes them {dim}.",
+        *([_trained_as(recipe)] if recipe.precision != "float32" else []),
         "## Bytes a vector",
-        f"{shown}; {FLOAT_BYTES * input_dimension:,} before compression.",
+        f"{shown}; {before} before compression.",
         "## Data",
         f"Scored sentence pairs {provenance.dataset}, digest of train and dev {provenance.dataset_digest}. "
         "Trained on train, chosen on dev. Test took no part in any choice.",
@@ -86,6 +89,14 @@ def model_card(
         parts += ["## Results", f"They are with run {run_id} in its tracking store."]
     parts += ["## Licence", _licence(provenance), "## Limits", _limits(longest, choice)]
     return "\n\n".join(parts) + "\n"
+
+
+def _trained_as(recipe: Recipe) -> str:
+    return (
+        f"It was trained to be kept as {recipe.precision}, {recipe.vector_bytes:,} bytes a vector, and all figures "
+        'below are of such vectors: take the signs, as `encode(texts, precision="ubinary")` or `twinsqueeze compress '
+        "--precision binary` do."
+    )
 
 
 def _chosen(choice: Choice) -> str:
@@ -117,7 +128,9 @@ def _results(choice: Choice) -> list[str]:
     if (count := len(choice.row.runs)) > 1:
         rows.append([f"its recipe, mean of {count} seeds", size, *_cells(choice.row.scores)])
     rows += [
-        [b.name, f"{b.bytes:,}", *_cells(b.scores)] for b in choice.baselines if b.dim in {None, choice.row.recipe.dim}
+        [b.name, f"{b.bytes:,}", *_cells(b.scores)]
+        for b in choice.baselines
+        if b.dim in {None, choice.row.recipe.dim} and not b.only_search
     ]
     text = [
         report.markdown_table(header, rows),

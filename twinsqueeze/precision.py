@@ -77,3 +77,27 @@ def quantise(vectors: AnyArray, precision: str, ranges: Ranges | None = None) ->
     scales = None if ranges is None else np.array(ranges, np.float32)
     quantised = quantize_embeddings(vectors, kind, ranges=scales)
     return cast(AnyArray, quantised)
+
+
+def comparable(vectors: AnyArray, precision: str, ranges: Ranges | None = None) -> AnyArray:
+    """What a search compares by cosine in vectors of a precision: int8 as it is, signs as 1 and -1.
+
+    `quantise` without sentence-transformers, whose import every training would wait for.
+
+    Args:
+        vectors: (N, dim) float32.
+        precision: float32, int8 or binary.
+        ranges: The model's; needed for int8 alone.
+
+    Returns:
+        (N, dim) float32.
+    """
+    if precision == "int8":
+        low, high = np.array(ranges, np.float32)
+        steps = (high - low) / 255
+        steps = np.where(steps == 0, 1, steps)
+        steps_up: AnyArray = np.clip(np.floor((vectors - low) / steps), 0, 255)
+        return (steps_up - 128).astype(np.float32)
+    if precision == "binary":
+        return np.where(vectors > 0, np.float32(1), np.float32(-1))
+    return vectors

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.precision import bytes_a_vector
 
 MAX_SEED = 2**31 - 1
 MAX_COMBINATIONS = 2000
@@ -174,7 +175,7 @@ class Recipe(BaseModel):
     @property
     def vector_bytes(self) -> int:
         """Bytes of a compressed vector as it is measured."""
-        return -(-self.dim // 8) if self.precision == "binary" else 4 * self.dim
+        return bytes_a_vector(self.precision, self.dim)
 
 
 def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:

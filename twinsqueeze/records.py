@@ -13,14 +13,16 @@ import pandas as pd
 import torch
 
 import twinsqueeze
-from twinsqueeze import console, figures, report, tracking
-from twinsqueeze.baselines import BaselineScores
+from twinsqueeze import console, figures, report, search_table, tracking
+from twinsqueeze.ablation_table import metric_name
+from twinsqueeze.baselines import BaselineScores, what_is_missing
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.evaluation import Assessment, pair_losses
 from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
-from twinsqueeze.precision import int8_ranges
+from twinsqueeze.precision import bytes_a_vector, int8_ranges
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.search_table import SearchRow
 from twinsqueeze.tracking import LoggedData, RunWriter
 from twinsqueeze.training import Fitted
 
@@ -36,16 +38,28 @@ class Outcome:
     Attributes:
         title: What the compressor is called, such as mlp32-alpha0.75-seed0.
         text: What was done, in a sentence or two.
-        bytes: Of a compressed vector.
+        dim: Numbers in a compressed vector.
+        precision: What it was trained as.
         assessments: The compressor on each split that was looked at.
         baselines: The same splits with what needs no labels.
     """
 
     title: str
     text: str
-    bytes: int
+    dim: int
+    precision: str
     assessments: dict[str, Assessment]
     baselines: list[BaselineScores]
+
+    @property
+    def bytes(self) -> int:
+        """Of a compressed vector as it was trained."""
+        return bytes_a_vector(self.precision, self.dim)
+
+    @property
+    def search(self) -> list[SearchRow]:
+        """The rows of the table of search."""
+        return search_table.of_run(self.title, self.precision, self.dim, self.assessments, self.baselines)
 
 
 def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
@@ -85,7 +99,7 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
     model_id = run.model(weights, example, compressor.dim, recipe.model_dump())
 
     splits = [split for split in material.encoded if split != "train"]
-    assessments = {split: material.evaluator(split, recipe.labels)(placed) for split in splits}
+    assessments = {split: material.evaluator(split, recipe.labels)(placed, provenance.int8_ranges) for split in splits}
     for split, assessment in assessments.items():
         last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
         run.metrics(_scores(split, assessment), last, model_id, inputs[split])
@@ -100,7 +114,8 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
             f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {material.data.name} with noise "
             f"alpha = {recipe.alpha:g} and seed {recipe.seed}."
         ),
-        bytes=recipe.vector_bytes,
+        dim=recipe.dim,
+        precision=recipe.precision,
         assessments=assessments,
         baselines=material.baselines(splits, recipe.labels, recipe.dim),
     )
@@ -168,19 +183,27 @@ def record(
                 label_kind,
             ),
             "pair_losses": figures.pair_loss_distribution(losses),
+            "quality_against_bytes": search_table.picture(outcome.search),
         }
     )
     run.table("predictions", _predictions(material, assessments))
     run.table("baselines", _baseline_table(outcome.baselines))
     notice = [f"**{material.data.notice}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(console.sentence(s, a) for s, a in assessments.items())])
-    header, table = console.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)
-    run.describe("\n\n".join([*notice, sentences, report.markdown_table(header, table)]))
+    tables = [
+        report.markdown_table(*console.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),
+        "What search keeps:",
+        report.markdown_table(search_table.header(assessments), search_table.cells(outcome.search, assessments)),
+    ]
+    missing = what_is_missing(outcome.baselines)
+    run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
 
 def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
-    console.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines)
+    console.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
+    if missing := what_is_missing(outcome.baselines):
+        console.say(missing)
     if material.data.notice:
         console.warn(material.data.notice)
     steps = []
@@ -236,18 +259,23 @@ def _scores(split: str, assessment: Assessment) -> dict[str, float]:
 
 def _particulars(split: str, assessment: Assessment) -> dict[str, float]:
     """What is measured once. Intervals have a section of their own, which the UI's charts show last."""
-    values = {f"{split}/neighbours_kept": assessment.scores["neighbours_kept"]}
+    values = {metric_name(split, name): value for name, value in assessment.scores.items() if name not in METRICS}
+    for precision, scores in assessment.quantised.items():
+        values |= {metric_name(split, name, precision): value for name, value in scores.items()}
     for name, interval in assessment.intervals.items():
         values[f"uncertainty/{split}_{name}_low"] = interval.low
         values[f"uncertainty/{split}_{name}_high"] = interval.high
     return values
 
 
+_BASELINE_COLUMNS = {"model": "name", "dim": "dim", "bytes": "bytes", "only_search": "only_search", "draws": "draws"}
+
+
 def _baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
     """A row a baseline, numbers as numbers: `compare` reads them."""
     return pd.DataFrame(
         [
-            {"model": baseline.name, "dim": baseline.dim, "bytes": baseline.bytes, "draws": baseline.draws}
+            {name: getattr(baseline, field) for name, field in _BASELINE_COLUMNS.items()}
             | {f"{split}/{name}": value for split, scores in baseline.scores.items() for name, value in scores.items()}
             | {
                 f"{split}/{name}_sd": value

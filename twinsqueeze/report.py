@@ -12,6 +12,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from twinsqueeze import search_table
 from twinsqueeze.ablation_table import SPLITS, AblationTable, BaselineRow, Row
 from twinsqueeze.seeds import Difference, Spread
 
@@ -62,7 +63,7 @@ def columns(splits: Sequence[str] = SPLITS) -> list[str]:
 
 def cells(table: AblationTable, splits: Sequence[str] = SPLITS) -> list[list[str]]:
     """The table as text, a list a row: trained compressors first, what needs no labels below."""
-    return [_trained(row, splits) for row in table.rows] + [_baseline(row, splits) for row in table.baselines]
+    return [_trained(row, splits) for row in table.rows] + [_baseline(row, splits) for row in table.plain_baselines]
 
 
 def brief(table: AblationTable, splits: Sequence[str] = SPLITS) -> tuple[list[str], list[list[str]]]:
@@ -137,8 +138,12 @@ def markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
         if table.notice:
             parts.append(f"**{table.notice}**")
         parts.append(markdown_table(columns(), cells(table)))
+        parts.append("### What search keeps")
+        parts.append(
+            markdown_table(search_table.header(SPLITS), search_table.cells(search_table.of_table(table), SPLITS))
+        )
         parts.extend(table.notes)
-    return "\n\n".join([*parts, *notes, STATISTICS]) + "\n"
+    return "\n\n".join([*parts, *notes, STATISTICS, search_table.EXPLANATION]) + "\n"
 
 
 def numbers(tables: Sequence[AblationTable]) -> pd.DataFrame:
@@ -173,16 +178,21 @@ def _spreads(scores: Mapping[str, Spread]) -> dict[str, float]:
 
 
 def latex(tables: Sequence[AblationTable]) -> str:
-    """A tabular a table and split, for documents that load booktabs."""
+    """Two tabulars a table and split, scores and search, for documents that load booktabs."""
     parts = ["% Needs \\usepackage{booktabs}."]
     for table in tables:
+        search = search_table.of_table(table)
         for split in SPLITS:
-            frame = pd.DataFrame(cells(table, [split]), columns=columns([split]))
-            frame.columns = frame.columns.str.removeprefix(f"{split} ")
-            text = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
-            text = text.replace("±", "$\\pm$")
-            parts.append(f"% {table.title}: {split}\n{text}")
+            parts.append(f"% {table.title}: {split}\n{_tabular(columns([split]), cells(table, [split]), split)}")
+            text = _tabular(search_table.header([split]), search_table.cells(search, [split]), split)
+            parts.append(f"% {table.title}: {split}, what search keeps\n{text}")
     return "\n".join(parts)
+
+
+def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]], split: str) -> str:
+    frame = pd.DataFrame(rows, columns=[name.removeprefix(f"{split} ") for name in header])
+    text = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
+    return str(text).replace("±", "$\\pm$")
 
 
 def picture(table: AblationTable) -> Figure:
@@ -232,6 +242,8 @@ def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
             {
                 "table": section.table,
                 "header": columns(),
+                "search_header": search_table.header(SPLITS),
+                "search_rows": _search_rows(section.table),
                 "rows": list(zip(cells(section.table), _links(section.table), strict=True)),
                 "pictures": [
                     {"caption": shown.caption, "name": shown.name, "source": _inline(shown.figure)}
@@ -243,12 +255,21 @@ def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
         notes=notes,
         made=made,
         statistics=STATISTICS,
+        search_explanation=search_table.EXPLANATION,
     )
+
+
+def _search_rows(table: AblationTable) -> list[tuple[list[str], bool]]:
+    """The table of search as text, and whether a row is ours."""
+    rows = search_table.of_table(table)
+    return [(text, row.ours) for text, row in zip(search_table.cells(rows, SPLITS), rows, strict=True)]
 
 
 def _links(table: AblationTable) -> list[list[tuple[int, str]]]:
     """For each row of `cells` its seeds and where their runs are looked at."""
-    return [[(run.recipe.seed, run.link) for run in row.runs] for row in table.rows] + [[] for _ in table.baselines]
+    return [[(run.recipe.seed, run.link) for run in row.runs] for row in table.rows] + [
+        [] for _ in table.plain_baselines
+    ]
 
 
 def _inline(figure: Figure) -> str:

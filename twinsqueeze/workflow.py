@@ -108,6 +108,9 @@ def evaluate(
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
 
     title = recipe.name if origin else Path(model).name
+    ranges = origin.int8_ranges if origin else None
+    if ranges is None:
+        console.say(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
     with tracking.open_run(f"{title}-{split}", "evaluation") as run:
         given = {"model": model, "split": split, "encoder": encoder, "labels": recipe.labels}
         trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
@@ -116,8 +119,9 @@ def evaluate(
         outcome = Outcome(
             title=title,
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",
-            bytes=recipe.model_copy(update={"dim": compressor.dim}).vector_bytes,
-            assessments={split: material.evaluator(split, recipe.labels)(compressor.to(where))},
+            dim=compressor.dim,
+            precision=compressor.precision,
+            assessments={split: material.evaluator(split, recipe.labels)(compressor.to(where), ranges)},
             baselines=material.baselines([split], recipe.labels, compressor.dim),
         )
         records.record_evaluation(run, outcome, material, recipe.labels, split, found.model_id)

@@ -1,0 +1,201 @@
+"""Baselines against scikit-learn and FAISS themselves, and what of them is kept between runs."""
+
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+from scipy import stats
+from sentence_transformers.util.quantization import quantize_embeddings
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+
+from tests.conftest import random_pairs
+from tests.processes import ROOT
+from twinsqueeze import baselines, quantisers
+from twinsqueeze.ablation_table import SCORES, method
+from twinsqueeze.baselines import BaselineTask, cached_baselines, what_is_missing
+from twinsqueeze.cache import Cache
+from twinsqueeze.metrics import METRICS
+from twinsqueeze.retrieval import SearchScores
+
+DIM = 8
+
+
+@pytest.fixture(scope="module")
+def task() -> BaselineTask:
+    """Vectors of 64 numbers, enough of them for FAISS's 256 centroids."""
+    train = random_pairs(pairs=400, sentences=600, dimension=64, seed=1)
+    dev = random_pairs(pairs=150, sentences=120, dimension=64, seed=2)
+    return BaselineTask(train.embeddings, {"dev": dev}, {"dev": dev.scores / 5})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def found(task, cache):
+    return {row.name: row for row in cached_baselines(task, DIM, cache)}
+
+
+def expected_scores(stored: np.ndarray, task: BaselineTask) -> tuple[float, float]:
+    """Spearman and the share of the neighbours that are kept."""
+    pairs = task.splits["dev"]
+    stored = np.asarray(stored, dtype=np.float64)
+    unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    spearman = stats.spearmanr((unit[pairs.first] * unit[pairs.second]).sum(1).round(6), pairs.scores)[0]
+    nearest = [
+        NearestNeighbors(n_neighbors=10, metric="cosine").fit(v).kneighbors()[1] for v in (pairs.embeddings, unit)
+    ]
+    return spearman, np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)])
+
+
+def test_bytes_are_those_of_a_stored_vector(found):
+    assert {name: row.bytes for name, row in found.items()} == {
+        "uncompressed": 256,
+        "first 8": 32,
+        "random projection to 8": 32,
+        "PCA to 8": 32,
+        "PCA to 8, whitened": 32,
+        "signs of 64, centred": 8,
+        "first 8, int8": 8,
+        "PCA to 8, int8": 8,
+        "uncompressed, int8": 64,
+        "FAISS PQ, 16 bytes": 16,
+        "FAISS PQ, 32 bytes": 32,
+        "FAISS PQ, 64 bytes": 64,
+        "FAISS OPQ+PQ, 16 bytes": 16,
+        "FAISS OPQ+PQ, 32 bytes": 32,
+        "FAISS OPQ+PQ, 64 bytes": 64,
+    }
+    assert [name for name, row in found.items() if not row.only_search][-1] == "signs of 64, centred"
+    assert {method(row.name, row.dim) for row in found.values()} == {
+        "uncompressed",
+        "uncompressed, int8",
+        "first",
+        "first, int8",
+        "random projection",
+        "PCA",
+        "PCA, int8",
+        "PCA, whitened",
+        "signs of 64, centred",
+        "FAISS PQ",
+        "FAISS OPQ+PQ",
+    }
+
+
+def test_int8_is_sentence_transformers(found, task):
+    pca = PCA(DIM).fit(task.train)
+    transforms = {"uncompressed, int8": lambda x: x, "PCA to 8, int8": pca.transform}
+    for name, transform in transforms.items():
+        train, dev = (transform(v).astype(np.float32) for v in (task.train, task.splits["dev"].embeddings))
+        stored = quantize_embeddings(dev, "int8", ranges=np.stack([train.min(0), train.max(0)]))
+        scores = found[name].scores["dev"]
+        assert (scores["spearman"], scores["neighbours_kept"]) == pytest.approx(expected_scores(stored, task), abs=0.01)
+
+
+def test_quantisers_are_those_of_faiss(found, task):
+    dev = task.splits["dev"].embeddings
+    for kind, factory in (("PQ", "PQ16"), ("OPQ+PQ", "OPQ16,PQ16")):
+        index = faiss.index_factory(64, factory)
+        index.train(task.train)
+        scores = found[f"FAISS {kind}, 16 bytes"].scores["dev"]
+        # OPQ starts from a random rotation and ours takes fewer iterations than FAISS's default
+        tolerance = 0.002 if kind == "PQ" else 0.05
+        expected = expected_scores(index.sa_decode(index.sa_encode(dev)), task)
+        assert (scores["spearman"], scores["neighbours_kept"]) == pytest.approx(expected, abs=tolerance)
+    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbours_kept"] for size in quantisers.SIZES]
+    assert kept == sorted(kept)
+
+
+def test_a_rotation_helps_where_numbers_go_together(tmp_path):
+    """PQ cuts between them, which OPQ's rotation (Ge et al. 2013) avoids."""
+    generator = np.random.default_rng(3)
+    hidden = generator.normal(size=(900, 64)) * np.geomspace(1, 0.01, 64)
+    vectors = (hidden @ np.linalg.qr(generator.normal(size=(64, 64)))[0]).astype(np.float32)
+    train, others = vectors[:600], vectors[600:]
+    errors = {
+        name: np.square(transform(others) - others).sum()
+        for name, _, transform in quantisers.product_quantisers(train, Cache(tmp_path), lambda _: None)
+    }
+    assert errors["FAISS OPQ+PQ, 16 bytes"] < 0.9 * errors["FAISS PQ, 16 bytes"]
+
+
+def test_every_row_has_every_score(found):
+    names = {*METRICS, *SearchScores.__dataclass_fields__}
+    assert names == set(SCORES)
+    for row in found.values():
+        assert set(row.scores["dev"]) == names
+    assert set(found["uncompressed"].scores["dev"]) >= names
+    assert found["uncompressed"].scores["dev"]["neighbours_kept"] == 1
+
+
+def test_what_is_kept_is_neither_trained_nor_scored_again(task, cache, found, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("computed again")
+
+    trained = []
+    fewer = BaselineTask(task.train, {"test": task.splits["dev"]}, {"test": task.labels["dev"]})
+    cached_baselines(fewer, DIM, cache, trained.append)
+    assert not trained  # quantisers are those of the train sentences, whatever is scored
+    monkeypatch.setattr(baselines, "score_baselines", refuse)
+    assert {row.name: row for row in cached_baselines(task, DIM, cache)} == found
+    with pytest.raises(AssertionError, match="computed again"):
+        cached_baselines(task, DIM + 1, cache)
+    others = BaselineTask(task.train + 1, task.splits, task.labels)
+    with pytest.raises(AssertionError, match="computed again"):
+        cached_baselines(others, DIM, cache)
+
+
+def test_of_another_dim_only_what_has_a_dim_is_computed(task, cache, found, monkeypatch):
+    asked = []
+    monkeypatch.setattr(baselines, "encodings", lambda *_: asked.append("encodings") or iter(()))
+    rows = cached_baselines(task, 4, cache)
+    assert not asked
+    assert [row for row in rows if row.dim is None] == [row for row in found.values() if row.dim is None]
+
+
+def test_quantisers_are_the_same_whatever_threads_there_are(task, tmp_path):
+    payloads = []
+    for threads in (1, 2):
+        faiss.omp_set_num_threads(threads)
+        kept = Cache(tmp_path / f"{threads}")
+        names = [name for name, *_ in quantisers.product_quantisers(task.train, kept, lambda _: None)]
+        assert len(names) == 6
+        payloads.append({file.name: file.read_bytes() for file in kept.folder.iterdir()})
+        assert faiss.omp_get_max_threads() == threads
+    assert payloads[0] == payloads[1]
+
+
+def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
+    np.save(tmp_path / "train.npy", task.train)
+    program = (
+        "import sys, numpy as np; from pathlib import Path; from twinsqueeze.cache import Cache;"
+        "from twinsqueeze.quantisers import product_quantisers;"
+        "list(product_quantisers(np.load('train.npy'), Cache(Path('kept')), lambda name: None))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_where_quantisers_cannot_be_had_it_is_said(task, tmp_path, monkeypatch, found):
+    assert what_is_missing(list(found.values())) is None
+    few = BaselineTask(task.train[:255], task.splits, task.labels)
+    rows = cached_baselines(few, DIM, Cache(tmp_path))
+    assert "need 256 distinct train sentences" in what_is_missing(rows)
+
+    monkeypatch.setattr(quantisers, "faiss_version", lambda: None)
+    monkeypatch.setattr(baselines, "faiss_version", lambda: None)
+    rows = cached_baselines(task, DIM, Cache(tmp_path))
+    assert [row.name for row in rows if "FAISS" in row.name] == []
+    assert what_is_missing(rows).endswith("pip install faiss-cpu")

@@ -1,0 +1,103 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.test_ablation_table import KIND, trained
+from twinsqueeze import report, search_table
+from twinsqueeze.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, metric_name, tabulate
+from twinsqueeze.baselines import BaselineScores
+from twinsqueeze.seeds import Spread
+
+AT = {"float32": 0.3, "int8": 0.2, "binary": 0.1}
+NAN = float("nan")
+
+
+def searched(spearman: float, **recipe):
+    """A run whose every score of search is 0.3, 0.2 or 0.1 less than its seed's hundredth, by precision."""
+    run = trained(spearman, **recipe)
+    names = {
+        metric_name(split, score, precision): value + run.recipe.seed / 100
+        for precision, value in AT.items()
+        for split in ("dev", "test")
+        for score in SEARCH_SCORES
+        if (score, precision) != ("spearman", "float32")
+    }
+    return replace(run, metrics={**names, **run.metrics})
+
+
+@pytest.fixture
+def table():
+    runs = [searched(0.8, alpha=0, seed=seed, dim=dim) for dim in (8, 32) for seed in (0, 1)]
+    runs += [searched(0.85, alpha=0.75, seed=0, dim=8)]
+    kept = {metric_name(split, score): Spread(0.6, NAN, 1) for split in ("dev", "test") for score in SEARCH_SCORES}
+    baselines = [
+        BaselineRow("uncompressed", None, 1536, kept),
+        BaselineRow("FAISS PQ, 16 bytes", None, 16, kept, only_search=True),
+        BaselineRow("FAISS PQ, 64 bytes", None, 64, kept, only_search=True),
+    ]
+    (table,) = tabulate(runs, {KIND: baselines})
+    return table
+
+
+def test_each_compressors_best_alpha_stands_at_every_precision_by_bytes(table):
+    rows = search_table.of_table(table)
+    assert [(row.name, row.bytes) for row in rows] == [
+        ("uncompressed", 1536),
+        ("mlp32, alpha 0, float32", 128),
+        ("FAISS PQ, 64 bytes", 64),
+        ("mlp8, alpha 0.75, float32", 32),
+        ("mlp32, alpha 0, int8", 32),
+        ("FAISS PQ, 16 bytes", 16),
+        ("mlp8, alpha 0.75, int8", 8),
+        ("mlp32, alpha 0, binary", 4),
+        ("mlp8, alpha 0.75, binary", 1),
+    ]
+    of = {row.name: row.scores for row in rows}
+    assert of["mlp32, alpha 0, int8"]["test/mrr"].mean == pytest.approx(np.mean([0.2, 0.21]))
+    assert of["mlp8, alpha 0.75, binary"]["test/mrr"].mean == pytest.approx(0.1)
+    assert of["mlp8, alpha 0.75, float32"]["dev/spearman"].mean == 0.85
+
+
+def test_every_form_of_the_report_has_both_tables(table):
+    text = report.markdown([table], [])
+    scores, search = text.split("### What search keeps")
+    assert "FAISS" not in scores
+    assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
+    assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
+    assert "FAISS PQ, 16 bytes" in report.page([report.Section(table, [])], [], "now")
+    assert report.latex([table]).count("FAISS PQ, 16 bytes") == 2
+    assert report.numbers([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
+
+
+def test_runs_from_before_search_was_measured_have_what_they_have():
+    (table,) = tabulate([trained(0.8)], {})
+    (row,) = search_table.of_table(table)
+    assert row.name == "mlp32, alpha 0.75, float32"
+    assert search_table.cells([row], ["test"]) == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
+
+
+def test_a_run_without_ranges_has_no_row_at_int8():
+    scores = dict.fromkeys(SEARCH_SCORES, 0.5)
+    assessment = SimpleNamespace(scores=scores, quantised={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
+    baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
+    rows = search_table.of_run("x", 12, {"dev": assessment}, [baseline])
+    assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
+    assert search_table.cells(rows, ["dev"])[2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
+
+
+def test_the_figure_has_every_method_where_its_bytes_are(table):
+    figure = search_table.picture(search_table.of_table(table))
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Spearman on test",
+        "neighbours on test",
+        "recall@10 on test",
+    ]
+    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+    assert lines["FAISS PQ"].get_xydata().tolist() == [[16, 0.6], [64, 0.6]]
+    assert lines["trained, int8"].get_xydata() == pytest.approx(np.array([[8, 0.2], [32, 0.205]]))
+    ours = {lines[f"trained, {precision}"].get_color() for precision in PRECISIONS}
+    assert len(ours) == 1
+    assert not ours & {line.get_color() for name, line in lines.items() if not name.startswith("trained")}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
