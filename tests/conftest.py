@@ -1,6 +1,7 @@
 """What tests share: a small set of pairs as vectors, and the real STS-B where it is there."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,11 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 from tests.processes import Workplace, write_pairs
 from twinsqueeze import cli
 from twinsqueeze.embeddings import EncodedPairs
+
+
+def pytest_configure() -> None:
+    """Where tests run in the background, a shell has them ignore Ctrl-C, as would the commands that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:

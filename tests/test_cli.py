@@ -33,7 +33,7 @@ def refused(outcome: tuple[int, str, str], workplace) -> str:
         (["--batch_size", "-3"], "batch_size must be"),  # as `mlflow run` spells it
         (["--lr", "0"], "lr must be"),
         (["--seed", "2147483648"], "seed must be a whole number from 0 to 2147483647"),
-        (["--architecture", "cnn"], "architecture must be mlp, not 'cnn'"),
+        (["--architecture", "cnn"], "architecture must be mlp or linear, not 'cnn'"),
         (["--objective", "l1"], "objective must be mse"),
         (["--labels", "none"], "labels must be tanh or linear"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),

@@ -82,9 +82,21 @@ def test_a_run_without_ranges_has_no_row_at_int8():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
     assessment = SimpleNamespace(scores=scores, quantised={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
-    rows = search_table.of_run("x", 12, {"dev": assessment}, [baseline])
+    rows = search_table.of_run("x", "float32", 12, {"dev": assessment}, [baseline])
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
     assert search_table.cells(rows, ["dev"])[2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
+
+
+def test_what_was_trained_as_bits_has_no_other_row():
+    scores = dict.fromkeys(SEARCH_SCORES, 0.5)
+    assessment = SimpleNamespace(scores=scores, quantised={})
+    (row,) = search_table.of_run("x", "binary", 12, {"dev": assessment}, [])
+    assert search_table.cells([row], ["dev"]) == [["x", "2", "0.5000", *["0.50"] * 4]]
+    (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
+    (row,) = search_table.of_table(table)
+    assert (row.name, row.bytes) == ("linear64-binary, alpha 0.75", 8)
+    assert row.scores["dev/spearman"].mean == 0.8
+    assert row.scores["test/mrr"].mean == 0.3
 
 
 def test_the_figure_has_every_method_where_its_bytes_are(table):

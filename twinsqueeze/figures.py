@@ -107,20 +107,21 @@ def quality_against_bytes(
     Args:
         methods: By name the bytes of each of its sizes, in rising order, and each quality's values there. Methods whose
             names differ only in a last part, such as "PCA" and "PCA, int8", share a colour.
-        ours: The name, without the last part, of what stands before all others.
+        ours: The name, without the last part, of what stands before all others, or how it begins.
         qualities: Titles of the panels by quality.
     """
     figure, axes_of = panels(len(qualities))
     families = dict.fromkeys(_family(name)[0] for name in methods)
     others = zip((name for name in families if name != ours), cycle(OTHER_COLOURS), strict=False)
     colours = {ours: VERMILION, **dict(others)}
+    standing_out = {name for name in families if name.startswith(ours)}
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
             family, precision = _family(name)
             axes.plot(
                 sizes, values[quality], color=colours[family], marker=PRECISION_MARKERS.get(precision, "D"),
-                ms=8 if family == ours else 5, zorder=3 if family == ours else 2, lw=1.2, label=name,
-                mfc=colours[family] if family == ours or precision != "int8" else "white",
+                ms=8 if family in standing_out else 5, zorder=3 if family in standing_out else 2, lw=1.2, label=name,
+                mfc=colours[family] if family in standing_out or precision != "int8" else "white",
             )  # fmt: skip
         axes.set(title=title, xlabel="bytes a vector")
         axes.set_xscale("log", base=2)

@@ -118,7 +118,7 @@ def _ours(name: str, precision: str, kept_as: str, dim: int, scores: Mapping[str
     if precision == "float32":
         shown, group = f"{name}, {kept_as}", f"{OURS}, {kept_as}"
     else:
-        shown, group = name, f"{OURS} as {precision}"
+        shown, group = name, f"{OURS} as bits, {precision}"
     return SearchRow(shown, group, bytes_a_vector(kept_as, dim), True, scores)
 
 
