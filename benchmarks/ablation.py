@@ -37,7 +37,7 @@ from twinsqueeze.optimizer import Adam
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.tracking import RunWriter
-from twinsqueeze.training import Trainer
+from twinsqueeze.trainer import Trainer
 
 PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("encoding", material, ("embed_pairs",)),

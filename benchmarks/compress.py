@@ -22,9 +22,10 @@ from tqdm import tqdm
 import twinsqueeze
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.compress import compress
-from twinsqueeze.compressor import Compressor, initial_layers, layer_sizes
+from twinsqueeze.compressor import Compressor, layer_sizes
 from twinsqueeze.precision import Ranges, int8_ranges, quantise
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.starts import uniform_layers
 
 CORES = 2
 BLOCKS = (2048, 8192, 32_768, 131_072)
@@ -40,7 +41,7 @@ def main(rows: int, rounds: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     torch.set_num_threads(CORES)
     recipe = Recipe()
-    layers = initial_layers(layer_sizes(recipe.architecture, 384, recipe.dim), np.random.default_rng(0))
+    layers = uniform_layers(layer_sizes(recipe.architecture, 384, recipe.dim), np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sample = _make_vectors(folder / "vectors.npy", rows)

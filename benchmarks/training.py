@@ -20,7 +20,7 @@ from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training import Trainer
+from twinsqueeze.trainer import Trainer
 
 
 def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:

@@ -7,15 +7,8 @@ from safetensors.torch import load
 from scipy import stats
 from torch import nn
 
-from twinsqueeze.compressor import (
-    Compressor,
-    Compressors,
-    TwinCosine,
-    initial_layers,
-    layer_sizes,
-    orthogonal_layer,
-    pairwise_cosine,
-)
+from twinsqueeze.compressor import Compressor, Compressors, TwinCosine, layer_sizes, pairwise_cosine
+from twinsqueeze.starts import orthogonal_layer, uniform_layers
 
 CPU = torch.device("cpu")
 
@@ -37,7 +30,7 @@ def test_mlp_has_the_layers_of_the_study():
 def test_initial_weights_are_distributed_as_pytorchs():
     torch.manual_seed(0)
     for ours, theirs in zip(
-        initial_layers((384, 128, 64), np.random.default_rng(0)), (nn.Linear(384, 128), nn.Linear(128, 64)), strict=True
+        uniform_layers((384, 128, 64), np.random.default_rng(0)), (nn.Linear(384, 128), nn.Linear(128, 64)), strict=True
     ):
         for a, b in zip(ours, (theirs.weight, theirs.bias), strict=True):
             assert a.shape == b.shape
@@ -55,7 +48,7 @@ def test_weights_of_another_program_give_the_same_vectors(tmp_path):
 
 
 def test_a_file_of_ours_loads_into_pytorchs_sequential():
-    compressor = Compressors([initial_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
+    compressor = Compressors([uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
     model = sequential((24, 128, 64, 10))
     model.load_state_dict(load(compressor.to_bytes({"note": "text"})))
     vectors = torch.randn(5, 24)
@@ -93,7 +86,7 @@ def test_gradient_is_autograds():
     """Against one `nn.Sequential` a replica, for a width that has to be filled up and one that has not."""
     for dim in (10, 16):
         sizes = (24, 128, 64, dim)
-        replicas = [initial_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
+        replicas = [uniform_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
         model = Compressors(replicas, CPU)
         vectors, towards = torch.randn(3, 9, 24), torch.randn(3, 9, dim)
         activations = model.forward(vectors)
@@ -138,23 +131,23 @@ def test_a_vector_of_zeros_has_the_cosine_zero():
 
 def test_a_linear_compressor_begins_as_a_random_projection():
     """Orthonormal rows, distributed as SciPy's orthogonal matrices; what lies at the centre is projected to 0."""
-    centre = torch.rand(20)
-    drawn = [orthogonal_layer((20, 5), np.random.default_rng(seed), centre)[0] for seed in range(60)]
+    centre = np.random.default_rng(0).random(20)
+    drawn = [orthogonal_layer((20, 5), np.random.default_rng(seed), centre) for seed in range(60)]
     for weight, bias in drawn:
         torch.testing.assert_close(weight @ weight.T, torch.eye(5), atol=1e-5, rtol=0)
-        torch.testing.assert_close(weight @ centre + bias, torch.zeros(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(weight.numpy() @ centre + bias.numpy(), torch.zeros(5), atol=1e-5, rtol=0)
     ours = np.stack([weight.numpy() for weight, _ in drawn])
     theirs = stats.ortho_group.rvs(20, size=60, random_state=0)[:, :5]
     for row in range(5):
         assert stats.ks_2samp(ours[:, row].ravel(), theirs[:, row].ravel()).pvalue > 0.001
-    (_, bias) = orthogonal_layer((20, 5), np.random.default_rng(0), None)[0]
+    (_, bias) = orthogonal_layer((20, 5), np.random.default_rng(0), None)
     assert not bias.any()
 
 
 def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_packs():
     from sentence_transformers.util.quantization import quantize_embeddings
 
-    layers = orthogonal_layer((24, 16), np.random.default_rng(0), None)
+    layers = [orthogonal_layer((24, 16), np.random.default_rng(0), None)]
     compressor = Compressor(layers, "binary")
     vectors = torch.randn(30, 24)
     bits = np.unpackbits(quantize_embeddings(compressor.compress(vectors).numpy(), precision="ubinary"), axis=1)

@@ -17,12 +17,13 @@ import torch
 import twinsqueeze
 from tests.processes import ROOT, Workplace
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
-from twinsqueeze.compressor import Compressor, initial_layers
+from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.spark import _compress_batches, _Work
+from twinsqueeze.starts import uniform_layers
 
 ROWS = 1_000_000
 GROUP = 25_000
@@ -48,7 +49,7 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
 
 @pytest.fixture(scope="module")
 def provenance() -> Provenance:
-    compressor = Compressor(initial_layers((384, 128, 64, 32), np.random.default_rng(0)))
+    compressor = Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
     ranges = int8_ranges(compressor.compress(torch.from_numpy(unit_vectors(2000, 9))).numpy())
     return Provenance(
         recipe=Recipe(),
@@ -63,7 +64,7 @@ def provenance() -> Provenance:
 
 @pytest.fixture(scope="module")
 def weights(provenance) -> bytes:
-    return write_checkpoint(Compressor(initial_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance)
+    return write_checkpoint(Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def compressed(place: Workplace, name: str, *arguments: str) -> np.ndarray:
 def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
     """Without Spark, what it calls in a worker, with batches of any length."""
     vectors = unit_vectors(1000, 0)
-    expected = Compressor(initial_layers((384, 128, 64, 32), np.random.default_rng(0))).compress(
+    expected = Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))).compress(
         torch.from_numpy(vectors)
     )
     batches = [

@@ -7,9 +7,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from twinsqueeze.compressor import Compressor, initial_layers
+from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder, open_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.starts import uniform_layers
 from twinsqueeze.text_model import text_model
 
 TEXTS = [
@@ -22,7 +23,7 @@ TEXTS = [
 
 
 def compressor(*sizes: int) -> Compressor:
-    return Compressor(initial_layers(sizes, np.random.default_rng(7)))
+    return Compressor(uniform_layers(sizes, np.random.default_rng(7)))
 
 
 @pytest.mark.parametrize("sizes", [(384, 128, 64, 32), (384, 16), (384, 384)], ids=["mlp", "linear", "as wide"])

@@ -12,7 +12,8 @@ from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training import Fitted, Streams, batches, fit, resolve_device
+from twinsqueeze.trainer import Streams
+from twinsqueeze.training import Fitted, batches, fit, resolve_device
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")
 

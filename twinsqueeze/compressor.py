@@ -4,21 +4,19 @@ A compressor is a stack of linear layers with ReLU between them. R of them, of o
 products: a grid of trainings costs little more than the arithmetic.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch.nn import functional
 
+from twinsqueeze.quantiser import SHORTEST, levels
+
 MLP_HIDDEN = (128, 64)
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
 ALIGNMENT = 16
-# Vectors are divided by no less, as by `torch.nn.functional.normalize`.
-SHORTEST = 1e-12
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 
@@ -32,42 +30,6 @@ def layer_sizes(architecture: str, encoder_dimension: int, dim: int) -> tuple[in
     raise ValueError(f"unknown architecture {architecture!r}")
 
 
-def initial_layers(sizes: Sequence[int], generator: np.random.Generator) -> list[Layer]:
-    """PyTorch's default initialisation of `nn.Linear`, drawn from a generator.
-
-    Weights and biases are uniform between -1/sqrt(fan_in) and 1/sqrt(fan_in) (what `kaiming_uniform_` with a = sqrt(5)
-    comes to).
-
-    Returns:
-        For each layer the weight (out, in) and the bias (out,), float32.
-    """
-    layers = []
-    for fan_in, fan_out in pairwise(sizes):
-        bound = 1.0 / math.sqrt(fan_in)
-        weight = generator.uniform(-bound, bound, size=(fan_out, fan_in))
-        bias = generator.uniform(-bound, bound, size=fan_out)
-        layers.append((torch.from_numpy(weight.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))))
-    return layers
-
-
-def orthogonal_layer(sizes: Sequence[int], generator: np.random.Generator, centre: torch.Tensor | None) -> list[Layer]:
-    """A random projection with orthonormal rows, uniform among them (Haar; Mezzadri 2007, math-ph/0609050).
-
-    Args:
-        sizes: Of vectors and of what they are projected to.
-        generator: What it is drawn from.
-        centre: (d,) what is projected to 0, None for 0.
-
-    Returns:
-        The weight (out, in) and the bias (out,), float32.
-    """
-    dimension, dim = sizes
-    basis, upper = np.linalg.qr(generator.normal(size=(dimension, dim)))
-    weight = torch.from_numpy((basis * np.sign(np.diag(upper))).T.astype(np.float32)).contiguous()
-    bias = torch.zeros(dim) if centre is None else -(weight @ centre)
-    return [(weight, bias)]
-
-
 class Compressors:
     """R compressors of one shape, to be trained.
 
@@ -79,7 +41,7 @@ class Compressors:
     Args:
         replicas: For each of the R compressors its layers, each a weight (out, in) and a bias (out,).
         device: Where to keep them.
-        precision: "float32" or "binary", what their vectors are measured as.
+        precision: "float32", "binary" or "int2", what their vectors are measured as.
 
     Attributes:
         parameters: (n,) float32, every weight and bias of every replica.
@@ -153,7 +115,7 @@ class Compressor:
 
     Args:
         layers: Weights (out, in) and biases (out,), float32, from the encoder's dimension to `dim`.
-        precision: "float32" or "binary", what its vectors are measured as.
+        precision: "float32", "binary" or "int2", what its vectors are measured as.
 
     Raises:
         ValueError: If the layers do not fit one behind the other.
@@ -203,9 +165,11 @@ class Compressor:
 
     @torch.inference_mode()
     def represent(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What is measured: `compress`, or for binary precision its signs, (N, dim) float32 of length 1 too."""
+        """What is measured: `compress` as its precision leaves it, (N, dim) float32 of length 1 too."""
         compressed = self.compress(vectors)
-        return functional.normalize(compressed.sign(), dim=-1) if self.precision == "binary" else compressed
+        if self.precision == "float32":
+            return compressed
+        return functional.normalize(levels(compressed, self.precision, self.dim), dim=-1)
 
     def to(self, device: torch.device) -> "Compressor":
         """The same compressor on a device."""

@@ -8,25 +8,23 @@ Tefas 2018, arXiv 1803.10837). It needs no labels.
 
 import torch
 
-# Of the softmax: at 0.05 a cosine that is 0.1 higher has 7.4 times the weight.
-TEMPERATURE = 0.05
 
-
-def distributions(unit: torch.Tensor) -> torch.Tensor:
+def distributions(unit: torch.Tensor, temperature: float) -> torch.Tensor:
     """Each vector's log-probabilities over the others.
 
     Args:
         unit: (…, N, d) vectors of length 1.
+        temperature: Of the softmax: at 0.05 a cosine that is 0.1 higher has 7.4 times the weight.
 
     Returns:
         (…, N, N), -inf on the diagonal.
     """
-    logits = (unit @ unit.transpose(-1, -2)).div_(TEMPERATURE)
+    logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     return torch.log_softmax(logits, -1)
 
 
-def divergence(unit: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def divergence(unit: torch.Tensor, reference: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean divergence KL(p || q) of the vectors' distributions q from those of the reference, p.
 
     With logits z = u u' / T: dKL/dz = (q - p) / N, and u stands on both sides of z.
@@ -34,16 +32,17 @@ def divergence(unit: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tenso
     Args:
         unit: (R, N, dim) compressed vectors of length 1.
         reference: (S, N, N) log-probabilities, of which replica r is held to the r mod S'th.
+        temperature: That of the reference.
 
     Returns:
         (R,), at least 0, and its gradient with respect to `unit`, (R, N, dim).
     """
     seeds, size = reference.shape[:2]
-    found = distributions(unit).view(-1, *reference.shape)  # (A, S, N, N)
+    found = distributions(unit, temperature).view(-1, *reference.shape)  # (A, S, N, N)
     wanted = reference.exp()
     terms = wanted * (reference - found).nan_to_num_(0.0)  # of the diagonal: -inf less -inf
     loss = terms.sum((-1, -2)) / size
-    of_logits = (found.exp() - wanted).view(-1, size, size).div_(size * TEMPERATURE)
+    of_logits = (found.exp() - wanted).view(-1, size, size).div_(size * temperature)
     gradient = (of_logits + of_logits.transpose(-1, -2)) @ unit
     assert len(unit) % seeds == 0
     return loss.view(-1), gradient

@@ -19,7 +19,8 @@ PRECISIONS = ("float32", "int8", "binary", "ubinary")
 
 def bytes_a_vector(precision: str, dim: int) -> int:
     """Bytes of a compressed vector of `dim` numbers."""
-    return {"float32": 4 * dim, "int8": dim, "binary": -(-dim // 8), "ubinary": -(-dim // 8)}[precision]
+    bits = {"float32": 32, "int8": 8, "int2": 2, "binary": 1, "ubinary": 1}[precision]
+    return -(-bits * dim // 8)
 
 
 def row_type(precision: str, dim: int) -> tuple[np.dtype[Any], int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, one_line
@@ -81,14 +81,20 @@ class Recipe(BaseModel):
     architecture: Literal["mlp", "linear"] = _field(
         "mlp",
         "mlp or linear",
-        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim, which begins as a "
-        "random projection with orthogonal rows.",
+        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim.",
     )
-    precision: Literal["float32", "binary"] = _field(
+    start: Literal["random", "components", "head"] = _field(
+        "random",
+        "random, or for a linear compressor components or head",
+        "Weights before training. random: PyTorch's for mlp, orthogonal rows for linear. components: the first "
+        "principal components of the train sentences' vectors. head: those of a linear layer of all d numbers that is "
+        "trained on the scores before.",
+    )
+    precision: Literal["float32", "int2", "binary"] = _field(
         "float32",
-        "float32 or binary",
-        "What vectors are trained and measured as. binary: the signs of the dim numbers, a bit each, trained through "
-        "the quantiser.",
+        "float32, int2 or binary",
+        "What vectors are trained and measured as. int2: four levels a number, two bits; binary: the signs, a bit "
+        "each; both trained through the quantiser.",
     )
     objective: Literal["mse", "pearson"] = _field(
         "mse",
@@ -99,10 +105,22 @@ class Recipe(BaseModel):
     neighbourhood: float = _field(
         0.0,
         "a finite number of at least 0",
-        "Weight of the neighbourhood loss, which keeps who is near whom in a batch as the encoder has it. 0 leaves it "
-        "out.",
+        "Weight of the neighbourhood loss, which keeps who is near whom in a batch. 0 leaves it out.",
         ge=0,
         allow_inf_nan=False,
+    )
+    temperature: float = _field(
+        0.05,
+        "a finite number above 0",
+        "Of the neighbourhood loss: cosines count as exp(cosine / temperature).",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    teacher: Literal["encoder", "head"] = _field(
+        "encoder",
+        "encoder or head",
+        "Whose neighbourhoods are kept: the encoder's, or those of a linear layer of all d numbers that is trained on "
+        "the scores before.",
     )
     labels: Literal["tanh", "linear"] = _field(
         "tanh",
@@ -134,6 +152,13 @@ class Recipe(BaseModel):
             raise ValueError("a truth value")
         return value
 
+    @field_validator("start")
+    @classmethod
+    def _fits_the_architecture(cls, value: str, info: ValidationInfo) -> str:
+        if value != "random" and info.data.get("architecture") != "linear":
+            raise ValueError("components are of linear layers")
+        return value
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """The recipe of `values`, defaults filled in.
@@ -150,6 +175,11 @@ class Recipe(BaseModel):
         """Raises an `InputError` if `dim` is more than the encoder's vectors have."""
         if self.dim > dimension:
             raise InputError(f"dim must be at most {dimension}, the numbers of the encoder's vectors, not {self.dim}")
+
+    @property
+    def wants_heads(self) -> bool:
+        """Whether linear layers of all of the encoder's numbers are trained before the compressor."""
+        return self.start == "head" or (self.teacher == "head" and self.neighbourhood > 0)
 
     @property
     def digest(self) -> str:

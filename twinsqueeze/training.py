@@ -14,24 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from twinsqueeze.compressor import (
-    Compressor,
-    Compressors,
-    Layer,
-    TwinCosine,
-    initial_layers,
-    layer_sizes,
-    orthogonal_layer,
-    pairwise_cosine,
-)
+from twinsqueeze.compressor import Compressor, Compressors, pairwise_cosine
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
+from twinsqueeze.heads import train_heads
 from twinsqueeze.metrics import METRICS, Scores, score
-from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
-from twinsqueeze.neighbourhood import distributions, divergence
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
-from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.trainer import Trainer
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 T = TypeVar("T")
@@ -100,21 +90,6 @@ class Progress:
     loss: FloatArray
     clean_loss: FloatArray
     dev: Scores
-
-
-@dataclass(frozen=True)
-class Streams:
-    """A seed's three independent generators."""
-
-    weights: np.random.Generator
-    order: np.random.Generator
-    noise: np.random.Generator
-
-    @classmethod
-    def of(cls, seed: int) -> "Streams":
-        """The streams of a seed, from the start."""
-        children = np.random.SeedSequence(seed).spawn(3)
-        return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -197,7 +172,8 @@ def fit(
         raise ValueError("replicas trained together are every alpha with every seed, once")
 
     device = resolve_device(shared.device)
-    trainer = Trainer(shared, alphas, seeds, train, device)
+    heads = train_heads(seeds, train, device) if shared.wants_heads else None
+    trainer = Trainer(shared, alphas, seeds, train, device, heads)
     model = trainer.model
     objective = OBJECTIVES[shared.objective]
     dev_vectors = torch.from_numpy(dev.embeddings).to(device)
@@ -246,102 +222,3 @@ def predict_each(model: Compressors, vectors: torch.Tensor, pairs: EncodedPairs)
     replica's bits can't depend on its company.
     """
     return np.stack([predict(model.replica(r), vectors, pairs) for r in range(len(model))])
-
-
-class Trainer:
-    """A training between epochs: A * S replicas, every alpha with every seed, seeds running fastest.
-
-    Args:
-        recipe: What the replicas share.
-        alphas: The A strengths of noise.
-        seeds: The S seeds.
-        train: Pairs to train on.
-        device: Where to train.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        alphas: Sequence[float],
-        seeds: Sequence[int],
-        train: EncodedPairs,
-        device: torch.device,
-    ) -> None:
-        self.batch_size = min(recipe.batch_size, len(train))
-        self.objective = OBJECTIVES[recipe.objective]
-        self.vectors = torch.from_numpy(train.embeddings).to(device)
-        self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
-        labels = labels_from_scores(train.scores, recipe.labels)
-        self.labels = torch.from_numpy(labels.astype(np.float32))
-
-        dimension = train.dimension
-        scales = [noise_scale(alpha, dimension) for alpha in alphas]
-        self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
-        self.noisy = any(scales)
-        self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
-
-        self.streams = [Streams.of(seed) for seed in seeds]
-        layers = [_initial(recipe, train, streams.weights) for streams in self.streams]
-        self.model = Compressors(layers * len(alphas), device, recipe.precision)
-        self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
-        self.recipe = recipe
-        self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
-        self.steps_done = 0
-
-    def epoch(self) -> FloatArray:
-        """One pass over the pairs; returns each replica's mean loss, (R,) float64."""
-        device = self.vectors.device
-        pairs = len(self.labels)
-        order = torch.from_numpy(np.stack([streams.order.permutation(pairs) for streams in self.streams]))
-        twins = self.twins[:, order].transpose(0, 1).to(device)  # (S, 2, P)
-        labels = self.labels[order].to(device)  # (S, P)
-        total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
-        for start in range(0, pairs, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            loss = self._step(twins[:, :, batch], labels[:, batch])
-            total += loss * labels[0, batch].numel()
-        return (total / pairs).cpu().numpy()
-
-    def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
-        seeds, _, batch = twins.shape
-        activations = self.model.forward(self._inputs(twins))
-        outputs = activations[-1]
-
-        binary = self.recipe.precision == "binary"
-        cosine = TwinCosine(outputs.sign() if binary else outputs)
-        loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
-        loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
-        if weight := self.recipe.neighbourhood:
-            vectors = self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
-            _, of_unit = divergence(cosine.unit, distributions(vectors))
-            gradient += cosine.backward_unit(of_unit).mul_(weight)
-        if (
-            binary
-        ):  # straight through the signs where the output is not beyond them (Bengio et al. 2013, arXiv 1308.3432)
-            gradient *= outputs.abs() <= 1
-
-        self.model.backward(activations, gradient)
-        self.optimizer.lr = learning_rate(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
-        self.optimizer.step()
-        self.steps_done += 1
-        return loss
-
-    def _inputs(self, twins: torch.Tensor) -> torch.Tensor:
-        """The noisy vectors of (S, 2, B) sentences for every replica, (R, 2B, d)."""
-        seeds, _, batch = twins.shape
-        vectors = self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
-        uniform = self.uniform[:, : 2 * batch]  # zeros where no replica wants any noise
-        if self.noisy:
-            draw_uniform([streams.noise for streams in self.streams], uniform)
-        return add_noise(vectors, uniform.to(self.vectors.device), self.scales)
-
-
-def _initial(recipe: Recipe, train: EncodedPairs, generator: np.random.Generator) -> list[Layer]:
-    """The layers that a seed begins with."""
-    sizes = layer_sizes(recipe.architecture, train.dimension, recipe.dim)
-    if recipe.architecture == "linear":
-        # Signs tell most where half the sentences are on either side.
-        centre = torch.from_numpy(train.embeddings.mean(0)) if recipe.precision == "binary" else None
-        return orthogonal_layer(sizes, generator, centre)
-    return initial_layers(sizes, generator)

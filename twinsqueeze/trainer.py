@@ -1,0 +1,156 @@
+"""A training between epochs: the random streams of its seeds, its batches and its steps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from twinsqueeze.compressor import Compressors, Layer, TwinCosine
+from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
+from twinsqueeze.neighbourhood import distributions, divergence
+from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
+from twinsqueeze.optimizer import Adam, learning_rate
+from twinsqueeze.quantiser import Quantised
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.starts import initial_layers
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+
+class Heads(NamedTuple):
+    """Linear layers of a seed that keep the encoder's dimension, trained before the compressor.
+
+    Attributes:
+        start: Whose principal components the compressor begins with.
+        teacher: Whose neighbourhoods it keeps.
+    """
+
+    start: Layer
+    teacher: Layer
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A seed's three independent generators."""
+
+    weights: np.random.Generator
+    order: np.random.Generator
+    noise: np.random.Generator
+
+    @classmethod
+    def of(cls, seed: int) -> "Streams":
+        """The streams of a seed, from the start."""
+        children = np.random.SeedSequence(seed).spawn(3)
+        return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
+
+
+class Trainer:
+    """A training between epochs: A * S replicas, every alpha with every seed, seeds running fastest.
+
+    Args:
+        recipe: What the replicas share.
+        alphas: The A strengths of noise.
+        seeds: The S seeds.
+        train: Pairs to train on.
+        device: Where to train.
+        heads: Of each seed, for recipes that ask for them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        alphas: Sequence[float],
+        seeds: Sequence[int],
+        train: EncodedPairs,
+        device: torch.device,
+        heads: Sequence[Heads] | None = None,
+    ) -> None:
+        self.batch_size = min(recipe.batch_size, len(train))
+        self.objective = OBJECTIVES[recipe.objective]
+        self.vectors = torch.from_numpy(train.embeddings).to(device)
+        self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
+        labels = labels_from_scores(train.scores, recipe.labels)
+        self.labels = torch.from_numpy(labels.astype(np.float32))
+
+        dimension = train.dimension
+        scales = [noise_scale(alpha, dimension) for alpha in alphas]
+        self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
+        self.noisy = any(scales)
+        self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
+
+        self.streams = [Streams.of(seed) for seed in seeds]
+        starts = [head.start for head in heads] if heads else [None] * len(seeds)
+        layers = [
+            initial_layers(recipe, train.embeddings, streams.weights, start)
+            for streams, start in zip(self.streams, starts, strict=True)
+        ]
+        self.teachers = Compressors([[head.teacher] for head in heads], device) if heads else None
+        self.model = Compressors(layers * len(alphas), device, recipe.precision)
+        self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
+        self.recipe = recipe
+        self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
+        self.steps_done = 0
+
+    def epoch(self) -> FloatArray:
+        """One pass over the pairs; returns each replica's mean loss, (R,) float64."""
+        device = self.vectors.device
+        pairs = len(self.labels)
+        order = torch.from_numpy(np.stack([streams.order.permutation(pairs) for streams in self.streams]))
+        twins = self.twins[:, order].transpose(0, 1).to(device)  # (S, 2, P)
+        labels = self.labels[order].to(device)  # (S, P)
+        total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
+        for start in range(0, pairs, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            loss = self._step(twins[:, :, batch], labels[:, batch])
+            total += loss * labels[0, batch].numel()
+        return (total / pairs).cpu().numpy()
+
+    def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
+        seeds, _, batch = twins.shape
+        activations = self.model.forward(self._inputs(twins))
+        outputs = activations[-1]
+
+        precision = self.model.precision
+        quantised = None if precision == "float32" else Quantised(outputs, precision, self.model.dim)
+        cosine = TwinCosine(quantised.levels if quantised else outputs)
+        loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
+        loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
+        if weight := self.recipe.neighbourhood:
+            temperature = self.recipe.temperature
+            wanted = distributions(self._reference(twins), temperature)
+            _, of_unit = divergence(cosine.unit, wanted, temperature)
+            gradient += cosine.backward_unit(of_unit).mul_(weight)
+        if quantised:
+            gradient = quantised.backward(gradient)
+
+        self.model.backward(activations, gradient)
+        self.optimizer.lr = learning_rate(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
+        self.optimizer.step()
+        self.steps_done += 1
+        return loss
+
+    def _reference(self, twins: torch.Tensor) -> torch.Tensor:
+        """The vectors of length 1 whose neighbourhoods are kept, of (S, 2, B) sentences, (S, 2B, d)."""
+        vectors = self._vectors(twins)
+        if self.teachers is None or self.recipe.teacher == "encoder":
+            return vectors
+        return functional.normalize(self.teachers.forward(vectors)[-1], dim=-1)
+
+    def _vectors(self, twins: torch.Tensor) -> torch.Tensor:
+        """The vectors of (S, 2, B) sentences, (S, 2B, d)."""
+        seeds, _, batch = twins.shape
+        return self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
+
+    def _inputs(self, twins: torch.Tensor) -> torch.Tensor:
+        """The noisy vectors of (S, 2, B) sentences for every replica, (R, 2B, d)."""
+        vectors = self._vectors(twins)
+        uniform = self.uniform[:, : vectors.shape[1]]  # zeros where no replica wants any noise
+        if self.noisy:
+            draw_uniform([streams.noise for streams in self.streams], uniform)
+        return add_noise(vectors, uniform.to(self.vectors.device), self.scales)
