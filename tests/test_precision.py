@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import PRECISIONS, bytes_a_vector, check_precision, comparable, int8_ranges, quantise
+from twinsqueeze.precision import PRECISIONS, check_precision, comparable, int8_ranges, quantise
+from twinsqueeze.sizes import bytes_a_vector
 
 
 def vectors(rows: int, dim: int, seed: int) -> np.ndarray:

@@ -9,17 +9,13 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.sizes import bytes_a_vector
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 # The least and the greatest value of each number of a compressed vector.
 Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 
 PRECISIONS = ("float32", "int8", "binary", "ubinary")
-
-
-def bytes_a_vector(precision: str, dim: int) -> int:
-    """Bytes of a compressed vector of `dim` numbers."""
-    return {"float32": 4 * dim, "int8": dim, "binary": -(-dim // 8), "ubinary": -(-dim // 8)}[precision]
 
 
 def row_type(precision: str, dim: int) -> tuple[np.dtype[Any], int]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.precision import bytes_a_vector
+from twinsqueeze.sizes import bytes_a_vector
 
 MAX_SEED = 2**31 - 1
 MAX_COMBINATIONS = 2000
