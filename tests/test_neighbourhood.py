@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from scipy.special import log_softmax
 from torch.nn import functional
@@ -10,27 +11,29 @@ def unit(*shape: int) -> torch.Tensor:
     return functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
-def test_distributions_by_scipy():
+@pytest.mark.parametrize("temperature", [0.05, 0.3])
+def test_distributions_by_scipy(temperature):
     vectors = unit(2, 6, 4)
-    found = distributions(vectors).numpy()
+    found = distributions(vectors, temperature).numpy()
     for s in range(2):
-        logits = (vectors[s] @ vectors[s].T).numpy() / 0.05
+        logits = (vectors[s] @ vectors[s].T).numpy() / temperature
         for i in range(6):
             others = [j for j in range(6) if j != i]
             np.testing.assert_allclose(found[s, i, others], log_softmax(logits[i, others]), atol=1e-9)
             assert found[s, i, i] == -np.inf
 
 
-def test_divergence_is_pytorchs_for_each_replica_and_its_gradient_autograds():
+@pytest.mark.parametrize("temperature", [0.05, 0.3])
+def test_divergence_is_pytorchs_for_each_replica_and_its_gradient_autograds(temperature):
     """Three alphas of two seeds: replica r is held to the vectors of seed r mod 2."""
     seeds, size = 2, 6
     vectors, compressed = unit(seeds, size, 8), unit(3 * seeds, size, 4).requires_grad_()
-    loss, gradient = divergence(compressed.detach(), distributions(vectors))
+    loss, gradient = divergence(compressed.detach(), distributions(vectors, temperature), temperature)
     off = ~torch.eye(size, dtype=torch.bool)
     expected = []
     for r in range(3 * seeds):
         wanted, found = (
-            functional.log_softmax((v @ v.T / 0.05)[off].view(size, size - 1), -1)
+            functional.log_softmax((v @ v.T / temperature)[off].view(size, size - 1), -1)
             for v in (vectors[r % seeds], compressed[r])
         )
         expected.append(functional.kl_div(found, wanted, log_target=True, reduction="batchmean"))
@@ -41,6 +44,6 @@ def test_divergence_is_pytorchs_for_each_replica_and_its_gradient_autograds():
 
 def test_divergence_of_equals_is_nothing():
     vectors = unit(1, 5, 4)
-    loss, gradient = divergence(vectors, distributions(vectors))
+    loss, gradient = divergence(vectors, distributions(vectors, 0.1), 0.1)
     assert loss.abs().max() < 1e-12
     assert gradient.abs().max() < 1e-12

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import PRECISIONS, bytes_a_vector, check_precision, comparable, int8_ranges, quantise
+from twinsqueeze.precision import PRECISIONS, check_precision, comparable, int8_ranges, quantise, row_type
+from twinsqueeze.sizes import bytes_a_vector
 
 
 def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -45,15 +47,21 @@ def test_binary_keeps_the_signs_eight_to_a_byte(dim):
 @pytest.mark.parametrize("dim", [2, 8, 12, 384])
 def test_bytes_are_those_of_the_arrays(precision, dim):
     given = vectors(3, dim, 3)
-    assert bytes_a_vector(precision, dim) == quantise(given, precision, int8_ranges(given)).nbytes // 3
+    if precision == "product":
+        given = vectors(3, 4 * dim, 3)
+    stored = quantise(given, precision, int8_ranges(given), torch.rand(given.shape[1] // 4, 256, 4))
+    assert bytes_a_vector(precision, given.shape[1]) == stored.nbytes // 3
+    assert (stored.dtype, stored.shape[1]) == row_type(precision, given.shape[1])
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match="precision must be one of float32, int8, binary, ubinary, not 'int4'"):
-        check_precision("int4", None, "m")
+    with pytest.raises(InputError, match="one of float32, int8, product, binary, ubinary, not 'int4'"):
+        check_precision("int4", None, None, "m")
     with pytest.raises(InputError, match="model 'm' has no ranges to scale int8 by"):
-        check_precision("int8", None, "m")
-    check_precision("binary", None, "m")
+        check_precision("int8", None, None, "m")
+    with pytest.raises(InputError, match="model 'm' was not trained as product codes"):
+        check_precision("product", None, None, "m")
+    check_precision("binary", None, None, "m")
 
 
 @pytest.mark.parametrize("dim", [3, 8, 384])

@@ -8,10 +8,13 @@ from torch import nn
 from torch.nn import functional
 
 from tests.conftest import random_pairs
+from twinsqueeze.codes import fit_codebooks
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
+from twinsqueeze.heads import START, TEACHER, train_heads
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.starts import initial_layers
 from twinsqueeze.trainer import Streams
 from twinsqueeze.training import Fitted, batches, fit, resolve_device
 
@@ -85,27 +88,57 @@ class Signs(torch.autograd.Function):
         return gradient * (ctx.saved_tensors[0].abs() <= 1)
 
 
-@pytest.mark.parametrize("precision", ["float32", "binary"])
-@pytest.mark.parametrize("neighbourhood", [0.0, 0.3])
-def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, small_train, small_dev):
-    """One linear layer, Pearson's correlation, AdamW on a cosine schedule, signs and neighbours, with autograd."""
+class Levels(torch.autograd.Function):
+    """The nearest centroids of each four numbers, whose gradient is taken as that of the identity."""
+
+    @staticmethod
+    def forward(ctx, x, codebooks):
+        parts = x.view(len(x), -1, 1, 4)
+        nearest = (parts - codebooks).square().sum(-1).argmin(-1)
+        return torch.cat([codebook[found] for codebook, found in zip(codebooks, nearest.T, strict=True)], 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+@pytest.mark.parametrize(
+    ("precision", "neighbourhood", "start", "teacher"),
+    [
+        ("float32", 0.0, "random", "encoder"),
+        ("float32", 0.3, "random", "encoder"),
+        ("binary", 0.0, "random", "encoder"),
+        ("binary", 0.3, "random", "encoder"),
+        ("product", 0.3, "head", "head"),
+    ],
+)
+def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, start, teacher, small_train, small_dev):
+    """One linear layer, Pearson's correlation, AdamW on a cosine schedule, codes and neighbours, with autograd."""
     recipe = Recipe(
         architecture="linear", objective="pearson", labels="linear", precision=precision, neighbourhood=neighbourhood,
+        start=start, teacher=teacher, temperature=0.1,
         dim=8, epochs=3, lr=1e-3, weight_decay=0.05, schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
     streams = Streams.of(7)
-    q, r = np.linalg.qr(streams.weights.normal(size=(24, 8)))
     layer = nn.Linear(24, 8)
-    layer.weight.data = torch.tensor((q * np.sign(np.diag(r))).T, dtype=torch.float32)
-    centre = torch.tensor(small_train.embeddings).mean(0) if precision == "binary" else torch.zeros(24)
-    layer.bias.data = -(layer.weight.data @ centre)
+    known = torch.tensor(small_train.embeddings)
+    if start == "random":
+        q, r = np.linalg.qr(streams.weights.normal(size=(24, 8)))
+        layer.weight.data = torch.tensor((q * np.sign(np.diag(r))).T, dtype=torch.float32)
+        centre = known.mean(0) if precision == "binary" else torch.zeros(24)
+        layer.bias.data = -(layer.weight.data @ centre)
+    else:
+        (heads,) = train_heads([7], small_train, torch.device("cpu"))
+        ((weight, bias),) = initial_layers(recipe, small_train.embeddings, streams.weights, heads.start)
+        layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
+        codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), 7)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=15)
 
     def near(vectors: torch.Tensor) -> torch.Tensor:
         unit = functional.normalize(vectors, dim=1)
         off = ~torch.eye(len(unit), dtype=torch.bool)
-        return functional.log_softmax((unit @ unit.T / 0.05)[off].view(len(unit), -1), -1)
+        return functional.log_softmax((unit @ unit.T / 0.1)[off].view(len(unit), -1), -1)
 
     losses = []
     for _ in range(3):
@@ -117,12 +150,19 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, smal
             )
             noise = 2 * streams.noise.random(clean.shape, dtype=np.float32) - 1
             outputs = layer(torch.tensor(clean + noise * 0.75 / np.sqrt(24), dtype=torch.float32))
-            compared = Signs.apply(outputs) if precision == "binary" else outputs
+            compared = outputs
+            if precision == "binary":
+                compared = Signs.apply(outputs)
+            elif precision == "product":
+                compared = Levels.apply(functional.normalize(outputs, dim=1), codebooks)
             cosine = functional.cosine_similarity(*compared.chunk(2))
             label = torch.tensor(small_train.scores[rows] / 5, dtype=torch.float32)
             loss = 1 - torch.corrcoef(torch.stack([cosine, label]))[0, 1]
             summed += loss.item() * len(rows)
-            apart = functional.kl_div(near(compared), near(torch.tensor(clean)), log_target=True, reduction="batchmean")
+            held = torch.tensor(clean)
+            if teacher == "head":
+                held = held @ heads.teacher[0].T + heads.teacher[1]
+            apart = functional.kl_div(near(compared), near(held), log_target=True, reduction="batchmean")
             optimizer.zero_grad()
             (loss + neighbourhood * apart).backward()
             optimizer.step()
@@ -135,7 +175,10 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, smal
     torch.testing.assert_close(weight, layer.weight.data, rtol=0, atol=2e-5)
     torch.testing.assert_close(bias, layer.bias.data, rtol=0, atol=2e-5)
     expected = functional.normalize(layer(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
-    expected = expected.sign() if precision == "binary" else expected
+    if precision == "binary":
+        expected = expected.sign()
+    elif precision == "product":
+        expected = Levels.apply(expected, codebooks)
     cosine = functional.cosine_similarity(expected[small_dev.first], expected[small_dev.second]).numpy()
     spearman = stats.spearmanr(cosine, small_dev.scores)[0]
     assert ours.history.dev["spearman"][-1] == pytest.approx(spearman, abs=2e-3)
@@ -167,6 +210,7 @@ LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01
         *((dim, {}) for dim in (8, 10, 32, 33, 128)),  # 10 and 33 are no multiples of a vector register
         (33, LINEAR | {"neighbourhood": 0.1}),
         (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
+        (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
     ],
 )
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
@@ -183,6 +227,16 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
         grid = fit(replicas(map(float, alphas), seeds, dim=dim, **fields), train, dev)
         (same,) = [f for f in grid if (f.recipe.alpha, f.recipe.seed) == (0.75, 3)]
         assert same_bits(alone, same), (dim, len(grid))
+
+
+def test_heads_are_trainings_of_all_numbers(small_train, small_dev):
+    """With scores and labels of their own, whatever the compressor's, and on nothing of dev."""
+    both = train_heads([3, 5], small_train, torch.device("cpu"))
+    for fields, found in ((START, [head.start for head in both]), (TEACHER, [head.teacher for head in both])):
+        recipes = [Recipe(dim=24, seed=seed, device="cpu", **fields) for seed in (3, 5)]
+        for fitted, head in zip(fit(recipes, small_train, small_dev), found, strict=True):
+            assert all(map(torch.equal, fitted.compressor.layers[0], head))
+            assert fitted.history.clean_loss[-1] < fitted.history.clean_loss[0]
 
 
 def test_equal_recipes_give_equal_bits_and_seeds_differ(small_train, small_dev):

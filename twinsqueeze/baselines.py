@@ -15,9 +15,10 @@ import numpy as np
 from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.metrics import cosines, nearest, score
-from twinsqueeze.precision import bytes_a_vector, comparable, int8_ranges
+from twinsqueeze.precision import comparable, int8_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
 from twinsqueeze.retrieval import Partners, partners, search
+from twinsqueeze.sizes import bytes_a_vector
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Transform = Callable[[FloatArray], FloatArray]

@@ -62,7 +62,7 @@ class VectorCompressor:
         # One sum is cheaper than a look at every number, and not finite wherever one of them is not.
         if not (given.sum().isfinite() and compressed.sum().isfinite()):
             _check_finite(vectors, compressed.numpy(), where, first)
-        return quantise(compressed.numpy()[:rows], self.precision, self.ranges)
+        return quantise(compressed.numpy()[:rows], self.precision, self.ranges, self.compressor.codebooks)
 
 
 def _check_finite(vectors: AnyArray, compressed: AnyArray, where: str, first: int) -> None:
@@ -79,16 +79,24 @@ class TextCompressor:
         model: Encoder and compressor, such as `text_model` joins.
         precision: As for `quantise`.
         ranges: As for `quantise`.
+        codebooks: As for `quantise`.
 
     Attributes:
         limit: Tokens of a text that the encoder looks at; None where it has no limit.
         cut: How many texts were longer.
     """
 
-    def __init__(self, model: "SentenceTransformer", precision: str, ranges: Ranges | None) -> None:
+    def __init__(
+        self,
+        model: "SentenceTransformer",
+        precision: str,
+        ranges: Ranges | None,
+        codebooks: torch.Tensor | None = None,
+    ) -> None:
         self.model = model
         self.precision = precision
         self.ranges = ranges
+        self.codebooks = codebooks
         self.limit: int | None = model.max_seq_length
         self.cut = 0
 
@@ -96,7 +104,7 @@ class TextCompressor:
         """Compresses a block of N texts: (N, dim), or as `quantise` packs it."""
         self.cut += sum(map(self._is_cut, texts))
         vectors = self.model.encode(list(texts), batch_size=BATCH, show_progress_bar=False)
-        return quantise(vectors, self.precision, self.ranges)
+        return quantise(vectors, self.precision, self.ranges, self.codebooks)
 
     def _is_cut(self, text: str) -> bool:
         # No token is shorter than a character, but for the two that mark the beginning and the end.

@@ -303,10 +303,11 @@ def export_command(**options: Any) -> None:
 )
 @click.option(
     *_names("precision"),
-    default="float32",
+    default="auto",
     show_default=True,
     metavar="NAME",
-    help="float32, int8 (a byte a number, scaled as the train sentences were), binary or ubinary (a bit a number).",
+    help="float32, int8 (a byte a number, scaled as the train sentences were), product (a byte for each four numbers, "
+    "of a model trained so), binary or ubinary (a bit a number); auto for what the model was trained as.",
 )
 @click.option(
     *_names("format"),

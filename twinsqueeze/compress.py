@@ -40,7 +40,7 @@ def compress(
     model: str,
     output: Path,
     *,
-    precision: str = "float32",
+    precision: str = AUTO,
     format: str = AUTO,  # noqa: A002 - the option's name
     column: str | None = None,
     encoder: str | None = None,
@@ -54,7 +54,7 @@ def compress(
         given: The file, or "-" for standard input.
         model: A run's id, a model's URI or a folder.
         output: A .npy or .parquet file, row i of which belongs to row i of the input.
-        precision: float32, int8, binary or ubinary.
+        precision: float32, int8, product, binary or ubinary; auto for what the model was trained as.
         format: As for `open_source`.
         column: As for `open_source`.
         encoder: What turns texts into vectors; None for the one that the model was trained with.
@@ -67,8 +67,8 @@ def compress(
     """
     output = output.expanduser()
     check_output(output, overwrite=overwrite)
-    if precision not in PRECISIONS:
-        check_precision(precision, None, model)
+    if precision not in {AUTO, *PRECISIONS}:
+        check_precision(precision, None, None, model)
     where = resolve_device(device)
     source = open_source(given, format, column)
     if resume and source.path is None:
@@ -77,7 +77,8 @@ def compress(
         found = tracking.find_model(model)
         compressor, origin = read_checkpoint(found.file, model)
         ranges = origin.int8_ranges if origin else None
-        check_precision(precision, ranges, model)
+        precision = compressor.precision if precision == AUTO else precision
+        check_precision(precision, ranges, compressor.codebooks, model)
         texts = _text_model(found, compressor, origin, model, encoder, where) if source.texts else None
         if source.dimension not in {None, compressor.input_dimension}:
             raise InputError(
@@ -102,7 +103,7 @@ def compress(
         before, started = writing.rows, time.monotonic()
         with _whole_or_not(writing, source):
             if texts:
-                _compress_texts(source, TextCompressor(texts[0], precision, ranges), writing)
+                _compress_texts(source, TextCompressor(texts[0], precision, ranges, compressor.codebooks), writing)
             else:
                 _compress_vectors(source, VectorCompressor(compressor, precision, ranges), writing)
             writing.finish({"model": model, "precision": precision, "dim": compressor.dim, "int8_ranges": ranges})

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional
 
-from twinsqueeze.quantiser import SHORTEST, levels
+from twinsqueeze.codes import SHORTEST, ProductCodes, Quantiser, Signs
 
 MLP_HIDDEN = (128, 64)
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
 ALIGNMENT = 16
+# A state's tensor beside those of layers.
+CODEBOOKS = "codebooks"
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 
@@ -41,7 +43,7 @@ class Compressors:
     Args:
         replicas: For each of the R compressors its layers, each a weight (out, in) and a bias (out,).
         device: Where to keep them.
-        precision: "float32", "binary" or "int2", what their vectors are measured as.
+        quantiser: What their vectors are measured through, None for floats.
 
     Attributes:
         parameters: (n,) float32, every weight and bias of every replica.
@@ -49,9 +51,11 @@ class Compressors:
         layers: For each layer the weights (R, out, in) and biases (R, 1, out), views of `parameters`.
     """
 
-    def __init__(self, replicas: Sequence[Sequence[Layer]], device: torch.device, precision: str = "float32") -> None:
+    def __init__(
+        self, replicas: Sequence[Sequence[Layer]], device: torch.device, quantiser: Quantiser | None = None
+    ) -> None:
         self.dim = len(replicas[0][-1][1])
-        self.precision = precision
+        self.quantiser = quantiser
         stacked = []
         for layer in zip(*replicas, strict=True):
             rows = -len(layer[0][1]) % ALIGNMENT
@@ -101,7 +105,8 @@ class Compressors:
     def replica(self, index: int) -> "Compressor":
         """One of the compressors, sharing its weights: it changes when they are trained on."""
         *hidden, last = [(weight[index], bias[index, 0]) for weight, bias in self.layers]
-        return Compressor([*hidden, (last[0][: self.dim], last[1][: self.dim])], self.precision)
+        quantiser = self.quantiser.replica(index) if self.quantiser else None
+        return Compressor([*hidden, (last[0][: self.dim], last[1][: self.dim])], quantiser)
 
 
 def _layers(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[Layer]:
@@ -115,13 +120,13 @@ class Compressor:
 
     Args:
         layers: Weights (out, in) and biases (out,), float32, from the encoder's dimension to `dim`.
-        precision: "float32", "binary" or "int2", what its vectors are measured as.
+        quantiser: What its vectors are measured through, None for floats.
 
     Raises:
         ValueError: If the layers do not fit one behind the other.
     """
 
-    def __init__(self, layers: Sequence[Layer], precision: str = "float32") -> None:
+    def __init__(self, layers: Sequence[Layer], quantiser: Quantiser | None = None) -> None:
         if not layers:
             raise ValueError("a compressor needs at least one layer")
         for weight, bias in layers:
@@ -132,7 +137,17 @@ class Compressor:
             if second.shape[1] != first.shape[0]:
                 raise ValueError(f"a layer of {first.shape[0]} outputs can't feed one of {second.shape[1]} inputs")
         self.layers = [(w.float().contiguous(), b.float().contiguous()) for w, b in layers]
-        self.precision = precision
+        self.quantiser = quantiser
+
+    @property
+    def precision(self) -> str:
+        """What its vectors are measured as."""
+        return self.quantiser.precision if self.quantiser else "float32"
+
+    @property
+    def codebooks(self) -> torch.Tensor | None:
+        """(M, K, PART) float32, those of product codes."""
+        return self.quantiser.codebooks[0] if isinstance(self.quantiser, ProductCodes) else None
 
     @property
     def input_dimension(self) -> int:
@@ -151,7 +166,8 @@ class Compressor:
 
     def snapshot(self) -> "Compressor":
         """A copy on the CPU that no training changes."""
-        return Compressor([(weight.cpu().clone(), bias.cpu().clone()) for weight, bias in self.layers], self.precision)
+        layers = [(weight.cpu().clone(), bias.cpu().clone()) for weight, bias in self.layers]
+        return Compressor(layers, self._quantiser_on(torch.device("cpu")))
 
     @torch.inference_mode()
     def compress(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -167,25 +183,30 @@ class Compressor:
     def represent(self, vectors: torch.Tensor) -> torch.Tensor:
         """What is measured: `compress` as its precision leaves it, (N, dim) float32 of length 1 too."""
         compressed = self.compress(vectors)
-        if self.precision == "float32":
+        if self.quantiser is None:
             return compressed
-        return functional.normalize(levels(compressed, self.precision, self.dim), dim=-1)
+        return functional.normalize(self.quantiser.levels(compressed[None])[0], dim=-1)
 
     def to(self, device: torch.device) -> "Compressor":
         """The same compressor on a device."""
-        return Compressor([(weight.to(device), bias.to(device)) for weight, bias in self.layers], self.precision)
+        layers = [(weight.to(device), bias.to(device)) for weight, bias in self.layers]
+        return Compressor(layers, self._quantiser_on(device))
+
+    def _quantiser_on(self, device: torch.device) -> Quantiser | None:
+        return self.quantiser if self.codebooks is None else ProductCodes(self.codebooks[None].to(device))
 
     def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
         """A safetensors file of `state_dict`, with text about it in its header."""
         return save(self.state_dict(), dict(metadata))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The tensors, named as in `nn.Sequential(Linear, ReLU, Linear, …)`: 0.weight, 0.bias, 2.weight and so on."""
-        return {
+        """The tensors: those of layers named as in `nn.Sequential(Linear, ReLU, Linear, …)`, and codebooks if any."""
+        layers = {
             f"{2 * i}.{part}": tensor
             for i, layer in enumerate(self.layers)
             for part, tensor in zip(("weight", "bias"), layer, strict=True)
         }
+        return layers if self.codebooks is None else {**layers, CODEBOOKS: self.codebooks}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor], precision: str = "float32") -> Self:
@@ -195,18 +216,23 @@ class Compressor:
 
         Args:
             state: The tensors.
-            precision: What its vectors are measured as.
+            precision: What its vectors are measured as, where there are no codebooks: float32 or binary.
 
         Raises:
             ValueError: If a weight lacks its bias, or the layers do not fit.
         """
+        state = dict(state)
+        codebooks = state.pop(CODEBOOKS, None)
         stems = [name.removesuffix("weight") for name in state if name.endswith("weight")]
         strangers = {n for n in state if n.removesuffix("weight").removesuffix("bias") not in stems}
         missing = {f"{stem}bias" for stem in stems} - set(state)
         if strangers or missing:
             raise ValueError(f"not a stack of linear layers: {', '.join(sorted(strangers | missing))}")
         stems.sort(key=_natural)
-        return cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], precision)
+        quantiser: Quantiser | None = Signs() if precision == "binary" else None
+        if codebooks is not None:
+            quantiser = ProductCodes(codebooks.float()[None])
+        return cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], quantiser)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

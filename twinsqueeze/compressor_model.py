@@ -4,7 +4,6 @@ MLflow copies this file into every logged model and runs it where TwinSqueeze is
 ours. It needs neither PyTorch nor pickle.
 """
 
-import re
 from typing import Any
 
 import mlflow
@@ -19,7 +18,7 @@ class CompressorModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the layers, in the order of the numbers in their names."""
         state = load_file(context.artifacts["compressor"])
-        numbers = sorted({int(re.sub(r"\D", "", name)) for name in state})
+        numbers = sorted(int(name.split(".")[0]) for name in state if name.endswith(".weight"))
         self.layers = [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in numbers]
 
     def predict(

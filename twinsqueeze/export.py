@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from twinsqueeze import console, interrupts, tracking
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.codes import SHORTEST
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
-from twinsqueeze.quantiser import SHORTEST
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.tracking import CARD_FILE, CHECKPOINT_FILE, FoundModel
 

@@ -7,10 +7,10 @@ from twinsqueeze import report
 from twinsqueeze.ablation_table import PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.metrics import METRICS
-from twinsqueeze.precision import bytes_a_vector
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.report import ABSENT, NAMES
 from twinsqueeze.seeds import Spread
+from twinsqueeze.sizes import bytes_a_vector
 
 LOWER_IS_BETTER = ("mse", "mae")
 COLUMNS = {**NAMES, "neighbours_kept": "neighbours"}

@@ -1,31 +1,29 @@
 """Compressed vectors in fewer bytes a number, by sentence-transformers' own quantisation.
 
 Its names: float32, int8 (each number's range over the train sentences cut into 256 steps), binary and ubinary (signs,
-eight to a byte, as int8 or uint8).
+eight to a byte, as int8 or uint8). product is ours: the codes of a compressor that was trained as product codes.
 """
 
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.sizes import bytes_a_vector
+
+if TYPE_CHECKING:
+    import torch
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 # The least and the greatest value of each number of a compressed vector.
 Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 
-PRECISIONS = ("float32", "int8", "binary", "ubinary")
-
-
-def bytes_a_vector(precision: str, dim: int) -> int:
-    """Bytes of a compressed vector of `dim` numbers."""
-    bits = {"float32": 32, "int8": 8, "int2": 2, "binary": 1, "ubinary": 1}[precision]
-    return -(-bits * dim // 8)
+PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
 
 
 def row_type(precision: str, dim: int) -> tuple[np.dtype[Any], int]:
     """The type of the numbers of a row of `quantise`, and how many they are."""
-    dtype = np.dtype({"float32": np.float32, "ubinary": np.uint8}.get(precision, np.int8))
+    dtype = np.dtype({"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8))
     return dtype, bytes_a_vector(precision, dim) // dtype.itemsize
 
 
@@ -38,12 +36,13 @@ def int8_ranges(vectors: AnyArray) -> Ranges:
     return tuple(vectors.min(0).tolist()), tuple(vectors.max(0).tolist())
 
 
-def check_precision(precision: str, ranges: Ranges | None, model: str) -> None:
+def check_precision(precision: str, ranges: Ranges | None, codebooks: Any, model: str) -> None:
     """Refuses what `quantise` can't do for a model.
 
     Args:
         precision: As the user typed it.
         ranges: Those that travel with the model, None where it has none.
+        codebooks: The same.
         model: What the user called it.
 
     Raises:
@@ -56,21 +55,36 @@ def check_precision(precision: str, ranges: Ranges | None, model: str) -> None:
             f"model {model!r} has no ranges to scale int8 by, which a training now writes beside the weights: "
             "train it again, or choose float32 or binary"
         )
+    if precision == "product" and codebooks is None:
+        raise InputError(
+            f"model {model!r} was not trained as product codes and has no codebooks: choose float32, int8 or binary"
+        )
 
 
-def quantise(vectors: AnyArray, precision: str, ranges: Ranges | None = None) -> AnyArray:
+def quantise(
+    vectors: AnyArray, precision: str, ranges: Ranges | None = None, codebooks: "torch.Tensor | None" = None
+) -> AnyArray:
     """Compressed vectors at a precision.
 
     Args:
         vectors: (N, dim) float32.
         precision: One of `PRECISIONS`.
         ranges: The model's; needed for int8 alone.
+        codebooks: The model's, (M, K, PART); needed for product alone.
 
     Returns:
-        (N, dim) float32 or int8, or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).
+        (N, dim) float32 or int8, (N, M) uint8 (product), or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).
     """
     if precision == "float32":
         return vectors
+    if precision == "product":
+        import torch  # noqa: PLC0415 - which the rest here does without
+
+        from twinsqueeze.codes import ProductCodes  # noqa: PLC0415
+
+        assert codebooks is not None
+        codes: AnyArray = ProductCodes(codebooks[None]).codes(torch.from_numpy(vectors)[None])[0].numpy()
+        return codes.astype(np.uint8)
     # Takes 8 seconds to import: only where there is something to quantise.
     from sentence_transformers.util.quantization import quantize_embeddings  # noqa: PLC0415
 

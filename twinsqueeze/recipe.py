@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.precision import bytes_a_vector
+from twinsqueeze.sizes import bytes_a_vector
 
 MAX_SEED = 2**31 - 1
 MAX_COMBINATIONS = 2000
@@ -90,11 +90,11 @@ class Recipe(BaseModel):
         "principal components of the train sentences' vectors. head: those of a linear layer of all d numbers that is "
         "trained on the scores before.",
     )
-    precision: Literal["float32", "int2", "binary"] = _field(
+    precision: Literal["float32", "product", "binary"] = _field(
         "float32",
-        "float32, int2 or binary",
-        "What vectors are trained and measured as. int2: four levels a number, two bits; binary: the signs, a bit "
-        "each; both trained through the quantiser.",
+        "float32 or binary, or for a linear compressor product",
+        "What vectors are trained and measured as, through the quantiser. product: each four numbers become one of 256 "
+        "centroids, a byte; binary: the signs, a bit each.",
     )
     objective: Literal["mse", "pearson"] = _field(
         "mse",
@@ -152,11 +152,11 @@ class Recipe(BaseModel):
             raise ValueError("a truth value")
         return value
 
-    @field_validator("start")
+    @field_validator("start", "precision")
     @classmethod
     def _fits_the_architecture(cls, value: str, info: ValidationInfo) -> str:
-        if value != "random" and info.data.get("architecture") != "linear":
-            raise ValueError("components are of linear layers")
+        if value in {"components", "head", "product"} and info.data.get("architecture") != "linear":
+            raise ValueError("only linear layers begin with what train sentences have")
         return value
 
     @classmethod

@@ -20,9 +20,10 @@ from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.evaluation import Assessment, pair_losses
 from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
-from twinsqueeze.precision import bytes_a_vector, int8_ranges
+from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.search_table import SearchRow
+from twinsqueeze.sizes import bytes_a_vector
 from twinsqueeze.tracking import LoggedData, RunWriter
 from twinsqueeze.training import Fitted
 

@@ -19,8 +19,8 @@ from twinsqueeze.ablation_table import (
     metric_name,
 )
 from twinsqueeze.figures import quality_against_bytes
-from twinsqueeze.precision import bytes_a_vector
 from twinsqueeze.seeds import Spread
+from twinsqueeze.sizes import bytes_a_vector
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores

@@ -67,7 +67,7 @@ def compress_frame(
     model: str,
     *,
     column: str | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     output_column: str = COLUMN,
 ) -> "DataFrame":
     """The frame with a column of compressed vectors; lazily, as Spark does everything.
@@ -76,8 +76,10 @@ def compress_frame(
         frame: With a column of arrays of numbers, or one of texts.
         model: A run's id, a model's URI or a folder; found and read by the driver alone.
         column: What to compress; None for the only column of arrays, or else the only one of texts.
-        precision: float32, int8 or binary; Spark has no unsigned bytes for ubinary.
-        output_column: What the new column is called: arrays of float or byte.
+        precision: float32, int8, product or binary; Spark has no unsigned bytes for ubinary. None for what the model
+            was trained as.
+        output_column: What the new column is called: arrays of float or byte, or of short for product codes, which are
+            0 to 255.
 
     Raises:
         InputError: If something that was given can't be used. What is wrong with a row shows when Spark comes to it, as
@@ -93,7 +95,8 @@ def compress_frame(
     ranges = origin.int8_ranges if origin else None
     if precision == "ubinary":
         raise InputError("Spark has no unsigned bytes: choose binary, the same bits as signed ones")
-    check_precision(precision, ranges, model)
+    precision = precision or compressor.precision
+    check_precision(precision, ranges, compressor.codebooks, model)
     if output_column in frame.columns:
         raise InputError(f"the frame has a column {output_column!r} already: name another output_column")
     column, texts = _column(frame, column)
@@ -110,7 +113,8 @@ def compress_frame(
         torch.set_num_threads(max(int(context.cpus()), 1))
         return _compress_batches(work.value, f"partition {context.partitionId()}", batches)
 
-    numbers = types.ByteType() if row_type(precision, compressor.dim)[0] == np.int8 else types.FloatType()
+    kinds = {np.int8: types.ByteType(), np.uint8: types.ShortType(), np.float32: types.FloatType()}
+    numbers = kinds[row_type(precision, compressor.dim)[0].type]
     field = types.StructField(output_column, types.ArrayType(numbers, containsNull=False), nullable=False)
     return frame.mapInArrow(compress_batches, types.StructType([*frame.schema.fields, field]))
 
@@ -166,11 +170,15 @@ def _send_text_model(
 @lru_cache(maxsize=4)
 def _converter(work: _Work) -> Callable[[Any, str, int], AnyArray]:
     """What turns an Arrow array into compressed vectors; made once a worker process."""
+    compressor = Compressor.from_state_dict(load(work.weights))
     if work.archive:
         from pyspark import SparkFiles  # noqa: PLC0415
 
         of_texts = TextCompressor(
-            load_text_model(Path(SparkFiles.get(work.archive)), "cpu"), work.precision, work.ranges
+            load_text_model(Path(SparkFiles.get(work.archive)), "cpu"),
+            work.precision,
+            work.ranges,
+            compressor.codebooks,
         )
 
         def convert_texts(array: Any, where: str, first: int) -> AnyArray:
@@ -180,7 +188,6 @@ def _converter(work: _Work) -> Callable[[Any, str, int], AnyArray]:
             return of_texts(array.to_pylist())
 
         return convert_texts
-    compressor = Compressor.from_state_dict(load(work.weights))
     of_vectors = VectorCompressor(compressor, work.precision, work.ranges)
 
     def convert_vectors(array: Any, where: str, first: int) -> AnyArray:
@@ -203,6 +210,8 @@ def _compress_batches(work: _Work, where: str, batches: "Iterator[pa.RecordBatch
         if not batch.num_rows:
             continue
         rows = convert(batch.column(work.column), where, first)
+        if rows.dtype == np.uint8:
+            rows = rows.astype(np.int16)  # Spark has no unsigned bytes
         first += len(rows)
         kind = pa.list_(pa.field("element", pa.from_numpy_dtype(rows.dtype), nullable=False))
         places = pa.array(np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32))
@@ -220,9 +229,15 @@ def _compress_batches(work: _Work, where: str, batches: "Iterator[pa.RecordBatch
     "--format", "form", default="parquet", show_default=True, type=click.Choice(FORMATS), help="Of the input."
 )
 @click.option("--column", metavar="NAME", help="What to compress.  [default: the only column that it can be]")
-@click.option("--precision", default="float32", show_default=True, metavar="NAME", help="float32, int8 or binary.")
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="float32, int8, product or binary.  [default: what the model was trained as]",
+)
 @click.option("--overwrite", default=False, show_default=True, type=bool, help="Replace an output that is there.")
-def main(given: str, model: str, output: str, form: str, column: str | None, precision: str, overwrite: bool) -> None:
+def main(
+    given: str, model: str, output: str, form: str, column: str | None, precision: str | None, overwrite: bool
+) -> None:
     """Compress what Spark reads, and write it with a column of compressed vectors in place of the given ones.
 
     Texts stay beside their vectors.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from twinsqueeze.codes import balanced
 from twinsqueeze.compressor import Layer, layer_sizes
 from twinsqueeze.recipe import Recipe
 
@@ -37,15 +38,18 @@ def initial_layers(
     if recipe.start == "random":
         # Signs tell most where half the sentences are on either side.
         return [orthogonal_layer(sizes, generator, None if recipe.precision == "float32" else vectors.mean(0))]
-    weight, bias = components(vectors, recipe.dim, head)
+    weight, bias, variances = components(vectors, recipe.dim, head)
     outputs = vectors @ weight.T + bias
     if recipe.precision == "float32":
         scale = 1 / np.linalg.norm(outputs, axis=1).mean()
-    else:  # the first components would have all the spread, and the last ones a quantiser that says nothing
-        rotation = _orthogonal(generator, recipe.dim, recipe.dim)
-        weight, bias = rotation @ weight, rotation @ bias
-        scale = QUANTISED_SCALE / np.sqrt(np.square(outputs).mean())
-    return [_layer(weight * scale, bias * scale)]
+        return [_layer(weight * scale, bias * scale)]
+    scale = QUANTISED_SCALE / np.sqrt(np.square(outputs).mean())
+    if recipe.precision == "product":
+        order = balanced(variances.tolist())
+        return [_layer(weight[order] * scale, bias[order] * scale)]
+    # A sign says as little of the first component as of the last one.
+    rotation = _orthogonal(generator, recipe.dim, recipe.dim) * scale
+    return [_layer(rotation @ weight, rotation @ bias)]
 
 
 def uniform_layers(sizes: Sequence[int], generator: np.random.Generator) -> list[Layer]:
@@ -78,7 +82,7 @@ def orthogonal_layer(sizes: Sequence[int], generator: np.random.Generator, centr
     return _layer(weight, np.zeros(len(weight)) if centre is None else -(weight @ centre))
 
 
-def components(vectors: FloatArray, dim: int, head: Layer | None = None) -> tuple[FloatArray, FloatArray]:
+def components(vectors: FloatArray, dim: int, head: Layer | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
     """A linear layer to the first principal components of some vectors, or of what a head makes of them.
 
     With the head's outputs y = V x + c and the first eigenvectors P of the covariance of y / |y|, the layer is
@@ -90,7 +94,7 @@ def components(vectors: FloatArray, dim: int, head: Layer | None = None) -> tupl
         head: The linear layer, None for the vectors as they are.
 
     Returns:
-        The weight (dim, d) and the bias (dim,), float64.
+        The weight (dim, d), the bias (dim,) and the components' variances (dim,) in falling order, float64.
     """
     if head is None:
         slope, offset = np.eye(vectors.shape[1]), np.zeros(vectors.shape[1])
@@ -98,9 +102,9 @@ def components(vectors: FloatArray, dim: int, head: Layer | None = None) -> tupl
         slope, offset = (part.cpu().numpy().astype(np.float64) for part in head)
     outputs = vectors @ slope.T + offset
     directions = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
-    _, axes = np.linalg.eigh(np.cov(directions.T))
+    variances, axes = np.linalg.eigh(np.cov(directions.T))
     chosen = axes[:, ::-1][:, :dim].T
-    return chosen @ slope, chosen @ (offset - outputs.mean(0))
+    return chosen @ slope, chosen @ (offset - outputs.mean(0)), variances[::-1][:dim]
 
 
 def _orthogonal(generator: np.random.Generator, dimension: int, dim: int) -> FloatArray:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from twinsqueeze.compressor import Compressors, Layer, TwinCosine
+from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
+from twinsqueeze.compressor import Compressor, Compressors, Layer, TwinCosine
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
 from twinsqueeze.neighbourhood import distributions, divergence
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.optimizer import Adam, learning_rate
-from twinsqueeze.quantiser import Quantised
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.starts import initial_layers
 
@@ -90,7 +90,8 @@ class Trainer:
             for streams, start in zip(self.streams, starts, strict=True)
         ]
         self.teachers = Compressors([[head.teacher] for head in heads], device) if heads else None
-        self.model = Compressors(layers * len(alphas), device, recipe.precision)
+        quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
+        self.model = Compressors(layers * len(alphas), device, quantiser)
         self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
         self.recipe = recipe
         self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
@@ -116,9 +117,9 @@ class Trainer:
         activations = self.model.forward(self._inputs(twins))
         outputs = activations[-1]
 
-        precision = self.model.precision
-        quantised = None if precision == "float32" else Quantised(outputs, precision, self.model.dim)
-        cosine = TwinCosine(quantised.levels if quantised else outputs)
+        quantiser = self.model.quantiser
+        levels, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
+        cosine = TwinCosine(levels)
         loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
         loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
         if weight := self.recipe.neighbourhood:
@@ -126,8 +127,8 @@ class Trainer:
             wanted = distributions(self._reference(twins), temperature)
             _, of_unit = divergence(cosine.unit, wanted, temperature)
             gradient += cosine.backward_unit(of_unit).mul_(weight)
-        if quantised:
-            gradient = quantised.backward(gradient)
+        if straight_through:
+            gradient = straight_through(gradient)
 
         self.model.backward(activations, gradient)
         self.optimizer.lr = learning_rate(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
@@ -154,3 +155,18 @@ class Trainer:
         if self.noisy:
             draw_uniform([streams.noise for streams in self.streams], uniform)
         return add_noise(vectors, uniform.to(self.vectors.device), self.scales)
+
+
+def _quantiser(
+    precision: str, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
+) -> Quantiser | None:
+    """The quantiser that the replicas of every alpha and seed are trained through, seeds running fastest."""
+    if precision == "float32":
+        return None
+    if precision == "binary":
+        return Signs()
+    # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
+    device = vectors.device
+    begun = [Compressor(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
+    codebooks = [fit_codebooks(outputs, seed) for outputs, seed in zip(begun, seeds, strict=True)]
+    return ProductCodes(torch.stack(codebooks * alphas).to(device))

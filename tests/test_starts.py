@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from tests.conftest import random_pairs
+from twinsqueeze.codes import PART
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.starts import components, initial_layers
+
+VECTORS = random_pairs(pairs=10, sentences=500, dimension=24, seed=1).embeddings
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def head() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(24, 24, generator=torch.Generator().manual_seed(0)) / 5, torch.linspace(-0.3, 0.3, 24)
+
+
+def test_components_are_those_of_scikit_learn():
+    weight, bias, variances = components(VECTORS, 6)
+    pca = PCA(6).fit(VECTORS.astype(np.float64))
+    ours, theirs = VECTORS @ weight.T + bias, pca.transform(VECTORS.astype(np.float64))
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-6)
+    np.testing.assert_allclose(variances, pca.explained_variance_, rtol=1e-5)
+
+
+def test_components_of_a_head_are_of_its_directions():
+    slope, offset = (part.numpy().astype(np.float64) for part in head())
+    outputs = VECTORS @ slope.T + offset
+    weight, bias, variances = components(VECTORS, 6, head())
+    pca = PCA(6).fit(outputs / np.linalg.norm(outputs, axis=1, keepdims=True))
+    centred = (outputs - outputs.mean(0)) @ pca.components_.T
+    np.testing.assert_allclose(np.abs(VECTORS @ weight.T + bias), np.abs(centred), atol=1e-6)
+    np.testing.assert_allclose(variances, pca.explained_variance_, rtol=1e-5)
+    full, _, _ = components(VECTORS, 24, head())  # all of them are the head, turned
+    np.testing.assert_allclose(full.T @ full, slope.T @ slope, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["float32", "binary", "product"])
+@pytest.mark.parametrize("start", ["components", "head"])
+def test_a_compressor_begins_at_a_scale_and_keeps_the_cosines(precision, start):
+    recipe = Recipe(architecture="linear", start=start, precision=precision, dim=8)
+    given = head() if start == "head" else None
+    ((weight, bias),) = initial_layers(recipe, VECTORS, generator(), given)
+    assert weight.dtype == bias.dtype == torch.float32
+    outputs = VECTORS @ weight.numpy().T + bias.numpy()
+    if precision == "float32":
+        assert np.linalg.norm(outputs, axis=1).mean() == pytest.approx(1, abs=1e-5)
+    else:
+        assert np.sqrt(np.square(outputs).mean()) == pytest.approx(0.5, abs=1e-5)
+    plain, offset, _ = components(VECTORS, 8, given)
+    expected = VECTORS @ plain.T + offset
+
+    def cosines(vectors: np.ndarray) -> np.ndarray:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit @ unit.T
+
+    np.testing.assert_allclose(cosines(outputs), cosines(expected), atol=1e-4)
+    spread = outputs.var(0)
+    if precision == "binary":  # turned, so that no bit has all to say
+        assert spread.max() / spread.min() < 0.5 * expected.var(0).max() / expected.var(0).min()
+    if precision == "product":
+        parts = np.log(spread.reshape(-1, PART)).sum(1)
+        assert np.ptp(parts) < np.ptp(np.log(np.sort(spread).reshape(-1, PART)).sum(1))
+
+
+def test_seeds_turn_signs_in_ways_of_their_own():
+    recipe = Recipe(architecture="linear", start="components", precision="binary", dim=8)
+    first, second = (initial_layers(recipe, VECTORS, np.random.default_rng(seed))[0][0] for seed in (0, 1))
+    assert not torch.allclose(first, second, atol=1e-2)

@@ -1,0 +1,172 @@
+"""Quantised vectors in training: what is compared is what will be stored, and the gradient goes straight through.
+
+The derivative of a quantiser is zero almost everywhere. The straight-through estimator (Bengio et al. 2013, arXiv
+1308.3432) takes that of the identity instead.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+Backward = Callable[[torch.Tensor], torch.Tensor]
+
+# Vectors are divided by no less, as by `torch.nn.functional.normalize`.
+SHORTEST = 1e-12
+# Of a product code: four numbers become one of 256 centroids, a byte.
+PART = 4
+CENTROIDS = 256
+KMEANS_ITERATIONS = 25
+# Vectors that are compared with all centroids at a time, so that memory stays bounded.
+BLOCK = 1024
+
+
+class Quantiser(Protocol):
+    """Of R compressors' vectors.
+
+    Attributes:
+        precision: Its name as in a recipe.
+    """
+
+    precision: str
+
+    def levels(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What is left of some vectors, whatever their lengths: (R, N, dim or more) float32, and as much."""
+
+    def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        """The levels of a layer's outputs, and what turns a gradient of the levels into one of the outputs.
+
+        Args:
+            outputs: (R, N, dim or more); numbers behind the first `dim` are 0 and so are their levels.
+
+        Returns:
+            The levels, of that shape, and a function that may change its argument.
+        """
+
+    def replica(self, index: int) -> "Quantiser":
+        """That of one of the compressors."""
+
+
+class Signs:
+    """-1, 0 or 1; the gradient passes where an output is not beyond them."""
+
+    precision = "binary"
+
+    def levels(self, vectors: torch.Tensor) -> torch.Tensor:
+        """As in `Quantiser`."""
+        return vectors.sign()
+
+    def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        """As in `Quantiser`."""
+        return outputs.sign(), lambda gradient: gradient.mul_(outputs.abs() <= 1)
+
+    def replica(self, index: int) -> "Signs":
+        """As in `Quantiser`."""
+        del index
+        return self
+
+
+class ProductCodes:
+    """A product quantiser (Jégou et al. 2011) of vectors of length 1: each part becomes the nearest of its centroids.
+
+    Args:
+        codebooks: (R, M, K, PART) float32, the K centroids of each of the M parts.
+    """
+
+    precision = "product"
+
+    def __init__(self, codebooks: torch.Tensor) -> None:
+        self.codebooks = codebooks
+        self._offset = codebooks.square().sum(-1).mul_(-0.5).unsqueeze(2)  # (R, M, 1, K)
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return int(self.codebooks.shape[1]) * PART
+
+    def codes(self, unit: torch.Tensor) -> torch.Tensor:
+        """The nearest centroid of each part, (R, N, M) int64, of (R, N, dim) vectors of length 1."""
+        found = []
+        for vectors, codebooks, offset in zip(unit, self.codebooks, self._offset, strict=True):
+            parts = vectors.view(len(vectors), -1, PART).transpose(0, 1)  # (M, N, PART)
+            # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest
+            blocks = [torch.baddbmm(offset, part, codebooks.mT).argmax(-1) for part in parts.split(BLOCK, 1)]
+            found.append(torch.cat(blocks, 1).T)
+        return torch.stack(found)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """The centroids, (R, N, dim), of (R, N, M) codes."""
+        parts = codes.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, PART)  # (R, M, N, PART)
+        return self.codebooks.gather(2, parts).transpose(1, 2).flatten(2)
+
+    def levels(self, vectors: torch.Tensor) -> torch.Tensor:
+        """As in `Quantiser`."""
+        return self._nearest(functional.normalize(vectors, dim=-1))
+
+    def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        """As in `Quantiser`: with u = x / |x|, dL/dx = (g - (g . u) u) / |x|."""
+        inverse_length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True).clamp_min_(SHORTEST).reciprocal_()
+        unit = outputs * inverse_length
+
+        def backward(gradient: torch.Tensor) -> torch.Tensor:
+            along = (gradient * unit).sum(-1, keepdim=True)
+            return gradient.addcmul_(unit, along, value=-1).mul_(inverse_length)
+
+        return self._nearest(unit), backward
+
+    def replica(self, index: int) -> "ProductCodes":
+        """As in `Quantiser`."""
+        return ProductCodes(self.codebooks[index : index + 1])
+
+    def _nearest(self, unit: torch.Tensor) -> torch.Tensor:
+        filled = unit.shape[-1] - self.dim
+        return functional.pad(self.decode(self.codes(unit[..., : self.dim])), (0, filled))
+
+
+def fit_codebooks(vectors: FloatArray, seed: int) -> torch.Tensor:
+    """The centroids of a product quantiser, by k-means of each part.
+
+    Args:
+        vectors: (N, dim) float32 of length 1, dim a multiple of `PART`.
+        seed: Of the vectors that k-means begins with.
+
+    Returns:
+        (dim / PART, K, PART) float32, where K is `CENTROIDS`, or N if that is less.
+    """
+    # scikit-learn takes a second to import, which a training in floats need not pay
+    from sklearn.cluster import KMeans  # noqa: PLC0415
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+
+    parts = vectors.reshape(len(vectors), -1, PART).transpose(1, 0, 2)
+    kmeans = KMeans(
+        min(CENTROIDS, len(vectors)), init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct vectors than centroids
+        fitted = [kmeans.fit(np.ascontiguousarray(part)).cluster_centers_ for part in parts]
+    return torch.from_numpy(np.stack(fitted).astype(np.float32))
+
+
+def balanced(variances: Sequence[float]) -> list[int]:
+    """An order of numbers of some variances in which the parts of a product code have about equal tasks.
+
+    Ge et al. 2013 (Optimized product quantization, section 3.2.1): each, from the largest on, goes to the part that is
+    not full and has the least product of variances yet.
+
+    Args:
+        variances: Of a multiple of `PART` numbers, each above 0.
+
+    Returns:
+        Indices; the first `PART` are the first part.
+    """
+    parts: list[list[int]] = [[] for _ in range(len(variances) // PART)]
+    # Relative to the least, so that a part with more numbers never has a smaller product.
+    logarithms = np.log(np.asarray(variances) / np.min(variances)) + 1e-9
+    for index in np.argsort(-logarithms, kind="stable"):
+        open_parts = [part for part in parts if len(part) < PART]
+        min(open_parts, key=lambda part: logarithms[part].sum()).append(int(index))
+    return [index for part in parts for index in part]
