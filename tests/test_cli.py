@@ -35,6 +35,12 @@ def refused(outcome: tuple[int, str, str], workplace) -> str:
         (["--seed", "2147483648"], "seed must be a whole number from 0 to 2147483647"),
         (["--architecture", "cnn"], "architecture must be mlp or linear, not 'cnn'"),
         (["--objective", "l1"], "objective must be mse"),
+        (["--start", "head"], "start must be random, or for a linear compressor components or head, not 'head'"),
+        (
+            ["--architecture", "linear", "--dim", "30", "--precision", "product"],
+            "precision must be float32 or",
+        ),
+        (["--temperature", "0"], "temperature must be a finite number above 0"),
         (["--labels", "none"], "labels must be tanh or linear"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),
         (["--alhpa", "1"], "No such option '--alhpa'"),  # with click's suggestion behind it

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from twinsqueeze.codes import PART, ProductCodes, Quantiser, Signs, balanced, fit_codebooks
+from twinsqueeze.codes import ProductCodes, Quantiser, Signs, balanced, fit_codebooks
+from twinsqueeze.sizes import PART
 
 REPLICAS, ROWS, DIM = 2, 300, 12
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from tests.processes import ROOT
 from twinsqueeze.cli import cli
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe import BEST, Recipe, read_grid
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = PROJECT["entry_points"]
@@ -32,6 +32,11 @@ def test_declared_parameters_are_passed_on_and_known_to_the_command(name):
 def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
     declared = {key: value["default"] for key, value in ENTRY_POINTS[name]["parameters"].items()}
     assert declared == Recipe().model_dump()
+
+
+def test_the_best_recipe_is_that_of_its_grid():
+    for recipe in read_grid(str(ROOT / "experiments" / "best.yaml")):
+        assert recipe == Recipe(**{**BEST, "dim": recipe.dim, "seed": recipe.seed})
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -4,8 +4,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from tests.conftest import random_pairs
-from twinsqueeze.codes import PART
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.sizes import PART
 from twinsqueeze.starts import components, initial_layers
 
 VECTORS = random_pairs(pairs=10, sentences=500, dimension=24, seed=1).embeddings

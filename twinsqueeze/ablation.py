@@ -122,8 +122,19 @@ def _train(recipes: Sequence[Recipe], materials: dict[Source, Material]) -> list
                 figures = {"loss": f"{progress.loss.mean():.4f}", "dev Spearman": f"{progress.dev.spearman.mean():.4f}"}
                 advance(before + progress.epoch * replicas, total, figures)
 
+            def on_heads(done: int, of: int, before: int = before) -> None:
+                raise_if_stopped()
+                advance(before, total, {"heads": f"{done} of {of} epochs"})
+
             encoded = material.encoded
-            trained = fit(batch, encoded["train"], encoded["dev"], clean_every=CLEAN_EVERY, on_epoch=on_epoch)
+            trained = fit(
+                batch,
+                encoded["train"],
+                encoded["dev"],
+                clean_every=CLEAN_EVERY,
+                on_epoch=on_epoch,
+                on_heads=on_heads,
+            )
             before += sum(recipe.epochs for recipe in batch)
             for number, fitted in enumerate(trained, 1):
                 advance(before, total, {"recorded": f"{number} of {len(trained)}"})

@@ -10,7 +10,7 @@ import click
 
 from twinsqueeze import __version__, interrupts
 from twinsqueeze.errors import InputError
-from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.recipe import BEST, Recipe, read_grid
 
 Command = Callable[..., None]
 
@@ -73,15 +73,27 @@ def _names(field: str) -> list[str]:
     return list(dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}", field]))
 
 
-def recipe_options(command: Command) -> Command:
-    """An option for every field of the recipe, with its default and help; values are checked by the recipe."""
-    for name, field in reversed(Recipe.model_fields.items()):
-        kind = getattr(field.annotation, "__name__", "choice")
-        metavar = {"float": "NUMBER", "int": "INTEGER", "str": "TEXT", "Literal": "NAME"}.get(kind, "NAME")
-        command = click.option(
-            *_names(name), default=f"{field.default}", show_default=True, metavar=metavar, help=field.description
-        )(command)
-    return command
+def recipe_options(*names: str, **defaults: Any) -> Callable[[Command], Command]:
+    """An option for fields of the recipe, with its default and help; values are checked by the recipe.
+
+    Args:
+        names: Of the fields, all of them where none is named.
+        defaults: Of fields whose default is not the recipe's.
+    """
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(Recipe.model_fields.items()):
+            if names and name not in names:
+                continue
+            kind = getattr(field.annotation, "__name__", "choice")
+            metavar = {"float": "NUMBER", "int": "INTEGER", "str": "TEXT", "Literal": "NAME"}.get(kind, "NAME")
+            default = f"{defaults.get(name, field.default)}"
+            command = click.option(
+                *_names(name), default=default, show_default=True, metavar=metavar, help=field.description
+            )(command)
+        return command
+
+    return decorate
 
 
 score_max_option = click.option(
@@ -93,7 +105,7 @@ score_max_option = click.option(
 
 
 @cli.command("main", epilog="Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1")
-@recipe_options
+@recipe_options()
 @score_max_option
 def main_command(score_max: float | None, **fields: Any) -> None:
     """Train a compressor and evaluate it on dev and test, in one run."""
@@ -101,11 +113,23 @@ def main_command(score_max: float | None, **fields: Any) -> None:
 
 
 @cli.command("train", epilog="Example: twinsqueeze train --alpha 0.75 --dim 16")
-@recipe_options
+@recipe_options()
 @score_max_option
 def train_command(score_max: float | None, **fields: Any) -> None:
     """Train a compressor, look at dev and leave test alone."""
     _train(fields, score_max, on_test=False)
+
+
+@cli.command("best", epilog="Example: twinsqueeze best --dim 64 --dataset stsb")
+@recipe_options("dim", "seed", "encoder", "dataset", "device", **BEST)
+@score_max_option
+def best_command(score_max: float | None, **fields: Any) -> None:
+    """Train the best recipe that was found, product codes of 32 bytes, and evaluate it on dev and test.
+
+    The recipe is in experiments/best.yaml, and what it does beside others in the README. A quarter of dim are the bytes
+    of a vector.
+    """
+    _train({**BEST, **fields}, score_max, on_test=True)
 
 
 def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool) -> None:

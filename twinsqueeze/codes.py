@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from twinsqueeze.sizes import PART
+
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Backward = Callable[[torch.Tensor], torch.Tensor]
 
 # Vectors are divided by no less, as by `torch.nn.functional.normalize`.
 SHORTEST = 1e-12
-# Of a product code: four numbers become one of 256 centroids, a byte.
-PART = 4
+# Of a product code: so many numbers become one of 256 centroids, a byte.
 CENTROIDS = 256
 KMEANS_ITERATIONS = 25
 # Vectors that are compared with all centroids at a time, so that memory stays bounded.

@@ -7,11 +7,10 @@ principal components. The teacher moves less far from the encoder, and a compres
 beside the scores, so that it does not buy them with the neighbourhoods.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from twinsqueeze.compressor import Layer
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Heads, Trainer
@@ -29,22 +28,29 @@ START = {**_SHARED, "alpha": 1.5, "lr": 1e-3}
 TEACHER = {**_SHARED, "alpha": 2.0, "lr": 3e-4}
 
 
-def train_heads(seeds: Sequence[int], train: EncodedPairs, device: torch.device) -> list[Heads]:
+def train_heads(
+    seeds: Sequence[int],
+    train: EncodedPairs,
+    device: torch.device,
+    on_epoch: Callable[[int, int], None] = lambda *_: None,
+) -> list[Heads]:
     """The heads of some seeds, a few seconds each.
 
     Args:
         seeds: Of which a seed's heads have its order of pairs and its noise.
         train: Pairs to train on.
         device: Where to train.
+        on_epoch: Told after every epoch how many are done, and of how many.
     """
-    both = [
-        _train(Recipe.parse({**fields, "dim": train.dimension}), seeds, train, device) for fields in (START, TEACHER)
-    ]
-    return [Heads(start, teacher) for start, teacher in zip(*both, strict=True)]
-
-
-def _train(recipe: Recipe, seeds: Sequence[int], train: EncodedPairs, device: torch.device) -> list[Layer]:
-    trainer = Trainer(recipe, [recipe.alpha], seeds, train, device)
-    for _ in range(recipe.epochs):
-        trainer.epoch()
-    return [trainer.model.replica(place).snapshot().layers[0] for place in range(len(seeds))]
+    recipes = [Recipe.parse({**fields, "dim": train.dimension}) for fields in (START, TEACHER)]
+    total = sum(recipe.epochs for recipe in recipes)
+    done = 0
+    layers = []
+    for recipe in recipes:
+        trainer = Trainer(recipe, [recipe.alpha], seeds, train, device)
+        for _ in range(recipe.epochs):
+            trainer.epoch()
+            done += 1
+            on_epoch(done, total)
+        layers.append([trainer.model.replica(place).snapshot().layers[0] for place in range(len(seeds))])
+    return [Heads(start, teacher) for start, teacher in zip(*layers, strict=True)]

@@ -145,6 +145,7 @@ def fit(
     *,
     clean_every: int = 1,
     on_epoch: Callable[[Progress], None] | None = None,
+    on_heads: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Fitted]:
     """Trains one compressor a recipe, all in one loop.
 
@@ -154,6 +155,7 @@ def fit(
         dev: Pairs to follow the training with; they do not influence it.
         clean_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
         on_epoch: Called after every epoch.
+        on_heads: Told after every epoch of the heads, where the recipe wants some, how many are done and of how many.
 
     Returns:
         One result a recipe, in their order.
@@ -172,7 +174,7 @@ def fit(
         raise ValueError("replicas trained together are every alpha with every seed, once")
 
     device = resolve_device(shared.device)
-    heads = train_heads(seeds, train, device) if shared.wants_heads else None
+    heads = train_heads(seeds, train, device, on_heads) if shared.wants_heads else None
     trainer = Trainer(shared, alphas, seeds, train, device, heads)
     model = trainer.model
     objective = OBJECTIVES[shared.objective]

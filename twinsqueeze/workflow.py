@@ -54,7 +54,12 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter) -> Fitted:
             figures = {"loss": f"{loss:.4f}", "dev Spearman": f"{dev['spearman']:.4f}"}
             advance(progress.epoch, progress.epochs, figures)
 
-        (fitted,) = fit([recipe], material.encoded["train"], material.encoded["dev"], on_epoch=on_epoch)
+        def on_heads(done: int, total: int) -> None:
+            raise_if_stopped()
+            advance(0, recipe.epochs, {"heads": f"{done} of {total} epochs"})
+
+        encoded = material.encoded
+        (fitted,) = fit([recipe], encoded["train"], encoded["dev"], on_epoch=on_epoch, on_heads=on_heads)
     fitted.check()
     return fitted
 
