@@ -8,22 +8,26 @@ import sys
 import time
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 import twinsqueeze
 from tests.processes import Workplace
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
+from twinsqueeze.codes import ProductCodes, fit_codebooks
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.sources import open_source
+from twinsqueeze.starts import orthogonal_layer
 
 ROWS = 9_001  # three blocks, the last of which has few rows and not a multiple of 16
 TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
@@ -53,6 +57,15 @@ def ranges(expected) -> np.ndarray:
     return np.array([expected[:5000].min(0), expected[:5000].max(0)])
 
 
+def _codes(known: dict) -> bytes:
+    """What a training of product codes writes."""
+    layers = orthogonal_layer((384, 16), np.random.default_rng(0), None)
+    begun = Compressor([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
+    quantiser = ProductCodes(fit_codebooks(begun.numpy(), 0)[None])
+    recipe = Recipe(dim=16, architecture="linear", precision="product")
+    return write_checkpoint(Compressor([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
+
+
 @pytest.fixture(scope="module")
 def models(network, ranges, tmp_path_factory):
     """Folders with what a training writes, what it wrote before there were ranges, and what another program does."""
@@ -67,6 +80,7 @@ def models(network, ranges, tmp_path_factory):
         "version": twinsqueeze.__version__,
     }
     files = {
+        "codes": _codes(known),
         "trained": write_checkpoint(compressor, Provenance(**known, int8_ranges=ranges.tolist())),
         "older": write_checkpoint(compressor, Provenance(**known)),
         "foreign": compressor.to_bytes({}),
@@ -171,6 +185,26 @@ def test_precisions_are_sentence_transformers_own(run_here, workplace, models, v
     theirs = quantize_embeddings(given, precision, ranges=ranges.astype(np.float32))
     assert found.dtype == theirs.dtype
     np.testing.assert_array_equal(found, theirs)
+
+
+def test_a_model_of_product_codes_gives_what_faiss_searches(compress, workplace, vectors, models):
+    """Without a precision, what it was trained as; in FAISS, an index with the codebooks that travel with the model."""
+    np.save(workplace.folder / "in.npy", vectors)
+    codes, _ = compress("in.npy", model="codes")
+    assert (codes.dtype, codes.shape) == (np.uint8, (ROWS, 4))
+    unit, _ = compress("in.npy", "--precision", "float32", "--overwrite", "true", model="codes")
+    codebooks = load_file(models / "codes" / "compressor.safetensors")["codebooks"]
+    parts, centroids, width = codebooks.shape
+    index = faiss.IndexPQ(parts * width, parts, 8, faiss.METRIC_INNER_PRODUCT)
+    faiss.copy_array_to_vector(codebooks.ravel(), index.pq.centroids)
+    index.is_trained = True
+    assert centroids == 256
+    np.testing.assert_array_equal(index.sa_encode(unit), codes)
+    index.add_sa_codes(codes)
+    restored = index.sa_decode(codes)
+    _, found = index.search(unit[:100], 5)
+    best = np.sort(unit[:100] @ restored.T, 1)[:, -5:]
+    np.testing.assert_allclose(np.sort(np.take_along_axis(unit[:100] @ restored.T, found, 1), 1), best, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.int32, ">f4"])
@@ -380,7 +414,7 @@ def test_lists_of_other_lengths_in_parquet(refuse, workplace, vectors):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int4"], "precision must be one of float32, int8, binary, ubinary, not 'int4'"),
+        (["--precision", "int4"], "precision must be one of float32, int8, product, binary, ubinary, not 'int4'"),
         (["--format", "xlsx"], "format must be one of auto, npy"),
         (["--column", "x"], "in.npy is a .npy array, which has no column 'x'"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),
@@ -402,6 +436,7 @@ def test_models_that_lack_what_is_needed(refuse, compress, workplace, vectors):
     (workplace.folder / "in.txt").write_text("a text\n")
     for model in ("older", "foreign"):
         assert "has no ranges to scale int8 by" in refuse("in.npy", "--precision", "int8", model=model)
+        assert "was not trained as product codes" in refuse("in.npy", "--precision", "product", model=model)
     assert "does not say what it was trained on: name the encoder" in refuse("in.txt", model="foreign")
     named, _ = compress("in.txt", "--encoder", "all-MiniLM-L6-v2", model="foreign")
     same, _ = compress("in.txt", output="same.npy")

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load
 
 import twinsqueeze
 from tests.processes import ROOT, Workplace
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
+from twinsqueeze.codes import ProductCodes
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
@@ -68,19 +70,32 @@ def weights(provenance) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, shared_cache, weights):
+def coded_weights(provenance) -> bytes:
+    """Of a compressor that was trained as product codes."""
+    codebooks = torch.randn(8, 256, 4, generator=torch.Generator().manual_seed(0)) / 6
+    layers = uniform_layers((384, 32), np.random.default_rng(1))
+    recipe = Recipe(architecture="linear", precision="product")
+    return write_checkpoint(
+        Compressor(layers, ProductCodes(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, shared_cache, weights, coded_weights):
     """A workplace with a model, and a folder that is gone afterwards: a million vectors take room."""
     folder = tmp_path_factory.mktemp("spark")
     (folder / "model").mkdir()
     (folder / "model" / "compressor.safetensors").write_bytes(weights)
+    (folder / "codes").mkdir()
+    (folder / "codes" / "compressor.safetensors").write_bytes(coded_weights)
     yield Workplace(folder, shared_cache)
     shutil.rmtree(folder)
 
 
-def compressed(place: Workplace, name: str, *arguments: str) -> np.ndarray:
+def compressed(place: Workplace, name: str, *arguments: str, model: str = "model") -> np.ndarray:
     """What the command compress makes of a file."""
     done = place.command(
-        "compress", "--input", name, "--model", "model", "--output", "out.npy", "--overwrite", "true", *arguments
+        "compress", "--input", name, "--model", model, "--output", "out.npy", "--overwrite", "true", *arguments
     )
     assert done.returncode == 0, done.stderr
     return np.load(place.folder / "out.npy")
@@ -101,6 +116,20 @@ def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
     assert table.column_names == ["id", "v", "short"]
     assert table["id"].to_pylist() == list(range(1000))
     np.testing.assert_array_equal(np.stack(table["short"].to_numpy()), expected.numpy())
+
+
+def test_product_codes_are_numbers_that_spark_has(coded_weights):
+    vectors = unit_vectors(50, 0)
+    batch = pa.record_batch({"v": as_lists(vectors)})
+    (found,) = _compress_batches(
+        _Work("v", "short", coded_weights, "product", None, None), "partition 0", iter([batch])
+    )
+    assert found["short"].type.value_type == pa.int16()
+    compressor = Compressor.from_state_dict(load(coded_weights))
+    unit = compressor.compress(torch.from_numpy(vectors))
+    expected = ProductCodes(compressor.codebooks[None]).codes(unit[None])[0].numpy()
+    np.testing.assert_array_equal(np.stack(found["short"].to_numpy(zero_copy_only=False)), expected)
+    assert expected.max() > 127
 
 
 @pytest.mark.parametrize(
@@ -133,6 +162,7 @@ vectors = session.read.parquet("few.parquet")
 for precision in ("int8", "binary"):
     frame = compress_frame(vectors, "model", precision=precision, output_column="short")
     frame.write.parquet(f"few-{precision}")
+compress_frame(vectors, "codes", output_column="short").write.parquet("few-product")
 texts = session.read.text("few.txt").repartition(3)
 compress_frame(texts, "model").write.parquet("texts")
 for wrong in (
@@ -171,11 +201,11 @@ def test_precisions_texts_and_what_is_refused(place):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for precision in ("int8", "binary"):
+    for precision, model in (("int8", "model"), ("binary", "model"), ("product", "codes")):
         found = pq.read_table(place.folder / f"few-{precision}").sort_by("id")
         assert found.column_names == ["id", "v", "short"]
         np.testing.assert_array_equal(
-            np.stack(found["short"].to_numpy()), compressed(place, "few.parquet", "--precision", precision)
+            np.stack(found["short"].to_numpy()), compressed(place, "few.parquet", "--precision", precision, model=model)
         )
     found = pq.read_table(place.folder / "texts")
     order = [texts.index(text) for text in found["value"].to_pylist()]
@@ -183,7 +213,7 @@ def test_precisions_texts_and_what_is_refused(place):
     np.testing.assert_allclose(np.stack(found["compressed"].to_numpy()), compressed(place, "few.txt")[order], atol=1e-6)
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
         "Spark has no unsigned bytes",
-        "precision must be one of float32, int8, binary, ubinary, not 'int4'",
+        "precision must be one of float32, int8, product, binary, ubinary, not 'int4'",
         "the frame has no column 'nowhere'; its columns are id, v",
         "column 'id' of the frame is bigint, neither texts nor numbers",
         "the frame has a column 'id' already",
