@@ -108,8 +108,22 @@ def test_the_figure_has_every_method_where_its_bytes_are(table):
     ]
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
     assert lines["FAISS PQ"].get_xydata().tolist() == [[16, 0.6], [64, 0.6]]
-    assert lines["trained, int8"].get_xydata() == pytest.approx(np.array([[8, 0.2], [32, 0.205]]))
-    ours = {lines[f"trained, {precision}"].get_color() for precision in PRECISIONS}
+    assert lines["trained mlp, int8"].get_xydata() == pytest.approx(np.array([[8, 0.2], [32, 0.205]]))
+    ours = {lines[f"trained mlp, {precision}"].get_color() for precision in PRECISIONS}
     assert len(ours) == 1
     assert not ours & {line.get_color() for name, line in lines.items() if not name.startswith("trained")}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
+
+
+def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
+    other = KIND._replace(objective="pearson")
+    bits = searched(0.9, dim=64, precision="binary", architecture="linear")
+    (best,) = tabulate([replace(bits, kind=other)], {})
+    figure = search_table.frontier(search_table.of_tables([table, best]))
+    assert [axes.get_title() for axes in figure.axes] == ["dev", "test"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert lines["trained mlp, float32"].get_xydata() == pytest.approx(np.array([[0.3, 0.85], [0.305, 0.8]]))
+    assert lines["trained linear as codes, binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
+    assert lines["FAISS PQ"].get_xydata().tolist() == [[0.6, 0.6], [0.6, 0.6]]
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "1,536", "16", "64"])

@@ -3,7 +3,7 @@
 Colours are those of Okabe and Ito (2008), told apart by the colour-blind; lines differ in dash as well, for print.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -15,21 +15,26 @@ FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
+# Of what was trained, in the order in which it comes.
+OUR_COLOURS = (VERMILION, BLUE, "#000000")
 # Of what needs no labels, in the order in which it comes.
-OTHER_COLOURS = (GREY, BLUE, ORANGE, GREEN, "#56B4E9", "#000000", "#CC79A7", "#8C510A")
-PRECISION_MARKERS = {"float32": "o", "int8": "s", "binary": "^"}
+OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#F0E442")
+PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^"}
 LEGEND_COLUMNS = 5
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
 SMALLEST_LOSS = 1e-8
 
 
-def loss_curves(loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray]) -> Figure:
+def loss_curves(
+    loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray], objective: str = "mse"
+) -> Figure:
     """Losses against epochs, and beside them the correlations on dev.
 
     Args:
         loss: (T,) noisy train loss.
         clean_loss: (T,) train loss without noise; NaN where it was not measured.
         dev: (T,) curves mse, pearson and spearman.
+        objective: What the losses are: "mse", or "pearson" for 1 less the correlation.
     """
     figure, (left, right) = panels(2)
     epochs = np.arange(1, len(loss) + 1)
@@ -37,8 +42,10 @@ def loss_curves(loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, Floa
     marker = "o" if len(loss) == 1 else None
     left.plot(epochs, loss, color=BLUE, marker=marker, label="train, with noise")
     left.plot(epochs[measured], clean_loss[measured], color=GREEN, ls=":", marker=marker, label="train, clean")
-    left.plot(epochs, dev["mse"], color=ORANGE, ls="--", marker=marker, label="dev")
-    left.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
+    on_dev = dev["mse"] if objective == "mse" else 1 - dev["pearson"]
+    left.plot(epochs, on_dev, color=ORANGE, ls="--", marker=marker, label="dev")
+    name = "mean squared error" if objective == "mse" else "1 less Pearson's correlation"
+    left.set(xlabel="epoch", ylabel=name, yscale="log")
     left.legend(frameon=False)
     right.plot(epochs, dev["spearman"], color=ORANGE, ls="--", marker=marker, label="Spearman")
     right.plot(epochs, dev["pearson"], color=GREY, ls="-.", marker=marker, label="Pearson")
@@ -111,27 +118,67 @@ def quality_against_bytes(
         qualities: Titles of the panels by quality.
     """
     figure, axes_of = panels(len(qualities))
-    families = dict.fromkeys(_family(name)[0] for name in methods)
-    others = zip((name for name in families if name != ours), cycle(OTHER_COLOURS), strict=False)
-    colours = {ours: VERMILION, **dict(others)}
-    standing_out = {name for name in families if name.startswith(ours)}
+    styles = _styles(methods, ours)
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
-            family, precision = _family(name)
-            axes.plot(
-                sizes, values[quality], color=colours[family], marker=PRECISION_MARKERS.get(precision, "D"),
-                ms=8 if family in standing_out else 5, zorder=3 if family in standing_out else 2, lw=1.2, label=name,
-                mfc=colours[family] if family in standing_out or precision != "int8" else "white",
-            )  # fmt: skip
+            axes.plot(sizes, values[quality], lw=1.2, label=name, **styles[name])
         axes.set(title=title, xlabel="bytes a vector")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    handles, names = axes_of[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=min(len(names), LEGEND_COLUMNS), frameon=False,
-        fontsize="small",
-    )  # fmt: skip
+    _legend_below(figure, axes_of[0])
     return figure
+
+
+def similarity_against_neighbours(
+    methods: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]], ours: str
+) -> Figure:
+    """Spearman against the share of neighbours kept: both are better towards the upper right.
+
+    Args:
+        methods: By split and name the bytes of each of a method's sizes, in rising order, the neighbours kept there and
+            Spearman there. Bytes stand beside the points.
+        ours: As for `quality_against_bytes`.
+    """
+    figure, axes_of = panels(len(methods), height=5.4)
+    for axes, (split, of_split) in zip(axes_of, methods.items(), strict=True):
+        styles = _styles(of_split, ours)
+        for name, (sizes, kept, spearman) in of_split.items():
+            axes.plot(kept, spearman, lw=0.8, label=name, **styles[name])
+            for size, x, y in zip(sizes, kept, spearman, strict=True):
+                if np.isfinite(x) and np.isfinite(y):
+                    axes.annotate(
+                        f"{size:,}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6,
+                        color=styles[name]["color"],
+                    )  # fmt: skip
+        axes.set(title=split, xlabel="share of the ten nearest neighbours kept", ylabel="Spearman")
+    _legend_below(figure, axes_of[0])
+    return figure
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    columns = min(len(names), LEGEND_COLUMNS if len(figure.axes) > 2 else 3)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+
+
+def _styles(methods: Iterable[str], ours: str) -> dict[str, dict[str, Any]]:
+    """How each method's line is drawn: a colour a family, a marker a precision, and ours larger and above."""
+    families = dict.fromkeys(_family(name)[0] for name in methods)
+    trained = [name for name in families if name.startswith(ours)]
+    colours = dict(zip(trained, cycle(OUR_COLOURS), strict=False))
+    colours |= dict(zip((name for name in families if name not in trained), cycle(OTHER_COLOURS), strict=False))
+    styles = {}
+    for name in methods:
+        family, precision = _family(name)
+        stands_out = family in trained
+        styles[name] = {
+            "color": colours[family],
+            "marker": PRECISION_MARKERS.get(precision, "D"),
+            "ms": 8 if stands_out else 5,
+            "zorder": 3 if stands_out else 2,
+            "mfc": colours[family] if stands_out or precision != "int8" else "white",
+        }
+    return styles
 
 
 def _family(method: str) -> tuple[str, str]:

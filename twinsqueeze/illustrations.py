@@ -35,7 +35,7 @@ def illustrated(tables: Sequence[AblationTable]) -> list[Section]:
 
         for table, members in zip(tables, families, strict=True):
             shown = [picture for name, rows in members.items() for picture in _of_family(table, name, rows, read)]
-            sections.append(Section(table, [_quality(table), *_against_dim(table), *shown]))
+            sections.append(Section(table, [*_quality(tables, table), *_against_dim(table), *shown]))
     return sections
 
 
@@ -137,13 +137,25 @@ def _train_against(rows: Sequence[Row], split: str) -> Illustration:
     )
 
 
-def _quality(table: AblationTable) -> Illustration:
-    return Illustration(
-        "quality_against_bytes",
-        "What is kept against the bytes of a vector: Spearman, neighbours, and partners among the ten nearest. Ours "
-        "with each compressor's best alpha by Spearman on dev; hollow squares are at int8.",
-        search_table.picture(search_table.of_table(table)),
-    )
+def _quality(tables: Sequence[AblationTable], table: AblationTable) -> list[Illustration]:
+    """What vectors keep, of a table and all others on the same data: these scores know no labels and no objective."""
+    alike = [other for other in tables if other.kind[:3] == table.kind[:3] and other is not table]
+    rows = search_table.of_tables([table, *alike])
+    beside = " Compressors of the other tables on these data stand beside." if alike else ""
+    return [
+        Illustration(
+            "quality_against_bytes",
+            "What is kept against the bytes of a vector: Spearman, neighbours, and partners among the ten nearest. "
+            f"Ours with each compressor's best alpha by Spearman on dev; hollow squares are at int8.{beside}",
+            search_table.picture(rows),
+        ),
+        Illustration(
+            "similarity_against_neighbours",
+            "Spearman against the share of a sentence's ten nearest neighbours that are kept, on dev and test. The "
+            f"numbers are bytes a vector.{beside}",
+            search_table.frontier(rows),
+        ),
+    ]
 
 
 def _against_dim(table: AblationTable) -> list[Illustration]:

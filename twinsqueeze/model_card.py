@@ -35,9 +35,9 @@ class Choice:
     baselines: Sequence[BaselineRow]
 
 
-def sizes(dim: int) -> dict[str, int]:
-    """Bytes of a compressed vector by sentence-transformers' names of precisions."""
-    return {precision: bytes_a_vector(precision, dim) for precision in PRECISIONS}
+def sizes(recipe: Recipe) -> dict[str, int]:
+    """Bytes of a compressed vector as it was trained and as sentence-transformers can keep it."""
+    return {precision: bytes_a_vector(precision, recipe.dim) for precision in (recipe.precision, *PRECISIONS)}
 
 
 def model_card(
@@ -62,7 +62,7 @@ def model_card(
     recipe = provenance.recipe
     dim = recipe.dim
     before = f"{bytes_a_vector('float32', input_dimension):,}"
-    shown = ", ".join(f"{size:,} as {name}" for name, size in sizes(dim).items())
+    shown = ", ".join(f"{size:,} as {name}" for name, size in sizes(recipe).items())
     fields = [[name, str(value)] for name, value in recipe.model_dump().items()]
     parts = [
         f"# TwinSqueeze {recipe.name}",
@@ -92,10 +92,14 @@ def model_card(
 
 
 def _trained_as(recipe: Recipe) -> str:
+    what = {
+        "binary": 'take the signs, as `encode(texts, precision="ubinary")` or `twinsqueeze compress` do.',
+        "product": "take the codes that `twinsqueeze compress` gives, or a FAISS index with the codebooks that stand in "
+        "compressor.safetensors.",
+    }[recipe.precision]
     return (
         f"It was trained to be kept as {recipe.precision}, {recipe.vector_bytes:,} bytes a vector, and all figures "
-        'below are of such vectors: take the signs, as `encode(texts, precision="ubinary")` or `twinsqueeze compress '
-        "--precision binary` do."
+        f"below are of such vectors: {what}"
     )
 
 

@@ -121,7 +121,7 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         baselines=material.baselines(splits, recipe.labels, recipe.dim),
     )
     history = fitted.history
-    pictures = {"loss_curves": figures.loss_curves(history.loss, history.clean_loss, history.dev)}
+    pictures = {"loss_curves": figures.loss_curves(history.loss, history.clean_loss, history.dev, recipe.objective)}
     losses = {"train": train_losses, "dev": assessments["dev"].losses}
     run.frame("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
     record(run, outcome, material, recipe.labels, pictures, losses)

@@ -18,7 +18,7 @@ from twinsqueeze.ablation_table import (
     method,
     metric_name,
 )
-from twinsqueeze.figures import quality_against_bytes
+from twinsqueeze.figures import quality_against_bytes, similarity_against_neighbours
 from twinsqueeze.seeds import Spread
 from twinsqueeze.sizes import bytes_a_vector
 
@@ -87,7 +87,7 @@ def of_run(
             for score in SEARCH_SCORES
         }
         if found:
-            rows.append(_ours(title, precision, kept_as, dim, found))
+            rows.append(_ours(title, OURS, precision, kept_as, dim, found))
     for baseline in baselines:
         found = {
             metric_name(split, score): Spread(scores[score], float("nan"), baseline.draws)
@@ -104,8 +104,8 @@ def of_table(table: AblationTable) -> list[SearchRow]:
     for name, family in table.families().items():
         best = max(family, key=lambda row: row.scores[CHOSEN_BY].mean)
         alpha = f"{name}, alpha {best.recipe.alpha:g}"
-        precision, dim = best.recipe.precision, best.recipe.dim
-        rows += [_ours(alpha, precision, kept, dim, _at(best, kept)) for kept in _kept_as(precision)]
+        precision, dim, group = best.recipe.precision, best.recipe.dim, f"{OURS} {best.recipe.architecture}"
+        rows += [_ours(alpha, group, precision, kept, dim, _at(best, kept)) for kept in _kept_as(precision)]
     return _sorted([*rows, *map(_baseline, table.baselines)])
 
 
@@ -114,12 +114,10 @@ def _kept_as(precision: str) -> Sequence[str]:
     return PRECISIONS if precision == "float32" else (precision,)
 
 
-def _ours(name: str, precision: str, kept_as: str, dim: int, scores: Mapping[str, Spread]) -> SearchRow:
+def _ours(name: str, group: str, precision: str, kept_as: str, dim: int, scores: Mapping[str, Spread]) -> SearchRow:
     if precision == "float32":
-        shown, group = f"{name}, {kept_as}", f"{OURS}, {kept_as}"
-    else:
-        shown, group = name, f"{OURS} as bits, {precision}"
-    return SearchRow(shown, group, bytes_a_vector(kept_as, dim), True, scores)
+        return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_a_vector(kept_as, dim), True, scores)
+    return SearchRow(name, f"{group} as codes, {precision}", bytes_a_vector(kept_as, dim), True, scores)
 
 
 def _at(row: Row, kept_as: str) -> dict[str, Spread]:
@@ -163,15 +161,16 @@ def _cell(spread: Spread | None, score: str) -> str:
     return f"{spread.mean:.{digits}f}{deviation}"
 
 
+def of_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
+    """The rows of tables on the same data and encoder, whatever they were trained towards; the first's baselines."""
+    rows = {row.name: row for table in reversed(tables) for row in of_table(table)}
+    return _sorted(rows.values())
+
+
 def picture(rows: Sequence[SearchRow]) -> Figure:
     """Quality against bytes a vector, on the last split that was looked at."""
-    measured = {
-        name.partition("/")[0] for row in rows for name, spread in row.scores.items() if np.isfinite(spread.mean)
-    }
-    split = next(split for split in ("test", "dev", "train") if split in measured)
-    methods: dict[str, list[SearchRow]] = {}
-    for row in sorted(rows, key=lambda row: (not row.ours, row.bytes)):
-        methods.setdefault(row.method, []).append(row)
+    split = next(split for split in ("test", "dev", "train") if split in _measured(rows))
+    methods = _methods(rows)
     qualities = ("spearman", "neighbours_kept", "recall_at_10")
     return quality_against_bytes(
         {
@@ -184,6 +183,37 @@ def picture(rows: Sequence[SearchRow]) -> Figure:
         OURS,
         {q: f"{NAMES[q]} on {split}" for q in qualities},
     )
+
+
+def frontier(rows: Sequence[SearchRow]) -> Figure:
+    """Spearman against the neighbours kept, a panel a split."""
+    splits = [split for split in SPLITS if split in _measured(rows)]
+    return similarity_against_neighbours(
+        {
+            split: {
+                name: (
+                    [row.bytes for row in members],
+                    [_mean(row, metric_name(split, "neighbours_kept")) for row in members],
+                    [_mean(row, metric_name(split, "spearman")) for row in members],
+                )
+                for name, members in _methods(rows).items()
+            }
+            for split in splits
+        },
+        OURS,
+    )
+
+
+def _measured(rows: Sequence[SearchRow]) -> set[str]:
+    return {name.partition("/")[0] for row in rows for name, spread in row.scores.items() if np.isfinite(spread.mean)}
+
+
+def _methods(rows: Sequence[SearchRow]) -> dict[str, list[SearchRow]]:
+    """Rows that differ in size alone, ours first."""
+    methods: dict[str, list[SearchRow]] = {}
+    for row in sorted(rows, key=lambda row: (not row.ours, row.bytes)):
+        methods.setdefault(row.method, []).append(row)
+    return methods
 
 
 def _mean(row: SearchRow, metric: str) -> float:
