@@ -94,7 +94,7 @@ def model_card(
 def _trained_as(recipe: Recipe) -> str:
     what = {
         "binary": 'take the signs, as `encode(texts, precision="ubinary")` or `twinsqueeze compress` do.',
-        "product": "take the codes that `twinsqueeze compress` gives, or a FAISS index with the codebooks that stand in "
+        "product": "take the codes that `twinsqueeze compress` gives, or a FAISS index with the codebooks in "
         "compressor.safetensors.",
     }[recipe.precision]
     return (
