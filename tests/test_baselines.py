@@ -23,6 +23,17 @@ from twinsqueeze.retrieval import SearchScores
 DIM = 8
 
 
+@pytest.fixture(autouse=True, scope="module")
+def faiss_alone():
+    """FAISS as the baselines have it: on one thread, since its threads wait busily for cores that others have."""
+    before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
+    faiss.omp_set_num_threads(1)
+    faiss.cvar.distance_compute_blas_threshold = 20
+    yield
+    faiss.omp_set_num_threads(before[0])
+    faiss.cvar.distance_compute_blas_threshold = before[1]
+
+
 @pytest.fixture(scope="module")
 def task() -> BaselineTask:
     """Vectors of 64 numbers, enough of them for FAISS's 256 centroids."""
