@@ -12,7 +12,7 @@ from twinsqueeze.codes import fit_codebooks
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
-from twinsqueeze.heads import START, TEACHER, train_heads
+from twinsqueeze.head import HEAD, train_heads
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.starts import initial_layers
 from twinsqueeze.trainer import Streams
@@ -128,8 +128,8 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, star
         centre = known.mean(0) if precision == "binary" else torch.zeros(24)
         layer.bias.data = -(layer.weight.data @ centre)
     else:
-        (heads,) = train_heads([7], small_train, torch.device("cpu"))
-        ((weight, bias),) = initial_layers(recipe, small_train.embeddings, streams.weights, heads.start)
+        (head,) = train_heads([7], small_train, torch.device("cpu"))
+        ((weight, bias),) = initial_layers(recipe, small_train.embeddings, streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
         codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), 7)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.05)
@@ -161,7 +161,7 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, star
             summed += loss.item() * len(rows)
             held = torch.tensor(clean)
             if teacher == "head":
-                held = held @ heads.teacher[0].T + heads.teacher[1]
+                held = held @ head[0].T + head[1]
             apart = functional.kl_div(near(compared), near(held), log_target=True, reduction="batchmean")
             optimizer.zero_grad()
             (loss + neighbourhood * apart).backward()
@@ -231,12 +231,11 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
 
 def test_heads_are_trainings_of_all_numbers(small_train, small_dev):
     """With scores and labels of their own, whatever the compressor's, and on nothing of dev."""
-    both = train_heads([3, 5], small_train, torch.device("cpu"))
-    for fields, found in ((START, [head.start for head in both]), (TEACHER, [head.teacher for head in both])):
-        recipes = [Recipe(dim=24, seed=seed, device="cpu", **fields) for seed in (3, 5)]
-        for fitted, head in zip(fit(recipes, small_train, small_dev), found, strict=True):
-            assert all(map(torch.equal, fitted.compressor.layers[0], head))
-            assert fitted.history.clean_loss[-1] < fitted.history.clean_loss[0]
+    heads = train_heads([3, 5], small_train, torch.device("cpu"))
+    recipes = [Recipe(dim=24, seed=seed, device="cpu", **HEAD) for seed in (3, 5)]
+    for fitted, head in zip(fit(recipes, small_train, small_dev), heads, strict=True):
+        assert all(map(torch.equal, fitted.compressor.layers[0], head))
+        assert fitted.history.clean_loss[-1] < fitted.history.clean_loss[0]
 
 
 def test_equal_recipes_give_equal_bits_and_seeds_differ(small_train, small_dev):

@@ -180,7 +180,7 @@ class Recipe(BaseModel):
 
     @property
     def wants_heads(self) -> bool:
-        """Whether linear layers of all of the encoder's numbers are trained before the compressor."""
+        """Whether a linear layer of all of the encoder's numbers is trained before the compressor."""
         return self.start == "head" or (self.teacher == "head" and self.neighbourhood > 0)
 
     @property
@@ -219,9 +219,9 @@ BEST: dict[str, Any] = {
     "objective": "pearson",
     "labels": "linear",
     "teacher": "head",
-    "neighbourhood": 1.0,
+    "neighbourhood": 0.5,
     "temperature": 0.07,
-    "alpha": 0.5,
+    "alpha": 0.0,
     "lr": 1e-3,
     "schedule": "linear",
     "batch_size": 256,

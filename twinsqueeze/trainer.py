@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +20,6 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.starts import initial_layers
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
-
-
-class Heads(NamedTuple):
-    """Linear layers of a seed that keep the encoder's dimension, trained before the compressor.
-
-    Attributes:
-        start: Whose principal components the compressor begins with.
-        teacher: Whose neighbourhoods it keeps.
-    """
-
-    start: Layer
-    teacher: Layer
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,7 @@ class Trainer:
         seeds: The S seeds.
         train: Pairs to train on.
         device: Where to train.
-        heads: Of each seed, for recipes that ask for them.
+        heads: Of each seed, as from `train_heads`, for recipes that ask for them.
     """
 
     def __init__(
@@ -68,7 +56,7 @@ class Trainer:
         seeds: Sequence[int],
         train: EncodedPairs,
         device: torch.device,
-        heads: Sequence[Heads] | None = None,
+        heads: Sequence[Layer] | None = None,
     ) -> None:
         self.batch_size = min(recipe.batch_size, len(train))
         self.objective = OBJECTIVES[recipe.objective]
@@ -84,12 +72,13 @@ class Trainer:
         self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
 
         self.streams = [Streams.of(seed) for seed in seeds]
-        starts = [head.start for head in heads] if heads else [None] * len(seeds)
+        starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
         layers = [
             initial_layers(recipe, train.embeddings, streams.weights, start)
             for streams, start in zip(self.streams, starts, strict=True)
         ]
-        self.teachers = Compressors([[head.teacher] for head in heads], device) if heads else None
+        teaches = heads is not None and recipe.teacher == "head"
+        self.teachers = Compressors([[head] for head in heads or []], device) if teaches else None
         quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
         self.model = Compressors(layers * len(alphas), device, quantiser)
         self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
@@ -139,7 +128,7 @@ class Trainer:
     def _reference(self, twins: torch.Tensor) -> torch.Tensor:
         """The vectors of length 1 whose neighbourhoods are kept, of (S, 2, B) sentences, (S, 2B, d)."""
         vectors = self._vectors(twins)
-        if self.teachers is None or self.recipe.teacher == "encoder":
+        if self.teachers is None:
             return vectors
         return functional.normalize(self.teachers.forward(vectors)[-1], dim=-1)
 

@@ -17,7 +17,7 @@ import torch
 from twinsqueeze.compressor import Compressor, Compressors, pairwise_cosine
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.heads import train_heads
+from twinsqueeze.head import train_heads
 from twinsqueeze.metrics import METRICS, Scores, score
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.recipe import Recipe
@@ -155,7 +155,7 @@ def fit(
         dev: Pairs to follow the training with; they do not influence it.
         clean_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
         on_epoch: Called after every epoch.
-        on_heads: Told after every epoch of the heads, where the recipe wants some, how many are done and of how many.
+        on_heads: Told after every epoch of the heads, where the recipe wants any, how many are done and of how many.
 
     Returns:
         One result a recipe, in their order.
