@@ -128,7 +128,7 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, star
         centre = known.mean(0) if precision == "binary" else torch.zeros(24)
         layer.bias.data = -(layer.weight.data @ centre)
     else:
-        (head,) = train_heads([7], small_train, torch.device("cpu"))
+        (head,) = train_heads([7], 2.0, small_train, torch.device("cpu"))
         ((weight, bias),) = initial_layers(recipe, small_train.embeddings, streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
         codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), 7)
@@ -231,8 +231,8 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
 
 def test_heads_are_trainings_of_all_numbers(small_train, small_dev):
     """With scores and labels of their own, whatever the compressor's, and on nothing of dev."""
-    heads = train_heads([3, 5], small_train, torch.device("cpu"))
-    recipes = [Recipe(dim=24, seed=seed, device="cpu", **HEAD) for seed in (3, 5)]
+    heads = train_heads([3, 5], 0.5, small_train, torch.device("cpu"))
+    recipes = [Recipe(dim=24, seed=seed, alpha=0.5, device="cpu", **HEAD) for seed in (3, 5)]
     for fitted, head in zip(fit(recipes, small_train, small_dev), heads, strict=True):
         assert all(map(torch.equal, fitted.compressor.layers[0], head))
         assert fitted.history.clean_loss[-1] < fitted.history.clean_loss[0]

@@ -20,7 +20,10 @@ PRECISIONS = ("float32", "int8", "binary")
 LOSSES = ("train/loss", "train/clean_loss")
 CHOSEN_BY = "dev/spearman"
 # What tells compressors of one name from each other.
-TELLING = ("epochs", "batch_size", "lr", "schedule", "weight_decay", "neighbourhood")
+TELLING = (
+    "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "temperature", "teacher",
+    "head_alpha",
+)  # fmt: skip
 
 
 def metric_name(split: str, score: str, precision: str = "float32") -> str:

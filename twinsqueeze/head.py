@@ -21,7 +21,6 @@ HEAD = {
     "start": "components",
     "objective": "pearson",
     "labels": "linear",
-    "alpha": 2.0,
     "lr": 6e-4,
     "schedule": "linear",
     "batch_size": 256,
@@ -31,6 +30,7 @@ HEAD = {
 
 def train_heads(
     seeds: Sequence[int],
+    alpha: float,
     train: EncodedPairs,
     device: torch.device,
     on_epoch: Callable[[int, int], None] = lambda *_: None,
@@ -39,6 +39,7 @@ def train_heads(
 
     Args:
         seeds: Of which a seed's head has its order of pairs and its noise.
+        alpha: Strength of its noise.
         train: Pairs to train on.
         device: Where to train.
         on_epoch: Told after every epoch how many are done, and of how many.
@@ -46,8 +47,8 @@ def train_heads(
     Returns:
         For each seed a weight (d, d) and a bias (d,), float32 on the CPU.
     """
-    recipe = Recipe.parse({**HEAD, "dim": train.dimension})
-    trainer = Trainer(recipe, [recipe.alpha], seeds, train, device)
+    recipe = Recipe.parse({**HEAD, "alpha": alpha, "dim": train.dimension})
+    trainer = Trainer(recipe, [alpha], seeds, train, device)
     for done in range(recipe.epochs):
         trainer.epoch()
         on_epoch(done + 1, recipe.epochs)

@@ -122,6 +122,13 @@ class Recipe(BaseModel):
         "Whose neighbourhoods are kept: the encoder's, or those of a linear layer of all d numbers that is trained on "
         "the scores before.",
     )
+    head_alpha: float = _field(
+        2.0,
+        "a finite number of at least 0",
+        "Strength of the noise in the training of that linear layer of all d numbers; nothing where there is none.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     labels: Literal["tanh", "linear"] = _field(
         "tanh",
         "tanh or linear",

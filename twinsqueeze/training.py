@@ -174,7 +174,7 @@ def fit(
         raise ValueError("replicas trained together are every alpha with every seed, once")
 
     device = resolve_device(shared.device)
-    heads = train_heads(seeds, train, device, on_heads) if shared.wants_heads else None
+    heads = train_heads(seeds, shared.head_alpha, train, device, on_heads) if shared.wants_heads else None
     trainer = Trainer(shared, alphas, seeds, train, device, heads)
     model = trainer.model
     objective = OBJECTIVES[shared.objective]
