@@ -51,6 +51,10 @@ def read_checkpoint(file: Path, model: str) -> tuple[Compressor, Provenance | No
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
         provenance = Provenance.model_validate_json(text) if text else None
         precision = provenance.recipe.precision if provenance else "float32"
-        return Compressor.from_state_dict(state, precision), provenance
-    except (OSError, SafetensorError, ValueError) as error:
+        compressor = Compressor.from_state_dict(state, precision)
+        if provenance and provenance.int8_ranges and any(len(e) != compressor.dim for e in provenance.int8_ranges):
+            raise ValueError(f"its ranges for int8 are not those of {compressor.dim} numbers")
+        return compressor, provenance
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
+        # PyTorch's own for types and shapes that it can't have
         raise InputError(f"model {model!r} holds no compressor: {one_line(error)}") from error

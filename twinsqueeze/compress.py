@@ -18,6 +18,7 @@ from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder, open_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import Stopped, raise_if_stopped
+from twinsqueeze.names import local_path
 from twinsqueeze.outputs import Output, check_output, check_space
 from twinsqueeze.precision import PRECISIONS, check_precision, row_type
 from twinsqueeze.sources import AUTO, Block, Source, open_source
@@ -65,7 +66,7 @@ def compress(
     Raises:
         InputError: If something that the user gave can't be used.
     """
-    output = output.expanduser()
+    output = local_path(output)
     check_output(output, overwrite=overwrite)
     if precision not in {AUTO, *PRECISIONS}:
         check_precision(precision, None, None, model)

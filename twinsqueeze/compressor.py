@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional
 
-from twinsqueeze.codes import SHORTEST, ProductCodes, Quantiser, Signs
+from twinsqueeze.codes import CENTROIDS, SHORTEST, ProductCodes, Quantiser, Signs
+from twinsqueeze.sizes import PART
 
 MLP_HIDDEN = (128, 64)
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
@@ -129,6 +130,8 @@ class Compressor:
     def __init__(self, layers: Sequence[Layer], quantiser: Quantiser | None = None) -> None:
         if not layers:
             raise ValueError("a compressor needs at least one layer")
+        if not all(weight.numel() for weight, _ in layers):
+            raise ValueError("a layer without numbers")
         for weight, bias in layers:
             if weight.ndim != 2 or bias.shape != weight.shape[:1]:
                 shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
@@ -232,7 +235,12 @@ class Compressor:
         quantiser: Quantiser | None = Signs() if precision == "binary" else None
         if codebooks is not None:
             quantiser = ProductCodes(codebooks.float()[None])
-        return cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], quantiser)
+        compressor = cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], quantiser)
+        if codebooks is not None:
+            parts, centroids, numbers = codebooks.shape
+            if (parts * numbers, numbers) != (compressor.dim, PART) or not 1 <= centroids <= CENTROIDS:
+                raise ValueError(f"codebooks of shape {tuple(codebooks.shape)} for vectors of {compressor.dim} numbers")
+        return compressor
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from twinsqueeze.cache import Cache
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.hub import fetch_model
+from twinsqueeze.names import is_folder, local_path
 from twinsqueeze.pairs import SPLITS, Pairs
 
 if TYPE_CHECKING:
@@ -166,8 +167,8 @@ def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
             )
         folder = Path(spec.submodule_search_locations[0], "model")
         return SentenceEncoder(DEFAULT_ENCODER, folder, DEFAULT_WEIGHTS_SHA256, device)
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
+    if is_folder(local_path(name)):
+        folder = local_path(name).resolve()
         if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
             raise InputError(
                 f"encoder {name!r} is a folder without modules.json or config.json: no sentence-transformers model"

@@ -21,6 +21,7 @@ from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
+from twinsqueeze.names import local_path
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.tracking import CARD_FILE, CHECKPOINT_FILE, FoundModel
 
@@ -58,7 +59,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     if format == "onnx":
         _check_onnx()
-    output = output.expanduser().resolve()
+    output = local_path(output).resolve()
     _check_output(output, overwrite)
     found = tracking.find_model(model)
     compressor, provenance = read_checkpoint(found.file, model)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import short as _short
 from twinsqueeze.hub import fetch_dataset
+from twinsqueeze.names import is_file, is_folder, local_path, printable
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -91,7 +94,7 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
     """
     if unknown := set(splits) - set(SPLITS):
         raise InputError(f"split must be one of {', '.join(SPLITS)}, not {sorted(unknown)[0]!r}")
-    if score_max is not None and not (math.isfinite(score_max) and score_max > 0):
+    if score_max is not None and not (math.isfinite(score_max) and score_max > 0 and math.isfinite(SCALE / score_max)):
         raise InputError(f"score_max must be a finite number above 0, not {score_max!r}")
     wanted = [name for name in SPLITS if name in splits]
     if dataset == "auto":
@@ -102,10 +105,10 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
             return _folder("demo", DEMO_FOLDER, wanted, None, notice)
     if dataset == "demo":
         return _folder("demo", DEMO_FOLDER, wanted, score_max, DEMO_NOTICE)
-    folder = Path(dataset).expanduser()
-    if dataset != "stsb" and folder.is_dir():
-        return _folder(folder.resolve().name, folder, wanted, score_max, None)
-    if folder.is_file() or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or not dataset.isprintable():
+    folder = local_path(dataset)
+    if dataset != "stsb" and is_folder(folder):
+        return _folder(printable(folder.resolve().name), folder, wanted, score_max, None)
+    if is_file(folder) or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or not dataset.isprintable():
         raise InputError(
             f"dataset {_short(dataset)} is no folder that is here: give stsb, demo, a Hub id, or a folder with train, "
             "dev and test"
@@ -133,7 +136,7 @@ def _folder(name: str, folder: Path, wanted: Sequence[str], score_max: float | N
     rows = {}
     for split in wanted:
         candidates = [folder / f"{alias}{suffix}" for alias in ALIASES[split] for suffix in SUFFIXES]
-        files = [path for path in candidates if path.is_file()]
+        files = [path for path in candidates if is_file(path)]
         if not files:
             raise InputError(
                 f"dataset {_short(str(folder))} lacks the split {split}: it needs a file "
@@ -145,7 +148,7 @@ def _folder(name: str, folder: Path, wanted: Sequence[str], score_max: float | N
                 f"{files[1].name}: keep one"
             )
         rows[split] = _read(files[0])
-    return PairDataset(name, str(folder.resolve()), _check(rows, name, score_max), notice)
+    return PairDataset(name, printable(str(folder.resolve())), _check(rows, name, score_max), notice)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -162,17 +165,20 @@ def _read(path: Path) -> dict[str, list[Any]]:
     import datasets  # noqa: PLC0415 - takes a second, and not before the Hub has been asked
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of a broken file, we say in a line
     try:
         # A cache of its own: the library would take a file that has changed since for the one that it knows.
         with tempfile.TemporaryDirectory() as cache:
             here: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
+            # The library takes a name for a pattern: data* would read data1 and data2, a::b another protocol.
+            linked = Path(cache, f"pairs{path.suffix}")
+            linked.symlink_to(path.resolve())
             if path.suffix == ".parquet":
-                table = datasets.Dataset.from_parquet(str(path), **here)
+                table = datasets.Dataset.from_parquet(str(linked), **here)
             elif path.suffix == ".jsonl":
-                table = datasets.Dataset.from_json(str(path), **here)
+                table = datasets.Dataset.from_json(str(linked), **here)
             else:
-                table = _read_csv(path, here)
+                table = _read_csv(linked, shown, here)
             return _columns(table, shown)
     except InputError:
         raise
@@ -181,7 +187,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
         raise InputError(f"{shown} can't be read as {path.suffix.removeprefix('.')}: {one_line(cause)}") from error
 
 
-def _read_csv(path: Path, here: dict[str, Any]) -> Any:
+def _read_csv(path: Path, shown: str, here: dict[str, Any]) -> Any:
     import datasets  # noqa: PLC0415 - as above
     import pandas as pd  # noqa: PLC0415
 
@@ -189,7 +195,7 @@ def _read_csv(path: Path, here: dict[str, Any]) -> Any:
     try:
         head = pd.read_csv(path, sep=separator, nrows=1)
     except pd.errors.EmptyDataError:
-        raise InputError(f"{_short(str(path))} is empty: its first line must name {', '.join(COLUMNS)}") from None
+        raise InputError(f"{shown} is empty: its first line must name {', '.join(COLUMNS)}") from None
     if head.empty:  # which datasets takes for an error
         return datasets.Dataset.from_dict({str(column): [] for column in head.columns})
     # All as text, and nothing taken for a missing value: "None" and "NA" are sentences like any other.
@@ -202,7 +208,7 @@ def _read_csv(path: Path, here: dict[str, Any]) -> Any:
 def _columns(table: Any, where: str) -> dict[str, list[Any]]:
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
-        there = ", ".join(map(str, table.column_names[:10])) or "none"
+        there = printable(", ".join(map(str, table.column_names[:10])))[:200] or "none"
         raise InputError(f"{where} lacks the column {missing[0]}; its columns are {there}")
     return {column: list(table[column]) for column in COLUMNS}
 
@@ -242,7 +248,7 @@ def _scores(columns: dict[str, list[Any]], where: str) -> FloatArray:
     for row, value in enumerate(values, start=1):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise InputError(f"{where}, row {row}: score {_short(value)} is no finite number")
@@ -257,8 +263,3 @@ def _sentences(columns: dict[str, list[Any]], column: str, where: str) -> tuple[
         if not text.strip():
             raise InputError(f"{where}, row {row}: {column} is empty")
     return tuple(columns[column])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -16,11 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import InputError, one_line, short
 from twinsqueeze.sizes import PART, bytes_a_vector
 
 MAX_SEED = 2**31 - 1
 MAX_COMBINATIONS = 2000
+# Characters of a grid: PyYAML takes a second for a tenth of a million, so a wrong file must not be read through.
+MAX_GRID = 100_000
 
 
 def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
@@ -240,10 +242,24 @@ def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if name not in fields:
-        return f"{name!r} is no field of the recipe; the fields are {', '.join(fields)}"
+        return f"{short(name)} is no field of the recipe; the fields are {', '.join(fields)}"
     extra = fields[name].json_schema_extra
     assert isinstance(extra, dict)
-    return f"{name} must be {extra['allowed']}, not {first['input']!r}"
+    return f"{name} must be {extra['allowed']}, not {short(first['input'])}"
+
+
+class _GridLoader(yaml.SafeLoader):
+    """YAML's safe part without aliases: merged ones of merged ones would grow without end in a few lines."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name), which grids do without: write the value")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
+def _field_name(name: object) -> str:
+    return name if isinstance(name, str) else short(name)
 
 
 def read_grid(file: str, **fixed: Any) -> list[Recipe]:
@@ -257,17 +273,23 @@ def read_grid(file: str, **fixed: Any) -> list[Recipe]:
         InputError: If the file can't be read, is no such mapping, or has more than 2,000 combinations.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        with Path(file).open(encoding="utf-8") as stream:
+            text = stream.read(MAX_GRID + 1)
+        if len(text) > MAX_GRID:
+            raise InputError(f"grid {file!r} is longer than {MAX_GRID:,} characters, which no grid is")
+        content = _GridLoader(text).get_single_data()
     except FileNotFoundError:
         raise InputError(f"grid {file!r} is not there: name a YAML file such as experiments/published.yaml") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # its parser lets IndexError, KeyError, AttributeError and RecursionError through
         raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         what = "is empty" if content is None else "is no mapping"
         raise InputError(
             f"grid {file!r} {what}: it gives fields of the recipe a value or a list of values, as in `alpha: [0, 0.75]`"
         )
-    values = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}
+    values = {_field_name(name): value if isinstance(value, list) else [value] for name, value in content.items()}
     values |= {name: [value] for name, value in fixed.items()}
     try:
         for name, options in values.items():
@@ -279,7 +301,7 @@ def read_grid(file: str, **fixed: Any) -> list[Recipe]:
         recipes = [Recipe.parse(dict(zip(values, some, strict=True))) for some in product(*values.values())]
         for name, options in values.items():
             if len({getattr(recipe, name) for recipe in recipes}) < len(options):
-                raise InputError(f"{name} has the same value twice: {', '.join(map(str, options))}")
+                raise InputError(f"{name} has the same value twice: {', '.join(map(short, options))}")
     except InputError as error:
         raise InputError(f"grid {file!r}: {error}") from None
     return recipes

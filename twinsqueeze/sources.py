@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import short as _short
+from twinsqueeze.names import is_file, is_folder, local_path, printable
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 Rows = AnyArray | list[str]
@@ -90,9 +92,9 @@ def open_source(given: str, format_: str = AUTO, column: str | None = None) -> S
         raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, not {format_!r}")
     if given == STANDARD_INPUT:
         return _from_standard_input(format_, column)
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise InputError(f"input {given!r} is {'a folder' if path.is_dir() else 'not there'}: name a file")
+    path = local_path(given)
+    if not is_file(path):
+        raise InputError(f"input {given!r} is {'a folder' if is_folder(path) else 'not there'}: name a file")
     if format_ == AUTO:
         format_ = path.suffix.removeprefix(".").lower()
         if format_ not in FORMATS:
@@ -132,31 +134,36 @@ def _npy(name: str, path: Path | None, stream: BinaryIO, column: str | None) -> 
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream)
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # of a header that is no Python, NumPy lets whatever its parsers raise through
         raise InputError(f"{name} is no .npy array, or a truncated one: {one_line(error)}") from error
     if dtype.kind not in "fiu":
         raise InputError(f"{name} holds {dtype.name} values, where vectors are numbers")
     if len(shape) != 2:
-        raise InputError(f"{name} is an array of shape {shape}, where vectors are the rows of a table: (N, d)")
+        raise InputError(f"{name} is an array of shape {_short(shape)}, where vectors are the rows of a table: (N, d)")
     rows, dimension = shape
-    if not rows:
-        raise InputError(f"{name} is empty: its shape is {shape}")
+    if rows < 1 or dimension < 1:
+        raise InputError(f"{name} has no numbers: its shape is {_short(shape)}")
     if fortran_order and not path:
         raise InputError(f"{name} lies column by column (Fortran order), which needs a file to read rows from: name it")
     row_bytes = dimension * dtype.itemsize
     start = 0
     if path:
         start = stream.tell()
-        there = (path.stat().st_size - start) // row_bytes if row_bytes else rows
+        there = (path.stat().st_size - start) // row_bytes
         if there < rows:
-            raise InputError(f"{name} is truncated: its header says {rows:,} rows, and {there:,} are there")
+            raise InputError(f"{name} is truncated: its header says {_short(rows)} rows, and {there:,} are there")
 
     mapped = np.load(path, mmap_mode="r") if path and fortran_order else None
 
     def load(first: int, count: int) -> AnyArray:
         if mapped is not None:
             return _float32(np.ascontiguousarray(mapped[first : first + count]))
-        array = np.empty((count, dimension), dtype)
+        try:
+            array = np.empty((count, dimension), dtype)
+        except (MemoryError, ValueError) as error:  # standard input has no size to hold its header against
+            raise InputError(f"{name} has vectors of {_short(dimension)} numbers, too large to read") from error
         view = array.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
@@ -210,12 +217,13 @@ def _parquet(name: str, path: Path, column: str | None) -> Source:
     def text(kind: Any) -> bool:
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
+    broken = (pa.ArrowException, OSError, ValueError, OverflowError)  # ValueError: text that is not UTF-8
     try:
         # Not the whole of a row group at once, which may be the whole file.
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        kinds = {field.name: field.type for field in file.schema_arrow}
+    except broken as error:
         raise InputError(f"{name} is no .parquet file, or a truncated one: {one_line(error)}") from error
-    kinds = {field.name: field.type for field in file.schema_arrow}
     if column is None:
         column = _only(name, [c for c in kinds if vectors(kinds[c])], [c for c in kinds if text(kinds[c])], list(kinds))
     elif column not in kinds:
@@ -242,19 +250,23 @@ def _parquet(name: str, path: Path, column: str | None) -> Source:
     def first_length() -> int:
         for first, array in read(1, 0):
             return len(_arrow_vectors(name, first, array, None)[0])
-        raise AssertionError("a file with rows has batches")
+        raise InputError(f"{name} is damaged: it has no rows, where it says that it has")
 
     def blocks(size: int, begin: int) -> Iterator[Block]:
         try:
             for first, array in read(size, begin):
                 rows = _arrow_texts(name, first, array) if texts else _arrow_vectors(name, first, array, dimension)
                 yield _ready(first, first + len(array), rows)
-        except (pa.ArrowException, OSError) as error:
+        except InputError:
+            raise
+        except broken as error:
             raise InputError(f"{name} is damaged: {one_line(error)}") from error
 
     try:
         dimension = None if texts else first_length()
-    except (pa.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except broken as error:
         raise InputError(f"{name} is damaged: {one_line(error)}") from error
     cast = None if texts else _cast(kind.value_type.to_pandas_dtype())
     return Source(name, path, "parquet", texts, dimension, rows, rows, "row", cast, blocks)
@@ -307,7 +319,7 @@ def _only(name: str, vectors: Sequence[str], texts: Sequence[str], columns: Sequ
 
 
 def _listed(columns: Any) -> str:
-    return ", ".join(list(columns)[:10])
+    return printable(", ".join(list(columns)[:10]))[:200]
 
 
 class _Counted(io.RawIOBase):
@@ -366,7 +378,7 @@ def _readable(name: str, format_: str, values: Iterator[Any]) -> Iterator[Any]:
             row += 1
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 (after row {row}): save it as UTF-8") from error
-    except (csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"row {row} of {name} can't be read as {format_}: {one_line(error)}") from error
@@ -406,7 +418,9 @@ def _jsonl_values(name: str, text: io.TextIOWrapper, column: str | None) -> Iter
             if not value or not all(type(number) in {int, float} for number in value):
                 raise ValueError("a list that is not of numbers")
             value = np.array(value, np.float64)
-        elif not isinstance(value, str):
+        elif isinstance(value, str):
+            value.encode()  # half a surrogate pair is no text, which an encoder would trip over
+        else:
             raise ValueError(f"{type(value).__name__}, neither a text nor a list of numbers")
         yield value
 

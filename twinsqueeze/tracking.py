@@ -29,6 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import interrupts
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.names import is_folder, local_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,8 @@ TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch
 # The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
 CHECKPOINT_FILE = "compressor.safetensors"
 CARD_FILE = "README.md"
+# Of a model: whoever names / or a home by mistake should not wait for all of it to be looked through.
+MOST_FILES = 1000
 
 # Ours is the progress to show; MLflow's warnings stay.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -378,19 +381,41 @@ def find_model(model: str) -> FoundModel:
     Raises:
         InputError: If there is no such thing, or no compressor in it.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
+    folder = local_path(model)
+    if not is_folder(folder):
         folder = _download(_model_uri(model), model)
-    weights = sorted(folder.rglob(CHECKPOINT_FILE)) or sorted(folder.rglob("*.safetensors"))
+    files = _files(folder, model)
+    weights = [path for path in files if path.name == CHECKPOINT_FILE]
+    weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
-    text_models = sorted(path.parent for path in folder.rglob("modules.json"))
+    text_models = sorted(path.parent for path in files if path.name == "modules.json")
     card = weights[0].with_name(CARD_FILE)
     beside = text_models[0] if text_models else None, card if card.is_file() else None
     if not (folder / "MLmodel").is_file():
         return FoundModel(weights[0], None, None, *beside)
     logged = Model.load(str(folder))
     return FoundModel(weights[0], logged.model_id, (logged.metadata or {}).get(TRAINED_RUN, logged.run_id), *beside)
+
+
+def _files(folder: Path, model: str) -> list[Path]:
+    """A model folder's files, sorted.
+
+    The folder may be somebody else's: links out of it are refused, since `export` would copy what they lead to.
+    """
+    real = folder.resolve()
+    # A snapshot in the Hub's cache links to the files of all snapshots.
+    within = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in within):
+                name = path.relative_to(folder).as_posix()
+                raise InputError(f"{name} of model {model!r} leads out of it: put the file itself there")
+        found += [Path(parent, name) for name in files]
+        if len(found) > MOST_FILES:
+            raise InputError(f"model {model!r} has more than {MOST_FILES:,} files: name the folder of one model")
+    return sorted(found)
 
 
 def _model_uri(model: str) -> str:

@@ -1,0 +1,27 @@
+"""Names that others chose: as paths, and as text that does no harm where it is shown."""
+
+import os
+from pathlib import Path
+
+
+def local_path(given: str | Path) -> Path:
+    """The path that a user named; a `~name` of nobody stays as it is, and is not there."""
+    return Path(os.path.expanduser(given))  # noqa: PTH111 - Path.expanduser raises for nobody
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; what the system can't look up, such as too long a name, is not."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for what it can't look up
+
+
+def is_file(path: Path) -> bool:
+    """As `is_folder`, of a file."""
+    return os.path.isfile(path)  # noqa: PTH113 - as above
+
+
+def printable(text: str) -> str:
+    """The text on one line, with control characters and those that change the direction of writing as escapes.
+
+    A terminal obeys the first, and the second show a name as another.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
