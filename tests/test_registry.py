@@ -84,7 +84,7 @@ def test_a_version_has_its_card(place, first):
     for heading in ("Bytes a vector", "Data", "Recipe", "How it was chosen", "Results", "Licence", "Limits"):
         assert f"## {heading}\n" in card
     rows = {line.split("|")[1].strip(): line for line in card.splitlines() if line.startswith("|")}
-    own = rows[f"**this model**, seed {trained.data.params['seed']}"]
+    own = rows[f"this model, seed {trained.data.params['seed']}"]
     for name in ("dev/spearman", "test/spearman", "test/mse"):
         assert f"{trained.data.metrics[name]:.4f}" in own
     baselines = json.loads(place.download(registered, "baselines.json").read_text())

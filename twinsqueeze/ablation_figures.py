@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from twinsqueeze.figures import BLUE, GREEN, GREY, ORANGE, SMALLEST_LOSS, VERMILION, panels
+from twinsqueeze.texts import unmathed
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -96,10 +97,10 @@ def spearman_against(
         for (name, (places, points)), colour, marker in zip(lines.items(), colours, cycle(MARKERS), strict=False):
             axes.errorbar(
                 places, points[split].means, points[split].errors,
-                color=colour, marker=marker, ms=4, capsize=3, label=name,
+                color=colour, marker=marker, ms=4, capsize=3, label=unmathed(name),
             )  # fmt: skip
         for (name, value), colour, dash in zip(references[split].items(), cycle(LEVELS), cycle(DASHES), strict=False):
-            axes.axhline(value, color=colour, ls=dash, lw=1.1, label=name)
+            axes.axhline(value, color=colour, ls=dash, lw=1.1, label=unmathed(name))
         axes.set(title=split, xlabel=what, ylabel="Spearman")
     if what == "dim":
         for axes in axes_of:

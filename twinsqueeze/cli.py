@@ -11,6 +11,7 @@ import click
 from twinsqueeze import __version__, interrupts
 from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import BEST, Recipe, read_grid
+from twinsqueeze.texts import printable
 
 Command = Callable[..., None]
 
@@ -30,7 +31,7 @@ def run() -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         line = " ".join(text.split())
         _end_given_run(f"Failed: {line}")
-        click.echo(f"twinsqueeze: {line}", err=True)
+        click.echo(f"twinsqueeze: {printable(line)}", err=True)
         sys.exit(2)
     except (interrupts.Stopped, click.Abort) as stop:
         _end_given_run(f"Killed: {stop}.", "KILLED")

@@ -18,6 +18,7 @@ from twinsqueeze.ablation_table import SCORES, SPLITS, BaselineRow, Kind, Traine
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Spread
+from twinsqueeze.texts import printable
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -104,7 +105,7 @@ def read_runs(experiment_id: str) -> FoundRuns:
     for names, why in ((broken, "parameters are no recipe"), (unscored, "metrics on dev are missing or not finite")):
         if names:
             what, verb = ("run", "is") if len(names) == 1 else ("runs", "are")
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            shown = printable(", ".join(names[:3])) + (", …" if len(names) > 3 else "")
             notes.append(f"{len(names):,} {what} whose {why} {verb} left out: {shown}.")
     return FoundRuns(_with_test_digest(runs), notes)
 
@@ -159,8 +160,8 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
             labels=recipe.labels,
             objective=recipe.objective,
         ),
-        dataset=tags[tracking.DATASET],
-        notice=tags.get(tracking.NOTICE),
+        dataset=printable(tags[tracking.DATASET]),
+        notice=tags.get(tracking.NOTICE) and printable(tags[tracking.NOTICE]),
         metrics=metrics,
     )
 

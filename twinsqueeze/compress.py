@@ -18,11 +18,12 @@ from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder, open_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import Stopped, raise_if_stopped
-from twinsqueeze.names import local_path
 from twinsqueeze.outputs import Output, check_output, check_space
+from twinsqueeze.paths import local_path
 from twinsqueeze.precision import PRECISIONS, check_precision, row_type
 from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.text_model import load_text_model, text_model
+from twinsqueeze.texts import markdown
 from twinsqueeze.tracking import FoundModel
 from twinsqueeze.training import resolve_device
 
@@ -114,7 +115,7 @@ def compress(
             f"{writing.rows:,} {kind} of {source.name} compressed to {compressor.dim} numbers at {precision}, "
             f"{writing.row_bytes} bytes each: {output}"
         )
-        describe(sentence)
+        describe(markdown(sentence))
         console.tell(f"{sentence} ({rate:,.0f} a second)")
 
 

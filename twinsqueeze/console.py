@@ -14,6 +14,7 @@ from twinsqueeze import report, search_table
 from twinsqueeze.ablation_table import SPLITS, AblationTable
 from twinsqueeze.report import NAMES
 from twinsqueeze.search_table import SearchRow
+from twinsqueeze.texts import printable
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
@@ -65,13 +66,18 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
 
 def say(text: str) -> None:
     """A line on standard error, where progress goes."""
-    print(text, file=sys.stderr, flush=True)
+    print(_safe(text), file=sys.stderr, flush=True)
+
+
+def _safe(text: str) -> str:
+    """Without commands to the terminal; lines stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def tell(*lines: str) -> None:
     """Lines of a result, on standard output."""
     for line in lines:
-        print(line)
+        print(_safe(line))
 
 
 def warn(text: str) -> None:
@@ -129,9 +135,9 @@ def print_results(
 def print_table(table: AblationTable) -> None:
     """Prints an ablation's table on standard output, a part a split."""
     console = _console()
-    console.print(f"{table.title}", soft_wrap=True)
+    console.print(_safe(table.title), soft_wrap=True)
     if table.notice:
-        console.print(table.notice, soft_wrap=True)
+        console.print(_safe(table.notice), soft_wrap=True)
     for split in SPLITS:
         header, rows = report.brief(table, [split])
         console.print(_grid(split, [column.removeprefix(f"{split} ") for column in header], rows))
@@ -139,7 +145,7 @@ def print_table(table: AblationTable) -> None:
     for split in SPLITS:
         _print_search(console, found, split)
     for note in table.notes:
-        console.print(note, soft_wrap=True)
+        console.print(_safe(note), soft_wrap=True)
     console.print()
     sys.stdout.flush()  # figures take their time, and the table is there
 
@@ -151,7 +157,7 @@ def _print_search(console: Console, rows: Sequence[SearchRow], split: str) -> No
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # a name in brackets is no colour
     console.width = max(console.width, NARROWEST)  # a narrow terminal breaks lines, where rich would cut figures off
     return console
 
@@ -161,7 +167,7 @@ def _grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     for i, column in enumerate(header):
         grid.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(printable, row))
     return grid
 
 
@@ -170,7 +176,7 @@ def print_next(steps: Sequence[tuple[str, str]]) -> None:
     width = max(len(what) for what, _ in steps)
     print("Next:")
     for what, how in steps:
-        print(f"  {what:<{width}}  {how}")
+        print(_safe(f"  {what:<{width}}  {how}"))
 
 
 def sentence(split: str, assessment: "Assessment") -> str:

@@ -19,8 +19,8 @@ from safetensors.numpy import load, save
 from twinsqueeze.cache import Cache
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.hub import fetch_model
-from twinsqueeze.names import is_folder, local_path
 from twinsqueeze.pairs import SPLITS, Pairs
+from twinsqueeze.paths import is_folder, local_path
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -21,8 +21,9 @@ from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
-from twinsqueeze.names import local_path
+from twinsqueeze.paths import local_path
 from twinsqueeze.text_model import load_text_model, text_model
+from twinsqueeze.texts import markdown
 from twinsqueeze.tracking import CARD_FILE, CHECKPOINT_FILE, FoundModel
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     console.tell(f"Written to {output}: {', '.join(files)}.")
     if tracking.given_run():  # `mlflow run` has made one, which should say what it was for
         with tracking.open_run("export", "export") as run:
-            run.describe(f"Wrote model {model} to {output} ({format}).")
+            run.describe(markdown(f"Wrote model {model} to {output} ({format})."))
 
 
 def _check_onnx() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from twinsqueeze.texts import unmathed
+
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -121,7 +123,7 @@ def quality_against_bytes(
     styles = _styles(methods, ours)
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
-            axes.plot(sizes, values[quality], lw=1.2, label=name, **styles[name])
+            axes.plot(sizes, values[quality], lw=1.2, label=unmathed(name), **styles[name])
         axes.set(title=title, xlabel="bytes a vector")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -143,7 +145,7 @@ def similarity_against_neighbours(
     for axes, (split, of_split) in zip(axes_of, methods.items(), strict=True):
         styles = _styles(of_split, ours)
         for name, (sizes, kept, spearman) in of_split.items():
-            axes.plot(kept, spearman, lw=0.8, label=name, **styles[name])
+            axes.plot(kept, spearman, lw=0.8, label=unmathed(name), **styles[name])
             for size, x, y in zip(sizes, kept, spearman, strict=True):
                 if np.isfinite(x) and np.isfinite(y):
                     axes.annotate(

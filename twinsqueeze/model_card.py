@@ -11,6 +11,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.report import ABSENT, NAMES
 from twinsqueeze.seeds import Spread
 from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.texts import markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
 COLUMNS = {**NAMES, "neighbours_kept": "neighbours"}
@@ -67,20 +68,21 @@ def model_card(
     parts = [
         f"# TwinSqueeze {recipe.name}",
         f"Text to vectors of {dim} numbers and length 1, whose cosine says how much two sentences mean the same. "
-        f"The sentence encoder {recipe.encoder} gives {input_dimension} numbers ({before} bytes), a "
+        f"The sentence encoder {markdown(recipe.encoder)} gives {input_dimension} numbers ({before} bytes), a "
         f"compressor makes them {dim}.",
         *([_trained_as(recipe)] if recipe.precision != "float32" else []),
         "## Bytes a vector",
         f"{shown}; {before} before compression.",
         "## Data",
-        f"Scored sentence pairs {provenance.dataset}, digest of train and dev {provenance.dataset_digest}. "
+        f"Scored sentence pairs {markdown(provenance.dataset)}, digest of train and dev "
+        f"{markdown(provenance.dataset_digest)}. "
         "Trained on train, chosen on dev. Test took no part in any choice.",
-        *([f"**{choice.run.notice}**"] if choice and choice.run.notice else []),
+        *([f"**{markdown(choice.run.notice)}**"] if choice and choice.run.notice else []),
         "## Recipe",
         report.markdown_table(["field", "value"], fields),
-        f"Made by TwinSqueeze {provenance.version}"
+        f"Made by TwinSqueeze {markdown(provenance.version)}"
         + (f", run {run_id}." if run_id else ".")
-        + f" Encoder's fingerprint: {provenance.encoder_fingerprint[:16]}.",
+        + f" Encoder's fingerprint: {markdown(provenance.encoder_fingerprint[:16])}.",
     ]
     if choice:
         parts += ["## How it was chosen", _chosen(choice), *([verdict] if verdict else []), "## Results"]
@@ -128,7 +130,7 @@ def _results(choice: Choice) -> list[str]:
     header = ["", "bytes", *(f"{split} {column}" for split in SPLITS for column in COLUMNS.values())]
     size = f"{choice.row.bytes:,}"
     own = {name: Spread.of([value]) for name, value in choice.run.metrics.items()}
-    rows = [[f"**this model**, seed {choice.run.recipe.seed}", size, *_cells(own)]]
+    rows = [[f"this model, seed {choice.run.recipe.seed}", size, *_cells(own)]]
     if (count := len(choice.row.runs)) > 1:
         rows.append([f"its recipe, mean of {count} seeds", size, *_cells(choice.row.scores)])
     rows += [
@@ -167,10 +169,10 @@ def _intervals(metrics: Mapping[str, float]) -> str:
 
 
 def _licence(provenance: Provenance) -> str:
+    encoder, data = markdown(provenance.recipe.encoder), markdown(provenance.dataset)
     return (
-        "The compressor's weights and TwinSqueeze: Apache 2.0. The encoder "
-        f"({provenance.recipe.encoder}) and the data ({provenance.dataset}) have their own licences, which this card "
-        "does not know; the encoder's weights are part of a text model."
+        f"The compressor's weights and TwinSqueeze: Apache 2.0. The encoder ({encoder}) and the data ({data}) have "
+        "their own licences, which this card does not know; the encoder's weights are part of a text model."
     )
 
 
@@ -200,7 +202,7 @@ def _better_untrained(choice: Choice) -> str:
     sign = -1 if choice.metric.partition("/")[2] in LOWER_IS_BETTER else 1
     ours = sign * choice.row.scores[choice.metric].mean
     found = [
-        f"{row.name} ({row.scores[choice.metric].mean:.4f}, {row.bytes:,} bytes)"
+        f"{markdown(row.name)} ({row.scores[choice.metric].mean:.4f}, {row.bytes:,} bytes)"
         for row in choice.baselines
         if row.dim in {None, choice.row.recipe.dim}
         and row.bytes <= choice.row.bytes

@@ -16,7 +16,8 @@ import numpy as np
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.errors import short as _short
 from twinsqueeze.hub import fetch_dataset
-from twinsqueeze.names import is_file, is_folder, local_path, printable
+from twinsqueeze.paths import is_file, is_folder, local_path
+from twinsqueeze.texts import printable
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 

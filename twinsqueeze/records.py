@@ -24,6 +24,7 @@ from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.search_table import SearchRow
 from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.texts import markdown
 from twinsqueeze.tracking import LoggedData, RunWriter
 from twinsqueeze.training import Fitted
 
@@ -112,8 +113,8 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         text=(
             f"A compressor ({recipe.architecture}, {compressor.input_dimension} numbers to {recipe.dim} "
             f"{'signs' if recipe.precision == 'binary' else 'numbers'}) trained for "
-            f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {material.data.name} with noise "
-            f"alpha = {recipe.alpha:g} and seed {recipe.seed}."
+            f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {markdown(material.data.name)} "
+            f"with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
         ),
         dim=recipe.dim,
         precision=recipe.precision,
@@ -189,7 +190,7 @@ def record(
     )
     run.table("predictions", _predictions(material, assessments))
     run.table("baselines", _baseline_table(outcome.baselines))
-    notice = [f"**{material.data.notice}**"] if material.data.notice else []
+    notice = [f"**{markdown(material.data.notice)}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(console.sentence(s, a) for s, a in assessments.items())])
     tables = [
         report.markdown_table(*console.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),

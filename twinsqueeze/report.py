@@ -15,6 +15,8 @@ from matplotlib.transforms import Bbox
 from twinsqueeze import search_table
 from twinsqueeze.ablation_table import SPLITS, AblationTable, BaselineRow, Row
 from twinsqueeze.seeds import Difference, Spread
+from twinsqueeze.texts import markdown as plain
+from twinsqueeze.texts import printable, unmathed
 
 NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
 AFTER_SCORES = ("Spearman gain", "neighbours")
@@ -80,15 +82,17 @@ def summary(tables: Sequence[AblationTable], notes: Sequence[str], limit: int = 
     for table in tables:
         header, rows = brief(table)
         kept = rows
-        head = f"{table.title}\n\n" + (f"**{table.notice}**\n\n" if table.notice else "")
+        head = f"{plain(table.title)}\n\n" + (f"**{plain(table.notice)}**\n\n" if table.notice else "")
         left = limit - len(text) - sum(map(len, (*notes, *table.notes, head, STATISTICS)))
         while kept and len(markdown_table(header, kept)) > left:
             kept = kept[:-1]
         cut = f"\n\n{len(rows) - len(kept)} more rows: see `compare`." if len(kept) < len(rows) else ""
-        text += head + markdown_table(header, kept) + cut + "\n\n" + "".join(f"{note}\n\n" for note in table.notes)
+        text += (
+            head + markdown_table(header, kept) + cut + "\n\n" + "".join(f"{plain(note)}\n\n" for note in table.notes)
+        )
         if cut:
             break
-    return text + "".join(f"{note}\n\n" for note in notes) + STATISTICS
+    return text + "".join(f"{plain(note)}\n\n" for note in notes) + STATISTICS
 
 
 def _trained(row: Row, splits: Sequence[str]) -> list[str]:
@@ -125,8 +129,9 @@ def _difference(difference: Difference | None) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    """A Markdown table of texts as they stand, numbers to the right."""
+    shown = [[plain(cell) for cell in row] for row in (header, *rows)]
+    lines = [shown[0], ["---", *["---:"] * (len(header) - 1)], *shown[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -134,16 +139,16 @@ def markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
     """The tables with what must be said of them."""
     parts = []
     for table in tables:
-        parts.append(f"## {table.title}")
+        parts.append(f"## {plain(table.title)}")
         if table.notice:
-            parts.append(f"**{table.notice}**")
+            parts.append(f"**{plain(table.notice)}**")
         parts.append(markdown_table(columns(), cells(table)))
         parts.append("### What search keeps")
         parts.append(
             markdown_table(search_table.header(SPLITS), search_table.cells(search_table.of_table(table), SPLITS))
         )
-        parts.extend(table.notes)
-    return "\n\n".join([*parts, *notes, STATISTICS, search_table.EXPLANATION]) + "\n"
+        parts.extend(map(plain, table.notes))
+    return "\n\n".join([*parts, *map(plain, notes), STATISTICS, search_table.EXPLANATION]) + "\n"
 
 
 def numbers(tables: Sequence[AblationTable]) -> pd.DataFrame:
@@ -182,15 +187,18 @@ def latex(tables: Sequence[AblationTable]) -> str:
     parts = ["% Needs \\usepackage{booktabs}."]
     for table in tables:
         search = search_table.of_table(table)
+        title = printable(table.title)  # a line's end would end the comment
         for split in SPLITS:
-            parts.append(f"% {table.title}: {split}\n{_tabular(columns([split]), cells(table, [split]), split)}")
+            text = _tabular(columns([split]), cells(table, [split]), split)
+            parts.append(f"% {title}: {split}\n{text}")
             text = _tabular(search_table.header([split]), search_table.cells(search, [split]), split)
-            parts.append(f"% {table.title}: {split}, what search keeps\n{text}")
+            parts.append(f"% {title}: {split}, what search keeps\n{text}")
     return "\n".join(parts)
 
 
 def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]], split: str) -> str:
-    frame = pd.DataFrame(rows, columns=[name.removeprefix(f"{split} ") for name in header])
+    shown = [[printable(cell) for cell in row] for row in rows]
+    frame = pd.DataFrame(shown, columns=[name.removeprefix(f"{split} ") for name in header])
     text = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
     return str(text).replace("±", "$\\pm$")
 
@@ -205,9 +213,9 @@ def picture(table: AblationTable) -> Figure:
     for i, (split, (header, rows)) in enumerate(zip(SPLITS, parts, strict=True)):
         axes = figure.add_subplot(len(parts), 1, i + 1)
         axes.axis("off")
-        axes.set_title(f"{table.title}: {split}", fontsize=8, loc="left", y=1 - 1 / lines)
+        axes.set_title(f"{unmathed(table.title)}: {split}", fontsize=8, loc="left", y=1 - 1 / lines)
         drawn = axes.table(
-            cellText=rows,
+            cellText=[[unmathed(cell) for cell in row] for row in rows],
             colLabels=header,
             colWidths=[width / sum(widths) for width in widths],
             cellLoc="right",

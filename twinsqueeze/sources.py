@@ -19,7 +19,8 @@ import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.errors import short as _short
-from twinsqueeze.names import is_file, is_folder, local_path, printable
+from twinsqueeze.paths import is_file, is_folder, local_path
+from twinsqueeze.texts import printable
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 Rows = AnyArray | list[str]

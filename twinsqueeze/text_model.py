@@ -11,7 +11,7 @@ from torch import nn
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.names import is_folder, local_path
+from twinsqueeze.paths import is_folder, local_path
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -29,7 +29,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import interrupts
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.names import is_folder, local_path
+from twinsqueeze.paths import is_folder, local_path
+from twinsqueeze.texts import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +119,7 @@ def fail_given_run(reason: str, status: str = "FAILED") -> None:
     ):
         try:
             client = mlflow.MlflowClient()
-            client.set_tag(run_id, MLFLOW_RUN_NOTE, reason)
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, markdown(reason))
             client.set_terminated(run_id, status)
         except Exception as error:  # the reason itself matters more, and is printed by the caller
             print(f"twinsqueeze: run {run_id} can't be ended: {_line(error)}", file=sys.stderr)
@@ -348,7 +349,7 @@ def _end(run: RunWriter | None, status: str, reason: str) -> None:
     with interrupts.shielded(then_stop=False):
         try:
             run.flush()
-            run.describe(reason)
+            run.describe(markdown(reason))
         finally:
             mlflow.end_run(status)
 

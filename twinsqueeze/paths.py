@@ -1,4 +1,4 @@
-"""Names that others chose: as paths, and as text that does no harm where it is shown."""
+"""Paths as users name them."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,3 @@ def is_folder(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """As `is_folder`, of a file."""
     return os.path.isfile(path)  # noqa: PTH113 - as above
-
-
-def printable(text: str) -> str:
-    """The text on one line, with control characters and those that change the direction of writing as escapes.
-
-    A terminal obeys the first, and the second show a name as another.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,21 @@
+"""Text that others chose, shown where some characters would be taken for more than themselves."""
+
+import re
+
+
+def printable(text: str) -> str:
+    """The text on one line, with control characters and those that change the direction of writing as escapes.
+
+    A terminal obeys the first, and the second show a name as another.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: str) -> str:
+    """The text as it stands, where Markdown is read: no markup, no HTML, no picture that is fetched from elsewhere."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", printable(text))
+
+
+def unmathed(text: str) -> str:
+    """The text as it stands, where Matplotlib takes what is between dollars for mathematics."""
+    return printable(text).replace("$", r"\$")
