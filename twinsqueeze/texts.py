@@ -19,3 +19,11 @@ def markdown(text: str) -> str:
 def unmathed(text: str) -> str:
     """The text as it stands, where Matplotlib takes what is between dollars for mathematics."""
     return printable(text).replace("$", r"\$")
+
+
+def without_password(text: str) -> str:
+    """The text without the users' names, passwords and tokens that may stand in its addresses."""
+    # A database's password may have slashes in it, what stands before the @ of another address may not.
+    text = re.sub(r"((?:postgres|mysql|mssql|sqlite|oracle)[\w+]*://)[^@\s]*@", r"\1", text)
+    text = re.sub(r"//[^/\s]*@", "//", text)
+    return re.sub(r"(?i)([?&](?:\w*(?:password|passwd|pwd|token|secret|key)\w*)=)[^&\s]+", r"\1...", text)

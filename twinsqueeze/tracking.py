@@ -1,5 +1,6 @@
 """Writes runs to MLflow: what a run is called, what it records, and how it ends."""
 
+import json
 import logging
 import os
 import re
@@ -24,13 +25,15 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined] # made on import
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import interrupts
+from twinsqueeze.digests import first_difference, folder_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.paths import is_folder, local_path
-from twinsqueeze.texts import markdown
+from twinsqueeze.texts import markdown, without_password
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +51,10 @@ NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
+# Of a registered version: the SHA-256 of its files, as JSON.
+FILES_SHA256 = "twinsqueeze.files_sha256"
+# MLflow puts it into the folder of a version that is read.
+META_FILE = "registered_model_meta"
 
 SERVER_SECONDS = 25.0
 FLUSH_SECONDS = 5.0
@@ -69,6 +76,8 @@ MOST_FILES = 1000
 # Ours is the progress to show; MLflow's warnings stay.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow would print a run's address at its end, with the password that may stand in it; `where_to_look` does without.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 def given_run() -> str | None:
@@ -119,7 +128,7 @@ def fail_given_run(reason: str, status: str = "FAILED") -> None:
     ):
         try:
             client = mlflow.MlflowClient()
-            client.set_tag(run_id, MLFLOW_RUN_NOTE, markdown(reason))
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, markdown(without_password(reason)))
             client.set_terminated(run_id, status)
         except Exception as error:  # the reason itself matters more, and is printed by the caller
             print(f"twinsqueeze: run {run_id} can't be ended: {_line(error)}", file=sys.stderr)
@@ -380,12 +389,19 @@ def find_model(model: str) -> FoundModel:
         model: A run's id, a model's URI (models:/..., runs:/...) or a folder, such as `export` writes.
 
     Raises:
-        InputError: If there is no such thing, or no compressor in it.
+        InputError: If there is no such thing, no compressor in it, or a registered version's files are not those that
+            were registered.
     """
     folder = local_path(model)
+    recorded = None
     if not is_folder(folder):
-        folder = _download(_model_uri(model), model)
+        uri, recorded = _registered(_model_uri(model), model)
+        folder = _download(uri, model)
     files = _files(folder, model)
+    if recorded and (difference := first_difference(json.loads(recorded), folder_sha256(folder, META_FILE))):
+        raise InputError(
+            f"model {model!r} is not what was registered: {difference}. Put its files back, or register it again"
+        )
     weights = [path for path in files if path.name == CHECKPOINT_FILE]
     weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
@@ -439,6 +455,30 @@ def _model_uri(model: str) -> str:
     return f"models:/{run.outputs.model_outputs[-1].model_id}"
 
 
+def _registered(uri: str, model: str) -> tuple[str, str | None]:
+    """A URI that names one version of a registered model for one that may name an alias, and its files' digests."""
+    if not uri.startswith("models:/"):
+        return uri, None
+    client = mlflow.MlflowClient()
+    try:
+        name, *number = get_model_name_and_version(client, uri)
+        if not number:  # models:/m-..., a logged model
+            return uri, None
+        return f"models:/{name}/{number[0]}", client.get_model_version(name, number[0]).tags.get(FILES_SHA256)
+    except Exception as error:  # stores answer an unknown model with exceptions of many kinds
+        raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
+
+
+def model_sha256(model_id: str) -> str:
+    """The digests of a logged model's files, as the store has them, for `FILES_SHA256`.
+
+    Raises:
+        InputError: If it can't be read.
+    """
+    uri = f"models:/{model_id}"
+    return json.dumps(folder_sha256(_download(uri, uri), META_FILE))
+
+
 def _download(uri: str, model: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri))
@@ -456,7 +496,8 @@ def address(experiment_id: str, run_id: str | None = None) -> str:
 def where_to_look(run: RunWriter) -> list[tuple[str, str]]:
     """The steps from a run to MLflow's UI: what to do, and the command or the address."""
     uri = mlflow.get_tracking_uri()
-    start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {uri}")]
+    shown = uri if uri == without_password(uri) else '"$MLFLOW_TRACKING_URI"'
+    start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}")]
     return [
         *start,
         ("look at the run", address(run.experiment_id, run.run_id)),
@@ -490,11 +531,6 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def without_password(uri: str) -> str:
-    """An address without the user's name and password that may stand in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _line(error: BaseException) -> str:

@@ -1,0 +1,350 @@
+"""Nothing is unpickled, no foreign code is run, files are what was registered, passwords stay where they were given."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from tests.processes import ROOT
+from twinsqueeze import registry, tracking
+from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.errors import InputError
+from twinsqueeze.texts import without_password
+
+# Of the project, what git has or would take.
+LIST = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+FILES = subprocess.run(LIST, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+SOURCES = [path for path in FILES if path.endswith(".py") and (ROOT / path).is_file()]
+
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
+
+
+def name_of(node: ast.expr) -> str:
+    """A dotted name, such as torch.load."""
+    return f"{name_of(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def unsafe(source: str) -> list[str]:
+    """Imports and calls by which a file's bytes, or a library's choice, become code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.partition(".")[0] in UNPICKLERS]
+        if not isinstance(node, ast.Call):
+            continue
+        called, given = name_of(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        refused = {
+            "torch.load": given.get("weights_only") != "True",
+            "yaml.load": True,
+            "yaml.unsafe_load": True,
+            "yaml.full_load": True,
+            "eval": True,
+            "exec": True,
+            "os.system": True,
+        }
+        if refused.get(called) or called.endswith(("read_pickle", "to_pickle")):
+            found.append(called)
+        allowed = given.get("allow_pickle", "False") != "False" and not called.endswith(".save")
+        if allowed or given.get("trust_remote_code", "False") != "False":
+            found.append(f"{called} of what may be code")
+        if given.get("shell", "False") != "False":
+            found.append(f"{called} in a shell")
+    return found
+
+
+def test_no_code_unpickles_or_trusts():
+    assert len(SOURCES) > 60
+    assert {path: found for path in SOURCES if (found := unsafe((ROOT / path).read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
+        "yaml.load(x, Loader=yaml.Loader)",
+        "np.load(x, allow_pickle=True)",
+        "SentenceTransformer(x, trust_remote_code=True)",
+        "pd.read_pickle(x)",
+        "subprocess.run(x, shell=True)",
+    ],
+)
+def test_the_check_sees_what_it_looks_for(source):
+    assert unsafe(source)
+
+
+def test_servers_that_are_started_listen_on_loopback():
+    """MLflow's own default is 127.0.0.1; what is written down or bound here says nothing else."""
+    everywhere = re.compile(r"0\.0\.0\.0|--host[ =](?!127)|\[::\]|Server\(\(\"\"")
+    texts = [path for path in FILES if path.endswith((".py", ".md", ".yaml", "MLproject", "run"))]
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    found = [path for path in texts if path != own and everywhere.search((ROOT / path).read_text())]
+    assert found == []
+    hosts = re.findall(r"[A-Za-z]Server\(\(\"([^\"]*)\"", "".join((ROOT / path).read_text() for path in SOURCES))
+    assert set(hosts) <= {"127.0.0.1"}
+
+
+@pytest.fixture
+def hostile_encoder(tmp_path) -> Path:
+    """The default encoder's folder, with a module of its own that leaves a file when it is imported."""
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    for path in open_encoder("all-MiniLM-L6-v2").folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
+    return folder
+
+
+def replace_json(folder: Path, file: str, change) -> None:
+    content = json.loads((folder / file).read_text())
+    (folder / file).unlink()
+    (folder / file).write_text(json.dumps(change(content)))
+
+
+@pytest.mark.parametrize(
+    "reference", ["evil.Evil", "evil--evil.Evil", "sentence_transformers..evil.Evil", "os.path.join"]
+)
+def test_a_module_of_the_encoders_own_is_not_imported(hostile_encoder, tmp_path, monkeypatch, reference):
+    monkeypatch.chdir(hostile_encoder)
+    monkeypatch.syspath_prepend(str(hostile_encoder))  # as where a command is run in that folder
+    replace_json(hostile_encoder, "modules.json", lambda modules: [{**modules[0], "type": reference}, *modules[1:]])
+    with pytest.raises(InputError, match="can't be loaded"):
+        open_encoder(str(hostile_encoder)).load()
+    assert not (tmp_path / "ran").exists()
+    assert "evil" not in sys.modules
+
+
+def test_a_model_class_of_the_encoders_own_is_not_imported(hostile_encoder, tmp_path):
+    def mapped(config):
+        return {**config, "model_type": "evil", "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}}
+
+    replace_json(hostile_encoder, "config.json", mapped)
+    with pytest.raises(InputError, match="can't be loaded"):
+        open_encoder(str(hostile_encoder)).load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_need_unpickling_are_not_loaded(hostile_encoder, tmp_path):
+    """The bytes are those of a pickle that would leave a file: none of it runs."""
+    (hostile_encoder / "model.safetensors").unlink()
+    ran = str(tmp_path / "ran")
+    (hostile_encoder / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + ran.encode() + b"\nVw\ntR.")
+    with pytest.raises(InputError, match="can't be loaded"):
+        open_encoder(str(hostile_encoder)).load()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory) -> str:
+    """The address of a store with a logged model that is version 1 of the registered one."""
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    rng = np.random.default_rng(0)
+    layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(None)
+        with tracking.open_run("run", "train") as run:
+            model_id = run.model(save(layer), np.ones((1, 8), np.float32), 4, {})
+        registry.promote(registry.add_version(model_id, "", {}), None)
+    return uri
+
+
+@pytest.fixture
+def store(registered, monkeypatch) -> mlflow.MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered)
+    mlflow.set_tracking_uri(None)
+    return mlflow.MlflowClient(registered)
+
+
+CHAMPION = "models:/twinsqueeze@champion"
+
+
+def files_of(store: mlflow.MlflowClient) -> tuple[Path, dict[str, str]]:
+    """The registered model's folder, and its files' digests as they were recorded."""
+    version = store.get_model_version("twinsqueeze", "1")
+    located = mlflow.artifacts.download_artifacts(version.source)
+    return Path(located), json.loads(version.tags["twinsqueeze.files_sha256"])
+
+
+def test_a_registered_version_says_what_its_files_are(store):
+    folder, recorded = files_of(store)
+    assert recorded == {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "registered_model_meta"  # which MLflow leaves where it reads a version
+    }
+    assert "artifacts/compressor.safetensors" in recorded
+
+
+@pytest.mark.parametrize("uri", [CHAMPION, "models:/twinsqueeze/1", "models:/twinsqueeze/latest"])
+def test_a_flipped_byte_of_a_registered_model_is_refused(store, uri):
+    folder, recorded = files_of(store)
+    assert tracking.find_model(uri).file.is_file()
+    assert tracking.find_model(uri).file.is_file()  # also where MLflow has left a file of its own
+    for name in recorded:
+        whole = (folder / name).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(InputError, match=f"is not what was registered: {re.escape(name)} has changed"):
+            tracking.find_model(uri)
+        (folder / name).write_bytes(whole)
+    tracking.find_model(uri)
+
+
+def test_files_that_were_added_or_are_gone_are_seen(store):
+    folder, _ = files_of(store)
+    (folder / "more.json").write_text("{}")
+    with pytest.raises(InputError, match=r"more\.json was not there"):
+        tracking.find_model(CHAMPION)
+    (folder / "more.json").unlink()
+    whole = (folder / "requirements.txt").read_bytes()
+    (folder / "requirements.txt").unlink()
+    with pytest.raises(InputError, match=r"requirements\.txt is missing"):
+        tracking.find_model(CHAMPION)
+    (folder / "requirements.txt").write_bytes(whole)
+
+
+def test_versions_from_before_digests_are_read_as_they_are(store):
+    folder, recorded = files_of(store)
+    store.delete_model_version_tag("twinsqueeze", "1", tracking.FILES_SHA256)
+    (folder / "more.json").write_text("{}")
+    assert tracking.find_model(CHAMPION).file.is_file()
+    (folder / "more.json").unlink()
+    store.set_model_version_tag("twinsqueeze", "1", tracking.FILES_SHA256, json.dumps(recorded))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:s3cret@host:5000/x", "http://host:5000/x"),
+        ("no answer from https://s3cret@host: 401", "no answer from https://host: 401"),
+        ("http://me:s3@cret@host/x", "http://host/x"),
+        ("postgresql+psycopg2://me:s3/cret@host/db", "postgresql+psycopg2://host/db"),
+        ("mssql://host/db?user=me&password=s3cret&x=1", "mssql://host/db?user=me&password=...&x=1"),
+        ("https://host/?access_token=s3cret", "https://host/?access_token=..."),
+        ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("models:/twinsqueeze@champion", "models:/twinsqueeze@champion"),
+        ("http://host:5000/#/models/a@b", "http://host:5000/#/models/a@b"),
+    ],
+)
+def test_passwords_are_left_out_of_addresses(text, shown):
+    assert without_password(text) == shown
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_s3cretA",
+    "MLFLOW_TRACKING_PASSWORD": "s3cretB",
+    "MLFLOW_TRACKING_TOKEN": "s3cretC",
+    "AWS_SECRET_ACCESS_KEY": "s3cretD",
+}
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(run_here, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cret@127.0.0.1:{closed_port()}")
+    mlflow.set_tracking_uri(None)
+    for command in (["compare"], ["register"], ["export", "--model", "0" * 32, "--output", "x"]):
+        code, out, err = run_here(*command)
+        assert code == 2
+        assert "127.0.0.1" in err
+        assert "s3cret" not in out + err
+
+
+def test_a_traceback_has_no_password(tmp_path):
+    code = "from twinsqueeze import cli\ndef broken(**_): raise RuntimeError('http://me:s3cret@host/')\n"
+    code += "cli.cli = broken\ncli.run()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "RuntimeError: http://host/" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_a_database_with_a_password_is_not_printed(store, monkeypatch):
+    with tracking.open_run("run", "train") as run:
+        monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:s3cret@host/db")
+        shown = str(tracking.where_to_look(run))
+    assert "s3cret" not in shown
+    assert "$MLFLOW_TRACKING_URI" in shown
+
+
+@pytest.mark.slow
+def test_passwords_and_tokens_are_nowhere_in_store_and_output(workplace, pairs_folder):
+    """A life with an address that has a password, and tokens in the environment: all bytes are searched afterwards."""
+    port = closed_port()
+    server = workplace.folder / "server"
+    server.mkdir()
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", "sqlite:///mlflow.db"]
+    with (workplace.folder / "server.log").open("w") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            cwd=server,
+            env=workplace.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_for(port)
+        secret = f"http://me:s3cret@127.0.0.1:{port}"
+        environment = workplace.environment | SECRETS | {"MLFLOW_TRACKING_URI": secret}
+        said = ""
+        for arguments in (
+            ["main", "--dataset", str(pairs_folder), "--epochs", "2", "--dim", "8", "--device", "cpu"],
+            ["main", "--dataset", str(pairs_folder), "--epochs", "50", "--dim", "8", "--device", "cpu", "--lr", "1e30"],
+            ["compare", "--output", "table"],
+            ["register"],
+            ["evaluate", "--model", CHAMPION],
+            ["export", "--model", CHAMPION, "--output", "model"],
+            ["evaluate", "--model", "0" * 32],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "twinsqueeze", *arguments],
+                cwd=workplace.folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == (2 if "1e30" in arguments or "0" * 32 in arguments else 0), done.stderr
+            said += done.stdout + done.stderr
+    finally:
+        os.killpg(running.pid, 15)
+        running.wait(20)
+    assert f"http://127.0.0.1:{port}/#/experiments/0" in said
+    assert not re.search("s3cret", said)
+    files = [path for path in workplace.folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if b"s3cret" in path.read_bytes()] == []
+
+
+def wait_for(port: int) -> None:
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")
