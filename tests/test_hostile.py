@@ -1,6 +1,7 @@
 """Whatever reads files or names, on what nobody sane would write."""
 
 import contextlib
+import io
 import json
 import math
 from itertools import pairwise
@@ -214,6 +215,14 @@ def test_headers_that_numpy_stumbles_over_are_refused(tmp_path, header):
     file.write_bytes(npy(header))
     with pytest.raises(InputError):
         open_source(str(file))
+
+
+def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
+    """It has no size to hold the header against."""
+    header = npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (2, {10**14})}}")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(header))))
+    with pytest.raises(InputError, match="too large to read"):
+        list(open_source("-").blocks(64, 0))
 
 
 @pytest.mark.parametrize(

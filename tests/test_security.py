@@ -89,7 +89,12 @@ def test_the_check_sees_what_it_looks_for(source):
 
 
 def test_servers_that_are_started_listen_on_loopback():
-    """MLflow's own default is 127.0.0.1; what is written down or bound here says nothing else."""
+    """What is written down or bound here says nothing else than MLflow's defaults."""
+    from mlflow.cli import server  # `mlflow ui` is another name of it
+    from mlflow.models.cli import serve
+
+    defaults = [option.default for command in (server, serve) for option in command.params if option.name == "host"]
+    assert defaults == ["127.0.0.1"] * 2
     everywhere = re.compile(r"0\.0\.0\.0|--host[ =](?!127)|\[::\]|Server\(\(\"\"")
     texts = [path for path in FILES if path.endswith((".py", ".md", ".yaml", "MLproject", "run"))]
     own = Path(__file__).relative_to(ROOT).as_posix()
