@@ -145,7 +145,7 @@ def _npy(name: str, path: Path | None, stream: BinaryIO, column: str | None) -> 
         raise InputError(f"{name} is an array of shape {_short(shape)}, where vectors are the rows of a table: (N, d)")
     rows, dimension = shape
     if rows < 1 or dimension < 1:
-        raise InputError(f"{name} has no numbers: its shape is {_short(shape)}")
+        raise InputError(f"{name} is empty: its shape is {_short(shape)}")
     if fortran_order and not path:
         raise InputError(f"{name} lies column by column (Fortran order), which needs a file to read rows from: name it")
     row_bytes = dimension * dtype.itemsize
