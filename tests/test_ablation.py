@@ -158,6 +158,7 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
         "pair_losses.png",
         "train_against_test.png",
         "quality_against_bytes.png",
+        "similarity_against_neighbours.png",
     }
     for path in (place.folder / "out").glob("*.png"):
         assert np.asarray(Image.open(path).convert("L")).std() > 5  # something is drawn

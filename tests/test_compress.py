@@ -187,6 +187,13 @@ def test_precisions_are_sentence_transformers_own(run_here, workplace, models, v
     np.testing.assert_array_equal(found, theirs)
 
 
+def test_the_input_is_never_the_output(refuse, workplace, vectors):
+    np.save(workplace.folder / "in.npy", vectors[:10])
+    line = refuse("in.npy", "--overwrite", "true", output="in.npy")
+    assert "output 'in.npy' is the input: name another file" in line
+    np.testing.assert_array_equal(np.load(workplace.folder / "in.npy"), vectors[:10])
+
+
 def test_a_model_of_product_codes_gives_what_faiss_searches(compress, workplace, vectors, models):
     """Without a precision, what it was trained as; in FAISS, an index with the codebooks that travel with the model."""
     np.save(workplace.folder / "in.npy", vectors)

@@ -172,6 +172,20 @@ def test_an_evaluation_of_the_champion_belongs_to_the_run_that_trained_it(place,
     assert evaluation.data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
 
 
+def test_a_version_that_a_stop_left_without_an_alias_is_compared_again(place, better):
+    """As when the process dies between registering and promoting; no other version is made of it."""
+    before = len(place.client.search_model_versions("name = 'twinsqueeze'"))
+    place.client.delete_registered_model_alias("twinsqueeze", "champion")
+    output = run(place, "register")
+    assert "it is version 2, champion. There was no champion" in output
+    place.client.set_registered_model_alias("twinsqueeze", "champion", "1")
+    output = run(place, "register")
+    assert "That run was registered before, and compared again: it is version 2, champion." in output
+    assert "95% interval" in output
+    assert len(place.client.search_model_versions("name = 'twinsqueeze'")) == before
+    assert aliases(place)["champion"] == 2
+
+
 def test_rollback_puts_the_previous_champion_back(place, better):
     """After the tests above: it changes what they look at."""
     output = run(place, "register", "--rollback", "true")

@@ -287,6 +287,36 @@ def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_fold
     assert place.runs()[0].data.metrics == {n: value for n, value in expected.items() if not n.endswith("_int8")}
 
 
+def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, pairs_folder, encoded):
+    """Scores of the run, and of an evaluation of its model, from an index with the codebooks of the model's file."""
+    done = workplace.command("best", "--dataset", str(pairs_folder), "--dim", "16", "--device", "cpu")
+    assert "training: epoch 0 of 15, heads 20 of 20 epochs" in done.stderr or "training: epoch 15 of 15" in done.stderr
+    finished(done)
+    (run,) = workplace.runs()
+    assert run.data.params["precision"] == "product"
+    assert not [name for name in run.data.metrics if name.endswith(("_int8", "_binary"))]
+    state = load_file(workplace.model(run) / "artifacts" / "compressor.safetensors")
+    parts, _, width = state["codebooks"].shape
+    dev = encoded["dev"]
+    outputs = dev.embeddings @ state["0.weight"].T + state["0.bias"]
+    unit = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
+    chunks = unit.reshape(len(unit), parts, width)
+    nearest = np.square(chunks[:, :, None] - state["codebooks"]).sum(-1).argmin(-1)
+    restored = state["codebooks"][np.arange(parts), nearest].reshape(len(unit), -1)
+    restored /= np.linalg.norm(restored, axis=1, keepdims=True)
+    cosine = (restored[dev.first] * restored[dev.second]).sum(1)
+    table = json.loads(workplace.download(run.info.run_id, "predictions.json").read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    predicted = np.array([row["predicted"] for row in rows if row["split"] == "dev"])
+    np.testing.assert_allclose(predicted, cosine, atol=1e-5)
+    spearman = stats.spearmanr(predicted, dev.scores)[0]
+    assert run.data.metrics["dev/spearman"] == pytest.approx(spearman, abs=1e-6)
+    finished(workplace.command("evaluate", "--model", run.info.run_id))
+    evaluated, _ = workplace.runs()
+    for name, value in evaluated.data.metrics.items():
+        assert value == run.data.metrics[name]
+
+
 def test_demo_says_so_everywhere(workplace):
     done = workplace.command("train", "--dataset", "demo", "--epochs", "1")
     assert done.returncode == 0, done.stderr

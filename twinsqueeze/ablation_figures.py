@@ -23,6 +23,8 @@ DASHES = ("-", "--", "-.", ":")
 LEVELS = (GREY, GREEN, ORANGE, VERMILION, "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SAMPLE = 300
+# A panel is as wide as so many letters of the legend beside their lines.
+MOST_LETTERS = 55
 LEGEND_COLUMNS = 5
 
 
@@ -201,5 +203,6 @@ def _colours(count: int) -> list[Any]:
 
 def _legend_below(figure: Figure) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
-    columns = min(len(names), LEGEND_COLUMNS)
+    that_fit = int(MOST_LETTERS * len(figure.axes) / max(map(len, names)))
+    columns = min(len(names), LEGEND_COLUMNS, max(that_fit, 1))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")

@@ -82,7 +82,8 @@ class ProductCodes:
 
     def __init__(self, codebooks: torch.Tensor) -> None:
         self.codebooks = codebooks
-        self._offset = codebooks.square().sum(-1).mul_(-0.5).unsqueeze(2)  # (R, M, 1, K)
+        # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest: with a 1 behind x, one product, (R, M, PART + 1, K).
+        self._factors = torch.cat([codebooks, codebooks.square().sum(-1, keepdim=True) / -2], -1).mT.contiguous()
 
     @property
     def dim(self) -> int:
@@ -92,10 +93,9 @@ class ProductCodes:
     def codes(self, unit: torch.Tensor) -> torch.Tensor:
         """The nearest centroid of each part, (R, N, M) int64, of (R, N, dim) vectors of length 1."""
         found = []
-        for vectors, codebooks, offset in zip(unit, self.codebooks, self._offset, strict=True):
-            parts = vectors.view(len(vectors), -1, PART).transpose(0, 1)  # (M, N, PART)
-            # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest
-            blocks = [torch.baddbmm(offset, part, codebooks.mT).argmax(-1) for part in parts.split(BLOCK, 1)]
+        for vectors, factors in zip(unit, self._factors, strict=True):
+            parts = functional.pad(vectors.view(len(vectors), -1, PART).transpose(0, 1), (0, 1), value=1.0)
+            blocks = [_greatest(torch.bmm(part, factors)) for part in parts.split(BLOCK, 1)]
             found.append(torch.cat(blocks, 1).T)
         return torch.stack(found)
 
@@ -126,6 +126,11 @@ class ProductCodes:
     def _nearest(self, unit: torch.Tensor) -> torch.Tensor:
         filled = unit.shape[-1] - self.dim
         return functional.pad(self.decode(self.codes(unit[..., : self.dim])), (0, filled))
+
+
+def _greatest(numbers: torch.Tensor) -> torch.Tensor:
+    """Where the last axis is greatest. NumPy takes a sixth of PyTorch's time for it."""
+    return torch.from_numpy(numbers.numpy().argmax(-1)) if numbers.device.type == "cpu" else numbers.argmax(-1)
 
 
 def fit_codebooks(vectors: FloatArray, seed: int) -> torch.Tensor:

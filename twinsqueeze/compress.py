@@ -73,6 +73,8 @@ def compress(
         check_precision(precision, None, None, model)
     where = resolve_device(device)
     source = open_source(given, format, column)
+    if source.path and output.exists() and output.samefile(source.path):
+        raise InputError(f"output {str(output)!r} is the input: name another file")
     if resume and source.path is None:
         raise InputError("standard input can't be read again from where it was: resume needs a file")
     with _run(f"compress-{Path(given).name}") as describe:
@@ -110,7 +112,7 @@ def compress(
                 _compress_vectors(source, VectorCompressor(compressor, precision, ranges), writing)
             writing.finish({"model": model, "precision": precision, "dim": compressor.dim, "int8_ranges": ranges})
         rate = (writing.rows - before) / (time.monotonic() - started)
-        kind = "texts" if source.texts else "vectors"
+        kind = ("text" if source.texts else "vector") + ("" if writing.rows == 1 else "s")
         sentence = (
             f"{writing.rows:,} {kind} of {source.name} compressed to {compressor.dim} numbers at {precision}, "
             f"{writing.row_bytes} bytes each: {output}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from twinsqueeze.texts import unmathed
 
@@ -20,7 +21,7 @@ SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION,
 # Of what was trained, in the order in which it comes.
 OUR_COLOURS = (VERMILION, BLUE, "#000000")
 # Of what needs no labels, in the order in which it comes.
-OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#F0E442")
+OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933")
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^"}
 LEGEND_COLUMNS = 5
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
@@ -123,9 +124,13 @@ def quality_against_bytes(
     styles = _styles(methods, ours)
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
-            axes.plot(sizes, values[quality], lw=1.2, label=unmathed(name), **styles[name])
+            joined = len(set(sizes)) == len(sizes)  # compressors of one size differ in something else
+            line = "-" if joined else "none"
+            axes.plot(sizes, values[quality], ls=line, lw=1.2, label=unmathed(name), **styles[name])
         axes.set(title=title, xlabel="bytes a vector")
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
+        axes.tick_params("x", labelsize="x-small")
         axes.xaxis.set_major_formatter("{x:,.0f}")
     _legend_below(figure, axes_of[0])
     return figure
@@ -145,7 +150,8 @@ def similarity_against_neighbours(
     for axes, (split, of_split) in zip(axes_of, methods.items(), strict=True):
         styles = _styles(of_split, ours)
         for name, (sizes, kept, spearman) in of_split.items():
-            axes.plot(kept, spearman, lw=0.8, label=unmathed(name), **styles[name])
+            order = np.argsort(kept)
+            axes.plot(np.take(kept, order), np.take(spearman, order), lw=0.8, label=unmathed(name), **styles[name])
             for size, x, y in zip(sizes, kept, spearman, strict=True):
                 if np.isfinite(x) and np.isfinite(y):
                     axes.annotate(

@@ -85,17 +85,18 @@ def register(
     experiment_id = comparison.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
     choice = _choose(experiment_id, metric, dataset)
     run_id = choice.run.run_id
-    if known_version := registry.version_of(run_id):
+    known_version, champion = registry.version_of(run_id), registry.champion()
+    if known_version and (registry.CHAMPION in known_version.aliases or registry.ROLLED_BACK in known_version.tags):
         _leave(choice, known_version, metric)
         return
     candidate = _open(run_id)
     material = _dev_pairs(candidate, candidate.provenance.recipe.encoder, choice.run)
-    champion = registry.champion()
     verdict = _compare(candidate, material, champion, choice)
     with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
         run.params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
         run.tags(records.data_tags(material) | {tracking.TRAINED_RUN: run_id})
-        version = _register(run, candidate, material, choice, verdict)
+        # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
+        version = known_version or _register(run, candidate, material, choice, verdict)
         if verdict.promoted:
             registry.promote(version, champion)
         else:
@@ -103,7 +104,8 @@ def register(
         run.metrics(verdict.figures)
         run.params({"version": version.number})
     alias = registry.CHAMPION if verdict.promoted else registry.CHALLENGER
-    console.tell(_chosen(choice), f"Registered as version {version.number}, {alias}. {verdict.text}")
+    done = "That run was registered before, and compared again: it is" if known_version else "Registered as"
+    console.tell(_chosen(choice), f"{done} version {version.number}, {alias}. {verdict.text}")
     if material.data.notice:
         console.warn(material.data.notice)
     console.print_next([*_uses(alias), *tracking.where_to_look(run)])
