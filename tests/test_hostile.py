@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -95,9 +96,20 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
         read_grid(str(tmp_path / "grid.yaml"))
 
 
+@pytest.fixture(scope="module")
+def nowhere(tmp_path_factory):
+    """A working folder without anything around it, so that no name leads to a file."""
+    folder = tmp_path_factory.mktemp("nowhere") / "in" / "it"
+    folder.mkdir(parents=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
 @tried
 @given(names)
-def test_any_name_is_found_or_refused(name):
+def test_any_name_is_found_or_refused(nowhere, name):
     """Of a grid, data, vectors, a model, an encoder."""
     for find in (read_grid, load_pairs, open_source, tracking.find_model, open_encoder):
         with pytest.raises(InputError) as refused:
