@@ -31,7 +31,7 @@ PROVENANCE = json.dumps(
 
 def pairs(data: bytes, folder: Path, suffix: str = "") -> None:
     """Scored pairs from a folder with one file; without a suffix the first byte chooses one."""
-    from twinsqueeze.pairs import SUFFIXES, load_pairs  # noqa: PLC0415 - imported once a target is chosen
+    from twinsqueeze.pairs import SUFFIXES, load_pairs
 
     suffix, data = (suffix, data) if suffix else _chosen(data, SUFFIXES)
     for old in folder.glob("dev.*"):
@@ -42,7 +42,7 @@ def pairs(data: bytes, folder: Path, suffix: str = "") -> None:
 
 def grids(data: bytes, folder: Path) -> None:
     """A grid's file."""
-    from twinsqueeze.recipe import read_grid  # noqa: PLC0415
+    from twinsqueeze.recipe import read_grid
 
     file = folder / "grid.yaml"
     file.write_bytes(data)
@@ -51,7 +51,7 @@ def grids(data: bytes, folder: Path) -> None:
 
 def vectors(data: bytes, folder: Path, suffix: str = "") -> None:
     """Vectors or texts; without a suffix the first byte chooses one."""
-    from twinsqueeze.sources import FORMATS, open_source  # noqa: PLC0415
+    from twinsqueeze.sources import FORMATS, open_source
 
     suffix, data = (suffix, data) if suffix else _chosen(data, FORMATS)
     file = folder / f"vectors.{suffix}"
@@ -66,9 +66,9 @@ def vectors(data: bytes, folder: Path, suffix: str = "") -> None:
 
 def checkpoints(data: bytes, folder: Path) -> None:
     """A compressor's file, and what it makes of a vector."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from twinsqueeze.checkpoint import read_checkpoint  # noqa: PLC0415
+    from twinsqueeze.checkpoint import read_checkpoint
 
     file = folder / "compressor.safetensors"
     file.write_bytes(data)
@@ -108,7 +108,7 @@ def samples(target: str) -> list[bytes]:
 
 
 def _parquet() -> bytes:
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd
 
     columns = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0.0, 5.0], "vector": [[1.0, 2.0]] * 2}
     return pd.DataFrame(columns).to_parquet()
@@ -131,7 +131,7 @@ def _tolerate(read: Callable[[], object]) -> None:
 
 def main() -> None:
     """Tries inputs on one target for some seconds."""
-    import atheris  # noqa: PLC0415 - of this command alone
+    import atheris
 
     name, seconds = sys.argv[1], int(sys.argv[2])
     target = TARGETS[name]
