@@ -52,8 +52,10 @@ edits = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A working directory with nothing in it, and a store of its own."""
-    monkeypatch.chdir(tmp_path)
+    """A working directory with nothing in it or two folders above it, which names can lead to; a store of its own."""
+    folder = tmp_path / "in" / "it"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
@@ -96,20 +98,9 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
         read_grid(str(tmp_path / "grid.yaml"))
 
 
-@pytest.fixture(scope="module")
-def nowhere(tmp_path_factory):
-    """A working folder without anything around it, so that no name leads to a file."""
-    folder = tmp_path_factory.mktemp("nowhere") / "in" / "it"
-    folder.mkdir(parents=True)
-    before = Path.cwd()
-    os.chdir(folder)
-    yield
-    os.chdir(before)
-
-
 @tried
 @given(names)
-def test_any_name_is_found_or_refused(nowhere, name):
+def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
     for find in (read_grid, load_pairs, open_source, tracking.find_model, open_encoder):
         with pytest.raises(InputError) as refused:
