@@ -52,6 +52,7 @@ class Workplace:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         return kept | {
             "TWINSQUEEZE_CACHE": str(self.cache),
+            "TWINSQUEEZE_STATE": str(self.folder / "state"),
             "HF_HUB_OFFLINE": "1",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
