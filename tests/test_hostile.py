@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import os
 from itertools import pairwise
 from pathlib import Path
 
