@@ -26,7 +26,7 @@ from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import interrupts, store
@@ -68,6 +68,7 @@ MODEL_NAME = "compressor"
 MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
 MODEL_CODE = Path(__file__).with_name("compressor_model.py")
 TEXT_MODEL_NAME = "text_model"
+TEXT_MODEL_CODE = Path(__file__).with_name("text_model_pyfunc.py")
 TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
 # The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
 CHECKPOINT_FILE = "compressor.safetensors"
@@ -291,19 +292,19 @@ class RunWriter:
         Returns:
             The logged model's id.
         """
-        import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
-
         dimension = model.get_embedding_dimension() or -1
         signature = ModelSignature(
-            inputs=Schema([ColSpec(DataType.string)]),
+            inputs=Schema([ColSpec(AnyType())]),  # a server would make texts of whatever it is sent
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]),
         )
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder, name) for name in (CHECKPOINT_FILE, CARD_FILE)}
             shutil.copyfile(checkpoint, files[CHECKPOINT_FILE])
             files[CARD_FILE].write_text(card, encoding="utf-8")
-            info = mlflow.sentence_transformers.log_model(
-                model,
+            info = Model.log(
+                None,
+                _TextFlavor,
+                model=model,
                 name=TEXT_MODEL_NAME,
                 signature=signature,
                 input_example=list(examples),
@@ -314,6 +315,20 @@ class RunWriter:
                 create_model_card=False,  # sentence-transformers' own; ours lies beside it
             )
         return str(info.model_id)
+
+
+class _TextFlavor:
+    """MLflow's flavour for sentence-transformers models, but that `text_model_pyfunc` is what is loaded and served."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **parts: Any) -> None:
+        """Writes a model's folder."""
+        import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
+
+        code = [str(TEXT_MODEL_CODE)]
+        mlflow.sentence_transformers.save_model(path=path, mlflow_model=mlflow_model, code_paths=code, **parts)
+        mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = TEXT_MODEL_CODE.stem
+        mlflow_model.save(str(Path(path, "MLmodel")))
 
 
 @contextmanager
