@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import psycopg2
+import psycopg
 import pytest
 
 from tests.contention import check_succession, contend
@@ -205,7 +205,7 @@ def mlflow_server(place: Workplace, backend: str) -> Iterator[str]:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command],
             cwd=folder,
-            env=place.environment,
+            env=place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -229,7 +229,7 @@ def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, share
         commands = [["-m", "twinsqueeze", *TRAIN, str(pairs_folder), "--seed", str(seed)] for seed in range(8)]
         together(commands, in_experiments * 4, place.folder)
 
-        with closing(psycopg2.connect(postgres)) as connection, connection.cursor() as cursor:
+        with closing(psycopg.connect(postgres)) as connection, connection.cursor() as cursor:
             cursor.execute(RUNS)
             assert cursor.fetchall() == [("left", "FINISHED", 4), ("right", "FINISHED", 4)]
             for key in ("train/loss", "train/clean_loss", "dev/spearman"):
