@@ -149,6 +149,15 @@ def test_quantisers_are_those_of_faiss(found, task):
     assert kept == sorted(kept)
 
 
+def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
+    """FAISS would abort the process, which no code of ours could tell anybody of."""
+    task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {}, {})
+    rows = cached_baselines(task, DIM, Cache(tmp_path))
+    names = [row.name for row in rows if row.name.startswith("FAISS")]
+    assert names == [f"FAISS PQ, {size} bytes" for size in quantisers.SIZES]
+    assert "as many distinct train sentences" in what_is_missing(rows)
+
+
 def test_a_rotation_helps_where_numbers_go_together(tmp_path):
     """PQ cuts between them, which OPQ's rotation (Ge et al. 2013) avoids."""
     generator = np.random.default_rng(3)
