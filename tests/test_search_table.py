@@ -75,7 +75,7 @@ def test_runs_from_before_search_was_measured_have_what_they_have():
     (table,) = tabulate([trained(0.8)], {})
     (row,) = search_table.of_table(table)
     assert row.name == "mlp32, alpha 0.75, float32"
-    assert search_table.cells([row], ["test"]) == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
+    assert search_table.as_text([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
 
 
 def test_a_run_without_ranges_has_no_row_at_int8():
@@ -84,14 +84,14 @@ def test_a_run_without_ranges_has_no_row_at_int8():
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
     rows = search_table.of_run("x", "float32", 12, {"dev": assessment}, [baseline])
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
-    assert search_table.cells(rows, ["dev"])[2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
+    assert search_table.as_text(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
 
 
 def test_what_was_trained_as_bits_has_no_other_row():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
     assessment = SimpleNamespace(scores=scores, quantised={})
     (row,) = search_table.of_run("x", "binary", 12, {"dev": assessment}, [])
-    assert search_table.cells([row], ["dev"]) == [["x", "2", "0.5000", *["0.50"] * 4]]
+    assert search_table.as_text([row], ["dev"])[1] == [["x", "2", "0.5000", *["0.50"] * 4]]
     (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
     (row,) = search_table.of_table(table)
     assert (row.name, row.bytes) == ("linear64-binary, alpha 0.75", 8)

@@ -346,6 +346,7 @@ def test_a_full_or_read_only_cache_is_no_obstacle(workplace, tmp_path):
 
 @pytest.mark.stsb
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes on a machine that does nothing else
 def test_the_figures_of_the_study_are_met(stsb_folder, tmp_path):
     """The means over seeds 0 to 4 that the published recipe gives on STS-B."""
     from twinsqueeze.training import fit

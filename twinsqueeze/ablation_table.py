@@ -19,6 +19,8 @@ SEARCH_SCORES = SCORES[3:]
 PRECISIONS = ("float32", "int8", "binary")
 LOSSES = ("train/loss", "train/clean_loss")
 CHOSEN_BY = "dev/spearman"
+# Metrics of how long searches take.
+SEARCH_COST = "search_cost"
 # What tells compressors of one name from each other.
 TELLING = (
     "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "temperature", "teacher",
@@ -29,6 +31,11 @@ TELLING = (
 def metric_name(split: str, score: str, precision: str = "float32") -> str:
     """What MLflow knows a score by, such as dev/mrr and dev/mrr_int8."""
     return f"{split}/{score}" + ("" if precision == "float32" else f"_{precision}")
+
+
+def speed_name(index: str) -> str:
+    """What MLflow knows by how many times as fast an index is as a flat one of all numbers."""
+    return f"{SEARCH_COST}/{index}_times_as_fast"
 
 
 _RECORDED = (
@@ -134,7 +141,7 @@ class Row:
 
     def values(self, metric: str) -> list[float]:
         """A metric of every seed that has it."""
-        return _values(self.runs, metric)
+        return values(self.runs, metric)
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,7 @@ def _table(kind: Kind, runs: Sequence[TrainedRun], baselines: Sequence[BaselineR
             name=names[_family(recipe)],
             recipe=members[0].recipe,
             runs=members,
-            scores={metric: Spread.of(_values(members, metric)) for metric in (*_RECORDED, *LOSSES)},
+            scores={metric: Spread.of(values(members, metric)) for metric in (*_RECORDED, *LOSSES)},
         )
         for recipe, members in groups.items()
     }
@@ -257,7 +264,8 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _values(runs: Sequence[TrainedRun], metric: str) -> list[float]:
+def values(runs: Sequence[TrainedRun], metric: str) -> list[float]:
+    """A metric of every run that has it."""
     found = (run.metrics.get(metric, np.nan) for run in runs)
     return [float(value) for value in found if np.isfinite(value)]
 

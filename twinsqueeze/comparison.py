@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from twinsqueeze import tracking
-from twinsqueeze.ablation_table import SCORES, SPLITS, BaselineRow, Kind, TrainedRun
+from twinsqueeze.ablation_table import SCORES, SEARCH_COST, SPLITS, BaselineRow, Kind, TrainedRun
 from twinsqueeze.digests import difference, file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
@@ -148,6 +148,7 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
         if evaluation.data.tags.get(tracking.DATASET_DIGEST) != tags[tracking.DATASET_DIGEST]:
             continue
         found = evaluation.data.metrics.items()
+        metrics |= {name: value for name, value in found if name.startswith(f"{SEARCH_COST}/")}
         on_test = {name: value for name, value in found if name.startswith(("test/", "uncertainty/test_"))}
         if on_test:
             metrics |= on_test

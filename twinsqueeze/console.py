@@ -19,6 +19,7 @@ from twinsqueeze.texts import printable
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
     from twinsqueeze.evaluation import Assessment
+    from twinsqueeze.search_cost import IndexCost
 
 PLAIN_LINES = 10
 NARROWEST = 130
@@ -132,6 +133,14 @@ def print_results(
         _print_search(console, search, split)
 
 
+def print_costs(costs: Sequence["IndexCost"]) -> None:
+    """Prints what searches cost, if any were timed, on standard output."""
+    if costs:
+        console = _console()
+        console.print(_grid("what search costs, a query at a time", *search_table.costs_as_text(costs)))
+        console.print()
+
+
 def print_table(table: AblationTable) -> None:
     """Prints an ablation's table on standard output, a part a split."""
     console = _console()
@@ -151,8 +160,9 @@ def print_table(table: AblationTable) -> None:
 
 
 def _print_search(console: Console, rows: Sequence[SearchRow], split: str) -> None:
-    header = [column.removeprefix(f"{split} ") for column in search_table.header([split])]
-    console.print(_grid(f"{split}: what search keeps", header, search_table.cells(rows, [split])))
+    header, shown = search_table.as_text(rows, [split])
+    header = [column.removeprefix(f"{split} ") for column in header]
+    console.print(_grid(f"{split}: what search keeps", header, shown))
     console.print()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 
@@ -51,7 +52,14 @@ class Material:
                 {split: self.encoded[split] for split in splits},
                 {split: self.evaluator(split, label_kind).labels for split in splits},
             )
-            self._baselines[key] = cached_baselines(task, dim, self._cache, _on_training)
+            with console.progress("comparing with what needs no labels", "score") as advance:
+                scored = count()
+
+                def on_scored(baseline: str) -> None:
+                    raise_if_stopped()
+                    advance(next(scored), None, {"now": baseline})
+
+                self._baselines[key] = cached_baselines(task, dim, self._cache, _on_training, on_scored)
         return self._baselines[key]
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 from twinsqueeze import report
-from twinsqueeze.ablation_table import PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun
+from twinsqueeze.ablation_table import PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun, metric_name
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.metrics import METRICS
 from twinsqueeze.recipe import Recipe
@@ -15,6 +16,14 @@ from twinsqueeze.texts import markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
 COLUMNS = {**NAMES, "neighbours_kept": "neighbours"}
+ENCODER_LICENCES = {"all-MiniLM-L6-v2": "Apache 2.0."}
+# By the digest of train and dev, whatever the user calls them.
+DATA_LICENCES = {
+    "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), its scores CC BY-SA 4.0, its sentences under the licences of their "
+    "sources.",
+    "e3944d43fc94b8b5": "TwinSqueeze's demo, Apache 2.0.",
+}
+UNKNOWN = "a licence of its own, which this card does not know."
 
 
 @dataclass(frozen=True)
@@ -143,9 +152,27 @@ def _results(choice: Choice) -> list[str]:
         "The other rows need no scored pairs. Neighbours: the share of a sentence's ten nearest that are still "
         "among its ten nearest when compressed.",
     ]
+    if quantised := _quantised(choice):
+        text.append(quantised)
     if intervals := _intervals(choice.run.metrics):
         text.append(f"95% bootstrap intervals over pairs, of this model: {intervals}.")
     return text
+
+
+def _quantised(choice: Choice) -> str | None:
+    """The recipe's vectors in fewer bytes, means over seeds; None where that was not measured."""
+    recipe = choice.row.recipe
+    rows = []
+    for precision in PRECISIONS[1:]:
+        names = [metric_name(split, score, precision) for split in SPLITS for score in ("spearman", "neighbours_kept")]
+        found = [choice.row.scores[name].mean for name in names]
+        if not isnan(found[0]):
+            cells = (ABSENT if isnan(value) else f"{value:.{2 if i % 2 else 4}f}" for i, value in enumerate(found))
+            rows.append([precision, f"{bytes_a_vector(precision, recipe.dim):,}", *cells])
+    if not rows:
+        return None
+    header = ["its recipe kept as", "bytes", *(f"{s} {c}" for s in SPLITS for c in ("Spearman", "neighbours"))]
+    return report.markdown_table(header, rows)
 
 
 def _cells(scores: Mapping[str, Spread]) -> list[str]:
@@ -153,7 +180,7 @@ def _cells(scores: Mapping[str, Spread]) -> list[str]:
     for split in SPLITS:
         for name in COLUMNS:
             found = scores.get(f"{split}/{name}")
-            known = found is not None and found.mean == found.mean  # NaN is not itself
+            known = found is not None and not isnan(found.mean)
             cells.append(f"{found.mean:.{2 if name == 'neighbours_kept' else 4}f}" if found and known else ABSENT)
     return cells
 
@@ -169,10 +196,12 @@ def _intervals(metrics: Mapping[str, float]) -> str:
 
 
 def _licence(provenance: Provenance) -> str:
-    encoder, data = markdown(provenance.recipe.encoder), markdown(provenance.dataset)
+    encoder, data = provenance.recipe.encoder, provenance.dataset
+    of_encoder = ENCODER_LICENCES.get(encoder.removeprefix("sentence-transformers/"), UNKNOWN)
     return (
-        f"The compressor's weights and TwinSqueeze: Apache 2.0. The encoder ({encoder}) and the data ({data}) have "
-        "their own licences, which this card does not know; the encoder's weights are part of a text model."
+        "The compressor's weights and TwinSqueeze: Apache 2.0. "
+        f"The encoder ({markdown(encoder)}), whose weights are part of a text model: {of_encoder} "
+        f"The data ({markdown(data)}): {DATA_LICENCES.get(provenance.dataset_digest, UNKNOWN)}"
     )
 
 

@@ -37,7 +37,7 @@ def product_quantisers(
 
     Args:
         train: (N, d) float32 that they are trained on. There is a quantiser of S bytes where S divides d and N is at
-            least 256.
+            least 256, one with a rotation where N is at least d.
         cache: Where trained quantisers are kept.
         on_training: Told the name of each that the cache lacks, before it is trained, which takes up to half a minute.
 
@@ -47,7 +47,8 @@ def product_quantisers(
     wanted = SIZES if faiss_version() and len(train) >= CENTROIDS else ()
     train = np.ascontiguousarray(train, np.float32)
     digest = hashlib.sha256(train.data).hexdigest()
-    for rotated in (False, True):
+    # FAISS begins a rotation with the vectors' own when they are fewer than their numbers, and then aborts the process.
+    for rotated in (False, True) if len(train) >= train.shape[1] else (False,):
         for size in (size for size in wanted if train.shape[1] % size == 0):
             name = f"FAISS {'OPQ+' if rotated else ''}PQ, {size} bytes"
             settings = f"{CACHE_VERSION}\0{faiss_version()}\0{ROTATION}\0{size}\0{rotated}\0{digest}"

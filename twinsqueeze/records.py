@@ -14,7 +14,7 @@ import torch
 
 import twinsqueeze
 from twinsqueeze import console, figures, report, search_table, tracking
-from twinsqueeze.ablation_table import metric_name
+from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
 from twinsqueeze.baselines import BaselineScores, what_is_missing
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.evaluation import Assessment, pair_losses
@@ -22,6 +22,7 @@ from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
 from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
 from twinsqueeze.sizes import bytes_a_vector
 from twinsqueeze.texts import markdown
@@ -44,6 +45,7 @@ class Outcome:
         precision: What it was trained as.
         assessments: The compressor on each split that was looked at.
         baselines: The same splits with what needs no labels.
+        costs: Of searches, where they were asked for.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Outcome:
     precision: str
     assessments: dict[str, Assessment]
     baselines: list[BaselineScores]
+    costs: Sequence[IndexCost] = ()
 
     @property
     def bytes(self) -> int:
@@ -152,7 +155,7 @@ def record_evaluation(
     """Records the outcome of an evaluation on one split."""
     inputs = log_data(run, material, [split])
     assessment = outcome.assessments[split]
-    metrics = _scores(split, assessment) | _particulars(split, assessment)
+    metrics = _scores(split, assessment) | _particulars(split, assessment) | _costs(outcome.costs)
     run.metrics(metrics, model_id=model_id, data=inputs[split])
     record(run, outcome, material, label_kind, {}, {split: assessment.losses})
 
@@ -190,13 +193,16 @@ def record(
     )
     run.table("predictions", _predictions(material, assessments))
     run.table("baselines", _baseline_table(outcome.baselines))
+    run.metrics({f"{SEARCH_COST}/bytes_a_vector": outcome.bytes})
     notice = [f"**{markdown(material.data.notice)}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(console.sentence(s, a) for s, a in assessments.items())])
     tables = [
         report.markdown_table(*console.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),
         "What search keeps:",
-        report.markdown_table(search_table.header(assessments), search_table.cells(outcome.search, assessments)),
+        report.markdown_table(*search_table.as_text(outcome.search, assessments)),
     ]
+    if outcome.costs:
+        tables += ["What search costs:", report.markdown_table(*search_table.costs_as_text(outcome.costs))]
     missing = what_is_missing(outcome.baselines)
     run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
@@ -204,6 +210,7 @@ def record(
 def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
     console.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
+    console.print_costs(outcome.costs)
     if missing := what_is_missing(outcome.baselines):
         console.say(missing)
     if material.data.notice:
@@ -267,6 +274,16 @@ def _particulars(split: str, assessment: Assessment) -> dict[str, float]:
     for name, interval in assessment.intervals.items():
         values[f"uncertainty/{split}_{name}_low"] = interval.low
         values[f"uncertainty/{split}_{name}_high"] = interval.high
+    return values
+
+
+def _costs(costs: Sequence[IndexCost]) -> dict[str, float]:
+    """Of a search's indexes, against the first."""
+    values = {}
+    for cost in costs:
+        values[f"{SEARCH_COST}/{cost.key}_ms"] = cost.milliseconds()
+        values[speed_name(cost.key)] = float(np.median(cost.times_as_fast(costs[0])[0]))
+        values[f"{SEARCH_COST}/{cost.key}_found"] = cost.found
     return values
 
 

@@ -144,9 +144,7 @@ def markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
             parts.append(f"**{plain(table.notice)}**")
         parts.append(markdown_table(columns(), cells(table)))
         parts.append("### What search keeps")
-        parts.append(
-            markdown_table(search_table.header(SPLITS), search_table.cells(search_table.of_table(table), SPLITS))
-        )
+        parts.append(markdown_table(*search_table.as_text(search_table.of_table(table), SPLITS)))
         parts.extend(map(plain, table.notes))
     return "\n\n".join([*parts, *map(plain, notes), STATISTICS, search_table.EXPLANATION]) + "\n"
 
@@ -191,7 +189,7 @@ def latex(tables: Sequence[AblationTable]) -> str:
         for split in SPLITS:
             text = _tabular(columns([split]), cells(table, [split]), split)
             parts.append(f"% {title}: {split}\n{text}")
-            text = _tabular(search_table.header([split]), search_table.cells(search, [split]), split)
+            text = _tabular(*search_table.as_text(search, [split]), split)
             parts.append(f"% {title}: {split}, what search keeps\n{text}")
     return "\n".join(parts)
 
@@ -250,8 +248,7 @@ def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
             {
                 "table": section.table,
                 "header": columns(),
-                "search_header": search_table.header(SPLITS),
-                "search_rows": _search_rows(section.table),
+                "search": _search(section.table),
                 "rows": list(zip(cells(section.table), _links(section.table), strict=True)),
                 "pictures": [
                     {"caption": shown.caption, "name": shown.name, "source": _inline(shown.figure)}
@@ -267,10 +264,11 @@ def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
     )
 
 
-def _search_rows(table: AblationTable) -> list[tuple[list[str], bool]]:
-    """The table of search as text, and whether a row is ours."""
+def _search(table: AblationTable) -> dict[str, object]:
+    """The table of search: its header, and its rows as text with whether they are ours."""
     rows = search_table.of_table(table)
-    return [(text, row.ours) for text, row in zip(search_table.cells(rows, SPLITS), rows, strict=True)]
+    header, shown = search_table.as_text(rows, SPLITS)
+    return {"header": header, "rows": [(text, row.ours) for text, row in zip(shown, rows, strict=True)]}
 
 
 def _links(table: AblationTable) -> list[list[tuple[int, str]]]:

@@ -1,7 +1,8 @@
 """The table of search: what is kept of neighbours and partners, against bytes a vector, for every method."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,16 +16,20 @@ from twinsqueeze.ablation_table import (
     AblationTable,
     BaselineRow,
     Row,
+    TrainedRun,
     method,
     metric_name,
+    speed_name,
+    values,
 )
 from twinsqueeze.figures import quality_against_bytes, similarity_against_neighbours
 from twinsqueeze.seeds import Spread
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.sizes import TIMED_QUANTISER, bytes_a_vector
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
     from twinsqueeze.evaluation import Assessment
+    from twinsqueeze.search_cost import IndexCost
 
 NAMES = {
     "spearman": "Spearman",
@@ -33,13 +38,15 @@ NAMES = {
     "recall_at_10": "recall@10",
     "mrr": "MRR",
 }
+INDEXES = {"flat": "flat", "hnsw": "HNSW"}
 ABSENT = "n/a"
 OURS = "trained"
 EXPLANATION = (
     "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored. "
     "Neighbours: the share of the ten nearest uncompressed sentences among the ten nearest found. Recall and MRR: of "
     "the partner, for the pairs scored 4 or more. The rows of ours are of each compressor's best alpha by Spearman on "
-    "dev; the others need no labels."
+    "dev; the others need no labels. Times as fast: a query at a time, against all numbers in a flat index, where "
+    "`evaluate` was asked to time it (search_vectors)."
 )
 
 
@@ -53,6 +60,8 @@ class SearchRow:
         bytes: Of a vector.
         ours: Whether it was trained on scored pairs.
         scores: By metric as at float32, such as "test/mrr".
+        speeds: How many times as fast as all numbers in a flat index a query is, over seeds, by `INDEXES`; only what
+            an evaluation was asked to time.
     """
 
     name: str
@@ -60,6 +69,7 @@ class SearchRow:
     bytes: int
     ours: bool
     scores: Mapping[str, Spread]
+    speeds: Mapping[str, Spread] = field(default_factory=dict)
 
 
 def of_run(
@@ -105,8 +115,25 @@ def of_table(table: AblationTable) -> list[SearchRow]:
         best = max(family, key=lambda row: row.scores[CHOSEN_BY].mean)
         alpha = f"{name}, alpha {best.recipe.alpha:g}"
         precision, dim, group = best.recipe.precision, best.recipe.dim, f"{OURS} {best.recipe.architecture}"
-        rows += [_ours(alpha, group, precision, kept, dim, _at(best, kept)) for kept in _kept_as(precision)]
-    return _sorted([*rows, *map(_baseline, table.baselines)])
+        for kept in _kept_as(precision):
+            row = _ours(alpha, group, precision, kept, dim, _at(best, kept))
+            rows.append(replace(row, speeds=_speeds(best.runs, kept)))
+    runs = [run for row in table.rows for run in row.runs]
+    rows += [replace(_baseline(row), speeds=_speeds(runs, _stored(row.name))) for row in table.baselines]
+    return _sorted(rows)
+
+
+def _speeds(runs: Sequence[TrainedRun], stored: str) -> dict[str, Spread]:
+    """How fast vectors that are stored in some way are searched, of the runs that have had it timed."""
+    found = {index: values(runs, speed_name(f"{index}_{stored}")) for index in INDEXES}
+    return {index: Spread.of(timed) for index, timed in found.items() if timed}
+
+
+def _stored(baseline: str) -> str:
+    """What `search_cost` calls a baseline's vectors."""
+    if baseline.startswith("signs of"):
+        return "signs"
+    return "pq" if baseline == f"FAISS PQ, {TIMED_QUANTISER} bytes" else baseline
 
 
 def _kept_as(precision: str) -> Sequence[str]:
@@ -139,18 +166,35 @@ def _known(row: SearchRow) -> bool:
     return any(np.isfinite(spread.mean) for spread in row.scores.values())
 
 
-def header(splits: Iterable[str]) -> list[str]:
-    """What `cells` puts side by side."""
-    return ["stored as", "bytes", *(f"{split} {name}" for split in splits for name in NAMES.values())]
-
-
-def cells(rows: Sequence[SearchRow], splits: Iterable[str]) -> list[list[str]]:
-    """The table as text, a list a row."""
-    splits = list(splits)
-    return [
-        [row.name, f"{row.bytes:,}", *(_cell(row.scores.get(metric_name(s, n)), n) for s in splits for n in NAMES)]
+def as_text(rows: Sequence[SearchRow], splits: Iterable[str]) -> tuple[list[str], list[list[str]]]:
+    """The table on some splits as text: a header and its rows, with speeds where a search was timed."""
+    splits, timed = list(splits), _timed(rows)
+    header = ["stored as", "bytes", *(f"{split} {name}" for split in splits for name in NAMES.values())]
+    header += [f"times as fast, {INDEXES[index]}" for index in timed]
+    return header, [
+        [
+            row.name,
+            f"{row.bytes:,}",
+            *(_cell(row.scores.get(metric_name(s, n)), n) for s in splits for n in NAMES),
+            *(f"{row.speeds[index].mean:.1f}" if index in row.speeds else "" for index in timed),
+        ]
         for row in rows
     ]
+
+
+def costs_as_text(costs: Sequence["IndexCost"]) -> tuple[list[str], list[list[str]]]:
+    """What searches cost, as text: a header, and a row an index, compared with the first."""
+    header = ["index", "bytes", "ms a query", "times as fast", "all at once", "nearest found"]
+    rows = []
+    for cost in costs:
+        alone, together = (f"{median(ratios):.1f}" for ratios in cost.times_as_fast(costs[0]))
+        rows.append([cost.name, f"{cost.bytes:,}", f"{cost.milliseconds():.3f}", alone, together, f"{cost.found:.2f}"])
+    return header, rows
+
+
+def _timed(rows: Sequence[SearchRow]) -> list[str]:
+    """The indexes that a search was timed in, of any of the rows."""
+    return [index for index in INDEXES if any(index in row.speeds for row in rows)]
 
 
 def _cell(spread: Spread | None, score: str) -> str:

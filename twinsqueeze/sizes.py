@@ -2,6 +2,8 @@
 
 # Numbers that product codes make one byte of.
 PART = 4
+# The product quantiser of FAISS's whose search is timed.
+TIMED_QUANTISER = 32
 
 
 def bytes_a_vector(precision: str, dim: int) -> int:

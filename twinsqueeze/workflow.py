@@ -1,16 +1,23 @@
 """The jobs train and evaluate: each joins the rooms, from reading pairs to recording the run."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
+
+import numpy as np
 
 from twinsqueeze import console, records, tracking
 from twinsqueeze.checkpoint import read_checkpoint
+from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
+from twinsqueeze.precision import Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
+from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
 from twinsqueeze.tracking import RunWriter
 from twinsqueeze.training import Fitted, Progress, fit, resolve_device
 
@@ -72,6 +79,7 @@ def evaluate(
     encoder: str | None = None,
     score_max: float | None = None,
     device: str = "auto",
+    search_vectors: int = 0,
 ) -> None:
     """Evaluates a trained compressor and records a run of its own, tagged with the trained run's id.
 
@@ -82,12 +90,15 @@ def evaluate(
         encoder: As for training; None for the one that the model was trained with.
         score_max: As for training.
         device: auto, cpu or cuda.
+        search_vectors: How many vectors to time a search in; 0 times none.
 
     Raises:
         InputError: If something that the user gave can't be used.
     """
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+    if search_vectors:
+        check_searched(search_vectors)
     where = resolve_device(device)
     found = tracking.find_model(model)
     compressor, origin = read_checkpoint(found.file, model)
@@ -116,10 +127,14 @@ def evaluate(
     ranges = origin.int8_ranges if origin else None
     if ranges is None:
         console.say(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
+    if search_vectors:
+        check_train(len(material.encoded["train"].embeddings))
     with tracking.open_run(f"{title}-{split}", "evaluation") as run:
         given = {"model": model, "split": split, "encoder": encoder, "labels": recipe.labels}
         trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
-        run.params(trained | {"dim": compressor.dim} | given | records.facts(material))
+        run.params(
+            trained | {"dim": compressor.dim, "search_vectors": search_vectors} | given | records.facts(material)
+        )
         run.tags(records.data_tags(material) | ({tracking.TRAINED_RUN: found.run_id} if found.run_id else {}))
         outcome = Outcome(
             title=title,
@@ -128,6 +143,22 @@ def evaluate(
             precision=compressor.precision,
             assessments={split: material.evaluator(split, recipe.labels)(compressor.to(where), ranges)},
             baselines=material.baselines([split], recipe.labels, compressor.dim),
+            costs=_time_search(compressor, ranges, material, search_vectors) if search_vectors else (),
         )
         records.record_evaluation(run, outcome, material, recipe.labels, split, found.model_id)
     records.conclude(run, outcome, material, None)
+
+
+def _time_search(
+    compressor: Compressor, ranges: Ranges | None, material: Material, vectors: int
+) -> Sequence[IndexCost]:
+    sentences = np.concatenate([split.embeddings for split in material.encoded.values()])
+    with console.progress("timing searches", "step") as advance:
+        steps = count(1)
+
+        def on_progress(what: str) -> None:
+            raise_if_stopped()
+            advance(next(steps), None, {"done": what})
+
+        train = material.encoded["train"].embeddings
+        return measure(train, sentences, compressor, ranges, vectors=vectors, on_progress=on_progress)
