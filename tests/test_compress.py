@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import faiss
@@ -523,9 +524,11 @@ def test_an_interrupted_command_goes_on_where_it_stood(interrupted, compress, ru
     assert not (workplace.folder / output).exists()
     assert ("rows are kept: the same command with --resume goes on" in err) == (number != signal.SIGKILL)
     part = workplace.folder / f"{output}.part"
-    with part.open("r+b") as file:  # a mark on the first row, by which it is seen to be kept
-        file.seek(np.load(part, mmap_mode="r").offset)
-        file.write(np.full(12, 7, np.float32).tobytes())
+    # a mark on the first row, by which it is seen to be kept
+    offset = mark(part)
+    journal = json.loads(part.with_name(f"{part.name}.json").read_text())
+    journal["crc32"] = zlib.crc32(part.read_bytes()[offset : journal["end"]])
+    part.with_name(f"{part.name}.json").write_text(json.dumps(journal))
 
     code, _, err = run_here(*interrupted.command, "--output", output, "--resume", "true")
     assert code == 0
@@ -537,6 +540,25 @@ def test_an_interrupted_command_goes_on_where_it_stood(interrupted, compress, ru
     assert (found[0] == 7).all()
     np.testing.assert_array_equal(found[1:], whole[1:])
     assert list(workplace.folder.glob("*.part*")) == []
+
+
+def mark(part: Path) -> int:
+    """Puts sevens into the first row of an unfinished output; where it begins."""
+    offset = np.load(part, mmap_mode="r").offset
+    with part.open("r+b") as file:
+        file.seek(offset)
+        file.write(np.full(12, 7, np.float32).tobytes())
+    return offset
+
+
+def test_rows_that_have_changed_since_are_not_gone_on_from(interrupted, compress, run_here, workplace):
+    interrupted(signal.SIGKILL, "--output", "out.npy")
+    mark(workplace.folder / "out.npy.part")
+    code, _, err = run_here(*interrupted.command, "--output", "out.npy", "--resume", "true")
+    assert code == 0
+    assert "what was begun is damaged: all is done now" in err
+    whole, _ = compress("in.npy", output="whole.npy")
+    np.testing.assert_array_equal(np.load(workplace.folder / "out.npy"), whole)
 
 
 def test_what_an_interrupted_command_left_is_made_again_or_refused(interrupted, compress, refuse, workplace, vectors):

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
+from benchmarks import serving
 from tests.processes import Workplace
 from twinsqueeze import export, interrupts
 from twinsqueeze.embeddings import open_encoder
@@ -112,6 +115,79 @@ np.save("predicted.npy", model.predict(json.load(open("texts.json"))))
 """
     elsewhere(place, program)
     np.testing.assert_allclose(np.load(place.folder / "predicted.npy"), vectors, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def scoring(place):
+    """The registered model behind MLflow's own scoring code, in this process: a body in, status and answer out."""
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(place.uri)
+    model = mlflow.pyfunc.load_model(URI)
+    mlflow.set_tracking_uri(before)
+    schema = model.metadata.get_input_schema()
+
+    def ask(body: object, content_type: str = "application/json") -> tuple[int, str]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            answer = scoring_server.invocations(content, content_type, model, schema)
+        except mlflow.MlflowException as error:
+            return error.get_http_status_code(), error.message
+        return answer.status, answer.response
+
+    return ask
+
+
+def forms(texts: list) -> list[dict]:
+    """The bodies that MLflow's servers take."""
+    return [
+        {"inputs": texts},
+        {"instances": texts},
+        {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}},
+        {"dataframe_records": [{"text": text} for text in texts]},
+    ]
+
+
+@pytest.mark.parametrize("among", [1, 0.5, None, True, float("nan"), "\ud800", 10**400, ["a"], {"text": "a"}])
+def test_a_server_refuses_what_is_no_text(scoring, among):
+    """Rows that are lists or objects are columns to MLflow in the first two forms, of which it takes the first."""
+    which = slice(2 if isinstance(among, list | dict) else 0, None)
+    for body in (*forms(["A text.", among])[which], *forms([among, "A text."])[which], *forms([among])[which]):
+        status, said = scoring(body)
+        assert status == 400, (body, said)
+
+
+def test_a_server_takes_texts_in_every_form(scoring, vectors):
+    bodies = [(body, TEXTS) for body in forms(TEXTS)] + [(body, TEXTS[:1]) for body in forms(TEXTS[:1])]
+    for body, texts in [*bodies, ({"inputs": TEXTS[0]}, TEXTS[:1])]:
+        status, said = scoring(body)
+        assert status == 200, said
+        found = np.array(json.loads(said)["predictions"], np.float32)
+        np.testing.assert_allclose(found, vectors[: len(texts)], atol=1e-6)
+
+
+def test_threads_may_ask_at_once(scoring, vectors):
+    """They share a tokenizer, which takes one at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: scoring({"inputs": TEXTS[: i % 4 + 1]}), range(60)))
+    for i, (status, said) in enumerate(answers):
+        assert status == 200, said
+        np.testing.assert_allclose(json.loads(said)["predictions"], vectors[: i % 4 + 1], atol=1e-6)
+
+
+def test_the_compressor_refuses_numbers_that_are_none(place, trained):
+    """MLflow makes nan of null."""
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(str(place.model(place.client.get_run(trained))))
+    good = np.ones((2, 384), np.float32)
+    assert np.isfinite(model.predict(good)).all()
+    good[1, 5] = np.nan
+    with pytest.raises(mlflow.MlflowException, match="row 1 has a number that is not finite") as refused:
+        model.predict(good)
+    assert refused.value.get_http_status_code() == 400
 
 
 def test_the_compressor_alone_takes_vectors(place, trained, vectors):
@@ -246,6 +322,25 @@ def test_weights_that_name_no_encoder(here, trained, tmp_path):
         export.export(str(tmp_path), Path("foreign"))
     export.export(str(tmp_path), Path("foreign"), format="safetensors")
     assert [path.name for path in (here / "foreign").iterdir()] == ["compressor.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_served_model_under_load(place, exported, capsys):
+    """Eight clients with valid and invalid requests: as `python -m benchmarks.serving`, for a shorter time."""
+    model = SentenceTransformer(str(exported / "folder"), device="cpu")
+    expected = {text: model.encode([text])[0] for text in serving.TEXTS}
+    with serving.served(URI, place.folder, place.environment) as (server, url):
+        tally = serving.load(url, 8, 15, expected, lambda: serving.memory(server))
+    assert tally.surprises == []
+    assert tally.counts["right"] > 20
+    assert tally.counts["refused"] > 20
+    assert set(tally.counts) == {"right", "refused"}
+    said = capsys.readouterr().out
+    assert f"{tally.counts['right']:,} right, 0 wrong" in said
+    # Of a server whose requests stay in memory it grows by what they hold: here by a fifth at most, threads' own share.
+    sizes = re.search(r"([\d,]+) MB after.* ([\d,]+) MB at", said).groups()
+    start, end = (float(size.replace(",", "")) for size in sizes)
+    assert end < 1.2 * start
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from tests.contention import check_succession, contend
 from tests.processes import Workplace, write_pairs
 from twinsqueeze import registry
 
@@ -249,3 +250,31 @@ def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is(store, monkeypa
     lines = text.splitlines()
     assert lines[-1] == "Cut here; the whole card is the model's extra_files/README.md."
     assert all(len(line) == 10 for line in lines[:-2])
+
+
+def test_one_champion_whoever_registers_at_once(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    left = contend(uri, processes=3, rounds=8)
+    assert len(left) == 24
+    check_succession(mlflow.MlflowClient(uri), left)
+
+
+def test_a_process_that_died_while_it_changed_the_champion_stops_nobody(store, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "DEAD_SECONDS", 0.5)
+    one, *_ = reversed(registry.versions())
+    store.create_registered_model(registry.LOCK)
+    assert registry.settle(one, None, promoted=True)
+    assert "is taken for dead" in capsys.readouterr().err
+    assert registry.champion().number == 1
+    assert [model.name for model in store.search_registered_models()] == ["twinsqueeze"]
+
+
+def test_what_was_judged_against_another_champion_changes_nothing(store):
+    one, two, three = reversed(registry.versions())
+    registry.promote(one, None)
+    registry.promote(two, one)
+    assert not registry.settle(three, one, promoted=True)
+    assert not registry.settle(three, None, promoted=False)
+    assert store.get_registered_model("twinsqueeze").aliases == {"champion": 2, "previous": 1}
+    assert registry.settle(three, two, promoted=True)
+    assert store.get_registered_model("twinsqueeze").aliases == {"champion": 3, "previous": 2}

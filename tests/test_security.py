@@ -208,7 +208,7 @@ def test_a_flipped_byte_of_a_registered_model_is_refused(store, uri):
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         (folder / name).write_bytes(flipped)
-        with pytest.raises(InputError, match=f"is not what was registered: {re.escape(name)} has changed"):
+        with pytest.raises(InputError, match=f"is not what was recorded: {re.escape(name)} has changed"):
             tracking.find_model(uri)
         (folder / name).write_bytes(whole)
     tracking.find_model(uri)

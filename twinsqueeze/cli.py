@@ -6,13 +6,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from twinsqueeze import __version__, interrupts
-from twinsqueeze.errors import InputError
+from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import BEST, Recipe, read_grid
+from twinsqueeze.storage import storage_trouble
 from twinsqueeze.texts import printable, without_password
 
 Command = Callable[..., None]
@@ -33,16 +34,22 @@ def run() -> None:
     except (InputError, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         line = " ".join(text.split())
-        _end_given_run(f"Failed: {line}")
-        click.echo(f"twinsqueeze: {printable(line)}", err=True)
-        sys.exit(2)
+        _refuse(line)
     except (interrupts.Stopped, click.Abort) as stop:
         _end_given_run(f"Killed: {stop}.", "KILLED")
         click.echo(f"twinsqueeze: {stop}", err=True)
         sys.exit(getattr(stop, "exit_code", 130))
     except Exception as error:
+        if trouble := storage_trouble(error):
+            _refuse(f"{one_line(trouble)}. Make room, or name another place, and start again")
         _end_given_run(f"Failed: {type(error).__name__}: {error}")
         raise
+
+
+def _refuse(line: str) -> NoReturn:
+    _end_given_run(f"Failed: {line}")
+    click.echo(f"twinsqueeze: {printable(without_password(line))}", err=True)
+    sys.exit(2)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

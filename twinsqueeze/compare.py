@@ -10,6 +10,7 @@ from twinsqueeze import comparison, console, report, tracking
 from twinsqueeze.ablation_table import Row, TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.illustrations import illustrated
+from twinsqueeze.interrupts import shielded
 from twinsqueeze.report import Section
 
 THIS_EXPERIMENT = "current"
@@ -51,8 +52,7 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
         _write(Path(folder), sections, notes, experiment_id)
         run.files(Path(folder), "comparison")
         if output:
-            for file in Path(folder).iterdir():
-                shutil.copyfile(file, output / file.name)
+            _put(Path(folder), output)
     steps = [("read the report", str(output / "report.html"))] if output else []
     best = tables[0].best
     steps.append(("evaluate the best again", tracking.next_run(run, "evaluate", model=_middle(best).run_id)))
@@ -75,6 +75,19 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
     if not overwrite and any(output.iterdir()):
         raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
+
+
+def _put(folder: Path, output: Path) -> None:
+    """Copies the files to another folder, all of them or none."""
+    try:
+        # Within the output, so that it takes no more room to put them in place.
+        with tempfile.TemporaryDirectory(dir=output, prefix=".") as begun:
+            copies = [Path(shutil.copy(file, begun)) for file in sorted(folder.iterdir())]
+            with shielded(then_stop=True):
+                for copy in copies:
+                    copy.replace(output / copy.name)
+    except OSError as error:
+        raise InputError(f"output {str(output)!r} can't be written: {error.strerror or error}") from error
 
 
 def _write(folder: Path, sections: Sequence[Section], notes: Sequence[str], experiment_id: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlflow.entities import Run
 
 from twinsqueeze import tracking
 from twinsqueeze.ablation_table import SCORES, SEARCH_COST, SPLITS, BaselineRow, Kind, TrainedRun
+from twinsqueeze.digests import difference, file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Spread
@@ -243,17 +245,39 @@ def read_predictions(run: TrainedRun) -> pd.DataFrame:
 
 def read_train_losses(run: TrainedRun) -> FloatArray:
     """Squared errors of a run's train pairs, without noise."""
-    losses: FloatArray = pd.read_parquet(_artifact(run.run_id, "train_pair_losses.parquet"))["squared_error"].to_numpy()
+    name = "train_pair_losses.parquet"
+    with _readable(run.run_id, name):
+        losses: FloatArray = pd.read_parquet(_artifact(run.run_id, name))["squared_error"].to_numpy()
     return losses
 
 
 def _read_table(run_id: str, file: str) -> pd.DataFrame:
-    content = json.loads(_artifact(run_id, file).read_text())
-    return pd.DataFrame(content["data"], columns=content["columns"])
+    path = _artifact(run_id, file)
+    with _readable(run_id, file):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return pd.DataFrame(content["data"], columns=content["columns"])
 
 
 def _artifact(run_id: str, path: str) -> Path:
+    """A run's file, as it was recorded."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+        file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+        recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{tracking.FILE_SHA256}{path}")
     except Exception as error:  # stores answer a missing file with exceptions of many kinds
         raise InputError(f"run {run_id} has no {path}: {without_password(one_line(error))}") from error
+    with _readable(run_id, path):
+        found = recorded and difference(path, recorded, file_sha256(file))
+    if found:
+        raise InputError(f"run {run_id} is not what was recorded: {found}")
+    return file
+
+
+@contextmanager
+def _readable(run_id: str, path: str) -> Iterator[None]:
+    """Takes whatever a damaged file does to its reader, where no digest has told before, as the user's to mend."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} of run {run_id} can't be read: {one_line(error)}") from error

@@ -164,7 +164,8 @@ def _say_what_is_done(source: Source, writing: Output, resume: bool) -> None:
     if source.cast:
         console.say(f"{source.name} holds {source.cast} numbers, which are cast to float32")
     if resume:
-        console.say(f"going on behind {writing.rows:,} rows" if writing.rows else "nothing was begun: all is done now")
+        begun = "what was begun is damaged" if writing.damaged else "nothing was begun"
+        console.say(f"going on behind {writing.rows:,} rows" if writing.rows else f"{begun}: all is done now")
     elif writing.left_over:
         console.say(f"an interrupted command left {writing.left_over:,} rows, which are made again without resume")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.numpy import load_file
 
@@ -24,9 +25,16 @@ class CompressorModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Linear layers with ReLU between them, then each vector scaled to length 1."""
+        """Linear layers with ReLU between them, then each vector scaled to length 1.
+
+        Raises:
+            MlflowException: If a number is not finite, such as what MLflow makes of null; a server answers with 400.
+        """
         del context, params
         hidden = np.asarray(model_input, dtype=np.float32)
+        if not np.isfinite(hidden).all():
+            row = int(np.argmin(np.isfinite(hidden).all(1)))
+            raise MlflowException.invalid_parameter_value(f"row {row} has a number that is not finite")
         for i, (weight, bias) in enumerate(self.layers):
             if i:
                 hidden = np.maximum(hidden, np.float32(0))

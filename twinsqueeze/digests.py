@@ -1,7 +1,8 @@
 """SHA-256 of files: whether they are still what they were."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -11,10 +12,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_sha256(folder: Path, leave_out: str) -> dict[str, str]:
-    """The digests of all files of a folder by their paths in it, but for those of one name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != leave_out)
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+def bytes_sha256(content: bytes) -> str:
+    """As `file_sha256`, of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def folder_sha256(folder: Path, leave_out: Sequence[str]) -> dict[str, str]:
+    """The digests of all files of a folder by their paths in it, but for those whose names match a pattern."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in files if not any(fnmatchcase(path.name, pattern) for pattern in leave_out)]
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in kept}
 
 
 def first_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
@@ -24,6 +31,11 @@ def first_difference(then: Mapping[str, str], now: Mapping[str, str]) -> str | N
             return f"{name} is missing"
         if name not in then:
             return f"{name} was not there"
-        if then[name] != now[name]:
-            return f"{name} has changed (SHA-256 {now[name][:16]}..., then {then[name][:16]}...)"
+        if found := difference(name, then[name], now[name]):
+            return found
     return None
+
+
+def difference(name: str, then: str, now: str) -> str | None:
+    """As `first_difference`, of one file."""
+    return f"{name} has changed (SHA-256 {now[:16]}..., then {then[:16]}...)" if then != now else None

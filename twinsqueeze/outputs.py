@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ class Output:
     """A .npy or .parquet file in the making.
 
     Rows are gathered in NAME.part, a .npy array whatever the output is to be, and NAME.part.json says every few seconds
-    how many of them are safe and what they were made of. Both are gone when the output is there.
+    how many of them are safe, their CRC-32 and what they were made of. Both are gone when the output is there.
 
     Args:
         path: What appears in the end; `check_output` has seen it.
@@ -43,6 +44,7 @@ class Output:
     Attributes:
         rows: How many are there.
         left_over: How many an interrupted command left that are now made again, since `resume` was not asked for.
+        damaged: Whether those to be gone on from are not what was written, so that they are made again.
 
     Raises:
         InputError: If the folder can't be written to, another process writes the same output, or what was left was made
@@ -59,6 +61,8 @@ class Output:
         self._parquet = path.with_name(f"{path.name}.part.parquet")
         self.rows = 0
         self.left_over = 0
+        self.damaged = False
+        self._crc32 = 0
         self._start = len(self._header())
         with self._writing():
             self._file = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
@@ -105,7 +109,9 @@ class Output:
                     f"{self.part} was begun with another {', '.join(others)}: give what it was begun with, or start "
                     "again without resume"
                 )
-            self.rows = left["rows"]
+            self.damaged = self._checksum(self._start, left["end"], 0) != left["crc32"]
+            if not self.damaged:
+                self.rows, self._crc32 = left["rows"], left["crc32"]
         elif left:
             self.left_over = left["rows"]
         with self._writing():
@@ -121,7 +127,7 @@ class Output:
             whole = os.fstat(self._file).st_size >= left["end"]
         except (OSError, ValueError, KeyError):
             return None
-        return left if whole and left["rows"] else None
+        return left if whole and left["rows"] and "crc32" in left else None
 
     def write(self, first: int, rows: AnyArray) -> None:
         """Writes rows to their place; may be called in several threads, in any order.
@@ -144,7 +150,9 @@ class Output:
 
     def reach(self, rows: int) -> None:
         """Counts on the first `rows` rows, which have all been written, and says so in the journal now and then."""
-        self.rows = rows
+        with self._writing():
+            before, self.rows = self._end(), rows
+            self._crc32 = self._checksum(before, self._end(), self._crc32)
         if hasattr(os, "posix_fadvise") and (length := self._end() - self._sent) > SENT_BYTES:
             # Linux begins to write to the disk, and nobody waits for it at the end.
             os.posix_fadvise(self._file, self._sent, length, os.POSIX_FADV_DONTNEED)
@@ -152,12 +160,20 @@ class Output:
         if time.monotonic() - self._noted > JOURNAL_SECONDS:
             self.note()
 
+    def _checksum(self, start: int, end: int, before: int) -> int:
+        """CRC-32 of the file between two places, going on from that of what stands before."""
+        while start < end and (content := os.pread(self._file, min(SENT_BYTES, end - start), start)):
+            before = zlib.crc32(content, before)
+            start += len(content)
+        return before
+
     def note(self) -> None:
         """Makes the rows safe that are there, and says so in the journal."""
         with shielded(then_stop=True), self._writing():
             os.fsync(self._file)
             new = self.journal.with_suffix(".new")
-            new.write_text(json.dumps({"rows": self.rows, "end": self._end(), "made_of": self.made_of}))
+            journal = {"rows": self.rows, "end": self._end(), "crc32": self._crc32, "made_of": self.made_of}
+            new.write_text(json.dumps(journal))
             new.replace(self.journal)
         self._noted = time.monotonic()
 

@@ -97,10 +97,14 @@ def register(
         run.tags(records.data_tags(material) | {tracking.TRAINED_RUN: run_id})
         # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
         version = known_version or _register(run, candidate, material, choice, verdict)
-        if verdict.promoted:
-            registry.promote(version, champion)
-        else:
-            registry.challenge(version)
+        while not registry.settle(version, champion, promoted=verdict.promoted):
+            console.say("another process has changed the champion: comparing with the new one")
+            champion = registry.champion()
+            verdict = _compare(candidate, material, champion, choice)
+            if not known_version:
+                longest = material.encoder.load_model().max_seq_length
+                registry.describe(version, _card(candidate, choice, verdict, longest))
+                run.describe(f"{_chosen(choice)} {verdict.text}")
         run.metrics(verdict.figures)
         run.params({"version": version.number})
     alias = registry.CHAMPION if verdict.promoted else registry.CHALLENGER
@@ -275,14 +279,7 @@ def _register(run: RunWriter, candidate: Trained, material: Material, choice: Ch
     """Makes the text model, logs it with its card and registers it."""
     run_id = choice.run.run_id
     model = text_model(material.encoder, candidate.compressor)
-    card = model_card(
-        candidate.provenance,
-        candidate.compressor.input_dimension,
-        longest=model.max_seq_length,
-        choice=choice,
-        verdict=verdict.text,
-        run_id=run_id,
-    )
+    card = _card(candidate, choice, verdict, model.max_seq_length)
     model_id = run.text_model(
         model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump()
     )
@@ -294,3 +291,14 @@ def _register(run: RunWriter, candidate: Trained, material: Material, choice: Ch
         registry.LABELS: candidate.provenance.recipe.labels,
     }
     return registry.add_version(model_id, card, tags)
+
+
+def _card(candidate: Trained, choice: Choice, verdict: Verdict, longest: int | None) -> str:
+    return model_card(
+        candidate.provenance,
+        candidate.compressor.input_dimension,
+        longest=longest,
+        choice=choice,
+        verdict=verdict.text,
+        run_id=choice.run.run_id,
+    )

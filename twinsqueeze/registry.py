@@ -1,13 +1,15 @@
 """MLflow's model registry: the versions of the registered model, and which of them is in use."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze import interrupts, tracking
+from twinsqueeze import console, interrupts, tracking
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.texts import without_password
 
@@ -15,6 +17,11 @@ NAME = "twinsqueeze"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
+# A registered model that is there while a process changes these.
+LOCK = "twinsqueeze-being-changed"
+WAIT_SECONDS = 0.05
+DEAD_SECONDS = 60.0
+ALREADY_THERE, NOT_THERE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
 DEV_DIGEST = "twinsqueeze.dev_digest"
 LABELS = "twinsqueeze.labels"
@@ -105,12 +112,19 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
         tags: What is to be known of it; the SHA-256 of its files is added.
     """
     client = mlflow.MlflowClient()
-    if not client.search_registered_models(f"name = '{NAME}'"):
-        client.create_registered_model(NAME, description=ABOUT)
-    tags = {**tags, tracking.FILES_SHA256: tracking.model_sha256(model_id)}
+    _make(NAME, ABOUT)
+    digests = {tracking.FILES_SHA256: tracking.model_sha256(model_id)}
+    client.set_logged_model_tags(model_id, digests)
+    tags = {**tags, **digests}
     made = mlflow.register_model(f"models:/{model_id}", NAME, tags=tags)
-    client.update_model_version(NAME, made.version, _cut(description))
-    return Version(int(made.version), (), tags)
+    version = Version(int(made.version), (), tags)
+    describe(version, description)
+    return version
+
+
+def describe(version: Version, description: str) -> None:
+    """Sets a version's description, Markdown; cut where a database would cut it."""
+    mlflow.MlflowClient().update_model_version(NAME, str(version.number), _cut(description))
 
 
 def _cut(text: str) -> str:
@@ -118,6 +132,78 @@ def _cut(text: str) -> str:
         return text
     rest = f"\n\nCut here; the whole card is the model's extra_files/{tracking.CARD_FILE}."
     return text[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
+
+
+def settle(version: Version, judged_against: Version | None, *, promoted: bool) -> bool:
+    """Makes a version the champion or the challenger, if it was judged against what is the champion still.
+
+    Args:
+        version: Of the model that was judged.
+        judged_against: The champion of that time.
+        promoted: Whether the version was better.
+
+    Returns:
+        Whether it was; otherwise nothing has changed.
+    """
+    with _alone():
+        if _number(champion()) != _number(judged_against):
+            return False
+        if promoted:
+            promote(version, judged_against)
+        else:
+            challenge(version)
+        return True
+
+
+def _number(version: Version | None) -> int | None:
+    return version.number if version else None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other processes from changing what is in use, wherever they run, for the moment that it takes us.
+
+    Registries have no locks, but only one process can make a registered model of a name that is not there.
+    """
+    client = mlflow.MlflowClient()
+    seen, since = None, time.monotonic()
+    while not _make(LOCK, "Some process is changing which version of twinsqueeze is in use, and removes this."):
+        interrupts.raise_if_stopped()
+        found = client.search_registered_models(f"name = '{LOCK}'")
+        made = found[0].creation_timestamp if found else None
+        if made is None or made != seen:
+            seen, since = made, time.monotonic()
+        elif time.monotonic() - since > DEAD_SECONDS:
+            console.say(f"the process that was changing the champion for {DEAD_SECONDS:.0f} seconds is taken for dead")
+            _remove(LOCK)
+        time.sleep(WAIT_SECONDS)
+    with interrupts.shielded(then_stop=True):
+        try:
+            yield
+        finally:
+            _remove(LOCK)
+
+
+def _make(name: str, description: str) -> bool:
+    """Makes a registered model; tells whether it was not there."""
+    client = mlflow.MlflowClient()
+    if client.search_registered_models(f"name = '{name}'"):
+        return False
+    try:
+        client.create_registered_model(name, description=description)
+    except mlflow.MlflowException as error:
+        if error.error_code != ALREADY_THERE:
+            raise
+        return False
+    return True
+
+
+def _remove(name: str) -> None:
+    try:
+        mlflow.MlflowClient().delete_registered_model(name)
+    except mlflow.MlflowException as error:
+        if error.error_code != NOT_THERE:
+            raise
 
 
 def promote(version: Version, former: Version | None) -> None:
@@ -146,17 +232,17 @@ def roll_back() -> tuple[Version | None, Version]:
     Raises:
         InputError: If there is no previous champion.
     """
-    known = versions()
-    if not known:
-        store = without_password(mlflow.get_registry_uri())
-        raise InputError(f"there is no registered model {NAME!r} in {store}: `register` makes one of the best run")
-    former = next((version for version in known if CHAMPION in version.aliases), None)
-    back = next((version for version in known if PREVIOUS in version.aliases), None)
-    if back is None:
-        raise InputError(f"the registered model {NAME!r} has no version `{PREVIOUS}` to go back to")
-    before = next((v for v in known if str(v.number) == back.tags.get(REPLACES)), None)
-    client = mlflow.MlflowClient()
-    with interrupts.shielded(then_stop=True):
+    with _alone():
+        known = versions()
+        if not known:
+            store = without_password(mlflow.get_registry_uri())
+            raise InputError(f"there is no registered model {NAME!r} in {store}: `register` makes one of the best run")
+        former = next((version for version in known if CHAMPION in version.aliases), None)
+        back = next((version for version in known if PREVIOUS in version.aliases), None)
+        if back is None:
+            raise InputError(f"the registered model {NAME!r} has no version `{PREVIOUS}` to go back to")
+        before = next((v for v in known if str(v.number) == back.tags.get(REPLACES)), None)
+        client = mlflow.MlflowClient()
         client.set_registered_model_alias(NAME, CHAMPION, str(back.number))
         if before:
             client.set_registered_model_alias(NAME, PREVIOUS, str(before.number))

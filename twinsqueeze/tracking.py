@@ -26,11 +26,11 @@ from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from twinsqueeze import interrupts
-from twinsqueeze.digests import first_difference, folder_sha256
+from twinsqueeze import interrupts, store
+from twinsqueeze.digests import bytes_sha256, difference, file_sha256, first_difference, folder_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.paths import is_folder, local_path
 from twinsqueeze.texts import markdown, without_password
@@ -51,10 +51,12 @@ NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
-# Of a registered version: the SHA-256 of its files, as JSON.
+# Of a registered version and its model: the SHA-256 of all files, as JSON.
 FILES_SHA256 = "twinsqueeze.files_sha256"
-# MLflow puts it into the folder of a version that is read.
-META_FILE = "registered_model_meta"
+# Before the name of one file, of a run or its model.
+FILE_SHA256 = "twinsqueeze.sha256."
+# What MLflow puts into the folder of a version that is read, and Python into that of a model with code of its own.
+LEFT_BY_READING = ("registered_model_meta", "*.pyc")
 
 SERVER_SECONDS = 25.0
 FLUSH_SECONDS = 5.0
@@ -66,6 +68,7 @@ MODEL_NAME = "compressor"
 MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
 MODEL_CODE = Path(__file__).with_name("compressor_model.py")
 TEXT_MODEL_NAME = "text_model"
+TEXT_MODEL_CODE = Path(__file__).with_name("text_model_pyfunc.py")
 TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
 # The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
 CHECKPOINT_FILE = "compressor.safetensors"
@@ -86,17 +89,18 @@ def given_run() -> str | None:
 
 
 def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
-    """Asks a remote server for an answer, so that nothing long begins in vain.
+    """Asks a remote server for an answer, and opens a store that is a file, so that nothing long begins in vain.
 
     Args:
         what: The tracking server, or the model registry.
         setting: What says where it is.
 
     Raises:
-        InputError: If it does not give one within 25 seconds.
+        InputError: If a server does not give one within 25 seconds, or the file can't be opened.
     """
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if urlsplit(uri).scheme not in {"http", "https"}:
+        store.open_store(uri)
         return
     failure: list[str] = ["no answer"]
 
@@ -216,6 +220,8 @@ class RunWriter:
     def table(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.json`, which the UI shows and compares between runs."""
         mlflow.log_table(frame, f"{name}.json")
+        written = frame.to_json(None, orient="split", index=False, date_format="iso")  # as MLflow has done
+        self.tags({f"{FILE_SHA256}{name}.json": bytes_sha256(written.encode())})
 
     def frame(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.parquet`, for programs: a tenth of the size and the time of `table`."""
@@ -223,6 +229,7 @@ class RunWriter:
             path = Path(folder, f"{name}.parquet")
             frame.to_parquet(path)
             self.client.log_artifact(self.run_id, str(path))
+            self.tags({f"{FILE_SHA256}{path.name}": file_sha256(path)})
 
     def file(self, path: Path) -> None:
         """Logs a file under its own name."""
@@ -259,6 +266,7 @@ class RunWriter:
                 input_example=example,
                 pip_requirements=[f"{package}=={version(package)}" for package in MODEL_PACKAGES],
                 params={name: str(value) for name, value in params.items()},
+                tags={f"{FILE_SHA256}{CHECKPOINT_FILE}": bytes_sha256(weights)},
             )
         return str(info.model_id)
 
@@ -284,19 +292,19 @@ class RunWriter:
         Returns:
             The logged model's id.
         """
-        import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
-
         dimension = model.get_embedding_dimension() or -1
         signature = ModelSignature(
-            inputs=Schema([ColSpec(DataType.string)]),
+            inputs=Schema([ColSpec(AnyType())]),  # a server would make texts of whatever it is sent
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]),
         )
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder, name) for name in (CHECKPOINT_FILE, CARD_FILE)}
             shutil.copyfile(checkpoint, files[CHECKPOINT_FILE])
             files[CARD_FILE].write_text(card, encoding="utf-8")
-            info = mlflow.sentence_transformers.log_model(
-                model,
+            info = Model.log(
+                None,
+                _TextFlavor,
+                model=model,
                 name=TEXT_MODEL_NAME,
                 signature=signature,
                 input_example=list(examples),
@@ -307,6 +315,20 @@ class RunWriter:
                 create_model_card=False,  # sentence-transformers' own; ours lies beside it
             )
         return str(info.model_id)
+
+
+class _TextFlavor:
+    """MLflow's flavour for sentence-transformers models, but that `text_model_pyfunc` is what is loaded and served."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **parts: Any) -> None:
+        """Writes a model's folder."""
+        import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
+
+        code = [str(TEXT_MODEL_CODE)]
+        mlflow.sentence_transformers.save_model(path=path, mlflow_model=mlflow_model, code_paths=code, **parts)
+        mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = TEXT_MODEL_CODE.stem
+        mlflow_model.save(str(Path(path, "MLmodel")))
 
 
 @contextmanager
@@ -340,6 +362,7 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
 def _start(name: str, kind: str, nested: bool) -> RunWriter:
     given = given_run()
     try:
+        store.make_experiment()
         active = mlflow.start_run(run_name=None if given else name, nested=nested)
     except Exception as error:
         raise InputError(
@@ -389,30 +412,40 @@ def find_model(model: str) -> FoundModel:
         model: A run's id, a model's URI (models:/..., runs:/...) or a folder, such as `export` writes.
 
     Raises:
-        InputError: If there is no such thing, no compressor in it, or a registered version's files are not those that
-            were registered.
+        InputError: If there is no such thing, no compressor in it, or its files are not those that were recorded.
     """
     folder = local_path(model)
-    recorded = None
+    origin = None
     if not is_folder(folder):
-        uri, recorded = _registered(_model_uri(model), model)
-        folder = _download(uri, model)
+        origin = _origin(_model_uri(model), model)
+        folder = _download(origin.uri, model)
     files = _files(folder, model)
-    if recorded and (difference := first_difference(json.loads(recorded), folder_sha256(folder, META_FILE))):
-        raise InputError(
-            f"model {model!r} is not what was registered: {difference}. Put its files back, or register it again"
-        )
+    if origin and (all_files := origin.tags.get(FILES_SHA256)):
+        _refuse(first_difference(json.loads(all_files), folder_sha256(folder, LEFT_BY_READING)), model)
     weights = [path for path in files if path.name == CHECKPOINT_FILE]
     weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
+    if origin and (recorded := origin.tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}")):
+        _refuse(difference(CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
     text_models = sorted(path.parent for path in files if path.name == "modules.json")
     card = weights[0].with_name(CARD_FILE)
     beside = text_models[0] if text_models else None, card if card.is_file() else None
     if not (folder / "MLmodel").is_file():
         return FoundModel(weights[0], None, None, *beside)
-    logged = Model.load(str(folder))
-    return FoundModel(weights[0], logged.model_id, (logged.metadata or {}).get(TRAINED_RUN, logged.run_id), *beside)
+    try:
+        logged = Model.load(str(folder))
+    except Exception as error:  # YAML that is no model's gives errors of many kinds
+        raise InputError(f"MLmodel of model {model!r} can't be read: {_line(error)}") from error
+    trained_run = (logged.metadata or {}).get(TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
+    return FoundModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
+
+
+def _refuse(found: str | None, model: str) -> None:
+    if found:
+        raise InputError(
+            f"model {model!r} is not what was recorded: {found}. Put its files back, or train or register it again"
+        )
 
 
 def _files(folder: Path, model: str) -> list[Path]:
@@ -455,16 +488,40 @@ def _model_uri(model: str) -> str:
     return f"models:/{run.outputs.model_outputs[-1].model_id}"
 
 
-def _registered(uri: str, model: str) -> tuple[str, str | None]:
-    """A URI that names one version of a registered model for one that may name an alias, and its files' digests."""
-    if not uri.startswith("models:/"):
-        return uri, None
+@dataclass(frozen=True)
+class _Origin:
+    """What the store says of a model.
+
+    Attributes:
+        uri: Of one version, or one logged model, even if an alias or a run was given.
+        tags: Of that version or model.
+        model_id: Of a logged model.
+        run_id: Whose model that is.
+    """
+
+    uri: str
+    tags: Mapping[str, str]
+    model_id: str | None = None
+    run_id: str | None = None
+
+
+def _origin(uri: str, model: str) -> _Origin:
     client = mlflow.MlflowClient()
     try:
-        name, *number = get_model_name_and_version(client, uri)
-        if not number:  # models:/m-..., a logged model
-            return uri, None
-        return f"models:/{name}/{number[0]}", client.get_model_version(name, number[0]).tags.get(FILES_SHA256)
+        if uri.startswith("runs:/"):
+            run_id, _, name = uri.removeprefix("runs:/").strip("/").partition("/")
+            outputs = client.get_run(run_id).outputs
+            logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+            named = [known for known in logged if known.name == name]
+            if not named:
+                return _Origin(uri, {}, run_id=run_id)
+            found = named[-1]
+        else:
+            name, *number = get_model_name_and_version(client, uri)
+            if number:
+                return _Origin(f"models:/{name}/{number[0]}", client.get_model_version(name, number[0]).tags)
+            found = client.get_logged_model(name)
+        return _Origin(f"models:/{found.model_id}", found.tags, found.model_id, found.source_run_id)
     except Exception as error:  # stores answer an unknown model with exceptions of many kinds
         raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
 
@@ -476,7 +533,7 @@ def model_sha256(model_id: str) -> str:
         InputError: If it can't be read.
     """
     uri = f"models:/{model_id}"
-    return json.dumps(folder_sha256(_download(uri, uri), META_FILE))
+    return json.dumps(folder_sha256(_download(uri, uri), LEFT_BY_READING))
 
 
 def _download(uri: str, model: str) -> Path:

@@ -1,0 +1,294 @@
+"""Disks that are full or read-only, files that are not what was written: an error or a repair, and no wrong number."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from tests.processes import Workplace
+from twinsqueeze import comparison, storage, tracking
+from twinsqueeze.errors import InputError
+
+MAIN = ["main", "--epochs", "2", "--dim", "8", "--device", "cpu", "--dataset"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, shared_cache, pairs_folder) -> Workplace:
+    """Where a run is finished."""
+    place = Workplace(tmp_path_factory.mktemp("work"), shared_cache)
+    done = place.command(*MAIN, str(pairs_folder))
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def run_id(place, monkeypatch) -> str:
+    """Of that run, with its store as this process's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
+    mlflow.set_tracking_uri(None)
+    return place.runs()[-1].info.run_id
+
+
+def flips(path: Path, places: int):
+    """Flips a bit at places spread over a file, one at a time, and mends it again."""
+    whole = path.read_bytes()
+    for i in range(places):
+        place = i * (len(whole) - 1) // (places - 1)
+        changed = bytearray(whole)
+        changed[place] ^= 1 << i % 8
+        path.write_bytes(changed)
+        yield place
+    path.write_bytes(whole)
+
+
+def artifact(place: Workplace, run_id: str, name: str) -> Path:
+    """The file itself, where MLflow keeps it."""
+    return Path(place.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / name
+
+
+def names_of(place: Workplace, run_id: str) -> list[str]:
+    """All that a run's model may be called."""
+    model_id = place.client.get_run(run_id).outputs.model_outputs[0].model_id
+    return [run_id, f"runs:/{run_id}/compressor", f"models:/{model_id}"]
+
+
+def test_a_flipped_bit_of_a_runs_model_is_refused(place, run_id):
+    """In the header with what it was trained on and its ranges for int8, and in the weights."""
+    names = names_of(place, run_id)
+    files = {tracking.find_model(name).file for name in names}
+    (file,) = files
+    assert {(tracking.find_model(name).run_id, tracking.find_model(name).model_id) for name in names} == {
+        (run_id, names[2].removeprefix("models:/"))
+    }
+    for i, _ in enumerate(flips(file, 30)):
+        with pytest.raises(InputError, match=r"compressor\.safetensors has changed"):
+            tracking.find_model(names[i % len(names)])
+    assert tracking.find_model(run_id).file == file
+
+
+def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
+    """MLmodel has no digest: whatever becomes of it, the model is refused or belongs to the run that trained it."""
+    names = names_of(place, run_id)
+    description = tracking.find_model(run_id).file.parents[1] / "MLmodel"
+    for i, _ in enumerate(flips(description, 60)):
+        try:
+            found = tracking.find_model(names[i % len(names)])
+        except InputError:
+            continue
+        assert (found.run_id, found.model_id) == (run_id, names[2].removeprefix("models:/"))
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "baselines.json", "train_pair_losses.parquet"])
+def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
+    (run,) = comparison.read_runs("0").runs
+    readers = {
+        "predictions.json": lambda: comparison.read_predictions(run),
+        "baselines.json": lambda: comparison._read_table(run_id, name),
+        "train_pair_losses.parquet": lambda: comparison.read_train_losses(run),
+    }
+    assert len(readers[name]())
+    file = artifact(place, run_id, name)
+    for _ in flips(file, 20):
+        with pytest.raises(InputError, match=r"is not what was recorded: .* has changed"):
+            readers[name]()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is not what was recorded"):
+        readers[name]()
+    # A run from before digests were recorded.
+    recorded = place.client.get_run(run_id).data.tags[f"{tracking.FILE_SHA256}{name}"]
+    place.client.delete_tag(run_id, f"{tracking.FILE_SHA256}{name}")
+    with pytest.raises(InputError, match="can't be read"):
+        readers[name]()
+    file.write_bytes(whole)
+    assert len(readers[name]())
+    place.client.set_tag(run_id, f"{tracking.FILE_SHA256}{name}", recorded)
+
+
+def test_a_damaged_table_is_left_out_of_a_comparison_and_said(place, run_id):
+    (run,) = comparison.read_runs("0").runs
+    whole = comparison.read_baselines([run])
+    assert whole.rows
+    assert not whole.notes
+    for _ in flips(artifact(place, run_id, "baselines.json"), 2):
+        found = comparison.read_baselines([run])
+        assert not found.rows
+        assert "baselines.json has changed" in found.notes[0]
+
+
+def test_a_damaged_cache_is_repaired(place, run_here, tmp_path, pairs_folder, monkeypatch):
+    """Every file of it: vectors and baselines are made again, and are what they were."""
+    cache = tmp_path / "cache"
+    shutil.copytree(place.cache, cache)
+    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(cache))
+    files = {path: path.read_bytes() for path in cache.iterdir()}
+    assert len(files) >= 3
+    for i, (path, content) in enumerate(files.items()):
+        path.write_bytes(content[:-7] if i % 2 else content[:99] + bytes([content[99] ^ 4]) + content[100:])
+    code, _, err = run_here(*MAIN, str(pairs_folder))
+    assert code == 0, err
+    assert "a cached file is damaged, so the result is made again" in err
+    again, first = Workplace(tmp_path, cache).runs()[0], place.runs()[-1]
+    same = {name: value for name, value in first.data.metrics.items() if not name.startswith("system/")}
+    assert again.data.metrics == same
+    read = [path for path, content in files.items() if path.read_bytes() == content]
+    assert len(read) >= 3  # those of these pairs; the rest are other tests'
+
+
+def test_what_is_no_trouble_of_a_disk_keeps_its_traceback():
+    assert storage.storage_trouble(ValueError("the disk is fine")) is None
+    assert storage.storage_trouble(FileNotFoundError(2, "No such file")) is None
+    looped = ValueError("a")
+    looped.__cause__ = looped
+    assert storage.storage_trouble(looped) is None
+
+
+# A disk of its own in a namespace of its own: its size and options, its folder, what is copied to it, and the command.
+SMALL_DISK = """
+size=$1 options=$2 folder=$3 source=$4; shift 4
+mkdir -p "$folder"
+mount -t tmpfs -o "size=$size" tmpfs "$folder" || exit 99
+[ -z "$source" ] || cp -a "$source" "$folder" || exit 98
+[ -z "$options" ] || mount -o "remount,$options" "$folder" || exit 99
+"$@"
+code=$?
+find "$folder" -mindepth 1 -printf '\\nLEFT %P %s'
+exit $code
+"""
+
+
+def on_a_disk(
+    place: Workplace, folder: Path, *command: str, size: str, options: str = "", source: Path | None = None, **more: str
+) -> tuple[int, str, str, list[str]]:
+    """Runs a command where a folder is a disk of its own.
+
+    Returns:
+        Its exit code, what it said, and the files that it left on the disk.
+    """
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "bash", "-c", SMALL_DISK, "bash"),
+            *(size, options, str(folder), str(source or "")),
+            *(sys.executable, "-m", "twinsqueeze", *command),
+        ],
+        cwd=place.folder,
+        env=place.environment | more,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode in {1, 99} and ("unshare" in done.stderr or "mount:" in done.stderr):
+        pytest.skip("no namespaces here")
+    out, *left = done.stdout.split("\nLEFT ")
+    return done.returncode, out, done.stderr, [name.rpartition(" ")[0] for name in left]
+
+
+def refused(found: tuple[int, str, str, list[str]]) -> tuple[str, list[str]]:
+    """The one line of a command that the disk has stopped, and what is left on it."""
+    code, _, err, left = found
+    assert code == 2, err
+    assert "Traceback" not in err
+    line = err.splitlines()[-1]
+    assert line.startswith("twinsqueeze: ")
+    return line, left
+
+
+FULL = r"No space left|disk is full|disk I/O|disk has"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "options"), [("1m", "ro"), ("8k", "")])
+def test_a_cache_that_cannot_be_written_costs_no_run(workplace, pairs_folder, size, options):
+    cache = workplace.folder / "cache"
+    code, _, err, left = on_a_disk(
+        workplace, cache, *MAIN, str(pairs_folder), size=size, options=options, TWINSQUEEZE_CACHE=str(cache)
+    )
+    assert code == 0, err
+    assert "the cache can't be written, so the next run starts afresh" in err
+    assert not [name for name in left if name.endswith(".part")]
+    assert workplace.runs()[0].info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "options", "said"), [("1m", "ro", "Read-only file system"), ("100k", "", FULL)])
+def test_an_artifact_folder_that_cannot_be_written(workplace, pairs_folder, size, options, said):
+    folder = workplace.folder / "mlruns"
+    line, _ = refused(on_a_disk(workplace, folder, *MAIN, str(pairs_folder), size=size, options=options))
+    assert pd.Series(line).str.contains(said).all(), line
+    (run,) = workplace.runs()
+    assert run.info.status == "FAILED"
+    assert pd.Series(run.data.tags["mlflow.note.content"]).str.contains(said).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "options", "said"), [("1m", "ro", "Read-only file system"), ("300k", "", FULL)])
+def test_a_fresh_store_that_cannot_be_made_leaves_nothing(workplace, pairs_folder, size, options, said):
+    folder = workplace.folder / "store"
+    found = on_a_disk(
+        workplace,
+        folder,
+        *MAIN,
+        str(pairs_folder),
+        size=size,
+        options=options,
+        MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+    )
+    line, left = refused(found)
+    assert "can't be opened" in line
+    assert pd.Series(line).str.contains(said).all(), line
+    assert set(left) <= {"mlflow.db.lock"}
+
+
+@pytest.mark.slow
+def test_a_store_whose_disk_fills_up_in_mid_run(place, pairs_folder, tmp_path):
+    folder = tmp_path / "store"
+    database = place.folder / "mlflow.db"
+    found = on_a_disk(
+        Workplace(tmp_path, place.cache),
+        folder,
+        *MAIN,
+        str(pairs_folder),
+        "--epochs",
+        "1000",
+        size=f"{database.stat().st_size // 1024 + 60}k",
+        source=database,
+        MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+    )
+    line, _ = refused(found)
+    assert pd.Series(line).str.contains(FULL).all(), line
+
+
+@pytest.mark.slow
+def test_a_store_that_is_read_only_is_read_and_not_written(place, run_id, tmp_path):
+    folder = tmp_path / "store"
+    how = {
+        "size": "20m",
+        "options": "ro",
+        "source": place.folder / "mlflow.db",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
+    here = Workplace(tmp_path, place.cache)
+    code, _, err, _ = on_a_disk(
+        here, folder, "export", "--model", run_id, "--output", "model", "--format", "safetensors", **how
+    )
+    assert code == 0, err
+    assert (tmp_path / "model" / "compressor.safetensors").is_file()
+    line, _ = refused(on_a_disk(here, folder, "compare", **how))
+    assert "readonly database" in line
+
+
+@pytest.mark.slow
+def test_outputs_appear_whole_or_not_at_all(place, run_id):
+    """A table, figures and a report that fit only in part, and a model that does."""
+    folder = place.folder / "small"
+    line, left = refused(on_a_disk(place, folder, "compare", "--output", str(folder), size="150k"))
+    assert pd.Series(line).str.contains(FULL).all(), line
+    assert left == []
+    output = str(folder / "model")
+    line, left = refused(on_a_disk(place, folder, "export", "--model", run_id, "--output", output, size="5m"))
+    assert pd.Series(line).str.contains(FULL).all(), line
+    assert left == []

@@ -1,0 +1,254 @@
+"""Many commands at once on one store: nothing is lost, doubled or passed over."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psycopg
+import pytest
+
+from tests.contention import check_succession, contend
+from tests.processes import Workplace
+from tests.test_security import wait_for
+from twinsqueeze import tracking
+from twinsqueeze.errors import InputError
+
+EPOCHS = 3
+TRAIN = ["train", "--epochs", str(EPOCHS), "--dim", "8", "--device", "cpu", "--dataset"]
+
+# What every command does before its first question to the store, and before its run.
+OPENING = """
+import sys
+from twinsqueeze import store, tracking
+print("ready", flush=True)
+sys.stdin.readline()
+tracking.check_server()
+store.make_experiment()
+with tracking.open_run("run", "train") as run:
+    run.metrics({"dev/spearman": 0.5}, 1)
+"""
+
+
+def together(commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]], cwd: Path) -> list[str]:
+    """Starts commands at once and waits for them; what they printed."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    said = []
+    try:
+        if commands[0][0] == "-c":
+            for process in started:
+                process.stdout.readline()
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in started:
+            out, err = process.communicate(timeout=280)
+            assert process.returncode == 0, err
+            assert "Traceback" not in err
+            said.append(out)
+    finally:
+        for process in started:
+            process.kill()
+    return said
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query).fetchall()
+
+
+RUNS = "SELECT e.name, r.status, count(*) FROM runs r JOIN experiments e USING (experiment_id) GROUP BY 1, 2 ORDER BY 1"
+CURVES = (
+    "SELECT key, run_uuid, count(*), count(DISTINCT step), min(step), max(step) FROM metrics "
+    "WHERE key = '{}' GROUP BY 1, 2"
+)
+
+
+def test_processes_that_open_a_fresh_store_at_once(workplace):
+    """MLflow itself fails here more often than not; the experiment is made by all of them, too."""
+    environment = workplace.environment | {"MLFLOW_EXPERIMENT_NAME": "fresh"}
+    together([["-c", OPENING]] * 4, [environment] * 4, workplace.folder)
+    assert rows(workplace.folder / "mlflow.db", RUNS) == [("fresh", "FINISHED", 4)]
+    assert rows(workplace.folder / "mlflow.db", "SELECT count(*) FROM metrics") == [(4,)]
+
+
+def test_a_file_that_is_no_database_is_refused_at_once(workplace, monkeypatch):
+    (workplace.folder / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 2000)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+    mlflow.set_tracking_uri(None)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="can't be opened"):
+        tracking.check_server()
+    assert time.monotonic() - begun < 60  # MLflow tries for 100 seconds
+
+
+@pytest.mark.slow
+def test_four_commands_on_a_fresh_store_and_an_empty_cache(workplace, pairs_folder):
+    """All of them encode the same sentences, write them to the same cache, and give the same numbers."""
+    environment = workplace.environment | {
+        "MLFLOW_EXPERIMENT_NAME": "fresh",
+        "TWINSQUEEZE_CACHE": str(workplace.folder / "cache"),
+    }
+    together([["-m", "twinsqueeze", *TRAIN, str(pairs_folder)]] * 4, [environment] * 4, workplace.folder)
+    database = workplace.folder / "mlflow.db"
+    assert rows(database, RUNS) == [("fresh", "FINISHED", 4)]
+    for key in ("train/loss", "train/clean_loss", "dev/spearman"):
+        assert [curve[2:] for curve in rows(database, CURVES.format(key))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 4
+    assert len(rows(database, "SELECT DISTINCT value FROM metrics WHERE key = 'dev/spearman' AND step = 3")) == 1
+    assert not list((workplace.folder / "cache").glob("*.part"))
+
+
+HOLD = """
+import sqlite3
+import sys
+import time
+print("ready", flush=True)
+while True:
+    connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    time.sleep(0.3)
+    connection.execute("COMMIT")
+    connection.close()
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.slow
+def test_a_database_that_another_process_keeps_locking(workplace, pairs_folder, run_here):
+    """It is locked fifteen sixteenths of the time."""
+    code, _, err = run_here(*TRAIN, str(pairs_folder))
+    assert code == 0, err
+    database = workplace.folder / "mlflow.db"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(database)], stdout=subprocess.PIPE, text=True) as holder:
+        holder.stdout.readline()
+        code, _, err = run_here(*TRAIN, str(pairs_folder))
+        holder.kill()
+    assert code == 0, err
+    assert rows(database, RUNS) == [("Default", "FINISHED", 2)]
+    assert [curve[2:] for curve in rows(database, CURVES.format("train/loss"))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 2
+    first, second = (
+        {c[2] for c in rows(database, "SELECT run_uuid, key, value FROM metrics") if c[0] == run}
+        for (run,) in rows(database, "SELECT run_uuid FROM runs")
+    )
+    assert first == second
+
+
+def programs() -> Path | None:
+    """The folder of PostgreSQL's programs, which Debian keeps out of the path."""
+    for folder in (*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), shutil.which("initdb")):
+        if folder and (Path(folder) / "initdb").is_file():
+            return Path(folder)
+    found = shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The address of a database in a cluster of the test's own, on loopback."""
+    where = programs()
+    if where is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    # It refuses to run as root.
+    other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+    if other:
+        shutil.chown(folder, "postgres")
+
+    def run(*command: str) -> None:
+        subprocess.run([*other, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+    port = free_port()
+    data = str(folder / "data")
+    run(str(where / "initdb"), "-D", data, "-A", "trust", "-U", "mlflow", "--no-sync", "-E", "UTF8")
+    how = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    run(str(where / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log"), "-o", how, "start")
+    try:
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        run(str(where / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(place: Workplace, backend: str) -> Iterator[str]:
+    """`mlflow server` on a database; yields its address."""
+    port = free_port()
+    folder = place.folder / "server"
+    folder.mkdir()
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", backend, "--workers", "2"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            cwd=folder,
+            env=place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, shared_cache, pairs_folder):
+    """Four in each of two experiments, which they make at once; then a register of each, at once as well."""
+    place = Workplace(tmp_path, shared_cache)
+    with mlflow_server(place, postgres) as address:
+        environment = place.environment | {"MLFLOW_TRACKING_URI": address}
+        in_experiments = [environment | {"MLFLOW_EXPERIMENT_NAME": name} for name in ("left", "right")]
+        commands = [["-m", "twinsqueeze", *TRAIN, str(pairs_folder), "--seed", str(seed)] for seed in range(8)]
+        together(commands, in_experiments * 4, place.folder)
+
+        with closing(psycopg.connect(postgres)) as connection, connection.cursor() as cursor:
+            cursor.execute(RUNS)
+            assert cursor.fetchall() == [("left", "FINISHED", 4), ("right", "FINISHED", 4)]
+            for key in ("train/loss", "train/clean_loss", "dev/spearman"):
+                cursor.execute(CURVES.format(key))
+                assert [curve[2:] for curve in cursor.fetchall()] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 8
+            cursor.execute("SELECT count(*), count(DISTINCT source_run_id) FROM logged_models")
+            assert cursor.fetchall() == [(8, 8)]
+
+        said = together([["-m", "twinsqueeze", "register"]] * 2, in_experiments, place.folder)
+        # One of them was judged against the other, whichever was first, and they know their numbers.
+        assert sorted("There was no champion to compare it with." in text for text in said) == [False, True]
+        assert sorted("less that of the champion, version" in text for text in said) == [False, True]
+        client = mlflow.MlflowClient(address)
+        versions = client.search_model_versions("name = 'twinsqueeze'")
+        assert len({version.tags["twinsqueeze.trained_run"] for version in versions}) == 2
+        aliases = client.get_registered_model("twinsqueeze").aliases
+        assert set(aliases) in ({"champion", "previous"}, {"champion", "challenger"})
+        client.delete_registered_model("twinsqueeze")
+
+        left = contend(address, processes=2, rounds=6)
+        assert len(left) == 12
+        check_succession(client, left)
