@@ -7,7 +7,10 @@ import time
 
 import pytest
 
-from tests.processes import write_pairs
+from tests.processes import ROOT, write_pairs
+from twinsqueeze import cli, tracking
+
+QUICK = str(ROOT / "experiments" / "quick.yaml")
 
 
 def refused(outcome: tuple[int, str, str], workplace) -> str:
@@ -231,3 +234,31 @@ def test_a_process_says_it_in_one_line_too(workplace):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "twinsqueeze: alpha must be a finite number of at least 0, not 'nan'\n"
     assert list(workplace.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ([], False),
+        (["--force"], True),
+        (["--force", "true"], True),
+        (["--force=false"], False),
+        (["--force", "0"], False),
+    ],
+)
+def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
+    """People type the first, `mlflow run` the second."""
+    asked = []
+    monkeypatch.setattr("twinsqueeze.ablation.ablate", lambda grid, **options: asked.append(options["force"]))
+    for arguments in ([*given, "--grid", QUICK], ["--grid", QUICK, *given]):
+        cli.cli(["ablation", *arguments], standalone_mode=False)
+    assert asked == [value, value]
+
+
+def test_the_next_commands_stay_in_the_runs_experiment(workplace):
+    elsewhere = workplace.client.create_experiment("elsewhere")
+    runs = [workplace.client.create_run(experiment).info for experiment in ("0", elsewhere)]
+    default, other = (tracking.RunWriter(run.run_id, run.experiment_id, workplace.client) for run in runs)
+    assert tracking.next_run(default, "register") == "mlflow run . --env-manager local -e register"
+    command = tracking.next_run(other, "evaluate", model="x")
+    assert command == f"mlflow run . --env-manager local --experiment-id {elsewhere} -e evaluate -P model=x"

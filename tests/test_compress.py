@@ -426,7 +426,7 @@ def test_lists_of_other_lengths_in_parquet(refuse, workplace, vectors):
         (["--format", "xlsx"], "format must be one of auto, npy"),
         (["--column", "x"], "in.npy is a .npy array, which has no column 'x'"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),
-        (["--resume", "perhaps"], "'perhaps' is not a valid boolean"),
+        (["--resume=perhaps"], "'perhaps' is not a valid boolean"),
         (["--output", "out.txt"], "output 'out.txt' ends in neither .npy nor .parquet"),
         (["--output", "nowhere/out.npy"], "would be in a folder that is not there"),
         (["--input", "nowhere.npy"], "input 'nowhere.npy' is not there"),
@@ -455,7 +455,7 @@ def test_an_output_that_is_there_is_refused_unless_overwrite_is_asked_for(refuse
     np.save(workplace.folder / "in.npy", vectors[:100])
     np.save(workplace.folder / "out.npy", np.zeros(3))
     assert "output 'out.npy' is there already: name another, or ask for overwrite" in refuse("in.npy")
-    found, _ = compress("in.npy", "--overwrite", "true")
+    found, _ = compress("in.npy", "--overwrite")
     assert found.shape == (100, 12)
     np.save(workplace.folder / "in.npy", np.full((3, 384), np.nan))
     assert "row 0" in refuse("in.npy", "--overwrite", "true")  # and the old output is still there: refuse looks
@@ -522,7 +522,7 @@ def interrupted(workplace, models, vectors) -> Interruption:
 def test_an_interrupted_command_goes_on_where_it_stood(interrupted, compress, run_here, workplace, number, output):
     err = interrupted(number, "--output", output)
     assert not (workplace.folder / output).exists()
-    assert ("rows are kept: the same command with --resume true" in err) == (number != signal.SIGKILL)
+    assert ("rows are kept: the same command with --resume goes on" in err) == (number != signal.SIGKILL)
     part = workplace.folder / f"{output}.part"
     # a mark on the first row, by which it is seen to be kept
     offset = mark(part)
@@ -563,9 +563,7 @@ def test_rows_that_have_changed_since_are_not_gone_on_from(interrupted, compress
 
 def test_what_an_interrupted_command_left_is_made_again_or_refused(interrupted, compress, refuse, workplace, vectors):
     interrupted(signal.SIGKILL, "--output", "out.npy")
-    assert "out.npy.part was begun with another precision" in refuse(
-        "in.npy", "--resume", "true", "--precision", "int8"
-    )
+    assert "out.npy.part was begun with another precision" in refuse("in.npy", "--resume", "--precision", "int8")
     assert "begun with another model" in refuse("in.npy", "--resume", "true", model="older")
     found, err = compress("in.npy")
     assert "rows, which are made again without resume" in err

@@ -170,6 +170,7 @@ def test_the_end_shows_a_table_and_the_next_commands(main_output, main_run, plac
     assert any(line.split()[:2] == ["mlp8-alpha0.75-seed3", "32"] for line in lines)
     assert any(line.split()[0] == "uncompressed" for line in lines if line.strip())
     assert f"mlflow run . --env-manager local -e evaluate -P model={main_run.info.run_id}" in main_output
+    assert "mlflow run . --env-manager local -e register" in main_output
     assert f"mlflow ui --backend-store-uri {place.uri}" in main_output
 
 

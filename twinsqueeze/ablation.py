@@ -74,7 +74,8 @@ def ablate(
         console.warn(notice)
     console.print_next(
         [
-            ("tables, figures and a report", "mlflow run . --env-manager local -e compare"),
+            ("tables, figures and a report", tracking.next_run(parent, "compare")),
+            ("put the best in use", tracking.next_run(parent, "register")),
             *tracking.where_to_look(parent),
         ]
     )

@@ -255,7 +255,8 @@ def _notes(rows: Sequence[Row], repeated: int) -> list[str]:
         notes.append(f"{_count(single, 'row')} of a single seed: no standard deviation and no interval.")
     if untested := sum(len(row.runs) - len(row.values("test/spearman")) for row in rows):
         notes.append(
-            f"{_count(untested, 'run')} without scores on test: `mlflow run . -e evaluate -P model=RUN_ID` makes them."
+            f"{_count(untested, 'run')} without scores on test: "
+            "`mlflow run . --env-manager local -e evaluate -P model=RUN_ID` makes them."
         )
     return notes
 

@@ -112,6 +112,20 @@ def recipe_options(*names: str, **defaults: Any) -> Callable[[Command], Command]
     return decorate
 
 
+def switch(name: str, help_: str) -> Callable[[Command], Command]:
+    """An option that is off until it is given, alone or with a value, since `mlflow run` gives every parameter one."""
+    return click.option(
+        *_names(name),
+        type=bool,
+        is_flag=False,
+        flag_value="true",
+        default=False,
+        show_default=True,
+        metavar="[BOOLEAN]",
+        help=help_,
+    )
+
+
 score_max_option = click.option(
     *_names("score_max"),
     type=float,
@@ -205,14 +219,7 @@ def evaluate_command(**options: Any) -> None:
     metavar="NAME",
     help="As for main, or `grid` for what the file says.",
 )
-@click.option(
-    *_names("force"),
-    type=bool,
-    default=False,
-    show_default=True,
-    metavar="BOOLEAN",
-    help="Train also what a finished run of the experiment has trained on the same data.",
-)
+@switch("force", "Train also what a finished run of the experiment has trained on the same data.")
 @score_max_option
 def ablation_command(grid: str, **options: Any) -> None:
     """Train every combination of a grid, a run each.
@@ -241,14 +248,7 @@ def ablation_command(grid: str, **options: Any) -> None:
     metavar="FOLDER",
     help="A folder that gets the tables, figures and the report as well.  [default: none]",
 )
-@click.option(
-    *_names("overwrite"),
-    type=bool,
-    default=False,
-    show_default=True,
-    metavar="BOOLEAN",
-    help="Write to an output folder that is not empty; files of the same names are replaced.",
-)
+@switch("overwrite", "Write to an output folder that is not empty; files of the same names are replaced.")
 def compare_command(**options: Any) -> None:
     """Build the ablation's table from an experiment's runs.
 
@@ -283,14 +283,7 @@ def compare_command(**options: Any) -> None:
     metavar="NAME",
     help="The name of the data whose runs are looked at; `any` where the experiment has runs on one only.",
 )
-@click.option(
-    *_names("rollback"),
-    type=bool,
-    default=False,
-    show_default=True,
-    metavar="BOOLEAN",
-    help="Put back the previous champion, and register nothing.",
-)
+@switch("rollback", "Put back the previous champion, and register nothing.")
 def register_command(**options: Any) -> None:
     """Make the best run a version of the registered model `twinsqueeze`.
 
@@ -320,14 +313,7 @@ def register_command(**options: Any) -> None:
     help="folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, checked "
     "against PyTorch.",
 )
-@click.option(
-    *_names("overwrite"),
-    type=bool,
-    default=False,
-    show_default=True,
-    metavar="BOOLEAN",
-    help="Replace an earlier export.",
-)
+@switch("overwrite", "Replace an earlier export.")
 def export_command(**options: Any) -> None:
     """Write a model to a folder that needs neither MLflow nor this package."""
     from twinsqueeze import export  # noqa: PLC0415
@@ -371,7 +357,8 @@ def export_command(**options: Any) -> None:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Where the input has columns, or keys, the one to compress; auto for the only one that it can be.",
+    help="Where the input has columns, or keys, the one to compress; auto for the only one that it can be. A .csv of "
+    "numbers alone is taken for vectors unless its column of texts is named.",
 )
 @click.option(
     *_names("encoder"),
@@ -387,22 +374,8 @@ def export_command(**options: Any) -> None:
     metavar="NAME",
     help="Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
 )
-@click.option(
-    *_names("resume"),
-    type=bool,
-    default=False,
-    show_default=True,
-    metavar="BOOLEAN",
-    help="Go on where the same command was interrupted.",
-)
-@click.option(
-    *_names("overwrite"),
-    type=bool,
-    default=False,
-    show_default=True,
-    metavar="BOOLEAN",
-    help="Replace an output that is there.",
-)
+@switch("resume", "Go on where the same command was interrupted.")
+@switch("overwrite", "Replace an output that is there.")
 def compress_command(**options: Any) -> None:
     """Compress a file of vectors or texts with a trained model.
 

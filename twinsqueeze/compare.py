@@ -55,7 +55,8 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
             _put(Path(folder), output)
     steps = [("read the report", str(output / "report.html"))] if output else []
     best = tables[0].best
-    steps.append(("evaluate the best again", f"mlflow run . -e evaluate -P model={_middle(best).run_id}"))
+    steps.append(("evaluate the best again", tracking.next_run(run, "evaluate", model=_middle(best).run_id)))
+    steps.append(("put the best in use", tracking.next_run(run, "register")))
     console.print_next([*steps, *tracking.where_to_look(run)])
 
 

@@ -20,7 +20,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import Stopped, raise_if_stopped
 from twinsqueeze.outputs import Output, check_output, check_space
 from twinsqueeze.paths import local_path
-from twinsqueeze.precision import PRECISIONS, check_precision, row_type
+from twinsqueeze.precision import PRECISIONS, check_precision, quantise, row_type
 from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.texts import markdown
@@ -104,6 +104,7 @@ def compress(
         }
         writing = Output(output, dtype, width, made_of, resume=resume)
         _say_what_is_done(source, writing, resume)
+        quantise(np.zeros((1, compressor.dim), np.float32), precision, ranges, compressor.codebooks)  # imports, untimed
         before, started = writing.rows, time.monotonic()
         with _whole_or_not(writing, source):
             if texts:
@@ -183,7 +184,7 @@ def _whole_or_not(writing: Output, source: Source) -> Iterator[None]:
         else:
             writing.keep()
             if isinstance(error, Stopped):
-                console.say(f"{writing.rows:,} rows are kept: the same command with --resume true goes on behind them")
+                console.say(f"{writing.rows:,} rows are kept: the same command with --resume goes on behind them")
         raise
 
 

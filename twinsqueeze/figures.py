@@ -21,9 +21,10 @@ SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION,
 # Of what was trained, in the order in which it comes.
 OUR_COLOURS = (VERMILION, BLUE, "#000000")
 # Of what needs no labels, in the order in which it comes.
-OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933")
-PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^"}
+OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
+PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
 LEGEND_COLUMNS = 5
+LEGEND_LINE = 0.21  # inches
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
 SMALLEST_LOSS = 1e-8
 
@@ -39,7 +40,7 @@ def loss_curves(
         dev: (T,) curves mse, pearson and spearman.
         objective: What the losses are: "mse", or "pearson" for 1 less the correlation.
     """
-    figure, (left, right) = panels(2)
+    figure, (left, right) = _row(2)
     epochs = np.arange(1, len(loss) + 1)
     measured = np.isfinite(clean_loss)
     marker = "o" if len(loss) == 1 else None
@@ -67,7 +68,7 @@ def predicted_against_label(
         predicted: (P,) cosines of each split.
         label_kind: What the label is called on the axis, such as "tanh".
     """
-    figure, axes_of = panels(len(labels))
+    figure, axes_of = _row(len(labels))
     low = min(-0.05, *(float(np.min(values)) for values in predicted.values()))
     for axes, name in zip(axes_of, labels, strict=True):
         colour = SPLIT_STYLES[name][0]
@@ -89,7 +90,7 @@ def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
     Args:
         losses: (P,) squared errors of each split.
     """
-    figure, (axes,) = panels(1)
+    figure, (axes,) = _row(1)
     largest = max(float(values.max()) for values in losses.values())
     bins = np.geomspace(SMALLEST_LOSS, max(largest, 10 * SMALLEST_LOSS), 60).tolist()
     for name, values in losses.items():
@@ -120,7 +121,8 @@ def quality_against_bytes(
         ours: The name, without the last part, of what stands before all others, or how it begins.
         qualities: Titles of the panels by quality.
     """
-    figure, axes_of = panels(len(qualities))
+    columns = min(len(methods), LEGEND_COLUMNS)
+    figure, axes_of = _row(len(qualities), below=LEGEND_LINE * -(-len(methods) // columns))
     styles = _styles(methods, ours)
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
@@ -132,7 +134,8 @@ def quality_against_bytes(
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
         axes.tick_params("x", labelsize="x-small")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    _legend_below(figure, axes_of[0])
+    handles, names = axes_of[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=columns, frameon=False, fontsize="small")
     return figure
 
 
@@ -159,14 +162,9 @@ def similarity_against_neighbours(
                         color=styles[name]["color"],
                     )  # fmt: skip
         axes.set(title=split, xlabel="share of the ten nearest neighbours kept", ylabel="Spearman")
-    _legend_below(figure, axes_of[0])
+    handles, names = axes_of[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    columns = min(len(names), LEGEND_COLUMNS if len(figure.axes) > 2 else 3)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def _styles(methods: Iterable[str], ours: str) -> dict[str, dict[str, Any]]:
@@ -195,13 +193,33 @@ def _family(method: str) -> tuple[str, str]:
     return (family, last) if last in PRECISION_MARKERS else (method, "PQ" if "PQ" in method else "float32")
 
 
+def _row(count: int, *, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A row of panels as of `panels`, with room for a legend of `below` inches.
+
+    Margins are given in inches and not found from the texts: that takes as long as the drawing, and a grid draws these
+    figures for every replica.
+    """
+    width, height = max(6.0, 4.4 * count), 3.8 + below
+    figure = Figure(figsize=(width, height), dpi=110)
+    panel = (width - 0.8 - 0.15) / count - 0.75 * (count - 1) / count
+    figure.subplots_adjust(
+        left=0.8 / width, right=1 - 0.15 / width, bottom=(0.55 + below) / height, top=1 - 0.35 / height,
+        wspace=0.75 / panel,
+    )  # fmt: skip
+    return figure, _drawn_on(figure, 1, count, count)
+
+
 def panels(count: int, *, columns: int | None = None, height: float = 3.8) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels in rows of at most `columns`, each 4.4 by `height` inches."""
     columns = min(count, columns or count)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(6.0, 4.4 * columns), height * rows), dpi=110, layout="constrained")
+    return figure, _drawn_on(figure, rows, columns, count)
+
+
+def _drawn_on(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
     grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for axes in grid:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    return figure, grid
+    return grid

@@ -217,7 +217,8 @@ def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: 
         console.warn(material.data.notice)
     steps = []
     if trained_run:
-        steps.append(("evaluate it again", f"mlflow run . --env-manager local -e evaluate -P model={trained_run}"))
+        steps.append(("evaluate it again", tracking.next_run(run, "evaluate", model=trained_run)))
+        steps.append(("put the best in use", tracking.next_run(run, "register")))
     console.print_next([*steps, *tracking.where_to_look(run)])
 
 

@@ -550,6 +550,13 @@ def address(experiment_id: str, run_id: str | None = None) -> str:
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
+def next_run(run: RunWriter, entry_point: str, **parameters: str) -> str:
+    """The command that runs an entry point in a run's experiment."""
+    experiment = [] if run.experiment_id == "0" else [f"--experiment-id {run.experiment_id}"]
+    given = [f"-P {name}={value}" for name, value in parameters.items()]
+    return " ".join(["mlflow run . --env-manager local", *experiment, f"-e {entry_point}", *given])
+
+
 def where_to_look(run: RunWriter) -> list[tuple[str, str]]:
     """The steps from a run to MLflow's UI: what to do, and the command or the address."""
     uri = mlflow.get_tracking_uri()
