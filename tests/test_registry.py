@@ -43,6 +43,7 @@ def run(place: Workplace, *arguments: str, experiment: str = "Default") -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "already exists" not in done.stderr
     return done.stdout
 
 
@@ -150,6 +151,8 @@ def test_a_worse_one_is_the_challenger_and_hears_why(place, data, better):
     output = run(place, "register", "--experiment", "elsewhere")
     assert "Registered as version 3, challenger." in output
     assert "it is worse, so the champion stays" in output
+    (by_hand,) = (line.partition("  python -c ")[2] for line in output.splitlines() if "all the same" in line)
+    assert by_hand.endswith(".set_registered_model_alias('twinsqueeze', 'champion', '3')\"")
     assert aliases(place) == {"champion": 2, "previous": 1, "challenger": 3}
     trained_in = place.client.get_experiment_by_name("elsewhere").experiment_id
     trained = place.client.search_runs([trained_in])
@@ -244,7 +247,8 @@ def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is(store, monkeypa
         mlflow, "register_model", lambda uri, name, tags: store.create_model_version(name, "nowhere", tags=tags)
     )
     monkeypatch.setattr(registry.tracking, "model_sha256", lambda model_id: "{}")
-    made = registry.add_version("m-0", "\n".join(f"line {i:05}" for i in range(1000)), {})
+    logged = store.create_logged_model("0", "text_model").model_id
+    made = registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
     text = store.get_model_version("twinsqueeze", str(made.number)).description
     assert len(text) <= 5000
     lines = text.splitlines()

@@ -112,7 +112,12 @@ def register(
     console.tell(_chosen(choice), f"{done} version {version.number}, {alias}. {verdict.text}")
     if material.data.notice:
         console.warn(material.data.notice)
-    console.print_next([*_uses(alias), *tracking.where_to_look(run)])
+    after = (
+        ("undo the promotion", tracking.next_run(run, "register", rollback="true"))
+        if verdict.promoted
+        else ("put it in use all the same", _by_hand(version.number))
+    )
+    console.print_next([*_uses(alias), after, *tracking.where_to_look(run)])
 
 
 def _roll_back() -> None:
@@ -123,7 +128,7 @@ def _roll_back() -> None:
         run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
         run.describe(text)
     console.tell(text)
-    console.print_next([*_uses(registry.CHAMPION)[:2], *tracking.where_to_look(run)])
+    console.print_next([*_uses(registry.CHAMPION), *tracking.where_to_look(run)])
 
 
 def _uses(alias: str) -> list[tuple[str, str]]:
@@ -131,8 +136,13 @@ def _uses(alias: str) -> list[tuple[str, str]]:
     return [
         ("serve it", f"mlflow models serve -m {uri} --env-manager local -p 5001"),
         ("write its files", f"python -m twinsqueeze export --model {uri} --output model"),
-        ("undo a promotion", "mlflow run . --env-manager local -e register -P rollback=true"),
     ]
+
+
+def _by_hand(number: int) -> str:
+    """The command that puts a version in use without a comparison."""
+    call = f"set_registered_model_alias('{registry.NAME}', '{registry.CHAMPION}', '{number}')"
+    return f'python -c "import mlflow; mlflow.MlflowClient().{call}"'
 
 
 def _leave(choice: Choice, version: Version, metric: str) -> None:

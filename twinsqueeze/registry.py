@@ -1,8 +1,9 @@
 """MLflow's model registry: the versions of the registered model, and which of them is in use."""
 
+import io
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -116,7 +117,8 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
     digests = {tracking.FILES_SHA256: tracking.model_sha256(model_id)}
     client.set_logged_model_tags(model_id, digests)
     tags = {**tags, **digests}
-    made = mlflow.register_model(f"models:/{model_id}", NAME, tags=tags)
+    with redirect_stderr(io.StringIO()):  # where it says that the name exists already, of a first version too
+        made = mlflow.register_model(f"models:/{model_id}", NAME, tags=tags)
     version = Version(int(made.version), (), tags)
     describe(version, description)
     return version
