@@ -169,7 +169,7 @@ def test_a_server_takes_texts_in_every_form(scoring, vectors):
 
 
 def test_threads_may_ask_at_once(scoring, vectors):
-    """They share a tokenizer, which takes one at a time."""
+    """They share a tokenizer, which keeps settings as state."""
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda i: scoring({"inputs": TEXTS[: i % 4 + 1]}), range(60)))
     for i, (status, said) in enumerate(answers):

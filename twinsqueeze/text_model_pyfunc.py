@@ -1,8 +1,8 @@
 """The text model as MLflow loads and serves it: texts in, vectors out, and everything else refused.
 
 MLflow copies this file into every logged text model and imports it where TwinSqueeze is not installed, so it imports
-nothing of ours. MLflow's own loader makes texts of numbers and of null ("None") before it compresses them, and lets
-threads share a tokenizer that can't be shared.
+nothing of ours. MLflow's own loader compresses whatever sentence-transformers takes, such as lists and objects in the
+place of texts, trusts code that lies with a model, and lets threads share a tokenizer, which keeps settings as state.
 """
 
 import threading
