@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.processes import Workplace
-from twinsqueeze import comparison, storage, tracking
+from twinsqueeze import comparison, model_store, storage, tracking
 from twinsqueeze.errors import InputError
 
 MAIN = ["main", "--epochs", "2", "--dim", "8", "--device", "cpu", "--dataset"]
@@ -59,24 +59,24 @@ def names_of(place: Workplace, run_id: str) -> list[str]:
 def test_a_flipped_bit_of_a_runs_model_is_refused(place, run_id):
     """In the header with what it was trained on and its ranges for int8, and in the weights."""
     names = names_of(place, run_id)
-    files = {tracking.find_model(name).file for name in names}
+    files = {model_store.find_model(name).file for name in names}
     (file,) = files
-    assert {(tracking.find_model(name).run_id, tracking.find_model(name).model_id) for name in names} == {
+    assert {(model_store.find_model(name).run_id, model_store.find_model(name).model_id) for name in names} == {
         (run_id, names[2].removeprefix("models:/"))
     }
     for i, _ in enumerate(flips(file, 30)):
         with pytest.raises(InputError, match=r"compressor\.safetensors has changed"):
-            tracking.find_model(names[i % len(names)])
-    assert tracking.find_model(run_id).file == file
+            model_store.find_model(names[i % len(names)])
+    assert model_store.find_model(run_id).file == file
 
 
 def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
     """MLmodel has no digest: whatever becomes of it, the model is refused or belongs to the run that trained it."""
     names = names_of(place, run_id)
-    description = tracking.find_model(run_id).file.parents[1] / "MLmodel"
+    description = model_store.find_model(run_id).file.parents[1] / "MLmodel"
     for i, _ in enumerate(flips(description, 60)):
         try:
-            found = tracking.find_model(names[i % len(names)])
+            found = model_store.find_model(names[i % len(names)])
         except InputError:
             continue
         assert (found.run_id, found.model_id) == (run_id, names[2].removeprefix("models:/"))

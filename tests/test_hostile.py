@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from benchmarks import fuzz
-from twinsqueeze import tracking
+from twinsqueeze import model_store
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, short
@@ -101,7 +101,7 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
 @given(names)
 def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
-    for find in (read_grid, load_pairs, open_source, tracking.find_model, open_encoder):
+    for find in (read_grid, load_pairs, open_source, model_store.find_model, open_encoder):
         with pytest.raises(InputError) as refused:
             find(name)
         assert "\n" not in str(refused.value)
@@ -120,7 +120,7 @@ def test_any_uri_of_a_model_is_refused(name):
         f"models:/x@{name}",
     ):
         with pytest.raises(InputError):
-            tracking.find_model(uri)
+            model_store.find_model(uri)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -298,7 +298,7 @@ def test_a_models_files_do_not_lead_out_of_its_folder(tmp_path, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret / ("x" if name == "1_Dense" else "file"))
     with pytest.raises(InputError, match=f"{name} of model .* leads out of it"):
-        tracking.find_model(str(folder))
+        model_store.find_model(str(folder))
 
 
 def test_the_hubs_cache_may_link_to_its_own_blobs(tmp_path):
@@ -308,7 +308,7 @@ def test_the_hubs_cache_may_link_to_its_own_blobs(tmp_path):
     blobs.mkdir()
     (blobs / "4567").write_bytes(save(LAYER))
     (snapshot / "compressor.safetensors").symlink_to(Path("..", "..", "blobs", "4567"))
-    assert tracking.find_model(str(snapshot)).file.name == "compressor.safetensors"
+    assert model_store.find_model(str(snapshot)).file.name == "compressor.safetensors"
 
 
 @tried

@@ -13,8 +13,12 @@ PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = PROJECT["entry_points"]
 
 
+# What an entry point would need a run of its own for, on the server that was away.
+MAINTENANCE = {"sync"}
+
+
 def test_every_command_is_an_entry_point():
-    assert set(ENTRY_POINTS) == set(cli.commands)
+    assert set(ENTRY_POINTS) == set(cli.commands) - MAINTENANCE
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

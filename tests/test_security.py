@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save
 
 from tests.processes import ROOT
-from twinsqueeze import registry, tracking
+from twinsqueeze import model_store, registry, tracking
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.texts import without_password
@@ -201,39 +201,39 @@ def test_a_registered_version_says_what_its_files_are(store):
 @pytest.mark.parametrize("uri", [CHAMPION, "models:/twinsqueeze/1", "models:/twinsqueeze/latest"])
 def test_a_flipped_byte_of_a_registered_model_is_refused(store, uri):
     folder, recorded = files_of(store)
-    assert tracking.find_model(uri).file.is_file()
-    assert tracking.find_model(uri).file.is_file()  # also where MLflow has left a file of its own
+    assert model_store.find_model(uri).file.is_file()
+    assert model_store.find_model(uri).file.is_file()  # also where MLflow has left a file of its own
     for name in recorded:
         whole = (folder / name).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         (folder / name).write_bytes(flipped)
         with pytest.raises(InputError, match=f"is not what was recorded: {re.escape(name)} has changed"):
-            tracking.find_model(uri)
+            model_store.find_model(uri)
         (folder / name).write_bytes(whole)
-    tracking.find_model(uri)
+    model_store.find_model(uri)
 
 
 def test_files_that_were_added_or_are_gone_are_seen(store):
     folder, _ = files_of(store)
     (folder / "more.json").write_text("{}")
     with pytest.raises(InputError, match=r"more\.json was not there"):
-        tracking.find_model(CHAMPION)
+        model_store.find_model(CHAMPION)
     (folder / "more.json").unlink()
     whole = (folder / "requirements.txt").read_bytes()
     (folder / "requirements.txt").unlink()
     with pytest.raises(InputError, match=r"requirements\.txt is missing"):
-        tracking.find_model(CHAMPION)
+        model_store.find_model(CHAMPION)
     (folder / "requirements.txt").write_bytes(whole)
 
 
 def test_versions_from_before_digests_are_read_as_they_are(store):
     folder, recorded = files_of(store)
-    store.delete_model_version_tag("twinsqueeze", "1", tracking.FILES_SHA256)
+    store.delete_model_version_tag("twinsqueeze", "1", model_store.FILES_SHA256)
     (folder / "more.json").write_text("{}")
-    assert tracking.find_model(CHAMPION).file.is_file()
+    assert model_store.find_model(CHAMPION).file.is_file()
     (folder / "more.json").unlink()
-    store.set_model_version_tag("twinsqueeze", "1", tracking.FILES_SHA256, json.dumps(recorded))
+    store.set_model_version_tag("twinsqueeze", "1", model_store.FILES_SHA256, json.dumps(recorded))
 
 
 @pytest.mark.parametrize(

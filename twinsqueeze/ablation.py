@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from twinsqueeze import comparison, console, records, report, tracking
-from twinsqueeze.ablation_table import tabulate
+from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
@@ -50,20 +52,21 @@ def ablate(
         parent.file(Path(grid))
         if len(materials) == 1:
             parent.tags(records.data_tags(next(iter(materials.values()))))
-        done = {} if force else comparison.finished_recipes(comparison.read_runs(parent.experiment_id).runs)
+        found = comparison.read_runs(parent.experiment_id).runs
+        done = {} if force else comparison.finished_recipes(found)
         todo = [recipe for recipe in recipes if _fingerprint(recipe, materials) not in done]
         if len(todo) < len(recipes):
             console.say(
                 f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
-        failures = _train(todo, materials)
+        trained, failures = _train(todo, materials)
         wanted = {_fingerprint(recipe, materials) for recipe in recipes}
-        found = comparison.read_runs(parent.experiment_id).runs
-        runs = [run for run in found if comparison.fingerprint(run) in wanted]
+        # Of what has just been trained the tracking server may not have everything yet.
+        runs = [run for run in (*found, *(run for run, _ in trained)) if comparison.fingerprint(run) in wanted]
         if not runs:
             raise InputError(f"no training of the grid succeeded; the first said: {failures[0]}")
-        baselines = comparison.read_baselines(runs)
+        baselines = comparison.read_baselines(runs, {run.run_id: table for run, table in trained})
         tables = tabulate(runs, baselines.rows)
         notes = [f"{len(failures)} of {len(recipes)} trainings diverged."] if failures else []
         notes += baselines.notes
@@ -110,9 +113,11 @@ def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> compariso
     return recipe.digest, material.data.digest, records.facts(material)["encoder_fingerprint"]
 
 
-def _train(recipes: Sequence[Recipe], materials: dict[Source, Material]) -> list[str]:
-    """Trains and records; returns why some failed."""
-    failures = []
+def _train(
+    recipes: Sequence[Recipe], materials: dict[Source, Material]
+) -> tuple[list[tuple[TrainedRun, pd.DataFrame]], list[str]]:
+    """Trains and records; returns the runs, each with the table of what needs no labels, and why some failed."""
+    runs, failures = [], []
     total, before = sum(recipe.epochs for recipe in recipes), 0
     with console.progress("training", "epoch") as advance:
         for batch in batches(recipes):
@@ -140,17 +145,18 @@ def _train(recipes: Sequence[Recipe], materials: dict[Source, Material]) -> list
             for number, fitted in enumerate(trained, 1):
                 advance(before, total, {"recorded": f"{number} of {len(trained)}"})
                 try:
-                    _record(fitted, material)
+                    runs.append(_record(fitted, material))
                 except DivergedError as error:
                     failures.append(str(error))
                     console.warn(f"{fitted.recipe.name}: {error}")
-    return failures
+    return runs, failures
 
 
-def _record(fitted: Fitted, material: Material) -> None:
+def _record(fitted: Fitted, material: Material) -> tuple[TrainedRun, pd.DataFrame]:
     raise_if_stopped()
     with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
         inputs = records.begin_training(run, fitted.recipe, material)
         records.record_curves(run, fitted)
         fitted.check()
-        records.end_training(run, fitted, material, inputs)
+        outcome = records.end_training(run, fitted, material, inputs)
+    return comparison.recorded_run(run), records.baseline_table(outcome.baselines)

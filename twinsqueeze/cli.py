@@ -31,6 +31,8 @@ def run() -> None:
         interrupts.stop_with_parent(run_id)
     try:
         cli(standalone_mode=False)
+        if tracking := sys.modules.get("twinsqueeze.tracking"):  # else nothing was recorded
+            tracking.settle()
     except (InputError, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         line = " ".join(text.split())
@@ -387,3 +389,20 @@ def compress_command(**options: Any) -> None:
     from twinsqueeze import compress  # noqa: PLC0415
 
     compress.compress(options.pop("input"), options.pop("model"), options.pop("output"), **options)
+
+
+@cli.command("sync", epilog="Example: twinsqueeze sync --list")
+@click.option("--list", "listed", is_flag=True, show_default=True, help="Say what is kept, and send nothing.")
+@click.option(
+    "--discard", metavar="RUN_ID", help="Delete the record of a run that nobody wants any more.  [default: none]"
+)
+def sync_command(**options: Any) -> None:
+    """Send what the tracking server did not take.
+
+    A run's record is kept in TWINSQUEEZE_STATE, by default the user's folder for state, until the server that
+    MLFLOW_TRACKING_URI named has all of it. This sends what was left when a command ended, or was killed; a run that
+    nobody ended becomes KILLED. Nothing is sent twice, however often this is called.
+    """
+    from twinsqueeze import sync  # noqa: PLC0415
+
+    sync.sync(**options)

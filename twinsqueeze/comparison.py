@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlflow
@@ -21,6 +22,7 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Spread
 from twinsqueeze.texts import printable, without_password
+from twinsqueeze.tracking import RunWriter
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -171,6 +173,11 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
     )
 
 
+def recorded_run(run: RunWriter) -> TrainedRun:
+    """A training that this process has recorded, whether the store has it yet or not."""
+    return _trained_run(run.as_run(), None)
+
+
 def _with_test_digest(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
     """Puts trainings that never saw test with those on the same data that did, where it is clear which."""
     digests: dict[str, set[str]] = {}
@@ -197,8 +204,15 @@ def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun
     return {fingerprint(run): run for run in runs if np.isfinite(run.metrics.get(TESTED, np.nan))}
 
 
-def read_baselines(runs: Iterable[TrainedRun]) -> FoundBaselines:
-    """What needs no labels, as one run of every kind and dim has recorded it; where none has, a note."""
+def read_baselines(
+    runs: Iterable[TrainedRun], at_hand: Mapping[str, pd.DataFrame] = MappingProxyType({})
+) -> FoundBaselines:
+    """What needs no labels, as one run of every kind and dim has recorded it; where none has, a note.
+
+    Args:
+        runs: The runs.
+        at_hand: The tables of some of them by the runs' ids, which need not be read.
+    """
     sources: dict[tuple[Kind, int], TrainedRun] = {}
     for run in sorted(runs, key=lambda run: (TESTED in run.metrics, run.started), reverse=True):
         sources.setdefault((run.kind, run.recipe.dim), run)
@@ -206,7 +220,7 @@ def read_baselines(runs: Iterable[TrainedRun]) -> FoundBaselines:
     notes = []
     for (kind, dim), run in sorted(sources.items(), key=lambda item: item[0][1]):
         try:
-            table = _read_table(run.run_id, "baselines.json")
+            table = at_hand[run.run_id] if run.run_id in at_hand else _read_table(run.run_id, "baselines.json")
         except InputError as error:
             notes.append(f"Rows without labels are missing at dim {dim}: {error}.")
             continue

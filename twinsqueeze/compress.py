@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 import twinsqueeze
-from twinsqueeze import console, tracking
+from twinsqueeze import console, model_store, tracking
 from twinsqueeze.batch import TextCompressor, VectorCompressor, threaded
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder, open_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import Stopped, raise_if_stopped
+from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
 from twinsqueeze.paths import local_path
 from twinsqueeze.precision import PRECISIONS, check_precision, quantise, row_type
 from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.texts import markdown
-from twinsqueeze.tracking import FoundModel
 from twinsqueeze.training import resolve_device
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def compress(
     if resume and source.path is None:
         raise InputError("standard input can't be read again from where it was: resume needs a file")
     with _run(f"compress-{Path(given).name}") as describe:
-        found = tracking.find_model(model)
+        found = model_store.find_model(model)
         compressor, origin = read_checkpoint(found.file, model)
         ranges = origin.int8_ranges if origin else None
         precision = compressor.precision if precision == AUTO else precision

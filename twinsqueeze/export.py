@@ -14,17 +14,18 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
-from twinsqueeze import console, interrupts, tracking
+from twinsqueeze import console, interrupts, model_store, tracking
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.codes import SHORTEST
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
+from twinsqueeze.model_store import FoundModel
 from twinsqueeze.paths import local_path
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.texts import markdown
-from twinsqueeze.tracking import CARD_FILE, CHECKPOINT_FILE, FoundModel
+from twinsqueeze.tracking import CARD_FILE, CHECKPOINT_FILE
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,7 +63,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         _check_onnx()
     output = local_path(output).resolve()
     _check_output(output, overwrite)
-    found = tracking.find_model(model)
+    found = model_store.find_model(model)
     compressor, provenance = read_checkpoint(found.file, model)
     text = _text_model(model, found, compressor, provenance) if format != "safetensors" else None
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinsqueeze import comparison, console, records, registry, tracking
+from twinsqueeze import comparison, console, model_store, records, registry, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
@@ -35,7 +35,7 @@ class Trained:
 
     compressor: Compressor
     provenance: Provenance
-    found: tracking.FoundModel
+    found: model_store.FoundModel
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _chosen(choice: Choice) -> str:
 
 
 def _open(model: str) -> Trained:
-    found = tracking.find_model(model)
+    found = model_store.find_model(model)
     compressor, provenance = read_checkpoint(found.file, model)
     if provenance is None:
         raise InputError(f"model {model!r} does not say what it was trained on: register one that `main` has trained")

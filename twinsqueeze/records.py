@@ -192,7 +192,7 @@ def record(
         }
     )
     run.table("predictions", _predictions(material, assessments))
-    run.table("baselines", _baseline_table(outcome.baselines))
+    run.table("baselines", baseline_table(outcome.baselines))
     run.metrics({f"{SEARCH_COST}/bytes_a_vector": outcome.bytes})
     notice = [f"**{markdown(material.data.notice)}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(console.sentence(s, a) for s, a in assessments.items())])
@@ -291,7 +291,7 @@ def _costs(costs: Sequence[IndexCost]) -> dict[str, float]:
 _BASELINE_COLUMNS = {"model": "name", "dim": "dim", "bytes": "bytes", "only_search": "only_search", "draws": "draws"}
 
 
-def _baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
+def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
     """A row a baseline, numbers as numbers: `compare` reads them."""
     return pd.DataFrame(
         [

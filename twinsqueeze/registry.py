@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze import console, interrupts, tracking
+from twinsqueeze import console, interrupts, model_store, tracking
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.texts import without_password
 
@@ -114,7 +114,7 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
     """
     client = mlflow.MlflowClient()
     _make(NAME, ABOUT)
-    digests = {tracking.FILES_SHA256: tracking.model_sha256(model_id)}
+    digests = {model_store.FILES_SHA256: model_store.model_sha256(model_id)}
     client.set_logged_model_tags(model_id, digests)
     tags = {**tags, **digests}
     with redirect_stderr(io.StringIO()):  # where it says that the name exists already, of a first version too

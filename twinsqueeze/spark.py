@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from twinsqueeze.checkpoint import Provenance
-    from twinsqueeze.tracking import FoundModel
+    from twinsqueeze.model_store import FoundModel
 
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -87,10 +87,10 @@ def compress_frame(
     """
     from pyspark.sql import types  # noqa: PLC0415
 
-    from twinsqueeze import tracking  # noqa: PLC0415 - a worker needs no MLflow
+    from twinsqueeze import model_store  # noqa: PLC0415 - a worker needs no MLflow
     from twinsqueeze.checkpoint import read_checkpoint  # noqa: PLC0415
 
-    found = tracking.find_model(model)
+    found = model_store.find_model(model)
     compressor, origin = read_checkpoint(found.file, model)
     ranges = origin.int8_ranges if origin else None
     if precision == "ubinary":

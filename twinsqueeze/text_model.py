@@ -74,7 +74,7 @@ def load_text_model(folder: Path, device: str) -> "SentenceTransformer":
     """A text model that was saved, from its folder alone.
 
     Args:
-        folder: Such as `tracking.find_model` finds.
+        folder: Such as `model_store.find_model` finds.
         device: auto, cpu or cuda.
 
     Raises:

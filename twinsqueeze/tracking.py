@@ -1,15 +1,18 @@
-"""Writes runs to MLflow: what a run is called, what it records, and how it ends."""
+"""Writes runs: what a run is called, what it records, and how it ends.
+
+A run's record goes to disk first. A thread sends it from there, so that a server that is away, hangs or fails stops no
+training; what it has not taken when the command ends stays on disk for the command `sync`.
+"""
 
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,16 +26,21 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined] # made on import
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.models import Model, ModelSignature
-from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from twinsqueeze import interrupts, store
-from twinsqueeze.digests import bytes_sha256, difference, file_sha256, first_difference, folder_sha256
+from twinsqueeze.delivery import METRICS_A_CALL, MlflowDelivery
+from twinsqueeze.digests import bytes_sha256, file_sha256
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.paths import is_folder, local_path
+from twinsqueeze.journal import Operation, Record, records_folder
+from twinsqueeze.patience import SERVER_SECONDS, STOP_SECONDS, impatient, patience
+from twinsqueeze.sender import Sender, Shipment
 from twinsqueeze.texts import markdown, without_password
 
 if TYPE_CHECKING:
@@ -51,19 +59,11 @@ NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
-# Of a registered version and its model: the SHA-256 of all files, as JSON.
-FILES_SHA256 = "twinsqueeze.files_sha256"
-# Before the name of one file, of a run or its model.
+# Before the name of one file, of a run or its model: its SHA-256.
 FILE_SHA256 = "twinsqueeze.sha256."
-# What MLflow puts into the folder of a version that is read, and Python into that of a model with code of its own.
-LEFT_BY_READING = ("registered_model_meta", "*.pyc")
 
-SERVER_SECONDS = 25.0
 FLUSH_SECONDS = 5.0
-METRICS_A_CALL = 1000
 PARAM_LENGTH = 6000
-# What MLflow calls a run that nobody named, such as zealous-crow-123.
-MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 MODEL_NAME = "compressor"
 MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
 MODEL_CODE = Path(__file__).with_name("compressor_model.py")
@@ -73,14 +73,15 @@ TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch
 # The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
 CHECKPOINT_FILE = "compressor.safetensors"
 CARD_FILE = "README.md"
-# Of a model: whoever names / or a home by mistake should not wait for all of it to be looked through.
-MOST_FILES = 1000
 
 # Ours is the progress to show; MLflow's warnings stay.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # MLflow would print a run's address at its end, with the password that may stand in it; `where_to_look` does without.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# MLflow would ask seven times more for what a failing server does not give, and wait for two minutes each time.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
 def given_run() -> str | None:
@@ -105,12 +106,14 @@ def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_
     failure: list[str] = ["no answer"]
 
     def ask() -> None:
-        try:
-            with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
-                mlflow.MlflowClient(uri).search_experiments(max_results=1)
-            failure.clear()
-        except Exception as error:  # any failure means that there is no server to record to
-            failure[:] = [_line(error)]
+        for _ in range(2):  # the answer may have been lost on the way
+            try:
+                with impatient():
+                    mlflow.MlflowClient(uri).search_experiments(max_results=1)
+                failure.clear()
+                return
+            except Exception as error:  # any failure means that there is no server to record to
+                failure[:] = [_line(error)]
 
     thread = threading.Thread(target=ask, daemon=True)  # a server that trickles would hold us for ever
     thread.start()
@@ -126,10 +129,7 @@ def fail_given_run(reason: str, status: str = "FAILED") -> None:
     run_id = given_run()
     if not run_id:
         return
-    with (
-        interrupts.shielded(then_stop=False),
-        _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"),
-    ):
+    with interrupts.shielded(then_stop=False), impatient():
         try:
             client = mlflow.MlflowClient()
             client.set_tag(run_id, MLFLOW_RUN_NOTE, markdown(without_password(reason)))
@@ -138,15 +138,36 @@ def fail_given_run(reason: str, status: str = "FAILED") -> None:
             print(f"twinsqueeze: run {run_id} can't be ended: {_line(error)}", file=sys.stderr)
 
 
-@dataclass
+class UnsentError(InputError):
+    """The tracking server has not taken all of the records, which are kept."""
+
+
+@dataclass(eq=False)
 class RunWriter:
     """Writes one run; made by `open_run`."""
 
-    run_id: str
-    experiment_id: str
-    client: mlflow.MlflowClient
-    _pending: list[Metric] = field(default_factory=list)
+    record: Record
+    delivery: MlflowDelivery
+    sender: Sender
+    shipment: Shipment
+    _began: int = field(default_factory=lambda: int(time.time() * 1000))
+    _params: dict[str, str] = field(default_factory=dict)
+    _tags: dict[str, str] = field(default_factory=dict)
+    _metrics: dict[str, float] = field(default_factory=dict)
+    _tables: list[dict[str, str]] = field(default_factory=list)
+    _pending: list[list[Any]] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
+    _incomplete: bool = False
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's; empty while a nested run is not there yet."""
+        return self.delivery.run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """Of its experiment."""
+        return self.delivery.experiment_id
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters; those that `mlflow run` has logged already stay as they were typed.
@@ -154,16 +175,18 @@ class RunWriter:
         Raises:
             ValueError: If one stands there with another value.
         """
-        there = self.client.get_run(self.run_id).data.params
         for name, value in values.items():
-            if name in there and not _same(there[name], value):
-                raise ValueError(f"parameter {name} of the run is {there[name]!r}, not {value!r}")
-        new = [Param(k, str(v)[:PARAM_LENGTH]) for k, v in values.items() if k not in there]
-        self.client.log_batch(self.run_id, params=new)
+            if name in self._params and not _same(self._params[name], value):
+                raise ValueError(f"parameter {name} of the run is {self._params[name]!r}, not {value!r}")
+        new = {k: str(v)[:PARAM_LENGTH] for k, v in values.items() if k not in self._params}
+        self._params |= new
+        if new:
+            self._write({"op": "params", "values": new})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
-        self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+        self._tags |= values
+        self._write({"op": "tags", "values": dict(values)})
 
     def describe(self, text: str) -> None:
         """Sets the run's description, Markdown."""
@@ -172,31 +195,58 @@ class RunWriter:
     def metrics(
         self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: LoggedData | None = None
     ) -> None:
-        """Notes metrics of a step, and sends what has gathered every few seconds; leaves out what is not finite.
+        """Notes metrics of a step, and writes what has gathered every few seconds; leaves out what is not finite.
 
         Args:
             values: By name, such as `dev/spearman`.
             step: The epoch.
-            model_id: A logged model that they belong to as well.
+            model_id: A logged model that they belong to as well: its id, or what `model` returned.
             data: The data that they were measured on.
         """
         now = int(time.time() * 1000)
+        where = (data.name, data.digest) if data else (None, None)
         for name, value in values.items():
             if np.isfinite(value):  # MLflow would store 1.8e308
-                where = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
-                self._pending.append(
-                    Metric(name, float(value), now, step, model_id=model_id, run_id=self.run_id, **where)
-                )
+                self._metrics[name] = float(value)
+                self._pending.append([name, float(value), now, step, model_id, *where])
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
+    def as_run(self) -> Run:
+        """The run so far, as MLflow would give it, also where the tracking server is away."""
+        run_id = self.run_id or self.record.folder.name
+        info = RunInfo(run_id, self.experiment_id, "", "FINISHED", self._began, None, "active")
+        pairs = (
+            [Metric(name, value, self._began, 0) for name, value in self._metrics.items()],
+            [Param(name, value) for name, value in self._params.items()],
+            [RunTag(name, value) for name, value in self._tags.items()],
+        )
+        return Run(info, RunData(*pairs))
+
     def flush(self) -> None:
-        """Sends the metrics that are still here."""
+        """Writes the metrics that are still here."""
         while self._pending:
-            batch = self._pending[:METRICS_A_CALL]
-            self.client.log_batch(self.run_id, metrics=batch)
-            del self._pending[: len(batch)]
+            rows, self._pending = self._pending[:METRICS_A_CALL], self._pending[METRICS_A_CALL:]
+            self._write({"op": "metrics", "rows": rows}, durable=not self._pending)
         self._flushed = time.monotonic()
+
+    def end(self, status: str) -> None:
+        """Ends the run."""
+        self.flush()
+        self._write({"op": "end", "status": status, "time": int(time.time() * 1000)}, durable=True)
+
+    def _write(self, operation: Operation, *, durable: bool = False) -> None:
+        if not self._incomplete:
+            try:
+                self.record.append(operation, durable=durable)
+            except OSError as error:
+                # The server may still take it. The record has no hole: nothing follows what is missing.
+                self._incomplete = True
+                self.sender.tell(
+                    f"WARNING: the record in {self.record.folder} can't be written on ({error.strerror}): what follows "
+                    "is lost if the tracking server goes away as well"
+                )
+        self.sender.put(self.shipment, operation)
 
     def data(self, split: str, name: str, digest: str, source: str) -> LoggedData:
         """Logs a split as an input of the run and returns it."""
@@ -207,37 +257,49 @@ class RunWriter:
             digest=digest,
             schema=Schema([ColSpec(kind, column) for kind, column in columns]),
         )
-        mlflow.log_input(dataset, context=split)
+        self._write({"op": "input", "context": split, "dataset": dict(dataset._to_mlflow_entity())})
         return dataset
 
     def figures(self, figures: Mapping[str, "Figure"]) -> None:
         """Logs figures as `figures/NAME.png`."""
-        with tempfile.TemporaryDirectory() as folder:
+        with self._files() as folder:
+            (folder / "figures").mkdir()
             for name, figure in figures.items():
-                figure.savefig(Path(folder, f"{name}.png"))
-            self.client.log_artifacts(self.run_id, folder, "figures")
+                figure.savefig(folder / "figures" / f"{name}.png")
 
     def table(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.json`, which the UI shows and compares between runs."""
-        mlflow.log_table(frame, f"{name}.json")
-        written = frame.to_json(None, orient="split", index=False, date_format="iso")  # as MLflow has done
-        self.tags({f"{FILE_SHA256}{name}.json": bytes_sha256(written.encode())})
+        # As `mlflow.log_table` does, which would add the rows to those of a table that is there.
+        with self._files() as folder:
+            path = folder / f"{name}.json"
+            frame.to_json(path, orient="split", index=False, date_format="iso")
+            digest = {f"{FILE_SHA256}{path.name}": file_sha256(path)}
+        self._tables.append({"path": path.name, "type": "table"})
+        self.tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps(self._tables)} | digest)
 
     def frame(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.parquet`, for programs: a tenth of the size and the time of `table`."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"{name}.parquet")
+        with self._files() as folder:
+            path = folder / f"{name}.parquet"
             frame.to_parquet(path)
-            self.client.log_artifact(self.run_id, str(path))
-            self.tags({f"{FILE_SHA256}{path.name}": file_sha256(path)})
+            digest = {f"{FILE_SHA256}{path.name}": file_sha256(path)}
+        self.tags(digest)
 
     def file(self, path: Path) -> None:
         """Logs a file under its own name."""
-        self.client.log_artifact(self.run_id, str(path))
+        with self._files() as folder:
+            shutil.copyfile(path, folder / path.name)
 
-    def files(self, folder: Path, path: str | None = None) -> None:
+    def files(self, source: Path, path: str | None = None) -> None:
         """Logs a folder's files, under `path` if that is given."""
-        self.client.log_artifacts(self.run_id, str(folder), path)
+        with self._files() as folder:
+            shutil.copytree(source, folder / (path or ""), dirs_exist_ok=True)
+
+    @contextmanager
+    def _files(self) -> Iterator[Path]:
+        folder = self.record.new_folder()
+        yield folder
+        self._write({"op": "files", **self.record.seal(folder)})
 
     def model(self, weights: bytes, example: FloatArray, dim: int, params: Mapping[str, Any]) -> str:
         """Logs a compressor as a model that needs neither this package nor PyTorch nor pickle.
@@ -249,26 +311,53 @@ class RunWriter:
             params: The recipe.
 
         Returns:
-            The logged model's id.
+            What `metrics` calls it.
         """
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1]))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dim))]),
         )
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, CHECKPOINT_FILE)
-            path.write_bytes(weights)
-            info = mlflow.pyfunc.log_model(
-                name=MODEL_NAME,
-                python_model=str(MODEL_CODE),
-                artifacts={"compressor": str(path)},
-                signature=signature,
-                input_example=example,
-                pip_requirements=[f"{package}=={version(package)}" for package in MODEL_PACKAGES],
-                params={name: str(value) for name, value in params.items()},
-                tags={f"{FILE_SHA256}{CHECKPOINT_FILE}": bytes_sha256(weights)},
-            )
-        return str(info.model_id)
+
+        def save(model: Model, folder: Path) -> None:
+            with tempfile.TemporaryDirectory() as place:
+                path = Path(place, CHECKPOINT_FILE)
+                path.write_bytes(weights)
+                mlflow.pyfunc.save_model(
+                    str(folder),
+                    mlflow_model=model,
+                    python_model=str(MODEL_CODE),
+                    artifacts={"compressor": str(path)},
+                    signature=signature,
+                    input_example=example,
+                    pip_requirements=[f"{package}=={version(package)}" for package in MODEL_PACKAGES],
+                )
+
+        digest = {f"{FILE_SHA256}{CHECKPOINT_FILE}": bytes_sha256(weights)}
+        return self._model(MODEL_NAME, save, params, Model(), digest)
+
+    def _model(
+        self,
+        name: str,
+        save: Callable[[Model, Path], None],
+        params: Mapping[str, Any],
+        description: Model,
+        tags: Mapping[str, str],
+    ) -> str:
+        folder = self.record.new_folder()
+        save(description, folder)
+        # Saving a model loads it, which may leave these.
+        for compiled in list(folder.rglob("__pycache__")):
+            shutil.rmtree(compiled, ignore_errors=True)
+        self._write(
+            {
+                "op": "model",
+                "name": name,
+                "params": {key: str(value) for key, value in params.items()},
+                "tags": resolve_tags(dict(tags)),
+                **self.record.seal(folder),
+            }
+        )
+        return name
 
     def text_model(
         self,
@@ -291,30 +380,35 @@ class RunWriter:
 
         Returns:
             The logged model's id.
+
+        Raises:
+            InputError: If the tracking server does not take it.
         """
         dimension = model.get_embedding_dimension() or -1
         signature = ModelSignature(
             inputs=Schema([ColSpec(AnyType())]),  # a server would make texts of whatever it is sent
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]),
         )
-        with tempfile.TemporaryDirectory() as folder:
-            files = {name: Path(folder, name) for name in (CHECKPOINT_FILE, CARD_FILE)}
-            shutil.copyfile(checkpoint, files[CHECKPOINT_FILE])
-            files[CARD_FILE].write_text(card, encoding="utf-8")
-            info = Model.log(
-                None,
-                _TextFlavor,
-                model=model,
-                name=TEXT_MODEL_NAME,
-                signature=signature,
-                input_example=list(examples),
-                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in TEXT_MODEL_PACKAGES],
-                metadata={TRAINED_RUN: trained_run},
-                extra_files=[str(path) for path in files.values()],
-                params={name: str(value) for name, value in params.items()},
-                create_model_card=False,  # sentence-transformers' own; ours lies beside it
-            )
-        return str(info.model_id)
+
+        def save(described: Model, folder: Path) -> None:
+            with tempfile.TemporaryDirectory() as place:
+                files = {name: Path(place, name) for name in (CHECKPOINT_FILE, CARD_FILE)}
+                shutil.copyfile(checkpoint, files[CHECKPOINT_FILE])
+                files[CARD_FILE].write_text(card, encoding="utf-8")
+                _TextFlavor.save_model(
+                    str(folder),
+                    described,
+                    model=model,
+                    signature=signature,
+                    input_example=list(examples),
+                    pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in TEXT_MODEL_PACKAGES],
+                    extra_files=[str(path) for path in files.values()],
+                    create_model_card=False,  # sentence-transformers' own; ours lies beside it
+                )
+
+        name = self._model(TEXT_MODEL_NAME, save, params, Model(metadata={TRAINED_RUN: trained_run}), {})
+        settle()
+        return self.delivery.models[name]
 
 
 class _TextFlavor:
@@ -331,9 +425,17 @@ class _TextFlavor:
         mlflow_model.save(str(Path(path, "MLmodel")))
 
 
+# Those that have something to send, and the runs that are open, but for the nested ones.
+_senders: list[Sender] = []
+_parents: list[RunWriter] = []
+
+
 @contextmanager
 def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWriter]:
     """A run of MLflow's, made here or by `mlflow run`, that ends as FINISHED, FAILED with its reason, or KILLED.
+
+    What is written to it is there when the block ends, unless the tracking server has gone away by then: `settle` waits
+    for it.
 
     Args:
         name: What it is called, unless the user has named it.
@@ -341,15 +443,18 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
         nested: Whether it is a child of the run that is open.
 
     Raises:
-        InputError: If the tracking store can't be written to.
+        InputError: If the tracking store, or the record, can't be written to.
     """
     run: RunWriter | None = None
+    monitor: SystemMetricsMonitor | None = None
     try:
         with interrupts.shielded(then_stop=True):
-            run = _start(name, kind, nested)
+            run = _start_nested(name, kind) if nested else _start(name, kind)
+        if not nested:
+            _parents.append(run)
+            monitor = _monitor(run)
         yield run
-        run.flush()
-        mlflow.end_run("FINISHED")
+        run.end("FINISHED")
     except interrupts.Stopped as stop:
         _end(run, "KILLED", f"Killed: {stop}.")
         raise
@@ -357,190 +462,135 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
         reason = _line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {_line(error)}"
         _end(run, "FAILED", f"Failed: {reason}")
         raise
+    finally:
+        if run in _parents:
+            _parents.remove(run)
+        if monitor:
+            monitor.finish()
+    if not nested:
+        _close(run.sender, 0)
 
 
-def _start(name: str, kind: str, nested: bool) -> RunWriter:
-    given = given_run()
+def _start(name: str, kind: str) -> RunWriter:
+    patience()  # a setting that is wrong is told before anything begins
+    uri, given = store_uri(), given_run()
+    record = Record.create(name, uri)
+    tags = {KIND: kind} if given else resolve_tags({MLFLOW_RUN_NAME: name, KIND: kind})
+    sender = Sender(called(uri))
     try:
-        store.make_experiment()
-        active = mlflow.start_run(run_name=None if given else name, nested=nested)
-    except Exception as error:
-        raise InputError(
-            f"the run can't be recorded in {without_password(mlflow.get_tracking_uri())}: {_line(error)}"
-        ) from error
-    writer = RunWriter(active.info.run_id, active.info.experiment_id, mlflow.MlflowClient())
-    if given and MADE_UP_NAME.fullmatch(active.info.run_name or ""):
-        writer.client.update_run(writer.run_id, name=name)
-    writer.tags({KIND: kind})
-    return writer
+        run = _begin(record, sender, {"given": given, "experiment": None, "tags": tags})
+        seconds = SERVER_SECONDS if uri.startswith("http") else STOP_SECONDS
+        began = sender.wait(seconds, lambda: run.shipment.begun or run.shipment.refused is not None)
+        if not began or run.shipment.refused:
+            why = run.shipment.refused or sender.failure or "no answer"
+            raise InputError(f"the run can't be recorded in {uri}: {why}")
+    except BaseException:
+        sender.stop()
+        record.remove()
+        raise
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it is taken up; whatever happens now, we end it
+    run._params |= run.delivery.params
+    _senders.append(sender)
+    return run
+
+
+def _start_nested(name: str, kind: str) -> RunWriter:
+    parent = _parents[-1]
+    tags = resolve_tags({MLFLOW_RUN_NAME: name, KIND: kind, MLFLOW_PARENT_RUN_ID: parent.run_id})
+    record = Record.create(name, store_uri())
+    return _begin(record, parent.sender, {"given": None, "experiment": parent.experiment_id, "tags": tags})
+
+
+def _begin(record: Record, sender: Sender, what: Mapping[str, Any]) -> RunWriter:
+    delivered = delivery(record)
+    run = RunWriter(record, delivered, sender, sender.add(record, delivered))
+    run._write({"op": "begin", "time": run._began, **what}, durable=True)
+    return run
+
+
+def _monitor(run: RunWriter) -> SystemMetricsMonitor | None:
+    """What MLflow notes of the machine where the user has asked it to, which is not in the record."""
+    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        return None
+    monitor = SystemMetricsMonitor(run.run_id)
+    monitor.start()
+    return monitor
 
 
 def _end(run: RunWriter | None, status: str, reason: str) -> None:
     if run is None:
         return
     with interrupts.shielded(then_stop=False):
-        try:
-            run.flush()
-            run.describe(markdown(reason))
-        finally:
-            mlflow.end_run(status)
+        run.describe(markdown(reason))
+        run.end(status)
+        if run in _parents:
+            _parents.remove(run)
+            if not _close(run.sender, STOP_SECONDS):
+                run.sender.tell(_kept(run.sender))
+                _give_up(run.sender)
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """A model's files, local.
-
-    Attributes:
-        file: The compressor's weights, safetensors.
-        model_id: Of the logged model, None for a plain folder.
-        run_id: Of the run that trained the compressor, where that is known.
-        text_model: The folder of the sentence-transformers model of encoder and compressor, where there is one.
-        card: The model card, where there is one.
-    """
-
-    file: Path
-    model_id: str | None
-    run_id: str | None
-    text_model: Path | None = None
-    card: Path | None = None
+def _close(sender: Sender, seconds: float, *, aloud: bool = False) -> bool:
+    """Waits for a sender, and lets it go once it has sent everything; whether it has."""
+    try:
+        done = sender.wait(seconds, aloud=aloud)
+    except interrupts.Stopped:
+        sender.tell(_kept(sender))
+        _give_up(sender)
+        raise
+    if any(run.sender is sender for run in _parents):
+        return done and not any(shipment.refused for shipment in sender.unsent())
+    if not done or sender.unsent():
+        return False
+    _give_up(sender)
+    return True
 
 
-def find_model(model: str) -> FoundModel:
-    """The compressor of a run, a model or a folder, and the text model that it is part of.
+def _give_up(sender: Sender) -> None:
+    sender.stop()
+    _senders.remove(sender)
 
-    Args:
-        model: A run's id, a model's URI (models:/..., runs:/...) or a folder, such as `export` writes.
+
+def settle() -> None:
+    """Waits until the tracking store has everything that was recorded, or for as long as `patience` says.
 
     Raises:
-        InputError: If there is no such thing, no compressor in it, or its files are not those that were recorded.
+        UnsentError: If it does not come to that; the message says where the records are.
     """
-    folder = local_path(model)
-    origin = None
-    if not is_folder(folder):
-        origin = _origin(_model_uri(model), model)
-        folder = _download(origin.uri, model)
-    files = _files(folder, model)
-    if origin and (all_files := origin.tags.get(FILES_SHA256)):
-        _refuse(first_difference(json.loads(all_files), folder_sha256(folder, LEFT_BY_READING)), model)
-    weights = [path for path in files if path.name == CHECKPOINT_FILE]
-    weights = weights or [path for path in files if path.suffix == ".safetensors"]
-    if len(weights) != 1:
-        raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
-    if origin and (recorded := origin.tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}")):
-        _refuse(difference(CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
-    text_models = sorted(path.parent for path in files if path.name == "modules.json")
-    card = weights[0].with_name(CARD_FILE)
-    beside = text_models[0] if text_models else None, card if card.is_file() else None
-    if not (folder / "MLmodel").is_file():
-        return FoundModel(weights[0], None, None, *beside)
-    try:
-        logged = Model.load(str(folder))
-    except Exception as error:  # YAML that is no model's gives errors of many kinds
-        raise InputError(f"MLmodel of model {model!r} can't be read: {_line(error)}") from error
-    trained_run = (logged.metadata or {}).get(TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
-    return FoundModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
+    for sender in _senders.copy():
+        if not _close(sender, patience(), aloud=True) and sender.unsent():
+            message = _kept(sender)
+            if not any(run.sender is sender for run in _parents):
+                _give_up(sender)
+            raise UnsentError(message)
 
 
-def _refuse(found: str | None, model: str) -> None:
-    if found:
-        raise InputError(
-            f"model {model!r} is not what was recorded: {found}. Put its files back, or train or register it again"
-        )
+def _kept(sender: Sender) -> str:
+    unsent = sender.unsent()
+    why = next((s.refused for s in unsent if s.refused), sender.failure) or "no answer"
+    if len(unsent) == 1:
+        what = f"the record of {unsent[0].record.about['name']} is kept in {unsent[0].record.folder}"
+    else:
+        what = f"the records of {len(unsent)} runs are kept in {records_folder()}"
+    return f"{sender.where} has not taken everything ({why}): {what}, and `python -m twinsqueeze sync` sends it later"
 
 
-def _files(folder: Path, model: str) -> list[Path]:
-    """A model folder's files, sorted.
-
-    The folder may be somebody else's: links out of it are refused, since `export` would copy what they lead to.
-    """
-    real = folder.resolve()
-    # A snapshot in the Hub's cache links to the files of all snapshots.
-    within = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
-        for path in (Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in within):
-                name = path.relative_to(folder).as_posix()
-                raise InputError(f"{name} of model {model!r} leads out of it: put the file itself there")
-        found += [Path(parent, name) for name in files]
-        if len(found) > MOST_FILES:
-            raise InputError(f"model {model!r} has more than {MOST_FILES:,} files: name the folder of one model")
-    return sorted(found)
+def delivery(record: Record) -> MlflowDelivery:
+    """Who sends a record to the tracking store."""
+    return MlflowDelivery(mlflow.MlflowClient(), record)
 
 
-def _model_uri(model: str) -> str:
-    if re.match(r"(models|runs):/", model):
-        check_server()
-        return model
-    if not re.fullmatch(r"[0-9a-f]{32}", model):
-        raise InputError(
-            f"model {model!r} is neither a run's id (32 hex digits) nor a model's URI (models:/..., runs:/...) nor a "
-            "folder that is there"
-        )
-    check_server()
-    try:
-        run = mlflow.get_run(model)
-    except mlflow.MlflowException as error:
-        store = without_password(mlflow.get_tracking_uri())
-        raise InputError(f"model {model!r} is no run in {store}: {_line(error)}") from error
-    if not run.outputs or not run.outputs.model_outputs:
-        raise InputError(f"run {model} has no model, its status is {run.info.status}: name a run that was trained")
-    return f"models:/{run.outputs.model_outputs[-1].model_id}"
+def store_uri() -> str:
+    """The tracking store's address as records name it: without password, the same from whatever folder it is named."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return without_password(uri)
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What the store says of a model.
-
-    Attributes:
-        uri: Of one version, or one logged model, even if an alias or a run was given.
-        tags: Of that version or model.
-        model_id: Of a logged model.
-        run_id: Whose model that is.
-    """
-
-    uri: str
-    tags: Mapping[str, str]
-    model_id: str | None = None
-    run_id: str | None = None
-
-
-def _origin(uri: str, model: str) -> _Origin:
-    client = mlflow.MlflowClient()
-    try:
-        if uri.startswith("runs:/"):
-            run_id, _, name = uri.removeprefix("runs:/").strip("/").partition("/")
-            outputs = client.get_run(run_id).outputs
-            logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
-            named = [known for known in logged if known.name == name]
-            if not named:
-                return _Origin(uri, {}, run_id=run_id)
-            found = named[-1]
-        else:
-            name, *number = get_model_name_and_version(client, uri)
-            if number:
-                return _Origin(f"models:/{name}/{number[0]}", client.get_model_version(name, number[0]).tags)
-            found = client.get_logged_model(name)
-        return _Origin(f"models:/{found.model_id}", found.tags, found.model_id, found.source_run_id)
-    except Exception as error:  # stores answer an unknown model with exceptions of many kinds
-        raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
-
-
-def model_sha256(model_id: str) -> str:
-    """The digests of a logged model's files, as the store has them, for `FILES_SHA256`.
-
-    Raises:
-        InputError: If it can't be read.
-    """
-    uri = f"models:/{model_id}"
-    return json.dumps(folder_sha256(_download(uri, uri), LEFT_BY_READING))
-
-
-def _download(uri: str, model: str) -> Path:
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri))
-    except Exception as error:  # stores answer an unknown model with exceptions of many kinds
-        raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
+def called(uri: str) -> str:
+    """A tracking store in words."""
+    return f"the tracking {'server' if uri.startswith('http') else 'store'} {uri}"
 
 
 def address(experiment_id: str, run_id: str | None = None) -> str:
@@ -581,20 +631,6 @@ def _same(logged: str, value: Any) -> bool:
         except ValueError:
             return False
     return logged == str(value)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze import console, records, tracking
+from twinsqueeze import console, model_store, records, tracking
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
@@ -100,7 +100,7 @@ def evaluate(
     if search_vectors:
         check_searched(search_vectors)
     where = resolve_device(device)
-    found = tracking.find_model(model)
+    found = model_store.find_model(model)
     compressor, origin = read_checkpoint(found.file, model)
     recipe = origin.recipe if origin else Recipe()
     if dataset == SAME_DATASET:

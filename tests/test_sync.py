@@ -1,0 +1,168 @@
+"""Records that a store did not take, sent later: in this process, with a delivery that is cut off as told."""
+
+from collections import Counter
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save
+
+from twinsqueeze import sender, sync, tracking
+from twinsqueeze.delivery import MlflowDelivery
+from twinsqueeze.errors import InputError
+from twinsqueeze.journal import Record, record_folders
+
+
+class Fault:
+    """What becomes of operations: `away` fails them all, `losing` does each and then fails for the first time."""
+
+    def __init__(self) -> None:
+        self.away = self.losing = False
+        self.lost: set[tuple[str, int]] = set()
+
+    def send(self, delivery: MlflowDelivery, operation, *, again: bool) -> None:
+        if self.away:
+            raise OSError("away")
+        self.original(delivery, operation, again=again)
+        if self.losing and (delivery.record.folder.name, id(operation)) not in self.lost:
+            self.lost.add((delivery.record.folder.name, id(operation)))
+            raise OSError("the answer was lost")
+
+    original = staticmethod(MlflowDelivery.send)
+
+
+@pytest.fixture
+def fault(monkeypatch) -> Fault:
+    fault = Fault()
+    monkeypatch.setattr(MlflowDelivery, "send", lambda delivery, what, again: fault.send(delivery, what, again=again))
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(sender, "LONGEST_PAUSE", 0.02)
+    return fault
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch, fault) -> mlflow.MlflowClient:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TWINSQUEEZE_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(tracking, "patience", lambda: 0.3 if fault.away else 60)
+    monkeypatch.setattr(sync, "patience", lambda: 0.3 if fault.away else 60)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+    return mlflow.MlflowClient()
+
+
+def write(fault: Fault, *, away: bool = False) -> None:
+    """A parent with a child; the store goes away after the parent has begun."""
+    rng = np.random.default_rng(0)
+    layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
+    with tracking.open_run("a", "train") as run:
+        fault.away = away
+        run.params({"alpha": 0.75, "seed": 1})
+        data = run.data("train", "pairs", "0123abcd", "/nowhere")
+        for step in range(1, 30):
+            run.metrics({"train/loss": 1 / step}, step)
+        model = run.model(save(layer), rng.normal(size=(3, 8)).astype(np.float32), 4, {"alpha": 0.75})
+        run.metrics({"dev/mse": 0.1, "dev/mae": 0.3}, 30, model, data)
+        run.table("predictions", pd.DataFrame({"a": [1, 2]}))
+        run.frame("losses", pd.DataFrame({"a": [1.5, 2.5]}))
+        with tracking.open_run("b", "train", nested=True) as child:
+            child.metrics({"dev/mse": 0.2}, 3)
+    tracking.settle()
+
+
+def contents(client: mlflow.MlflowClient, leave_out: set[str] = frozenset()) -> dict[str, dict]:
+    """All runs by their names, but for ids and times."""
+    found = {}
+    for run in client.search_runs(["0"]):
+        if run.info.run_id in leave_out:
+            continue
+        points = [client.get_metric_history(run.info.run_id, name) for name in run.data.metrics]
+        files = Path(run.info.artifact_uri.removeprefix("file://"))
+        models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+        tags = {k: v for k, v in run.data.tags.items() if k not in {"twinsqueeze.record", "mlflow.parentRunId"}}
+        assert run.info.run_name not in found
+        found[run.info.run_name] = {
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": tags,
+            "metrics": Counter((p.key, p.step, p.value) for history in points for p in history),
+            "inputs": [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs],
+            "files": {p.relative_to(files).as_posix(): p.read_bytes() for p in files.rglob("*") if p.is_file()},
+            "models": [
+                (m.name, m.status, m.params, m.tags, sorted((x.key, x.step, x.value) for x in m.metrics))
+                for m in models
+            ],
+        }
+    return found
+
+
+def test_what_was_not_sent_is_sent_later_and_each_thing_once(client, fault, capsys):
+    write(fault)
+    undisturbed = contents(client)
+    assert set(undisturbed) == {"a", "b"}
+    assert sum(undisturbed["a"]["metrics"].values()) == 31
+    before = {run.info.run_id for run in client.search_runs(["0"])}
+
+    with pytest.raises(InputError, match=r"the records of 2 runs are kept in .* `python -m twinsqueeze sync` sends"):
+        write(fault, away=True)
+    assert len(record_folders()) == 2
+    sync.sync(listed=True)
+    assert capsys.readouterr().out.count("has ended") == 2
+    with pytest.raises(InputError, match="2 of 2 records could not be sent"):
+        sync.sync()
+    fault.away, fault.losing = False, True
+    sync.sync()
+    assert contents(client, before) == undisturbed
+    assert len(fault.lost) > 10
+    assert record_folders() == []
+    sync.sync()
+    assert "everything has been sent" in capsys.readouterr().out
+    assert contents(client, before) == undisturbed
+
+
+def test_answers_that_are_lost_double_nothing(client, fault):
+    write(fault)
+    undisturbed = contents(client)
+    before = {run.info.run_id for run in client.search_runs(["0"])}
+    fault.losing = True
+    write(fault)
+    assert contents(client, before) == undisturbed
+    assert record_folders() == []
+
+
+def test_records_of_other_stores_and_damaged_ones_are_left_alone(client, fault, tmp_path, monkeypatch, capsys):
+    with pytest.raises(InputError):
+        write(fault, away=True)
+    fault.away = False
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    sync.sync()
+    assert capsys.readouterr().err.count(f"it is for sqlite:///{tmp_path}/mlflow.db") == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (weights,) = tmp_path.rglob("state/**/compressor.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"1 of 2 .*compressor\.safetensors has changed.*--discard RUN_ID"):
+        sync.sync()
+    (left,) = record_folders()
+    (run,) = [run for run in client.search_runs(["0"]) if run.info.run_name == "a"]
+    with pytest.raises(InputError, match="sync --list"):
+        sync.sync(discard="0" * 32)
+    sync.sync(discard=run.info.run_id)
+    assert not left.exists()
+
+
+def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault, capsys):
+    with tracking.open_run("a", "train") as run:
+        run_id = run.run_id
+        sync.sync()
+        assert "its command is running" in capsys.readouterr().err
+    record = Record.create("a", tracking.store_uri())
+    record.append({"op": "begin", "given": run_id, "tags": {}, "time": 1})
+    record.append({"op": "metrics", "rows": [["dev/mse", 0.5, 1, 1, None, None, None]]})
+    record.release()
+    sync.sync()
+    found = client.get_run(run_id)
+    assert found.info.status == "KILLED"
+    assert found.data.tags["mlflow.note.content"] == sync.GONE
+    assert found.data.metrics == {"dev/mse": 0.5}
