@@ -32,6 +32,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from twinsqueeze import interrupts, store
 from twinsqueeze.digests import bytes_sha256, difference, file_sha256, first_difference, folder_sha256
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.living import Process
 from twinsqueeze.paths import is_folder, local_path
 from twinsqueeze.texts import markdown, without_password
 
@@ -51,6 +52,12 @@ NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
+GRID_DIGEST = "twinsqueeze.grid_digest"
+# Who writes the run, so that others see whether it still lives.
+PROCESS = "twinsqueeze.process"
+# From which epoch an interrupted training was gone on with, and the runs that had been at it.
+TAKEN_UP = "twinsqueeze.taken_up"
+CONTINUES = "twinsqueeze.continues"
 # Of a registered version and its model: the SHA-256 of all files, as JSON.
 FILES_SHA256 = "twinsqueeze.files_sha256"
 # Before the name of one file, of a run or its model.
@@ -361,9 +368,10 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
 
 def _start(name: str, kind: str, nested: bool) -> RunWriter:
     given = given_run()
+    # With the run, so that it has them however soon this process is killed.
+    tags = {KIND: kind, PROCESS: Process.current().model_dump_json()}
     try:
-        store.make_experiment()
-        active = mlflow.start_run(run_name=None if given else name, nested=nested)
+        active = mlflow.start_run(run_name=None if given else name, nested=nested, tags=tags)
     except Exception as error:
         raise InputError(
             f"the run can't be recorded in {without_password(mlflow.get_tracking_uri())}: {_line(error)}"
@@ -371,7 +379,6 @@ def _start(name: str, kind: str, nested: bool) -> RunWriter:
     writer = RunWriter(active.info.run_id, active.info.experiment_id, mlflow.MlflowClient())
     if given and MADE_UP_NAME.fullmatch(active.info.run_name or ""):
         writer.client.update_run(writer.run_id, name=name)
-    writer.tags({KIND: kind})
     return writer
 
 
