@@ -90,7 +90,7 @@ def test_a_child_is_what_main_makes_of_the_same_recipe(place, grid_output, pairs
 
 
 def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
-    """The second of two shapes is being trained when the signal comes: the first is not trained again."""
+    """The second of two shapes is being trained when the kill comes: the first is not trained again."""
     text = GRID.replace("epochs: 4", "epochs: [2, 400]").replace("[0, 0.75, 3]", "[0, 0.75]")
     (workplace.folder / "grid.yaml").write_text(text)
     assert workplace.runs() == []  # makes the store, which two processes must not do at once
@@ -100,15 +100,18 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
         time.sleep(0.3)
         if sum(run.info.status == "FINISHED" for run in workplace.runs()) == 4:
             break
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
     process.stderr.close()
-    assert sorted(run.info.status for run in workplace.runs()) == ["FINISHED"] * 4 + ["KILLED"]
+    assert sorted(run.info.status for run in workplace.runs()) == ["FINISHED"] * 4 + ["RUNNING"]
 
     shorter = text.replace("[2, 400]", "[2, 3]")
     done = ablate(workplace, pairs_folder, text=shorter)
     assert "4 of 8 recipes are in the experiment already" in done.stderr
     assert len(of_kind(workplace, "train")) == 8
+    parent, dead = of_kind(workplace, "ablation")
+    assert (parent.info.status, dead.info.status) == ("FINISHED", "KILLED")
+    assert "its process" in dead.data.tags["mlflow.note.content"]
     done = ablate(workplace, pairs_folder, "--force", "true", text=shorter)
     assert "already" not in done.stderr
     assert len(of_kind(workplace, "train")) == 16

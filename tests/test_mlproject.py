@@ -35,7 +35,7 @@ def test_declared_parameters_are_passed_on_and_known_to_the_command(name):
 @pytest.mark.parametrize("name", ["main", "train"])
 def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
     declared = {key: value["default"] for key, value in ENTRY_POINTS[name]["parameters"].items()}
-    assert declared == Recipe().model_dump()
+    assert declared == Recipe().model_dump() | {"resume": "true"}
 
 
 def test_the_best_recipe_is_that_of_its_grid():

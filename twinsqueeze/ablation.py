@@ -1,18 +1,20 @@
 """The job ablation: a grid of recipes trained together, a run each under one parent."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from twinsqueeze import comparison, console, records, report, tracking
+from twinsqueeze import comparison, console, records, report, resuming, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
 from twinsqueeze.recipe import Recipe, read_grid
-from twinsqueeze.training import DivergedError, Fitted, Progress, batches, fit, resolve_device
+from twinsqueeze.tracking import RunWriter
+from twinsqueeze.training import DivergedError, Fitted, Progress, fit, resolve_device
 
 AS_IN_GRID = "grid"
 # Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
@@ -28,6 +30,7 @@ def ablate(
     device: str = AS_IN_GRID,
     score_max: float | None = None,
     force: bool = False,
+    resume: bool = True,
 ) -> None:
     """Trains every recipe of a grid and records each in a run of its own, all under a parent that holds the table.
 
@@ -39,6 +42,7 @@ def ablate(
         device: As in a recipe, or "grid" for what the file says.
         score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
         force: Whether to train again what is there.
+        resume: Whether to go on where the same training was interrupted.
 
     Raises:
         InputError: If something that the user gave can't be used, or every training diverges.
@@ -52,6 +56,7 @@ def ablate(
         parent.file(Path(grid))
         if len(materials) == 1:
             parent.tags(records.data_tags(next(iter(materials.values()))))
+        _end_left_runs(parent, recipes, materials)
         found = comparison.read_runs(parent.experiment_id).runs
         done = {} if force else comparison.finished_recipes(found)
         todo = [recipe for recipe in recipes if _fingerprint(recipe, materials) not in done]
@@ -60,7 +65,7 @@ def ablate(
                 f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
-        trained, failures = _train(todo, materials)
+        trained, failures = _train(todo, materials, resume=resume)
         wanted = {_fingerprint(recipe, materials) for recipe in recipes}
         # Of what has just been trained the tracking server may not have everything yet.
         runs = [run for run in (*found, *(run for run, _ in trained)) if comparison.fingerprint(run) in wanted]
@@ -113,15 +118,39 @@ def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> compariso
     return recipe.digest, material.data.digest, records.facts(material)["encoder_fingerprint"]
 
 
+def _end_left_runs(parent: RunWriter, recipes: Sequence[Recipe], materials: dict[Source, Material]) -> None:
+    """Ends what was left RUNNING of this grid, or of anything, by processes that were killed."""
+    fingerprints = {_fingerprint(recipe, materials)[:2] for recipe in recipes}
+    grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
+    parent.tags({tracking.GRID_DIGEST: grid_digest})
+
+    def is_same(tags: Mapping[str, str]) -> bool:
+        trained = tags.get(tracking.RECIPE_DIGEST, ""), tags.get(tracking.DATASET_DIGEST, "")
+        return tags.get(tracking.GRID_DIGEST) == grid_digest or trained in fingerprints
+
+    resuming.end_left_runs(parent, is_same, "goes on with the grid")
+
+
 def _train(
-    recipes: Sequence[Recipe], materials: dict[Source, Material]
+    recipes: Sequence[Recipe], materials: dict[Source, Material], *, resume: bool
 ) -> tuple[list[tuple[TrainedRun, pd.DataFrame]], list[str]]:
     """Trains and records; returns the runs, each with the table of what needs no labels, and why some failed."""
-    runs, failures = [], []
-    total, before = sum(recipe.epochs for recipe in recipes), 0
+    runs: list[tuple[TrainedRun, pd.DataFrame]] = []
+    failures: list[str] = []
+    wanted = {(_source(recipe), recipe.digest) for recipe in recipes}
+    snapshots = {source: resuming.open_snapshots(material, CLEAN_EVERY) for source, material in materials.items()}
+    cut = [
+        batch
+        for source in materials
+        for batch in resuming.resumable_batches(
+            [recipe for recipe in recipes if _source(recipe) == source], snapshots[source], resume=resume
+        )
+    ]
+    total, before = sum(recipe.epochs for batch in cut for recipe in batch), 0
     with console.progress("training", "epoch") as advance:
-        for batch in batches(recipes):
-            material = materials[_source(batch[0])]
+        for batch in cut:
+            source = _source(batch[0])
+            material = materials[source]
 
             def on_epoch(progress: Progress, before: int = before, replicas: int = len(batch)) -> None:
                 raise_if_stopped()
@@ -132,23 +161,33 @@ def _train(
                 raise_if_stopped()
                 advance(before, total, {"heads": f"{done} of {of} epochs"})
 
-            encoded = material.encoded
-            trained = fit(
-                batch,
-                encoded["train"],
-                encoded["dev"],
-                clean_every=CLEAN_EVERY,
-                on_epoch=on_epoch,
-                on_heads=on_heads,
-            )
-            before += sum(recipe.epochs for recipe in batch)
-            for number, fitted in enumerate(trained, 1):
-                advance(before, total, {"recorded": f"{number} of {len(trained)}"})
-                try:
-                    runs.append(_record(fitted, material))
-                except DivergedError as error:
-                    failures.append(str(error))
-                    console.warn(f"{fitted.recipe.name}: {error}")
+            with snapshots[source].open(batch, resume=resume) as snapshot:
+                if snapshot.left:
+                    console.say(
+                        f"{len(batch)} interrupted trainings go on from epoch {snapshot.left.epoch} of "
+                        f"{batch[0].epochs} (--resume false begins anew)"
+                    )
+                encoded = material.encoded
+                trained = fit(
+                    batch,
+                    encoded["train"],
+                    encoded["dev"],
+                    clean_every=CLEAN_EVERY,
+                    on_epoch=on_epoch,
+                    on_heads=on_heads,
+                    snapshot=snapshot,
+                )
+                before += sum(recipe.epochs for recipe in batch)
+                for number, fitted in enumerate(trained, 1):
+                    if (source, fitted.recipe.digest) not in wanted:
+                        continue
+                    advance(before, total, {"recorded": f"{number} of {len(trained)}"})
+                    try:
+                        runs.append(_record(fitted, material))
+                    except DivergedError as error:
+                        failures.append(str(error))
+                        console.warn(f"{fitted.recipe.name}: {error}")
+                snapshot.discard()
     return runs, failures
 
 
@@ -156,6 +195,7 @@ def _record(fitted: Fitted, material: Material) -> tuple[TrainedRun, pd.DataFram
     raise_if_stopped()
     with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
         inputs = records.begin_training(run, fitted.recipe, material)
+        resuming.note_taken_up(run, fitted.taken_up, fitted.recipe.epochs)
         records.record_curves(run, fitted)
         fitted.check()
         outcome = records.end_training(run, fitted, material, inputs)

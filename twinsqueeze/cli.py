@@ -82,7 +82,8 @@ def cli() -> None:
 
     A twin network compresses the vectors of a frozen sentence encoder, trained on scored sentence pairs with
     NEFTune-style noise. Runs go where MLFLOW_TRACKING_URI says, by default to sqlite:///mlflow.db here. Embeddings
-    are cached in TWINSQUEEZE_CACHE, by default the user's cache folder.
+    are cached in TWINSQUEEZE_CACHE, by default the user's cache folder; trainings that are not finished are kept in
+    TWINSQUEEZE_STATE, by default the user's folder for state.
     """
 
 
@@ -135,40 +136,53 @@ score_max_option = click.option(
     help="Upper end of the data's scores, which begin at 0.  [default: 5; STS-B from the Hub: 1]",
 )
 
+resume_option = click.option(
+    *_names("resume"),
+    type=bool,
+    default=True,
+    show_default=True,
+    metavar="BOOLEAN",
+    help="Go on where the same training was interrupted, however it was; the weights are the same, bit for bit. false "
+    "begins anew.",
+)
+
 
 @cli.command("main", epilog="Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1")
 @recipe_options()
+@resume_option
 @score_max_option
-def main_command(score_max: float | None, **fields: Any) -> None:
+def main_command(score_max: float | None, resume: bool, **fields: Any) -> None:
     """Train a compressor and evaluate it on dev and test, in one run."""
-    _train(fields, score_max, on_test=True)
+    _train(fields, score_max, on_test=True, resume=resume)
 
 
 @cli.command("train", epilog="Example: twinsqueeze train --alpha 0.75 --dim 16")
 @recipe_options()
+@resume_option
 @score_max_option
-def train_command(score_max: float | None, **fields: Any) -> None:
+def train_command(score_max: float | None, resume: bool, **fields: Any) -> None:
     """Train a compressor, look at dev and leave test alone."""
-    _train(fields, score_max, on_test=False)
+    _train(fields, score_max, on_test=False, resume=resume)
 
 
 @cli.command("best", epilog="Example: twinsqueeze best --dim 64 --dataset stsb")
 @recipe_options("dim", "seed", "encoder", "dataset", "device", **BEST)
+@resume_option
 @score_max_option
-def best_command(score_max: float | None, **fields: Any) -> None:
+def best_command(score_max: float | None, resume: bool, **fields: Any) -> None:
     """Train the best recipe that was found, product codes of 32 bytes, and evaluate it on dev and test.
 
     The recipe is in experiments/best.yaml, and what it does beside others in the README. A quarter of dim are the bytes
     of a vector.
     """
-    _train({**BEST, **fields}, score_max, on_test=True)
+    _train({**BEST, **fields}, score_max, on_test=True, resume=resume)
 
 
-def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool) -> None:
+def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, resume: bool) -> None:
     recipe = Recipe.parse(fields)
     from twinsqueeze import workflow  # noqa: PLC0415
 
-    workflow.train(recipe, score_max=score_max, on_test=on_test)
+    workflow.train(recipe, score_max=score_max, on_test=on_test, resume=resume)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
@@ -222,12 +236,13 @@ def evaluate_command(**options: Any) -> None:
     help="As for main, or `grid` for what the file says.",
 )
 @switch("force", "Train also what a finished run of the experiment has trained on the same data.")
+@resume_option
 @score_max_option
 def ablation_command(grid: str, **options: Any) -> None:
     """Train every combination of a grid, a run each.
 
-    All are trained together, as batched matrix products. A grid that was stopped goes on where it stood when it is
-    started again.
+    All are trained together, as batched matrix products. A grid that was stopped or killed goes on where it stood when
+    it is started again.
     """
     fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
     read_grid(grid, **fixed)

@@ -48,6 +48,11 @@ class Adam:
         self._mean_square = torch.zeros_like(parameters)
         self._step = torch.zeros((), device=parameters.device)
 
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """What the next step follows from besides the parameters, by name; writing to it changes the optimiser."""
+        return {"mean": self._mean, "mean_square": self._mean_square, "step": self._step}
+
     def step(self) -> None:
         """One update."""
         self._step += 1

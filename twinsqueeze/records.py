@@ -118,6 +118,7 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
             f"{'signs' if recipe.precision == 'binary' else 'numbers'}) trained for "
             f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {markdown(material.data.name)} "
             f"with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
+            + (f" It was interrupted, and gone on with from epoch {fitted.taken_up}." if fitted.taken_up else "")
         ),
         dim=recipe.dim,
         precision=recipe.precision,

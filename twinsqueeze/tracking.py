@@ -39,6 +39,7 @@ from twinsqueeze.delivery import METRICS_A_CALL, MlflowDelivery
 from twinsqueeze.digests import bytes_sha256, file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.journal import Operation, Record, records_folder
+from twinsqueeze.living import Process
 from twinsqueeze.patience import SERVER_SECONDS, STOP_SECONDS, impatient, patience
 from twinsqueeze.sender import Sender, Shipment
 from twinsqueeze.texts import markdown, without_password
@@ -59,6 +60,12 @@ NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
+GRID_DIGEST = "twinsqueeze.grid_digest"
+# Who writes the run, so that others see whether it still lives.
+PROCESS = "twinsqueeze.process"
+# From which epoch an interrupted training was gone on with, and the runs that had been at it.
+TAKEN_UP = "twinsqueeze.taken_up"
+CONTINUES = "twinsqueeze.continues"
 # Before the name of one file, of a run or its model: its SHA-256.
 FILE_SHA256 = "twinsqueeze.sha256."
 
@@ -475,7 +482,8 @@ def _start(name: str, kind: str) -> RunWriter:
     patience()  # a setting that is wrong is told before anything begins
     uri, given = store_uri(), given_run()
     record = Record.create(name, uri)
-    tags = {KIND: kind} if given else resolve_tags({MLFLOW_RUN_NAME: name, KIND: kind})
+    known = _known_tags(kind)
+    tags = known if given else resolve_tags({MLFLOW_RUN_NAME: name, **known})
     sender = Sender(called(uri))
     try:
         run = _begin(record, sender, {"given": given, "experiment": None, "tags": tags})
@@ -496,9 +504,14 @@ def _start(name: str, kind: str) -> RunWriter:
 
 def _start_nested(name: str, kind: str) -> RunWriter:
     parent = _parents[-1]
-    tags = resolve_tags({MLFLOW_RUN_NAME: name, KIND: kind, MLFLOW_PARENT_RUN_ID: parent.run_id})
+    tags = resolve_tags({MLFLOW_RUN_NAME: name, **_known_tags(kind), MLFLOW_PARENT_RUN_ID: parent.run_id})
     record = Record.create(name, store_uri())
     return _begin(record, parent.sender, {"given": None, "experiment": parent.experiment_id, "tags": tags})
+
+
+def _known_tags(kind: str) -> dict[str, str]:
+    """What a run has from its beginning, so that it has it however soon this process is killed."""
+    return {KIND: kind, PROCESS: Process.current().model_dump_json()}
 
 
 def _begin(record: Record, sender: Sender, what: Mapping[str, Any]) -> RunWriter:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from torch.nn import functional
 
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
-from twinsqueeze.compressor import Compressor, Compressors, Layer, TwinCosine
+from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, TwinCosine, layer_sizes
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
 from twinsqueeze.neighbourhood import distributions, divergence
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -37,6 +39,10 @@ class Streams:
         return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
 
 
+STREAMS = tuple(field.name for field in fields(Streams))
+TEACHERS = "teachers"
+
+
 class Trainer:
     """A training between epochs: A * S replicas, every alpha with every seed, seeds running fastest.
 
@@ -46,7 +52,8 @@ class Trainer:
         seeds: The S seeds.
         train: Pairs to train on.
         device: Where to train.
-        heads: Of each seed, as from `train_heads`, for recipes that ask for them.
+        heads: Of each seed, as from `train_heads`, for recipes that ask for them and are not gone on with.
+        left: What `state` was of a training of the same, to go on from there; None to begin.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Trainer:
         train: EncodedPairs,
         device: torch.device,
         heads: Sequence[Layer] | None = None,
+        left: State | None = None,
     ) -> None:
         self.batch_size = min(recipe.batch_size, len(train))
         self.objective = OBJECTIVES[recipe.objective]
@@ -72,19 +80,49 @@ class Trainer:
         self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
 
         self.streams = [Streams.of(seed) for seed in seeds]
-        starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
-        layers = [
-            initial_layers(recipe, train.embeddings, streams.weights, start)
-            for streams, start in zip(self.streams, starts, strict=True)
-        ]
-        teaches = heads is not None and recipe.teacher == "head"
-        self.teachers = Compressors([[head] for head in heads or []], device) if teaches else None
-        quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
+        if left is None:
+            starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
+            layers = [
+                initial_layers(recipe, train.embeddings, streams.weights, start)
+                for streams, start in zip(self.streams, starts, strict=True)
+            ]
+            quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
+            teachers = heads if recipe.teacher == "head" else None
+        else:  # the weights are filled in below
+            layers = [_empty(layer_sizes(recipe.architecture, dimension, recipe.dim))] * len(seeds)
+            codebooks = left.tensors.get(CODEBOOKS)
+            quantiser = _quantiser_of(recipe.precision, None if codebooks is None else codebooks.clone().to(device))
+            teachers = _empty([dimension, dimension]) * len(seeds) if TEACHERS in left.tensors else None
+        self.teachers = Compressors([[head] for head in teachers], device) if teachers else None
         self.model = Compressors(layers * len(alphas), device, quantiser)
         self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
         self.recipe = recipe
         self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
         self.steps_done = 0
+        if left is not None:
+            self._go_on_from(left)
+
+    def state(self) -> State:
+        """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
+        streams = [{name: getattr(each, name).bit_generator.state for name in STREAMS} for each in self.streams]
+        tensors = self._tensors()
+        if isinstance(self.model.quantiser, ProductCodes):
+            tensors[CODEBOOKS] = self.model.quantiser.codebooks
+        return State(tensors, {"steps_done": self.steps_done, "streams": streams})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {"parameters": self.model.parameters, **self.optimizer.state}
+        return tensors if self.teachers is None else {**tensors, TEACHERS: self.teachers.parameters}
+
+    def _go_on_from(self, left: State) -> None:
+        for name, tensor in self._tensors().items():
+            if left.tensors[name].shape != tensor.shape:  # copying would spread it out
+                raise ValueError(f"{name} of another shape: {tuple(left.tensors[name].shape)}")
+            tensor.copy_(left.tensors[name])
+        for streams, states in zip(self.streams, left.numbers["streams"], strict=True):
+            for name in STREAMS:
+                getattr(streams, name).bit_generator.state = states[name]
+        self.steps_done = left.numbers["steps_done"]
 
     def epoch(self) -> FloatArray:
         """One pass over the pairs; returns each replica's mean loss, (R,) float64."""
@@ -150,12 +188,21 @@ def _quantiser(
     precision: str, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
 ) -> Quantiser | None:
     """The quantiser that the replicas of every alpha and seed are trained through, seeds running fastest."""
-    if precision == "float32":
-        return None
-    if precision == "binary":
-        return Signs()
+    if precision != "product":
+        return _quantiser_of(precision, None)
     # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
     device = vectors.device
     begun = [Compressor(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
     codebooks = [fit_codebooks(outputs, seed) for outputs, seed in zip(begun, seeds, strict=True)]
-    return ProductCodes(torch.stack(codebooks * alphas).to(device))
+    return _quantiser_of(precision, torch.stack(codebooks * alphas).to(device))
+
+
+def _quantiser_of(precision: str, codebooks: torch.Tensor | None) -> Quantiser | None:
+    if codebooks is not None:
+        return ProductCodes(codebooks)
+    return Signs() if precision == "binary" else None
+
+
+def _empty(sizes: Sequence[int]) -> list[Layer]:
+    """Layers to be filled."""
+    return [(torch.zeros(outputs, inputs), torch.zeros(outputs)) for inputs, outputs in pairwise(sizes)]

@@ -21,6 +21,7 @@ from twinsqueeze.head import train_heads
 from twinsqueeze.metrics import METRICS, Scores, score
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.trainer import Trainer
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 # Replicas that train together at most: more of them leave the processor's caches and cost more each.
 LARGEST_BATCH = 25
+# In a snapshot, beside the trainer's state.
+CURVES = "curves"
 
 
 class DivergedError(InputError):
@@ -52,11 +55,16 @@ class History:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One replica's result: the last epoch's weights, on the CPU, and the curves that led there."""
+    """One replica's result: the last epoch's weights, on the CPU, and the curves that led there.
+
+    Attributes:
+        taken_up: The epoch from which an interrupted training was gone on with, 0 for one that was not.
+    """
 
     recipe: Recipe
     compressor: Compressor
     history: History
+    taken_up: int = 0
 
     @property
     def diverged_at(self) -> int | None:
@@ -146,6 +154,7 @@ def fit(
     clean_every: int = 1,
     on_epoch: Callable[[Progress], None] | None = None,
     on_heads: Callable[[int, int], None] = lambda *_: None,
+    snapshot: Snapshot | None = None,
 ) -> list[Fitted]:
     """Trains one compressor a recipe, all in one loop.
 
@@ -154,8 +163,9 @@ def fit(
         train: Pairs to train on.
         dev: Pairs to follow the training with; they do not influence it.
         clean_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
-        on_epoch: Called after every epoch.
+        on_epoch: Called after every epoch, and for those that were done before an interruption.
         on_heads: Told after every epoch of the heads, where the recipe wants any, how many are done and of how many.
+        snapshot: What to go on from, and where to keep the training against interruptions.
 
     Returns:
         One result a recipe, in their order.
@@ -174,37 +184,59 @@ def fit(
         raise ValueError("replicas trained together are every alpha with every seed, once")
 
     device = resolve_device(shared.device)
-    heads = train_heads(seeds, shared.head_alpha, train, device, on_heads) if shared.wants_heads else None
-    trainer = Trainer(shared, alphas, seeds, train, device, heads)
+    left = snapshot.begin() if snapshot else None
+    wants_heads = shared.wants_heads and left is None
+    heads = train_heads(seeds, shared.head_alpha, train, device, on_heads) if wants_heads else None
+    trainer = Trainer(shared, alphas, seeds, train, device, heads, left)
     model = trainer.model
     objective = OBJECTIVES[shared.objective]
     dev_vectors = torch.from_numpy(dev.embeddings).to(device)
     train_labels = torch.from_numpy(labels_from_scores(train.scores, shared.labels))
     dev_labels = labels_from_scores(dev.scores, shared.labels)
+    # Of every epoch the loss, the clean loss and the scores on dev, each of every replica.
+    curves = list(left.tensors[CURVES].numpy()) if left else []
 
-    losses, clean, followed = [], [], []
-    for epoch in range(1, shared.epochs + 1):
-        losses.append(trainer.epoch())
-        followed.append(score(predict_each(model, dev_vectors, dev), dev_labels))
-        clean.append(np.full(len(model), np.nan))
+    def state() -> State:
+        begun = trainer.state()
+        known = torch.from_numpy(np.reshape(curves, (len(curves), 2 + len(METRICS), len(model))))
+        return State({**begun.tensors, CURVES: known}, {**begun.numbers, "epoch": len(curves)})
+
+    def tell(epoch: int) -> None:
+        if on_epoch:
+            loss, clean_loss, *scores = curves[epoch - 1]
+            on_epoch(Progress(epoch, shared.epochs, loss, clean_loss, Scores(*scores)))
+
+    taken_up = len(curves)
+    for epoch in range(1, taken_up + 1):
+        tell(epoch)
+    for epoch in range(taken_up + 1, shared.epochs + 1):
+        if snapshot:
+            snapshot.offer(state)
+        loss = trainer.epoch()
+        scores = score(predict_each(model, dev_vectors, dev), dev_labels)
+        clean_loss = np.full(len(model), np.nan)
         if epoch % clean_every == 0 or epoch in (1, shared.epochs):
             predicted = torch.from_numpy(predict_each(model, trainer.vectors, train))
-            clean[-1] = objective(predicted.double(), train_labels)[0].numpy()
-        if on_epoch:
-            on_epoch(Progress(epoch, shared.epochs, losses[-1], clean[-1], followed[-1]))
-        if not np.isfinite(losses[-1]).any():
+            clean_loss = objective(predicted.double(), train_labels)[0].numpy()
+        curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
+        tell(epoch)
+        if not np.isfinite(loss).any():
             break  # every replica has diverged, and none comes back from NaN
+    else:
+        if snapshot:
+            snapshot.offer(state)
 
-    curves = {name: np.stack([getattr(scores, name) for scores in followed], axis=1) for name in METRICS}
+    losses, clean_losses, *followed = np.stack(curves, axis=2)
     return [
         Fitted(
             recipe,
             model.replica(r).snapshot(),
             History(
-                loss=np.stack(losses, axis=1)[r],
-                clean_loss=np.stack(clean, axis=1)[r],
-                dev={name: curve[r] for name, curve in curves.items()},
+                loss=losses[r],
+                clean_loss=clean_losses[r],
+                dev={name: curve[r] for name, curve in zip(METRICS, followed, strict=True)},
             ),
+            taken_up,
         )
         for recipe, r in zip(recipes, wanted, strict=True)
     ]

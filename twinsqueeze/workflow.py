@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze import console, model_store, records, tracking
+from twinsqueeze import console, model_store, records, resuming, tracking
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
@@ -18,19 +18,23 @@ from twinsqueeze.precision import Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
+from twinsqueeze.snapshots import Snapshot
 from twinsqueeze.tracking import RunWriter
 from twinsqueeze.training import Fitted, Progress, fit, resolve_device
 
 SAME_DATASET = "same"
+# Epochs between measurements of the clean loss.
+CLEAN_EVERY = 1
 
 
-def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool) -> None:
+def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resume: bool = True) -> None:
     """Trains a compressor and records the run.
 
     Args:
         recipe: What to train.
         score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
         on_test: Whether to evaluate on test as well; otherwise test is not even opened.
+        resume: Whether to go on where the same training was interrupted.
 
     Raises:
         InputError: If something that the user gave can't be used, or the training diverges.
@@ -43,14 +47,31 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool) -> N
         score_max=score_max,
         check_dimension=recipe.check_dimension,
     )
-    with tracking.open_run(recipe.name, "train") as run:
-        inputs = records.begin_training(run, recipe, material)
-        fitted = _fit(recipe, material, run)
-        outcome = records.end_training(run, fitted, material, inputs)
+    with resuming.open_snapshots(material, CLEAN_EVERY).open([recipe], resume=resume) as snapshot:
+        with tracking.open_run(recipe.name, "train") as run:
+            inputs = records.begin_training(run, recipe, material)
+            _take_up(run, recipe, material, snapshot)
+            fitted = _fit(recipe, material, run, snapshot)
+            outcome = records.end_training(run, fitted, material, inputs)
+        snapshot.discard()
     records.conclude(run, outcome, material, run.run_id)
 
 
-def _fit(recipe: Recipe, material: Material, run: RunWriter) -> Fitted:
+def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Snapshot) -> None:
+    """Says from where the training goes on, and ends the runs of processes that were killed."""
+    same = {tracking.RECIPE_DIGEST: recipe.digest, tracking.DATASET_DIGEST: material.data.digest}
+    story = "trains the same from the beginning"
+    if snapshot.left:
+        done = snapshot.left.epoch
+        console.say(
+            f"an interrupted training goes on from epoch {done} of {recipe.epochs} (--resume false begins anew)"
+        )
+        resuming.note_taken_up(run, done, recipe.epochs)
+        story = f"goes on from its epoch {done}"
+    resuming.end_left_runs(run, lambda tags: same.items() <= tags.items(), story)
+
+
+def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot) -> Fitted:
     with console.progress("training", "epoch") as advance:
 
         def on_epoch(progress: Progress) -> None:
@@ -66,7 +87,17 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter) -> Fitted:
             advance(0, recipe.epochs, {"heads": f"{done} of {total} epochs"})
 
         encoded = material.encoded
-        (fitted,) = fit([recipe], encoded["train"], encoded["dev"], on_epoch=on_epoch, on_heads=on_heads)
+        (fitted,) = fit(
+            [recipe],
+            encoded["train"],
+            encoded["dev"],
+            clean_every=CLEAN_EVERY,
+            on_epoch=on_epoch,
+            on_heads=on_heads,
+            snapshot=snapshot,
+        )
+    if fitted.diverged_at:
+        snapshot.discard()
     fitted.check()
     return fitted
 

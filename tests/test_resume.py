@@ -1,0 +1,264 @@
+"""Real trainings that are killed where they stand, and what the same command makes of them afterwards."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from mlflow.entities import Run
+
+from tests.processes import Workplace
+from twinsqueeze.left_runs import LeftRuns, end_left_runs
+from twinsqueeze.living import Process
+
+# Steps of a pair each, so that some seconds of training are not thousands of epochs to record.
+MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
+GRID = "alpha: [0, 0.75]\ndim: 8\nbatch_size: 1\nepochs: 60\ndevice: cpu\n"
+KILLS = 20
+
+
+def finished(place: Workplace) -> dict[tuple[str, str], list[Run]]:
+    """Finished trainings by alpha and dim, the newest first."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in place.runs():
+        if run.info.status == "FINISHED" and run.data.tags["twinsqueeze.kind"] == "train":
+            found.setdefault((run.data.params["alpha"], run.data.params["dim"]), []).append(run)
+    return found
+
+
+def result(place: Workplace, run: Run) -> tuple[bytes, dict[str, list[tuple[int, float]]]]:
+    """The model's file, and every point of every metric."""
+    (file,) = place.model(run).rglob("*.safetensors")
+    return file.read_bytes(), {
+        name: sorted((point.step, point.value) for point in place.client.get_metric_history(run.info.run_id, name))
+        for name in run.data.metrics
+    }
+
+
+def kept(place: Workplace) -> list[Path]:
+    """What is kept against interruptions."""
+    return [path for path in (place.folder / "state" / "trainings").glob("*") if path.suffix != ".lock"]
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
+    process.send_signal(number)
+    process.stderr.read()
+    process.wait(60)
+    process.stderr.close()
+
+
+def check_ended(place: Workplace) -> list[Run]:
+    """No run is RUNNING and nothing is kept any more; returns the runs of processes that were killed."""
+    assert {run.info.status for run in place.runs()} <= {"FINISHED", "KILLED"}
+    killed = [run for run in place.runs() if run.info.status == "KILLED"]
+    for run in killed:
+        process = Process.parse(run.data.tags["twinsqueeze.process"])
+        endings = (f"Killed: its process {process.pid} on ", "Killed: stopped by SIGTERM.")
+        assert run.data.tags["mlflow.note.content"].startswith(endings)
+        assert run.info.end_time
+    assert kept(place) == []
+    return killed
+
+
+def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
+    options = [*MAIN, "--dataset", str(pairs_folder)]
+    assert workplace.runs() == []  # makes the store
+    process = workplace.start(*options)
+    wait_for(lambda: kept(workplace), process)
+    time.sleep(np.random.default_rng(0).uniform(0, 0.5))
+    kill(process)
+    (dead,) = workplace.runs()
+    assert dead.info.status == "RUNNING"
+
+    code, _, err = run_here(*options)
+    assert code == 0, err
+    assert "an interrupted training goes on from epoch" in err
+    assert f"run {dead.info.run_id} was RUNNING and its process is gone: it is KILLED now" in err
+    (killed,) = check_ended(workplace)
+    ((resumed,),) = finished(workplace).values()
+    epoch, _, epochs = resumed.data.tags["twinsqueeze.taken_up"].partition(" of ")
+    assert epochs == "120"
+    assert resumed.data.tags["twinsqueeze.continues"] == killed.info.run_id == dead.info.run_id
+    assert f"gone on with from {epoch}." in resumed.data.tags["mlflow.note.content"]
+    story = f"Run {resumed.info.run_id} goes on from its {epoch}."
+    assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {story}")
+
+    code, _, err = run_here(*options, "--resume", "false")
+    assert code == 0, err
+    assert "interrupted" not in err
+    whole, _ = finished(workplace)["0.75", "8"]
+    assert "twinsqueeze.taken_up" not in whole.data.tags
+    assert result(workplace, resumed) == result(workplace, whole)
+
+
+@pytest.mark.slow
+def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
+    """The first of two that were trained together is recorded when the kill comes."""
+    (workplace.folder / "grid.yaml").write_text(GRID)
+    options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
+    assert workplace.runs() == []
+    process = workplace.start(*options)
+    wait_for(lambda: len(workplace.runs()) == 3, process)
+    kill(process)
+    assert sorted(run.info.status for run in workplace.runs()) == ["FINISHED", "RUNNING", "RUNNING"]
+
+    code, _, err = run_here(*options)
+    assert code == 0, err
+    assert "1 of 2 recipes are in the experiment already" in err
+    assert len(check_ended(workplace)) == 2
+    assert [len(runs) for runs in finished(workplace).values()] == [1, 1]
+
+    code, _, err = run_here(*options, "--force", "true", "--resume", "false")
+    assert code == 0, err
+    for whole, resumed in finished(workplace).values():
+        assert result(workplace, resumed) == result(workplace, whole)
+
+
+def seconds_of(place: Workplace, arguments: list[str]) -> tuple[float, float]:
+    """Runs a command to its end; returns when it began to train, and how long it took."""
+    start = time.monotonic()
+    with place.start(*arguments) as process:
+        trains = next(time.monotonic() - start for line in process.stderr if line.startswith("training:"))
+        process.stderr.read()
+    assert process.returncode == 0
+    return trains, time.monotonic() - start
+
+
+def places(folder: Path, cache: Path, grid: str) -> Iterator[Workplace]:
+    """New folders, each with a store of its own."""
+    for number in count():
+        place = Workplace(folder / str(number), cache)
+        place.folder.mkdir(parents=True)
+        (place.folder / "grid.yaml").write_text(grid)
+        assert place.runs() == []
+        yield place
+
+
+def kill_often(new_places: Iterator[Workplace], arguments: list[str], seed: int) -> int:
+    """Kills a command at random moments and starts it again, until it has come to its end; and all that often.
+
+    Every fifth time it is told to stop instead.
+
+    Returns:
+        How often a command came to its end.
+    """
+    whole = next(new_places)
+    trains, ends = seconds_of(whole, arguments)
+    wanted = {recipe: result(whole, run) for recipe, (run,) in finished(whole).items()}
+    # Half a training at most, then the next goes on: so kills come everywhere, and mostly before the end.
+    moments = np.random.default_rng(seed)
+    kills = ended = 0
+    while kills < KILLS:
+        place = next(new_places)
+        for attempt in count(1):
+            wait = moments.uniform(0.8 * trains, (trains + ends) / 2) if kills < KILLS else None
+            with place.start(*arguments) as process:
+                try:
+                    _, err = process.communicate(timeout=wait)
+                    assert process.returncode == 0, err
+                    break
+                except subprocess.TimeoutExpired:
+                    number = signal.SIGKILL if attempt % 5 else signal.SIGTERM
+                    process.send_signal(number)
+                    process.communicate()
+                    kills += number == signal.SIGKILL
+        ended += 1
+        print(f"{arguments[0]}: {kills} kills, ended {ended} times", flush=True)
+        check_ended(place)
+        found = finished(place)
+        assert found.keys() == wanted.keys()
+        for recipe, runs in found.items():
+            assert len(runs) == 1 or arguments[0] == "main"  # that is trained again where it was killed behind the end
+            for run in runs:
+                assert result(place, run) == wanted[recipe]
+    return ended
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_kills_at_random_moments(tmp_path, shared_cache, pairs_folder):
+    """Of main and of a grid of two shapes, both at once."""
+    data = ["--dataset", str(pairs_folder)]
+    grid = GRID.replace("dim: 8", "dim: [8, 12]").replace("epochs: 60", "epochs: 200")
+    jobs = {"main": [*MAIN, "--epochs", "300"], "grid": ["ablation", "--grid", "grid.yaml"]}
+    with ThreadPoolExecutor() as pool:
+        going = [
+            pool.submit(kill_often, places(tmp_path / name, shared_cache, grid), [*job, *data], seed)
+            for seed, (name, job) in enumerate(jobs.items())
+        ]
+        assert all(job.result() for job in going)
+
+
+def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+    here = Process.current()
+    with subprocess.Popen(["true"]) as short:
+        gone = Process(host=here.host, pid=short.pid, started=psutil.Process(short.pid).create_time())
+    processes = {
+        "gone": gone,
+        "gone, of the same": gone,
+        "with a number that is another's now": here.model_copy(update={"started": here.started - 3600}),
+        "living": here,
+        "elsewhere": gone.model_copy(update={"host": "elsewhere"}),
+        "elsewhere, of the same": gone.model_copy(update={"host": "elsewhere"}),
+    }
+    texts = {name: process.model_dump_json() for name, process in processes.items()} | {
+        "garbled": "{",
+        "nobody's": None,
+    }
+    ids = {}
+    for name, text in texts.items():
+        tags = {"same": str("same" in name)} | ({"twinsqueeze.process": text} if text else {})
+        ids[name] = workplace.client.create_run("0", run_name=name, tags=tags).info.run_id
+    ended = workplace.client.create_run("0", tags={"twinsqueeze.process": texts["gone"]}).info.run_id
+    workplace.client.set_terminated(ended, "FINISHED")
+
+    found = end_left_runs("0", lambda tags: tags["same"] == "True", "Run x goes on.")
+    assert found == LeftRuns(
+        same=[ids["gone, of the same"]],
+        others=[ids["with a number that is another's now"], ids["gone"]],
+        elsewhere={ids["elsewhere, of the same"]: "elsewhere"},
+    )
+    runs = {run.info.run_name: run for run in workplace.runs()}
+    killed = {name for name, run in runs.items() if run.info.status == "KILLED"}
+    assert killed == {"gone", "gone, of the same", "with a number that is another's now"}
+    assert runs["gone, of the same"].data.tags["mlflow.note.content"].endswith(" is gone. Run x goes on.")
+    assert runs["gone"].data.tags["mlflow.note.content"].endswith(" is gone.")
+    assert end_left_runs("0", lambda tags: False, "") == LeftRuns()
+
+
+def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsys):
+    from twinsqueeze import resuming
+
+    def broken(*_):
+        raise mlflow.MlflowException("no answer from https://me:secret@host/")
+
+    monkeypatch.setattr(resuming.left_runs, "end_left_runs", broken)
+    resuming.end_left_runs(type("Run", (), {"run_id": "x", "experiment_id": "0"}), lambda tags: True, "goes on")
+    err = capsys.readouterr().err
+    assert "no answer" in err
+    assert "secret" not in err
+
+
+def test_a_zombie_is_gone():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        known = Process(host=Process.current().host, pid=process.pid, started=psutil.Process(process.pid).create_time())
+        assert known.state == "living"
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert known.state == "gone"
+    assert known.state == "gone"

@@ -1,0 +1,75 @@
+"""Going on with what was interrupted: the file of a training, and the run that a dead process left."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from twinsqueeze import console, left_runs, records, tracking
+from twinsqueeze.errors import one_line
+from twinsqueeze.material import Material
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.snapshots import Snapshots
+from twinsqueeze.texts import without_password
+from twinsqueeze.tracking import RunWriter
+from twinsqueeze.training import batches
+
+
+def open_snapshots(material: Material, clean_every: int) -> Snapshots:
+    """The files of trainings on this material, with `clean_every` as for `fit`."""
+    encoded = material.encoded
+    facts = records.facts(material) | {"clean_every": clean_every}
+    return Snapshots(encoded["train"], encoded["dev"], facts, console.warn)
+
+
+def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
+    """Marks the runs of the experiment whose processes on this host are gone as KILLED, and says which.
+
+    Args:
+        run: That is open; it is tagged with those that were at the same.
+        is_same: Whether a run of these tags was at the same.
+        story: What becomes of those, for their descriptions: "goes on from epoch 7 of 200".
+    """
+    try:
+        found = left_runs.end_left_runs(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
+        if found.same:
+            run.tags({tracking.CONTINUES: ", ".join(found.same)})
+    except Exception as error:  # a training is not given up because another one's record can't be mended
+        console.warn(f"runs that dead processes left can't be looked after: {without_password(one_line(error))}")
+        return
+    for run_id in (*found.same, *found.others):
+        console.say(f"run {run_id} was RUNNING and its process is gone: it is KILLED now")
+    for run_id, host in found.elsewhere.items():
+        console.say(f"run {run_id} is at the same on {host}, as far as is known: it is left alone")
+
+
+def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:
+    """Tags a run whose training an interrupted process began; nothing for one that began itself."""
+    if epoch:
+        run.tags({tracking.TAKEN_UP: f"epoch {epoch} of {epochs}"})
+
+
+def resumable_batches(recipes: Sequence[Recipe], snapshots: Snapshots, *, resume: bool) -> list[list[Recipe]]:
+    """Cuts recipes into batches for `fit`, those that were interrupted first and as they were.
+
+    A batch of which some recipes are recorded already is gone on with as a whole where that is less work than to begin
+    the others anew; a replica's bits do not depend on its company.
+
+    Args:
+        recipes: On one material.
+        snapshots: Of that material.
+        resume: Whether to look for interrupted ones.
+    """
+    wanted = {recipe.digest: recipe for recipe in recipes}
+    interrupted = []
+    for left in snapshots.left() if resume and recipes else []:
+        names = {"dataset": recipes[0].dataset, "device": recipes[0].device}
+        batch = [recipe.model_copy(update=names) for recipe in left.recipes]
+        still = [recipe.digest for recipe in batch if recipe.digest in wanted]
+        epochs = batch[0].epochs
+        if not still:
+            continue
+        if len(batch) * (epochs - left.state.epoch) > len(still) * epochs:
+            with snapshots.open(batch, resume=False):
+                continue  # it is removed
+        interrupted.append(batch)
+        for digest in still:
+            del wanted[digest]
+    return [*interrupted, *batches(list(wanted.values()))]
