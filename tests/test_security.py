@@ -166,8 +166,8 @@ def registered(tmp_path_factory) -> str:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(None)
         with tracking.open_run("run", "train") as run:
-            model_id = run.model(save(layer), np.ones((1, 8), np.float32), 4, {})
-        registry.promote(registry.add_version(model_id, "", {}), None)
+            model = run.model(save(layer), np.ones((1, 8), np.float32), 4, {})
+        registry.promote(registry.add_version(run.delivery.models[model], "", {}), None)
     return uri
 
 
