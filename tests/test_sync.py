@@ -13,6 +13,8 @@ from twinsqueeze import sender, sync, tracking
 from twinsqueeze.delivery import MlflowDelivery
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import Record, record_folders
+from twinsqueeze.left_runs import LeftRuns, end_left_runs
+from twinsqueeze.living import Process
 
 
 class Fault:
@@ -166,3 +168,16 @@ def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault,
     assert found.info.status == "KILLED"
     assert found.data.tags["mlflow.note.content"] == sync.GONE
     assert found.data.metrics == {"dev/mse": 0.5}
+
+
+def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, fault):
+    """Its process is gone as well, but all of it is on the disk."""
+    with pytest.raises(InputError):
+        write(fault, away=True)
+    (run,) = client.search_runs(["0"])
+    gone = Process.current().model_copy(update={"started": 1.0})
+    client.set_tag(run.info.run_id, tracking.PROCESS, gone.model_dump_json())
+    fault.away = False
+    assert end_left_runs("0", lambda tags: True, "") == LeftRuns()
+    sync.sync()
+    assert {found.info.status for found in client.search_runs(["0"])} == {"FINISHED"}

@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -263,6 +264,17 @@ def _read_sent(folder: Path) -> tuple[int, dict[str, Any]]:
 def read_known(folder: Path) -> dict[str, Any]:
     """What sending a record has found out so far; nobody's lock is needed."""
     return _read_sent(folder)[1]
+
+
+def ended_runs() -> set[str]:
+    """Runs whose record is whole on this disk and has not been sent to its end: they are finished and not lost."""
+    found = set()
+    for folder in record_folders():
+        with suppress(InputError, FileNotFoundError):  # what is damaged is no whole record; what was sent is gone
+            _, operations = read_record(folder)
+            if operations and operations[-1]["op"] == "end":
+                found.add(str(read_known(folder).get("run_id", "")))
+    return found
 
 
 def in_use(folder: Path) -> bool:

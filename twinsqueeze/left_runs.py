@@ -7,6 +7,7 @@ import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import tracking
+from twinsqueeze.journal import ended_runs
 from twinsqueeze.living import Process
 from twinsqueeze.texts import markdown
 
@@ -32,6 +33,8 @@ class LeftRuns:
 def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], bool], story: str) -> LeftRuns:
     """Marks the runs of processes of this host that are gone as KILLED, and says so in their descriptions.
 
+    Left alone are those whose record is whole and waits for `sync`, which gives them the end that they had.
+
     Args:
         experiment_id: Where to look.
         is_same: Whether a run of these tags was at what is begun now.
@@ -39,11 +42,12 @@ def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], boo
     """
     client = mlflow.MlflowClient()
     found = LeftRuns()
+    ended = ended_runs()
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MOST_RUNS):
         process = Process.parse(run.data.tags.get(tracking.PROCESS, ""))
-        if process is None or process.state == "living":
-            continue
         run_id, same = str(run.info.run_id), is_same(run.data.tags)
+        if process is None or process.state == "living" or run_id in ended:
+            continue
         if process.state == "elsewhere":
             if same:
                 found.elsewhere[run_id] = process.host
