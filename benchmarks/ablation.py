@@ -166,7 +166,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
     recipes = read_grid(grid, dataset=str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset)
     file = str(Path(grid).resolve())
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        os.environ["TWINSQUEEZE_CACHE"] = str(Path(folder, "cache"))
+        os.environ |= {"TWINSQUEEZE_CACHE": str(Path(folder, "cache")), "TWINSQUEEZE_STATE": str(Path(folder, "state"))}
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.search_runs()  # makes the store, which is on neither side's account
         an_epoch, else_ = plain_run(recipes[len(recipes) // 2], epochs)

@@ -1,17 +1,20 @@
 """What tests share: a small set of pairs as vectors, and the real STS-B where it is there."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-# Before anything imports what reads them: no network, nothing unpickled, no cache of the user's.
+# Before anything imports what reads them: no network, nothing unpickled, no cache and no unfinished work of the user's.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["TWINSQUEEZE_STATE"] = tempfile.mkdtemp(prefix="twinsqueeze-state-")
 # Two workers share the cores: threads that wait for each other sleep and leave the core to the other's work.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
@@ -23,6 +26,10 @@ from twinsqueeze.embeddings import EncodedPairs
 def pytest_configure() -> None:
     """Where tests run in the background, a shell has them ignore Ctrl-C, as would the commands that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TWINSQUEEZE_STATE"], ignore_errors=True)
 
 
 def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:
