@@ -238,7 +238,7 @@ def test_a_fresh_store_that_cannot_be_made_leaves_nothing(workplace, pairs_folde
         MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
     )
     line, left = refused(found)
-    assert "can't be opened" in line
+    assert "can't be used" in line
     assert pd.Series(line).str.contains(said).all(), line
     assert set(left) <= {"mlflow.db.lock"}
 

@@ -145,7 +145,11 @@ def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
         "PCA to 8, whitened",
         "signs of 384, centred",
         "first 8, int8",
+        "random projection to 8, int8",
         "PCA to 8, int8",
+        "first 8, signs",
+        "random projection to 8, signs",
+        "PCA to 8, signs",
         "uncompressed, int8",
     ]
 

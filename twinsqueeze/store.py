@@ -28,11 +28,13 @@ ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
-def open_store(uri: str) -> None:
+def open_store(uri: str, what: str, setting: str) -> None:
     """Opens a SQLite store, and makes it where it is not there; leaves stores of other kinds alone.
 
     Args:
         uri: As in MLFLOW_TRACKING_URI.
+        what: The tracking store, or the model registry.
+        setting: What says where it is.
 
     Raises:
         InputError: If it can't be opened.
@@ -49,12 +51,12 @@ def open_store(uri: str) -> None:
         _ask(uri)
     except Timeout as error:
         raise InputError(
-            f"the store {uri} is being opened by another process for {OPENING_SECONDS:.0f} seconds: end that process"
+            f"the {what} {uri} is being opened by another process for {OPENING_SECONDS:.0f} seconds: end that process"
         ) from error
     except Exception as error:  # what is damaged, of another version or can't be written has errors of many kinds
         raise InputError(
-            f"the store {without_password(uri)} can't be opened ({one_line(error)}): put it right, or point "
-            "MLFLOW_TRACKING_URI at another"
+            f"the {what} {without_password(uri)} can't be used ({one_line(error)}): put it right, or point "
+            f"{setting} at another"
         ) from error
 
 

@@ -108,7 +108,7 @@ def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_
     """
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if urlsplit(uri).scheme not in {"http", "https"}:
-        store.open_store(uri)
+        store.open_store(uri, what.replace("server", "store"), setting)
         return
     failure: list[str] = ["no answer"]
 
