@@ -88,7 +88,7 @@ class Server:
         return {
             "status": (status, lifecycle),
             "params": sorted(self.query("SELECT key, value FROM params WHERE run_uuid = ?", run_id)),
-            "tags": sorted((k, parents.get(k, v)) for k, v in tags if k != "twinsqueeze.record"),
+            "tags": sorted((k, parents.get(k, v)) for k, v in tags if k not in {"twinsqueeze.record", "twinsqueeze.process"}),
             "metrics": self.metrics(run_id),
             "latest": sorted(self.query("SELECT key, step, value FROM latest_metrics WHERE run_uuid = ?", run_id)),
             "inputs": sorted(
