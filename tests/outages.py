@@ -88,7 +88,9 @@ class Server:
         return {
             "status": (status, lifecycle),
             "params": sorted(self.query("SELECT key, value FROM params WHERE run_uuid = ?", run_id)),
-            "tags": sorted((k, parents.get(k, v)) for k, v in tags if k not in {"twinsqueeze.record", "twinsqueeze.process"}),
+            "tags": sorted(
+                (k, parents.get(k, v)) for k, v in tags if k not in {"twinsqueeze.record", "twinsqueeze.process"}
+            ),
             "metrics": self.metrics(run_id),
             "latest": sorted(self.query("SELECT key, step, value FROM latest_metrics WHERE run_uuid = ?", run_id)),
             "inputs": sorted(
@@ -126,6 +128,10 @@ class Server:
             "files": sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()),
             "weights": (folder / "artifacts" / "compressor.safetensors").read_bytes(),
         }
+
+
+# Tags that differ from one recording of the same to the next.
+OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
 
 
 class Faults:
