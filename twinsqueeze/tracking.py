@@ -113,7 +113,7 @@ def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_
     failure: list[str] = ["no answer"]
 
     def ask() -> None:
-        for _ in range(2):  # the answer may have been lost on the way
+        for _ in range(3):  # an answer may have been lost on the way
             try:
                 with impatient():
                     mlflow.MlflowClient(uri).search_experiments(max_results=1)
