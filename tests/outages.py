@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sqlite3
@@ -88,9 +89,7 @@ class Server:
         return {
             "status": (status, lifecycle),
             "params": sorted(self.query("SELECT key, value FROM params WHERE run_uuid = ?", run_id)),
-            "tags": sorted(
-                (k, parents.get(k, v)) for k, v in tags if k not in {"twinsqueeze.record", "twinsqueeze.process"}
-            ),
+            "tags": sorted((k, parents.get(k, REPEATED.sub("", v))) for k, v in tags if k not in OF_THE_PROCESS),
             "metrics": self.metrics(run_id),
             "latest": sorted(self.query("SELECT key, step, value FROM latest_metrics WHERE run_uuid = ?", run_id)),
             "inputs": sorted(
@@ -132,6 +131,8 @@ class Server:
 
 # Tags that differ from one recording of the same to the next.
 OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
+# How many runs of a recipe were there before.
+REPEATED = re.compile(r"\d+ runs? repeated by a newer one")
 
 
 class Faults:
