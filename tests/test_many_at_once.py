@@ -252,3 +252,27 @@ def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, share
         left = contend(address, processes=2, rounds=6)
         assert len(left) == 12
         check_succession(client, left)
+
+
+KILLED_WRITER = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN")
+database.execute("CREATE TABLE half (x)")
+for _ in range(200):
+    database.execute("INSERT INTO half VALUES (zeroblob(4000))")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+    mlflow.set_tracking_uri(None)
+    tracking.check_server()
+    file = workplace.folder / "mlflow.db"
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(file)], check=False)
+    assert file.with_name("mlflow.db-journal").stat().st_size > 0
+    tracking.check_server()
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)

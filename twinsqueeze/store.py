@@ -108,7 +108,12 @@ def _make(file: Path, uri: str) -> None:
 def _check(file: Path) -> None:
     """Looks whether it is a database; MLflow would try again for 100 seconds before it says that it is none."""
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as database:
-        database.execute("PRAGMA schema_version")
+        try:
+            database.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            # A writer was killed within a transaction, which only a connection that may write can roll back: MLflow's.
+            if not error.sqlite_errorname.startswith("SQLITE_READONLY"):
+                raise
 
 
 def _ask(uri: str) -> None:
