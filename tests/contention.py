@@ -1,10 +1,11 @@
 """Processes that register at once, and what they must leave."""
 
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import mlflow
+
+from tests.processes import together
 
 # What register does to the registry, with a number in the place of a model and its scores.
 CONTENDER = """
@@ -31,25 +32,8 @@ def contend(uri: str, processes: int, rounds: int) -> dict[str, mlflow.entities.
     """Lets real processes register at once; what they left, by number."""
     client = mlflow.MlflowClient(uri)
     client.create_registered_model("twinsqueeze")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONTENDER, str(i), str(rounds)],
-            env=os.environ | {"MLFLOW_TRACKING_URI": uri},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    for process in started:
-        process.stdout.readline()
-    for process in started:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in started:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+    commands = [["-c", CONTENDER, str(i), str(rounds)] for i in range(processes)]
+    together(commands, [os.environ | {"MLFLOW_TRACKING_URI": uri}] * processes, Path.cwd())
     return {
         str(found.version): found for found in client.search_model_versions("name = 'twinsqueeze'", max_results=1000)
     }

@@ -11,14 +11,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.processes import wait_until_healthy
 
 
 def free_port() -> int:
@@ -52,13 +52,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        for _ in range(1200):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.25)
-        raise AssertionError("the server does not answer")
+        wait_until_healthy(self.port)
 
     def stop(self) -> None:
         if self._process:

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,3 +107,50 @@ class Workplace:
     def runs(self) -> list[mlflow.entities.Run]:
         """All runs, the newest first."""
         return list(self.client.search_runs(["0"]))
+
+
+def together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], cwd: Path) -> list[str]:
+    """Starts commands of Python's at once and waits for them; what they printed.
+
+    Those that are programs (-c) print a line when they are ready, and wait for one before they begin.
+    """
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    said = []
+    try:
+        if commands[0][0] == "-c":
+            for process in started:
+                process.stdout.readline()
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in started:
+            out, err = process.communicate(timeout=280)
+            assert process.returncode == 0, err
+            assert "Traceback" not in err
+            said.append(out)
+    finally:
+        for process in started:
+            process.kill()
+    return said
+
+
+def wait_until_healthy(port: int) -> None:
+    """Waits for an MLflow server on loopback."""
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import psycopg
 import pytest
 
 from tests.contention import check_succession, contend
-from tests.processes import Workplace
-from tests.test_security import wait_for
+from tests.processes import Workplace, together, wait_until_healthy
 from twinsqueeze import tracking
 from twinsqueeze.errors import InputError
 
@@ -37,39 +36,6 @@ store.make_experiment()
 with tracking.open_run("run", "train") as run:
     run.metrics({"dev/spearman": 0.5}, 1)
 """
-
-
-def together(commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]], cwd: Path) -> list[str]:
-    """Starts commands at once and waits for them; what they printed."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command, environment in zip(commands, environments, strict=True)
-    ]
-    said = []
-    try:
-        if commands[0][0] == "-c":
-            for process in started:
-                process.stdout.readline()
-        for process in started:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in started:
-            out, err = process.communicate(timeout=280)
-            assert process.returncode == 0, err
-            assert "Traceback" not in err
-            said.append(out)
-    finally:
-        for process in started:
-            process.kill()
-    return said
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -211,7 +177,7 @@ def mlflow_server(place: Workplace, backend: str) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        wait_for(port)
+        wait_until_healthy(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, 15)

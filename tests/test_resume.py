@@ -87,7 +87,7 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     code, _, err = run_here(*options)
     assert code == 0, err
     assert "an interrupted training goes on from epoch" in err
-    assert f"run {dead.info.run_id} was RUNNING and its process is gone: it is KILLED now" in err
+    assert f"run {dead.info.run_id} was RUNNING and its process is gone: it is KILLED now; `python -m twinsqueeze sync`" in err
     (killed,) = check_ended(workplace)
     ((resumed,),) = finished(workplace).values()
     epoch, _, epochs = resumed.data.tags["twinsqueeze.taken_up"].partition(" of ")
@@ -96,6 +96,11 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     assert f"gone on with from {epoch}." in resumed.data.tags["mlflow.note.content"]
     story = f"Run {resumed.info.run_id} goes on from its {epoch}."
     assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {story}")
+
+    assert run_here("sync")[0] == 0
+    sent = workplace.client.get_run(killed.info.run_id)
+    assert sent.info.status == "KILLED"
+    assert sent.data.tags["mlflow.note.content"] == killed.data.tags["mlflow.note.content"]
 
     code, _, err = run_here(*options, "--resume", "false")
     assert code == 0, err

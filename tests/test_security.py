@@ -8,8 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tests.processes import ROOT
+from tests.processes import ROOT, wait_until_healthy
 from twinsqueeze import model_store, registry, tracking
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
@@ -312,7 +310,7 @@ def test_passwords_and_tokens_are_nowhere_in_store_and_output(workplace, pairs_f
             start_new_session=True,
         )
     try:
-        wait_for(port)
+        wait_until_healthy(port)
         secret = f"http://me:s3cret@127.0.0.1:{port}"
         environment = workplace.environment | SECRETS | {"MLFLOW_TRACKING_URI": secret}
         said = ""
@@ -343,13 +341,3 @@ def test_passwords_and_tokens_are_nowhere_in_store_and_output(workplace, pairs_f
     files = [path for path in workplace.folder.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert [path for path in files if b"s3cret" in path.read_bytes()] == []
-
-
-def wait_for(port: int) -> None:
-    for _ in range(120):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the server does not answer")

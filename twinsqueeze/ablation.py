@@ -162,11 +162,7 @@ def _train(
                 advance(before, total, {"heads": f"{done} of {of} epochs"})
 
             with snapshots[source].open(batch, resume=resume) as snapshot:
-                if snapshot.left:
-                    console.say(
-                        f"{len(batch)} interrupted trainings go on from epoch {snapshot.left.epoch} of "
-                        f"{batch[0].epochs} (--resume false begins anew)"
-                    )
+                resuming.say_taken_up(snapshot, batch)
                 encoded = material.encoded
                 trained = fit(
                     batch,

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,15 +266,19 @@ def read_known(folder: Path) -> dict[str, Any]:
     return _read_sent(folder)[1]
 
 
-def ended_runs() -> set[str]:
-    """Runs whose record is whole on this disk and has not been sent to its end: they are finished and not lost."""
-    found = set()
+def kept_runs() -> dict[str, bool]:
+    """The runs whose records are on this disk, and of each whether all of it is: it is finished then, and not lost."""
+    found = {}
     for folder in record_folders():
         with suppress(InputError, FileNotFoundError):  # what is damaged is no whole record; what was sent is gone
             _, operations = read_record(folder)
-            if operations and operations[-1]["op"] == "end":
-                found.add(str(read_known(folder).get("run_id", "")))
+            found[str(read_known(folder).get("run_id", ""))] = has_ended(operations)
     return found
+
+
+def has_ended(operations: Sequence[Operation]) -> bool:
+    """Whether a record has all of its run."""
+    return bool(operations) and operations[-1]["op"] == "end"
 
 
 def in_use(folder: Path) -> bool:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze import console, left_runs, records, tracking
 from twinsqueeze.errors import one_line
+from twinsqueeze.journal import kept_runs
 from twinsqueeze.material import Material
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.snapshots import Snapshots
+from twinsqueeze.snapshots import Snapshot, Snapshots
 from twinsqueeze.texts import without_password
 from twinsqueeze.tracking import RunWriter
 from twinsqueeze.training import batches
@@ -34,10 +35,19 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
     except Exception as error:  # a training is not given up because another one's record can't be mended
         console.warn(f"runs that dead processes left can't be looked after: {without_password(one_line(error))}")
         return
+    kept = kept_runs()
     for run_id in (*found.same, *found.others):
-        console.say(f"run {run_id} was RUNNING and its process is gone: it is KILLED now")
+        rest = "; `python -m twinsqueeze sync` sends what else was recorded of it" if run_id in kept else ""
+        console.say(f"run {run_id} was RUNNING and its process is gone: it is KILLED now{rest}")
     for run_id, host in found.elsewhere.items():
         console.say(f"run {run_id} is at the same on {host}, as far as is known: it is left alone")
+
+
+def say_taken_up(snapshot: Snapshot, recipes: Sequence[Recipe]) -> None:
+    """Says from where interrupted trainings go on, if any were."""
+    if snapshot.left:
+        what = "an interrupted training goes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings go"
+        console.say(f"{what} on from epoch {snapshot.left.epoch} of {recipes[0].epochs} (--resume false begins anew)")
 
 
 def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:

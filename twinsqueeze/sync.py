@@ -8,7 +8,16 @@ from pathlib import Path
 
 from twinsqueeze import console, tracking
 from twinsqueeze.errors import InputError
-from twinsqueeze.journal import InUseError, Record, in_use, read_known, read_record, record_folders, records_folder
+from twinsqueeze.journal import (
+    InUseError,
+    Record,
+    has_ended,
+    in_use,
+    read_known,
+    read_record,
+    record_folders,
+    records_folder,
+)
 from twinsqueeze.patience import patience
 from twinsqueeze.sender import Sender
 
@@ -102,8 +111,7 @@ def _look(folder: Path) -> Kept:
         about, operations = read_record(folder)
     except InputError as error:
         return Kept(folder, "a record", known, "", 0, in_use(folder), ended=False, damage=str(error))
-    ended = bool(operations) and operations[-1]["op"] == "end"
-    return Kept(folder, about["name"], known, about["uri"], about["time"], in_use(folder), ended)
+    return Kept(folder, about["name"], known, about["uri"], about["time"], in_use(folder), has_ended(operations))
 
 
 def _shown(record: Kept) -> str:

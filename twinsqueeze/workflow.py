@@ -63,9 +63,7 @@ def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Snaps
     story = "trains the same from the beginning"
     if snapshot.left:
         done = snapshot.left.epoch
-        console.say(
-            f"an interrupted training goes on from epoch {done} of {recipe.epochs} (--resume false begins anew)"
-        )
+        resuming.say_taken_up(snapshot, [recipe])
         resuming.note_taken_up(run, done, recipe.epochs)
         story = f"goes on from its epoch {done}"
     resuming.end_left_runs(run, lambda tags: same.items() <= tags.items(), story)
