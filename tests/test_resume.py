@@ -87,7 +87,10 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     code, _, err = run_here(*options)
     assert code == 0, err
     assert "an interrupted training goes on from epoch" in err
-    assert f"run {dead.info.run_id} was RUNNING and its process is gone: it is KILLED now; `python -m twinsqueeze sync`" in err
+    assert (
+        f"run {dead.info.run_id} was RUNNING and its process is gone: it is KILLED now; `python -m twinsqueeze sync`"
+        in err
+    )
     (killed,) = check_ended(workplace)
     ((resumed,),) = finished(workplace).values()
     epoch, _, epochs = resumed.data.tags["twinsqueeze.taken_up"].partition(" of ")
