@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -39,7 +41,7 @@ def product_quantisers(
         train: (N, d) float32 that they are trained on. There is a quantiser of S bytes where S divides d and N is at
             least 256, one with a rotation where N is at least d.
         cache: Where trained quantisers are kept.
-        on_training: Told the name of each that the cache lacks, before it is trained, which takes up to half a minute.
+        on_training: Told the names of those that the cache lacks, before they are trained, which takes up to a minute.
 
     Yields:
         The name, its bytes a vector, and a function from vectors to what is left of them in these bytes.
@@ -47,17 +49,25 @@ def product_quantisers(
     wanted = SIZES if faiss_version() and len(train) >= CENTROIDS else ()
     train = np.ascontiguousarray(train, np.float32)
     digest = hashlib.sha256(train.data).hexdigest()
+    keys = {}
     # FAISS begins a rotation with the vectors' own when they are fewer than their numbers, and then aborts the process.
     for rotated in (False, True) if len(train) >= train.shape[1] else (False,):
         for size in (size for size in wanted if train.shape[1] % size == 0):
-            name = f"FAISS {'OPQ+' if rotated else ''}PQ, {size} bytes"
             settings = f"{CACHE_VERSION}\0{faiss_version()}\0{ROTATION}\0{size}\0{rotated}\0{digest}"
-            key = f"quantiser-{hashlib.sha256(settings.encode()).hexdigest()}"
-            if (payload := cache.get(key)) is None:
-                on_training(name)
-                payload = _trained(train, size, rotated)
-                cache.put(key, payload)
-            yield name, size, _transform(payload)
+            keys[size, rotated] = f"quantiser-{hashlib.sha256(settings.encode()).hexdigest()}"
+    kept = {what: payload for what, key in keys.items() if (payload := cache.get(key)) is not None}
+    if missing := [what for what in keys if what not in kept]:
+        for size, rotated in missing:
+            on_training(_name(size, rotated))
+        for what, payload in _trained(train, missing).items():
+            cache.put(keys[what], payload)
+            kept[what] = payload
+    for size, rotated in keys:
+        yield _name(size, rotated), size, _transform(kept[size, rotated])
+
+
+def _name(size: int, rotated: bool) -> str:
+    return f"FAISS {'OPQ+' if rotated else ''}PQ, {size} bytes"
 
 
 def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:
@@ -73,14 +83,20 @@ def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:
     return transform
 
 
-def _trained(train: FloatArray, size: int, rotated: bool) -> bytes:
+def _trained(train: FloatArray, wanted: Sequence[tuple[int, bool]]) -> dict[tuple[int, bool], bytes]:
+    """Quantisers of these sizes, rotated or not: as many are trained at once as there are cores, the longest first."""
     import faiss  # noqa: PLC0415
 
-    index = _untrained(faiss, train.shape[1], size, rotated)
-    with _alone(faiss):
+    def trained(what: tuple[int, bool]) -> bytes:
+        faiss.omp_set_num_threads(1)  # of the thread that calls it
+        index = _untrained(faiss, train.shape[1], *what)
         index.train(train)
-    payload: bytes = faiss.serialize_index(index).tobytes()
-    return payload
+        payload: bytes = faiss.serialize_index(index).tobytes()
+        return payload
+
+    longest_first = sorted(wanted, key=lambda what: what[::-1], reverse=True)
+    with _alone(faiss), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(longest_first, pool.map(trained, longest_first), strict=True))
 
 
 def _untrained(faiss: Any, dimension: int, size: int, rotated: bool) -> Any:
