@@ -7,10 +7,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from safetensors.numpy import save
 
-from twinsqueeze import sender, sync, tracking
-from twinsqueeze.delivery import MlflowDelivery
+from twinsqueeze import kept, resuming, sender, sync, tracking
+from twinsqueeze.delivery import DATABASE_ATTEMPTS, MlflowDelivery
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import Record, record_folders
 from twinsqueeze.left_runs import LeftRuns, end_left_runs
@@ -166,18 +167,57 @@ def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault,
     sync.sync()
     found = client.get_run(run_id)
     assert found.info.status == "KILLED"
-    assert found.data.tags["mlflow.note.content"] == sync.GONE
+    assert found.data.tags["mlflow.note.content"] == kept.GONE
     assert found.data.metrics == {"dev/mse": 0.5}
 
 
-def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, fault):
-    """Its process is gone as well, but all of it is on the disk."""
+@pytest.fixture
+def whole(client, fault) -> str:
+    """The id of a run whose record waits to be sent, and whose process is gone; its store is back."""
     with pytest.raises(InputError):
         write(fault, away=True)
     (run,) = client.search_runs(["0"])
     gone = Process.current().model_copy(update={"started": 1.0})
     client.set_tag(run.info.run_id, tracking.PROCESS, gone.model_dump_json())
     fault.away = False
+    return run.info.run_id
+
+
+def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, whole):
     assert end_left_runs("0", lambda tags: True, "") == LeftRuns()
     sync.sync()
     assert {found.info.status for found in client.search_runs(["0"])} == {"FINISHED"}
+
+
+def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, whole, capsys):
+    """But for what was recorded of other experiments, and what the store still does not take."""
+    with tracking.open_run("next", "train") as run:
+        resuming.end_left_runs(run, lambda tags: True, "goes on")
+    tracking.settle()
+    assert f"a ({whole}) had ended" in capsys.readouterr().err
+    statuses = {found.info.run_name: found.info.status for found in client.search_runs(["0"])}
+    # The child never began there: nobody can tell its experiment before that.
+    assert statuses == {"a": "FINISHED", "next": "FINISHED"}
+    assert len(record_folders()) == 1
+
+
+@pytest.mark.parametrize("failures", [1, DATABASE_ATTEMPTS])
+def test_a_database_that_fails_is_tried_again_and_then_refuses(client, fault, monkeypatch, failures, capsys):
+    """MLflow on PostgreSQL answers so to the second of two processes that log the same data at once."""
+    original, calls = mlflow.MlflowClient.log_inputs, []
+
+    def log_inputs(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) <= failures:
+            raise mlflow.MlflowException("UniqueViolation", error_code=BAD_REQUEST)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", log_inputs)
+    if failures < DATABASE_ATTEMPTS:
+        write(fault)
+        assert capsys.readouterr().err == ""
+    else:
+        with pytest.raises(InputError, match="UniqueViolation"):
+            write(fault)
+        assert "refuses the record of a" in capsys.readouterr().err
+    assert len(calls) == min(failures + 1, DATABASE_ATTEMPTS)

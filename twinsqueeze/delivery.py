@@ -40,7 +40,11 @@ MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 METRICS_A_CALL = 1000
 PARAMS_A_CALL = 100
 # Answers that stay the same: what is named is not there, or was deleted; or it says something else already.
-FINAL = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"}
+FINAL = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
+# What MLflow calls whatever its database can't do. It may be for good, or because another process has just made the
+# same row (MLflow looks for data of that digest, then inserts it), which the next attempt finds.
+DATABASE = "BAD_REQUEST"
+DATABASE_ATTEMPTS = 3
 
 
 class MlflowDelivery:
@@ -65,6 +69,7 @@ class MlflowDelivery:
         self.params: dict[str, str] = {}
         self._created: dict[str, LoggedModel] = {}
         self._uploaded: set[Path] = set()
+        self._database_errors = 0
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -85,9 +90,13 @@ class MlflowDelivery:
         except mlflow.MlflowException as error:
             remote = self.record.about["uri"].startswith("http")
             # What a proxy in front of the server says is not the server's answer.
-            if error.error_code in FINAL and (isinstance(error, RestException) or not remote):
+            answered = isinstance(error, RestException) or not remote
+            if error.error_code == DATABASE:
+                self._database_errors += answered
+            if answered and (error.error_code in FINAL or self._database_errors == DATABASE_ATTEMPTS):
                 raise RefusedError(str(error)) from error
             raise
+        self._database_errors = 0
 
     def _begin(self, operation: Operation, again: bool) -> None:
         run = self._given(operation) if operation["given"] else self._made(operation, again)

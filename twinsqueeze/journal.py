@@ -12,7 +12,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -264,16 +263,6 @@ def _read_sent(folder: Path) -> tuple[int, dict[str, Any]]:
 def read_known(folder: Path) -> dict[str, Any]:
     """What sending a record has found out so far; nobody's lock is needed."""
     return _read_sent(folder)[1]
-
-
-def kept_runs() -> dict[str, bool]:
-    """The runs whose records are on this disk, and of each whether all of it is: it is finished then, and not lost."""
-    found = {}
-    for folder in record_folders():
-        with suppress(InputError, FileNotFoundError):  # what is damaged is no whole record; what was sent is gone
-            _, operations = read_record(folder)
-            found[str(read_known(folder).get("run_id", ""))] = has_ended(operations)
-    return found
 
 
 def has_ended(operations: Sequence[Operation]) -> bool:

@@ -7,7 +7,7 @@ import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import tracking
-from twinsqueeze.journal import kept_runs
+from twinsqueeze.kept import kept_records
 from twinsqueeze.living import Process
 from twinsqueeze.texts import markdown
 
@@ -42,11 +42,11 @@ def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], boo
     """
     client = mlflow.MlflowClient()
     found = LeftRuns()
-    kept = kept_runs()
+    whole = {record.run_id for record in kept_records() if record.ended}
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MOST_RUNS):
         process = Process.parse(run.data.tags.get(tracking.PROCESS, ""))
         run_id, same = str(run.info.run_id), is_same(run.data.tags)
-        if process is None or process.state == "living" or kept.get(run_id):
+        if process is None or process.state == "living" or run_id in whole:
             continue
         if process.state == "elsewhere":
             if same:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze import console, left_runs, records, tracking
 from twinsqueeze.errors import one_line
-from twinsqueeze.journal import kept_runs
+from twinsqueeze.kept import kept_records, send
 from twinsqueeze.material import Material
+from twinsqueeze.patience import STOP_SECONDS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, Snapshots
 from twinsqueeze.texts import without_password
@@ -21,7 +22,10 @@ def open_snapshots(material: Material, clean_every: int) -> Snapshots:
 
 
 def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
-    """Marks the runs of the experiment whose processes on this host are gone as KILLED, and says which.
+    """Gives the runs of the experiment whose processes on this host are gone their end, and says which they are.
+
+    A run that was recorded to its end is sent and keeps that end, so that it counts as done from here on; the others
+    are marked as KILLED.
 
     Args:
         run: That is open; it is tagged with those that were at the same.
@@ -29,18 +33,34 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
         story: What becomes of those, for their descriptions: "goes on from epoch 7 of 200".
     """
     try:
+        _send_whole(run.experiment_id)
         found = left_runs.end_left_runs(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
         if found.same:
             run.tags({tracking.CONTINUES: ", ".join(found.same)})
     except Exception as error:  # a training is not given up because another one's record can't be mended
         console.warn(f"runs that dead processes left can't be looked after: {without_password(one_line(error))}")
         return
-    kept = kept_runs()
+    kept = {record.run_id for record in kept_records()}
     for run_id in (*found.same, *found.others):
         rest = "; `python -m twinsqueeze sync` sends what else was recorded of it" if run_id in kept else ""
         console.say(f"run {run_id} was RUNNING and its process is gone: it is KILLED now{rest}")
     for run_id, host in found.elsewhere.items():
         console.say(f"run {run_id} is at the same on {host}, as far as is known: it is left alone")
+
+
+def _send_whole(experiment_id: str) -> None:
+    """Sends the records of the experiment that are whole, and whose processes were killed before all was sent."""
+    for record in kept_records():
+        here = (record.uri, record.experiment_id) == (tracking.store_uri(), experiment_id)
+        if not here or not record.ended or record.used or record.damage:
+            continue
+        sent = send(record, STOP_SECONDS)
+        if sent.why is None:
+            console.say(f"{record} had ended, and its process was gone before all of it was sent: it is there now")
+        else:
+            console.warn(f"{record} is kept, and `python -m twinsqueeze sync` sends it later: {sent.why}")
+        if sent.fails:
+            return
 
 
 def say_taken_up(snapshot: Snapshot, recipes: Sequence[Recipe]) -> None:

@@ -1,55 +1,13 @@
 """The job sync: records of runs that the tracking server has not taken are sent, listed or thrown away."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from twinsqueeze import console, tracking
 from twinsqueeze.errors import InputError
-from twinsqueeze.journal import (
-    InUseError,
-    Record,
-    has_ended,
-    in_use,
-    read_known,
-    read_record,
-    record_folders,
-    records_folder,
-)
+from twinsqueeze.journal import Record, records_folder
+from twinsqueeze.kept import Kept, kept_records, send
 from twinsqueeze.patience import patience
-from twinsqueeze.sender import Sender
-
-GONE = "Killed: the process that recorded the run is gone."
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A record as `sync` finds it.
-
-    Attributes:
-        folder: Where it is.
-        name: Of the run.
-        run_id: MLflow's, empty where the run has not begun there.
-        uri: Of the tracking store that it is for.
-        time: When the run began, in milliseconds.
-        used: Whether its process is alive.
-        ended: Whether the run has ended.
-        damage: Why it can't be read.
-    """
-
-    folder: Path
-    name: str
-    run_id: str
-    uri: str
-    time: int
-    used: bool
-    ended: bool
-    damage: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.run_id or self.folder.name})"
 
 
 def sync(*, listed: bool = False, discard: str | None = None) -> None:
@@ -62,7 +20,7 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
     Raises:
         InputError: If not all could be sent, or there is no such record.
     """
-    kept = _all()
+    kept = kept_records()
     if discard:
         _discard(kept, discard)
         return
@@ -94,26 +52,6 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
         )
 
 
-def _all() -> list[Kept]:
-    """All records, the oldest first."""
-    found = []
-    for folder in record_folders():
-        try:
-            found.append(_look(folder))
-        except FileNotFoundError:  # it has been sent by now
-            continue
-    return sorted(found, key=lambda record: (record.time, record.folder.name))
-
-
-def _look(folder: Path) -> Kept:
-    known = read_known(folder).get("run_id", "")
-    try:
-        about, operations = read_record(folder)
-    except InputError as error:
-        return Kept(folder, "a record", known, "", 0, in_use(folder), ended=False, damage=str(error))
-    return Kept(folder, about["name"], known, about["uri"], about["time"], in_use(folder), has_ended(operations))
-
-
 def _shown(record: Kept) -> str:
     if record.damage:
         return f"{record}: {record.damage}"
@@ -141,37 +79,12 @@ def _send(kept: Sequence[Kept], in_use_runs: set[str]) -> list[str]:
     left: list[str] = []
     with console.progress("sending", "run") as advance:
         for number, record in enumerate(kept, 1):
-            sender = Sender(tracking.called(record.uri), careful=True)
-            why = _send_one(record, sender, in_use_runs)
-            if why is None:
+            result = send(record, patience(), taken_up=record.run_id in in_use_runs)
+            if result.why is None:
                 console.tell(f"Sent {record}.")
             else:
-                left.append(f"{record}: {why}")
+                left.append(f"{record}: {result.why}")
             advance(number, len(kept), {"left": str(len(left))} if left else {})
-            if sender.failure:  # it would be the same for the rest
+            if result.fails:  # it would be the same for the rest
                 return [*left, *(f"{other}: not tried" for other in kept[number:])]
     return left
-
-
-def _send_one(kept: Kept, sender: Sender, in_use_runs: set[str]) -> str | None:
-    """Sends a record; returns why that failed, if it did."""
-    try:
-        record = Record.open(kept.folder)
-    except InUseError:
-        return "another command has taken it up"
-    except InputError as error:
-        return str(error)
-    if not record.operations:  # its process was killed as it began
-        record.remove()
-        return None
-    shipment = sender.add(record, tracking.delivery(record))
-    for operation in record.operations[record.sent :]:
-        sender.put(shipment, operation)
-    if not kept.ended:
-        taken_up = kept.run_id in in_use_runs
-        end = {"op": "abandon", "text": None if taken_up else GONE, "time": int(time.time() * 1000)}
-        sender.put(shipment, end)
-    done = sender.wait(patience(), aloud=True)
-    why = shipment.refused or (None if done else sender.failure or "no answer")
-    sender.stop()
-    return why
