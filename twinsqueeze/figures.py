@@ -3,14 +3,15 @@
 Colours are those of Okabe and Ito (2008), told apart by the colour-blind; lines differ in dash as well, for print.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from twinsqueeze.texts import unmathed
 
@@ -25,6 +26,9 @@ OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933"
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
 LEGEND_COLUMNS = 5
 LEGEND_LINE = 0.21  # inches
+# Of titles, as a share of the panel's height: matplotlib would look for a place that nothing else takes.
+TITLE = 1.0
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
 SMALLEST_LOSS = 1e-8
 
@@ -50,6 +54,7 @@ def loss_curves(
     left.plot(epochs, on_dev, color=ORANGE, ls="--", marker=marker, label="dev")
     name = "mean squared error" if objective == "mse" else "1 less Pearson's correlation"
     left.set(xlabel="epoch", ylabel=name, yscale="log")
+    _log_ticks(left.yaxis, LogLocator(subs=(1, 2, 5)), "{x:g}")
     left.legend(frameon=False)
     right.plot(epochs, dev["spearman"], color=ORANGE, ls="--", marker=marker, label="Spearman")
     right.plot(epochs, dev["pearson"], color=GREY, ls="-.", marker=marker, label="Pearson")
@@ -74,8 +79,8 @@ def predicted_against_label(
         colour = SPLIT_STYLES[name][0]
         axes.plot([0, 1], [0, 1], color=GREY, lw=1)
         axes.scatter(labels[name], predicted[name], s=8, alpha=0.35, lw=0, color=colour, rasterized=True)
+        axes.set_title(f"{name}: {len(labels[name]):,} pairs", y=TITLE)
         axes.set(
-            title=f"{name}: {len(labels[name]):,} pairs",
             xlabel=f"label ({label_kind} of the human score)",
             ylabel="predicted cosine",
             xlim=(-0.02, 1.02),
@@ -106,6 +111,7 @@ def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
             label=f"{name}: mean {values.mean():.4f}, median {np.median(values):.4f}",
         )
     axes.set(xscale="log", xlabel="squared error of a pair", ylabel="share of the pairs")
+    _log_ticks(axes.xaxis, LogLocator(numticks=12), _power_of_ten)
     axes.legend(frameon=False, loc="upper left")
     return figure
 
@@ -129,11 +135,11 @@ def quality_against_bytes(
             joined = len(set(sizes)) == len(sizes)  # compressors of one size differ in something else
             line = "-" if joined else "none"
             axes.plot(sizes, values[quality], ls=line, lw=1.2, label=unmathed(name), **styles[name])
-        axes.set(title=title, xlabel="bytes a vector")
+        axes.set_title(title, y=TITLE)
+        axes.set_xlabel("bytes a vector")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
+        _log_ticks(axes.xaxis, LogLocator(base=2, numticks=12), "{x:,.0f}")
         axes.tick_params("x", labelsize="x-small")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
     handles, names = axes_of[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=columns, frameon=False, fontsize="small")
     return figure
@@ -165,6 +171,18 @@ def similarity_against_neighbours(
     handles, names = axes_of[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+def _log_ticks(axis: Axis, locator: LogLocator, labels: str | Callable[[float, float], str]) -> None:
+    """Ticks of a logarithmic axis in plain text: matplotlib's own are mathematics, which it takes long to parse."""
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(labels)
+
+
+def _power_of_ten(value: float, _: float) -> str:
+    """10⁻³ of 0.001."""
+    return "10" + str(round(np.log10(value))).translate(SUPERSCRIPT)
 
 
 def _styles(methods: Iterable[str], ours: str) -> dict[str, dict[str, Any]]:
