@@ -6,11 +6,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from twinsqueeze.metrics import (
     METRICS,
-    bootstrap_intervals,
+    Resamples,
     cosines,
     nearest,
     neighbours_kept,
-    paired_difference,
     score,
 )
 
@@ -48,7 +47,7 @@ def test_constant_predictions_have_no_correlation():
 
 def test_intervals_are_those_of_scipys_bootstrap(predictions):
     predicted, labels = predictions
-    ours = bootstrap_intervals(predicted[0], labels, resamples=2000, seed=5)
+    ours = Resamples(labels, resamples=2000, seed=5).intervals(predicted[0])
 
     statistics = {
         "mse": lambda x, y: mean_squared_error(y, x),
@@ -84,7 +83,7 @@ def test_differences_on_the_same_pairs_are_those_of_scipys_paired_bootstrap(pred
     """Predictions that share most of their error, so that an interval which is not paired would be far wider."""
     ours, labels = predictions[0][0], predictions[1]
     theirs = ours + np.round(0.05 * np.random.default_rng(3).normal(size=len(ours)), 2) - 0.02
-    difference, interval = paired_difference(ours, theirs, labels, metric, resamples=2000, seed=5)
+    difference, interval = Resamples(labels, resamples=2000, seed=5).difference(ours, theirs, metric)
     assert difference == pytest.approx(PAIRED[metric](ours, theirs, labels), abs=1e-12)
     expected = stats.bootstrap(
         (ours, theirs, labels),
@@ -101,7 +100,7 @@ def test_differences_on_the_same_pairs_are_those_of_scipys_paired_bootstrap(pred
 
 
 def test_equal_predictions_do_not_differ(predictions):
-    difference, interval = paired_difference(predictions[0][0], predictions[0][0], predictions[1], "spearman")
+    difference, interval = Resamples(predictions[1]).difference(predictions[0][0], predictions[0][0], "spearman")
     assert (difference, interval.low, interval.high) == (0, 0, 0)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import Interval, bootstrap_intervals, cosines, nearest, score
+from twinsqueeze.metrics import Interval, Resamples, cosines, nearest, score
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.precision import Ranges, comparable
 from twinsqueeze.retrieval import partners, search
@@ -55,6 +55,7 @@ class Evaluator:
         self.split = split
         self.labels = labels_from_scores(split.scores, label_kind)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
+        self._resamples = Resamples(self.labels)
         self._nearest = nearest(split.embeddings)
         self._partners = partners(split.first, split.second, split.scores)
 
@@ -71,7 +72,7 @@ class Evaluator:
             predicted=predicted,
             labels=self.labels,
             scores=score(predicted, self.labels).as_floats() | self._search(vectors),
-            intervals=bootstrap_intervals(predicted, self.labels),
+            intervals=self._resamples.intervals(predicted),
             quantised={
                 precision: self._quantised(comparable(vectors, precision, ranges))
                 for precision in ("int8", "binary")

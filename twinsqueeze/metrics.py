@@ -70,68 +70,60 @@ class Interval:
     high: float
 
 
-def bootstrap_intervals(
-    predicted: FloatArray, labels: FloatArray, *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
-    """95% percentile intervals of every score over resampled pairs (Efron 1979).
+class Resamples:
+    """Pairs drawn with replacement again and again, to see how much scores depend on which pairs are in a split.
 
-    They say how much a figure depends on which pairs are in the split; seeds of training are another matter.
     A resample is a vector of counts, so scores are weighted sums and nothing is sorted again: 0.1 s for 1,500 pairs,
-    where `scipy.stats.bootstrap`, which the tests compare with, takes 1 s.
+    where `scipy.stats.bootstrap`, which the tests compare with, takes 1 s. What does not depend on predictions is
+    computed once. Intervals are percentile intervals (Efron 1979); seeds of training are another matter.
 
     Args:
-        predicted: (P,) cosines.
         labels: (P,) labels.
-        resamples: How many times P pairs are drawn with replacement.
+        resamples: How many times P pairs are drawn.
         seed: Of the draws, so that equal predictions give equal intervals.
     """
-    x, y = (np.asarray(values, dtype=np.float64) for values in (predicted, labels))
-    draws = _resampled(x, y, _resamples(len(x), resamples, seed))
-    return {name: _interval(values) for name, values in draws.items()}
 
+    def __init__(self, labels: FloatArray, *, resamples: int = 1000, seed: int = 0) -> None:
+        self.labels = np.asarray(labels, dtype=np.float64)
+        pairs = len(self.labels)
+        generator = np.random.default_rng(seed)
+        draws = (generator.integers(pairs, size=pairs) for _ in range(resamples))
+        self._counts = np.stack([np.bincount(drawn, minlength=pairs) for drawn in draws]).astype(np.float64)  # (B, P)
+        self._values = _Weighted(self.labels - self.labels.mean(), self._counts)
+        self._ranks = _Weighted(_weighted_ranks(self.labels, self._counts), self._counts)
 
-def paired_difference(
-    ours: FloatArray, theirs: FloatArray, labels: FloatArray, metric: str, *, resamples: int = 1000, seed: int = 0
-) -> tuple[float, Interval]:
-    """How much more a score of `ours` is than that of `theirs` on the same pairs, with its 95% percentile interval.
+    def intervals(self, predicted: FloatArray) -> dict[str, Interval]:
+        """95% intervals of every score of (P,) cosines."""
+        return {name: _interval(values) for name, values in self._scores(predicted).items()}
 
-    Every resample holds the same pairs for both, so that what is hard for both does not widen the interval.
+    def difference(self, ours: FloatArray, theirs: FloatArray, metric: str) -> tuple[float, Interval]:
+        """How much more a score of `ours` is than that of `theirs` on the same pairs, with its 95% interval.
 
-    Args:
-        ours: (P,) cosines.
-        theirs: (P,) cosines of the same pairs.
-        labels: (P,) labels.
-        metric: mse, mae, pearson or spearman.
-        resamples: How many times P pairs are drawn with replacement.
-        seed: Of the draws.
+        Every resample holds the same pairs for both, so that what is hard for both does not widen the interval.
 
-    Returns:
-        The difference over all pairs, and its interval; NaN where predictions are constant.
-    """
-    x, z, y = (np.asarray(values, dtype=np.float64) for values in (ours, theirs, labels))
-    counts = _resamples(len(y), resamples, seed)
-    difference = float(getattr(score(x, y), metric) - getattr(score(z, y), metric))
-    return difference, _interval(_resampled(x, y, counts)[metric] - _resampled(z, y, counts)[metric])
+        Args:
+            ours: (P,) cosines.
+            theirs: (P,) cosines of the same pairs.
+            metric: mse, mae, pearson or spearman.
 
+        Returns:
+            The difference over all pairs, and its interval; NaN where predictions are constant.
+        """
+        difference = float(getattr(score(ours, self.labels), metric) - getattr(score(theirs, self.labels), metric))
+        return difference, _interval(self._scores(ours)[metric] - self._scores(theirs)[metric])
 
-def _resamples(pairs: int, resamples: int, seed: int) -> FloatArray:
-    """How often each of the pairs is in each resample, (B, P)."""
-    generator = np.random.default_rng(seed)
-    return np.stack(
-        [np.bincount(generator.integers(pairs, size=pairs), minlength=pairs) for _ in range(resamples)]
-    ).astype(np.float64)
-
-
-def _resampled(x: FloatArray, y: FloatArray, counts: FloatArray) -> dict[str, FloatArray]:
-    """Every score of x (P,) against y (P,) in each resample, (B,)."""
-    pairs = len(x)
-    error = x - y
-    return {
-        "mse": counts @ np.square(error) / pairs,
-        "mae": counts @ np.abs(error) / pairs,
-        "pearson": _weighted_correlation(x - x.mean(), y - y.mean(), counts),
-        "spearman": _weighted_correlation(_weighted_ranks(x, counts), _weighted_ranks(y, counts), counts),
-    }
+    def _scores(self, predicted: FloatArray) -> dict[str, FloatArray]:
+        """Every score of (P,) cosines in each resample, (B,)."""
+        predicted = np.asarray(predicted, dtype=np.float64)
+        counts, pairs = self._counts, len(predicted)
+        error = predicted - self.labels
+        ranks = _weighted_ranks(predicted, counts)
+        return {
+            "mse": counts @ np.square(error) / pairs,
+            "mae": counts @ np.abs(error) / pairs,
+            "pearson": self._values.correlation(_Weighted(predicted - predicted.mean(), counts)),
+            "spearman": self._ranks.correlation(_Weighted(ranks, counts)),
+        }
 
 
 def _interval(draws: FloatArray) -> Interval:
@@ -149,18 +141,26 @@ def _weighted_ranks(values: FloatArray, counts: FloatArray) -> FloatArray:
     return centred
 
 
-def _weighted_correlation(x: FloatArray, y: FloatArray, counts: FloatArray) -> FloatArray:
-    """Pearson's correlation (B,) of x and y, each (P,) or (B, P), weighted by counts (B, P)."""
-    total = counts.sum(1)
+class _Weighted:
+    """Values, (P,) or (B, P), weighted by counts (B, P) in each of B resamples."""
 
-    def mean(values: FloatArray) -> Any:
-        summed: FloatArray = np.einsum("bp,...p->b" if values.ndim == 1 else "bp,bp->b", counts, values)
-        return summed / total
+    def __init__(self, values: FloatArray, counts: FloatArray) -> None:
+        self.values, self.counts = values, counts
+        self.total = counts.sum(1)
+        self.mean = self._mean(values)
+        self.variance = self._mean(values * values) - self.mean**2
 
-    mean_x, mean_y = mean(x), mean(y)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r: FloatArray = (mean(x * y) - mean_x * mean_y) / np.sqrt((mean(x * x) - mean_x**2) * (mean(y * y) - mean_y**2))
-    return r
+    def correlation(self, other: "_Weighted") -> FloatArray:
+        """Pearson's, (B,)."""
+        covariance = self._mean(self.values * other.values) - self.mean * other.mean
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r: FloatArray = covariance / np.sqrt(self.variance * other.variance)
+        return r
+
+    def _mean(self, values: FloatArray) -> FloatArray:
+        summed: FloatArray = np.einsum("bp,...p->b" if values.ndim == 1 else "bp,bp->b", self.counts, values)
+        mean: FloatArray = summed / self.total
+        return mean
 
 
 def cosines(vectors: FloatArray, first: Any, second: Any) -> FloatArray:

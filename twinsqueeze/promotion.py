@@ -12,7 +12,7 @@ from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
-from twinsqueeze.metrics import METRICS, paired_difference
+from twinsqueeze.metrics import METRICS, Resamples
 from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.registry import Version
@@ -260,12 +260,9 @@ def _compare(candidate: Trained, material: Material, champion: Version | None, c
     if other.provenance.encoder_fingerprint != material.encoder.fingerprint:
         theirs = _dev_pairs(candidate, other.provenance.recipe.encoder, choice.run)
         _check_encoder(other, theirs)
-    difference, interval = paired_difference(
-        _predictions(candidate, material),
-        _predictions(other, theirs),
-        labels_from_scores(material.encoded[SPLIT].scores, labels),
-        name,
-    )
+    resamples = Resamples(labels_from_scores(material.encoded[SPLIT].scores, labels))
+    ours = _predictions(candidate, material)
+    difference, interval = resamples.difference(ours, _predictions(other, theirs), name)
     # Better is above zero, whatever the score.
     low, high = sorted(-end if name in LOWER_IS_BETTER else end for end in (interval.low, interval.high))
     promoted = low > 0
