@@ -1,0 +1,53 @@
+"""Cuts a train split into folds, to see what a recipe does on pairs that no choice was made on.
+
+    python scripts/make_folds.py FOLDER OUTPUT [--folds 5]
+
+Every folder OUTPUT/0, OUTPUT/1, … is data as `dataset` takes it: its test is a part of FOLDER's train, its train the rest
+of it, and its dev FOLDER's own. No sentence is in two parts, in whatever pairs it stands. FOLDER's test is not opened.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import GroupKFold
+
+from twinsqueeze.pairs import load_pairs
+
+
+def groups(pairs: pd.DataFrame) -> np.ndarray:
+    """(P,) the number of each pair's group; pairs of different groups have no sentence in common."""
+    sentences, _ = pd.factorize(pd.concat([pairs.sentence1, pairs.sentence2]))
+    first, second = np.split(sentences, 2)
+    size = sentences.max() + 1
+    _, group = connected_components(coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size)))
+    return group[first]
+
+
+def main() -> None:
+    """Reads the pairs and writes the folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="data with train and dev")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--folds", type=int, default=5)
+    options = parser.parse_args()
+    splits = load_pairs(options.folder, splits=("train", "dev")).splits
+    frames = {
+        name: pd.DataFrame({"sentence1": split.sentence1, "sentence2": split.sentence2, "score": split.scores})
+        for name, split in splits.items()
+    }
+    train = frames["train"]
+    cut = GroupKFold(options.folds).split(train, groups=groups(train))
+    for number, (rest, part) in enumerate(cut):
+        folder = options.output / str(number)
+        folder.mkdir(parents=True)
+        for name, frame in {"train": train.iloc[rest], "dev": frames["dev"], "test": train.iloc[part]}.items():
+            frame.to_csv(folder / f"{name}.csv", index=False)
+        print(f"{folder}: {len(rest):,} pairs to train on, {len(part):,} to test on")
+
+
+if __name__ == "__main__":
+    main()
