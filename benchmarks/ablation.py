@@ -36,7 +36,7 @@ from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.optimizer import Adam
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe, read_grid
-from twinsqueeze.tracking import RunWriter
+from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.trainer import Trainer
 
 ONCE = "baselines, once for the data"

@@ -9,7 +9,7 @@ from collections.abc import Collection
 import pytest
 
 from tests.processes import ROOT, write_pairs
-from twinsqueeze import cli, tracking
+from twinsqueeze import addresses, cli
 
 QUICK = str(ROOT / "experiments" / "quick.yaml")
 
@@ -266,6 +266,6 @@ def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
 def test_the_next_commands_stay_in_the_runs_experiment(workplace):
     elsewhere = workplace.client.create_experiment("elsewhere")
     default, other = (workplace.client.create_run(experiment).info for experiment in ("0", elsewhere))
-    assert tracking.next_run(default, "register") == "mlflow run . --env-manager local -e register"
-    command = tracking.next_run(other, "evaluate", model="x")
+    assert addresses.next_run(default, "register") == "mlflow run . --env-manager local -e register"
+    command = addresses.next_run(other, "evaluate", model="x")
     assert command == f"mlflow run . --env-manager local --experiment-id {elsewhere} -e evaluate -P model=x"

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 from tests.processes import ROOT, wait_until_healthy
-from twinsqueeze import model_store, registry, tracking
+from twinsqueeze import addresses, model_store, registry, tracking
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.texts import without_password
@@ -288,7 +288,7 @@ def test_a_traceback_has_no_password(tmp_path):
 def test_a_database_with_a_password_is_not_printed(store, monkeypatch):
     with tracking.open_run("run", "train") as run:
         monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:s3cret@host/db")
-        shown = str(tracking.where_to_look(run))
+        shown = str(addresses.where_to_look(run))
     assert "s3cret" not in shown
     assert "$MLFLOW_TRACKING_URI" in shown
 

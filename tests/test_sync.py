@@ -10,7 +10,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from safetensors.numpy import save
 
-from twinsqueeze import kept, resuming, sender, sync, tracking
+from twinsqueeze import addresses, kept, resuming, run_tags, sender, sync, tracking
 from twinsqueeze.delivery import DATABASE_ATTEMPTS, MlflowDelivery
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import Record, record_folders
@@ -160,7 +160,7 @@ def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault,
         run_id = run.run_id
         sync.sync()
         assert "its command is running" in capsys.readouterr().err
-    record = Record.create("a", tracking.store_uri())
+    record = Record.create("a", addresses.store_uri())
     record.append({"op": "begin", "given": run_id, "tags": {}, "time": 1})
     record.append({"op": "metrics", "rows": [["dev/mse", 0.5, 1, 1, None, None, None]]})
     record.release()
@@ -178,7 +178,7 @@ def whole(client, fault) -> str:
         write(fault, away=True)
     (run,) = client.search_runs(["0"])
     gone = Process.current().model_copy(update={"started": 1.0})
-    client.set_tag(run.info.run_id, tracking.PROCESS, gone.model_dump_json())
+    client.set_tag(run.info.run_id, run_tags.PROCESS, gone.model_dump_json())
     fault.away = False
     return run.info.run_id
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from twinsqueeze import comparison, console, records, report, resuming, tracking
+from twinsqueeze import addresses, comparison, console, records, report, resuming, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
 from twinsqueeze.recipe import Recipe, read_grid
-from twinsqueeze.tracking import RunWriter
+from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.training import DivergedError, Fitted, Progress, fit, resolve_device
 
 AS_IN_GRID = "grid"
@@ -82,9 +82,9 @@ def ablate(
         console.warn(notice)
     console.print_next(
         [
-            ("tables, figures and a report", tracking.next_run(parent, "compare")),
-            ("put the best in use", tracking.next_run(parent, "register")),
-            *tracking.where_to_look(parent),
+            ("tables, figures and a report", addresses.next_run(parent, "compare")),
+            ("put the best in use", addresses.next_run(parent, "register")),
+            *addresses.where_to_look(parent),
         ]
     )
 
@@ -122,11 +122,11 @@ def _end_left_runs(parent: RunWriter, recipes: Sequence[Recipe], materials: dict
     """Ends what was left RUNNING of this grid, or of anything, by processes that were killed."""
     fingerprints = {_fingerprint(recipe, materials)[:2] for recipe in recipes}
     grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
-    parent.tags({tracking.GRID_DIGEST: grid_digest})
+    parent.tags({run_tags.GRID_DIGEST: grid_digest})
 
     def is_same(tags: Mapping[str, str]) -> bool:
-        trained = tags.get(tracking.RECIPE_DIGEST, ""), tags.get(tracking.DATASET_DIGEST, "")
-        return tags.get(tracking.GRID_DIGEST) == grid_digest or trained in fingerprints
+        trained = tags.get(run_tags.RECIPE_DIGEST, ""), tags.get(run_tags.DATASET_DIGEST, "")
+        return tags.get(run_tags.GRID_DIGEST) == grid_digest or trained in fingerprints
 
     resuming.end_left_runs(parent, is_same, "goes on with the grid")
 

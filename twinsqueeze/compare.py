@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from twinsqueeze import comparison, console, report, tracking
+from twinsqueeze import addresses, comparison, console, report, tracking
 from twinsqueeze.ablation_table import Row, TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.illustrations import illustrated
@@ -55,9 +55,9 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
             _put(Path(folder), output)
     steps = [("read the report", str(output / "report.html"))] if output else []
     best = tables[0].best
-    steps.append(("evaluate the best again", tracking.next_run(run, "evaluate", model=_middle(best).run_id)))
-    steps.append(("put the best in use", tracking.next_run(run, "register")))
-    console.print_next([*steps, *tracking.where_to_look(run)])
+    steps.append(("evaluate the best again", addresses.next_run(run, "evaluate", model=_middle(best).run_id)))
+    steps.append(("put the best in use", addresses.next_run(run, "register")))
+    console.print_next([*steps, *addresses.where_to_look(run)])
 
 
 def _middle(row: Row) -> TrainedRun:

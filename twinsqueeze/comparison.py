@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from twinsqueeze import tracking
+from twinsqueeze import addresses, run_tags, tracking
 from twinsqueeze.ablation_table import SCORES, SEARCH_COST, SPLITS, BaselineRow, Kind, TrainedRun
 from twinsqueeze.digests import difference, file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.seeds import Spread
 from twinsqueeze.texts import printable, without_password
-from twinsqueeze.tracking import RunWriter
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -120,7 +120,7 @@ def _search(experiment_id: str, kind: str) -> Iterator[Run]:
     try:
         while True:
             page = client.search_runs(
-                [experiment_id], f"tags.`{tracking.KIND}` = '{kind}'", max_results=PAGE, page_token=token
+                [experiment_id], f"tags.`{run_tags.KIND}` = '{kind}'", max_results=PAGE, page_token=token
             )
             yield from page
             token = page.token
@@ -136,8 +136,8 @@ def _newest_evaluations(evaluations: Iterable[Run]) -> dict[str, list[Run]]:
     """Finished evaluations by the run that they evaluate, the newest last."""
     found: dict[str, list[Run]] = {}
     for run in sorted(evaluations, key=lambda run: run.info.start_time):
-        if run.info.status == "FINISHED" and tracking.TRAINED_RUN in run.data.tags:
-            found.setdefault(run.data.tags[tracking.TRAINED_RUN], []).append(run)
+        if run.info.status == "FINISHED" and run_tags.TRAINED_RUN in run.data.tags:
+            found.setdefault(run.data.tags[run_tags.TRAINED_RUN], []).append(run)
     return found
 
 
@@ -145,30 +145,30 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
     params, tags = run.data.params, run.data.tags
     recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
     metrics = dict(run.data.metrics)
-    test_digest = tags.get(tracking.TEST_DIGEST)
+    test_digest = tags.get(run_tags.TEST_DIGEST)
     for evaluation in evaluations or ():
-        if evaluation.data.tags.get(tracking.DATASET_DIGEST) != tags[tracking.DATASET_DIGEST]:
+        if evaluation.data.tags.get(run_tags.DATASET_DIGEST) != tags[run_tags.DATASET_DIGEST]:
             continue
         found = evaluation.data.metrics.items()
         metrics |= {name: value for name, value in found if name.startswith(f"{SEARCH_COST}/")}
         on_test = {name: value for name, value in found if name.startswith(("test/", "uncertainty/test_"))}
         if on_test:
             metrics |= on_test
-            test_digest = evaluation.data.tags[tracking.TEST_DIGEST]
+            test_digest = evaluation.data.tags[run_tags.TEST_DIGEST]
     return TrainedRun(
         run_id=run.info.run_id,
-        link=tracking.address(run.info.experiment_id, run.info.run_id),
+        link=addresses.address(run.info.experiment_id, run.info.run_id),
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         recipe=recipe,
         kind=Kind(
-            dataset_digest=tags[tracking.DATASET_DIGEST],
+            dataset_digest=tags[run_tags.DATASET_DIGEST],
             test_digest=test_digest,
             encoder_fingerprint=params["encoder_fingerprint"],
             labels=recipe.labels,
             objective=recipe.objective,
         ),
-        dataset=printable(tags[tracking.DATASET]),
-        notice=tags.get(tracking.NOTICE) and printable(tags[tracking.NOTICE]),
+        dataset=printable(tags[run_tags.DATASET]),
+        notice=tags.get(run_tags.NOTICE) and printable(tags[run_tags.NOTICE]),
         metrics=metrics,
     )
 
@@ -276,7 +276,7 @@ def _artifact(run_id: str, path: str) -> Path:
     """A run's file, as it was recorded."""
     try:
         file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
-        recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{tracking.FILE_SHA256}{path}")
+        recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{run_tags.FILE_SHA256}{path}")
     except Exception as error:  # stores answer a missing file with exceptions of many kinds
         raise InputError(f"run {run_id} has no {path}: {without_password(one_line(error))}") from error
     with _readable(run_id, path):

@@ -23,9 +23,9 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
 from twinsqueeze.model_store import FoundModel
 from twinsqueeze.paths import local_path
+from twinsqueeze.run_writer import CARD_FILE, CHECKPOINT_FILE
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.texts import markdown
-from twinsqueeze.tracking import CARD_FILE, CHECKPOINT_FILE
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

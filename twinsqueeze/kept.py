@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinsqueeze import tracking
+from twinsqueeze import addresses, tracking
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import InUseError, Record, has_ended, in_use, read_known, read_record, record_folders
 from twinsqueeze.sender import Sender
@@ -93,7 +93,7 @@ def send(kept: Kept, seconds: float, *, taken_up: bool = False) -> Sent:
     if not record.operations:  # its process was killed as it began
         record.remove()
         return Sent()
-    sender = Sender(tracking.called(kept.uri), careful=True)
+    sender = Sender(addresses.called(kept.uri), careful=True)
     shipment = sender.add(record, tracking.delivery(record))
     for operation in record.operations[record.sent :]:
         sender.put(shipment, operation)

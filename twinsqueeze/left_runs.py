@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from twinsqueeze import tracking
+from twinsqueeze import run_tags
 from twinsqueeze.kept import kept_records
 from twinsqueeze.living import Process
 from twinsqueeze.texts import markdown
@@ -44,7 +44,7 @@ def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], boo
     found = LeftRuns()
     whole = {record.run_id for record in kept_records() if record.ended}
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MOST_RUNS):
-        process = Process.parse(run.data.tags.get(tracking.PROCESS, ""))
+        process = Process.parse(run.data.tags.get(run_tags.PROCESS, ""))
         run_id, same = str(run.info.run_id), is_same(run.data.tags)
         if process is None or process.state == "living" or run_id in whole:
             continue

@@ -11,7 +11,7 @@ import mlflow
 from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from twinsqueeze import tracking
+from twinsqueeze import run_tags, run_writer, tracking
 from twinsqueeze.digests import difference, file_sha256, first_difference, folder_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.paths import is_folder, local_path
@@ -61,14 +61,14 @@ def find_model(model: str) -> FoundModel:
     files = _files(folder, model)
     if origin and (all_files := origin.tags.get(FILES_SHA256)):
         _refuse(first_difference(json.loads(all_files), folder_sha256(folder, LEFT_BY_READING)), model)
-    weights = [path for path in files if path.name == tracking.CHECKPOINT_FILE]
+    weights = [path for path in files if path.name == run_writer.CHECKPOINT_FILE]
     weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
-    if origin and (recorded := origin.tags.get(f"{tracking.FILE_SHA256}{tracking.CHECKPOINT_FILE}")):
-        _refuse(difference(tracking.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
+    if origin and (recorded := origin.tags.get(f"{run_tags.FILE_SHA256}{run_writer.CHECKPOINT_FILE}")):
+        _refuse(difference(run_writer.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
     text_models = sorted(path.parent for path in files if path.name == "modules.json")
-    card = weights[0].with_name(tracking.CARD_FILE)
+    card = weights[0].with_name(run_writer.CARD_FILE)
     beside = text_models[0] if text_models else None, card if card.is_file() else None
     if not (folder / "MLmodel").is_file():
         return FoundModel(weights[0], None, None, *beside)
@@ -76,7 +76,7 @@ def find_model(model: str) -> FoundModel:
         logged = Model.load(str(folder))
     except Exception as error:  # YAML that is no model's gives errors of many kinds
         raise InputError(f"MLmodel of model {model!r} can't be read: {_line(error)}") from error
-    trained_run = (logged.metadata or {}).get(tracking.TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
+    trained_run = (logged.metadata or {}).get(run_tags.TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
     return FoundModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinsqueeze import comparison, console, model_store, records, registry, tracking
+from twinsqueeze import addresses, comparison, console, model_store, records, registry, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
@@ -17,8 +17,8 @@ from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.registry import Version
 from twinsqueeze.report import NAMES
+from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.text_model import text_model
-from twinsqueeze.tracking import RunWriter
 from twinsqueeze.training import predict, resolve_device
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -94,7 +94,7 @@ def register(
     verdict = _compare(candidate, material, champion, choice)
     with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
         run.params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
-        run.tags(records.data_tags(material) | {tracking.TRAINED_RUN: run_id})
+        run.tags(records.data_tags(material) | {run_tags.TRAINED_RUN: run_id})
         # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
         version = known_version or _register(run, candidate, material, choice, verdict)
         while not registry.settle(version, champion, promoted=verdict.promoted):
@@ -113,11 +113,11 @@ def register(
     if material.data.notice:
         console.warn(material.data.notice)
     after = (
-        ("undo the promotion", tracking.next_run(run, "register", rollback="true"))
+        ("undo the promotion", addresses.next_run(run, "register", rollback="true"))
         if verdict.promoted
         else ("put it in use all the same", _by_hand(version.number))
     )
-    console.print_next([*_uses(alias), after, *tracking.where_to_look(run)])
+    console.print_next([*_uses(alias), after, *addresses.where_to_look(run)])
 
 
 def _roll_back() -> None:
@@ -128,7 +128,7 @@ def _roll_back() -> None:
         run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
         run.describe(text)
     console.tell(text)
-    console.print_next([*_uses(registry.CHAMPION), *tracking.where_to_look(run)])
+    console.print_next([*_uses(registry.CHAMPION), *addresses.where_to_look(run)])
 
 
 def _uses(alias: str) -> list[tuple[str, str]]:
@@ -287,13 +287,13 @@ def _register(run: RunWriter, candidate: Trained, material: Material, choice: Ch
     run_id = choice.run.run_id
     model = text_model(material.encoder, candidate.compressor)
     card = _card(candidate, choice, verdict, model.max_seq_length)
-    model_id = run.text_model(
-        model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump()
-    )
+    name = run.text_model(model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump())
+    tracking.settle()
+    model_id = run.model_id(name)
     run.describe(f"{_chosen(choice)} {verdict.text}")
     tags = {
-        tracking.TRAINED_RUN: run_id,
-        tracking.DATASET_DIGEST: material.data.digest,
+        run_tags.TRAINED_RUN: run_id,
+        run_tags.DATASET_DIGEST: material.data.digest,
         registry.DEV_DIGEST: material.data.splits[SPLIT].digest,
         registry.LABELS: candidate.provenance.recipe.labels,
     }

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 import twinsqueeze
-from twinsqueeze import console, figures, report, search_table, tracking
+from twinsqueeze import addresses, console, figures, report, run_tags, search_table
 from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
 from twinsqueeze.baselines import BaselineScores, what_is_missing
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
@@ -22,11 +22,11 @@ from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
 from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.run_writer import LoggedData, RunWriter
 from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
 from twinsqueeze.sizes import bytes_a_vector
 from twinsqueeze.texts import markdown
-from twinsqueeze.tracking import LoggedData, RunWriter
 from twinsqueeze.training import Fitted
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -74,7 +74,7 @@ def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[s
         The data that were logged, by split.
     """
     run.params(recipe.model_dump() | facts(material))
-    run.tags(data_tags(material) | {tracking.RECIPE_DIGEST: recipe.digest})
+    run.tags(data_tags(material) | {run_tags.RECIPE_DIGEST: recipe.digest})
     return log_data(run, material, list(material.encoded))
 
 
@@ -218,9 +218,9 @@ def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: 
         console.warn(material.data.notice)
     steps = []
     if trained_run:
-        steps.append(("evaluate it again", tracking.next_run(run, "evaluate", model=trained_run)))
-        steps.append(("put the best in use", tracking.next_run(run, "register")))
-    console.print_next([*steps, *tracking.where_to_look(run)])
+        steps.append(("evaluate it again", addresses.next_run(run, "evaluate", model=trained_run)))
+        steps.append(("put the best in use", addresses.next_run(run, "register")))
+    console.print_next([*steps, *addresses.where_to_look(run)])
 
 
 def facts(material: Material) -> dict[str, Any]:
@@ -249,11 +249,11 @@ def _cpu() -> str:
 def data_tags(material: Material) -> dict[str, str]:
     """What a run's data are called and known by."""
     data = material.data
-    tags = {tracking.DATASET: data.name, tracking.DATASET_DIGEST: data.digest}
+    tags = {run_tags.DATASET: data.name, run_tags.DATASET_DIGEST: data.digest}
     if "test" in data.splits:
-        tags[tracking.TEST_DIGEST] = data.splits["test"].digest
+        tags[run_tags.TEST_DIGEST] = data.splits["test"].digest
     if data.notice:
-        tags[tracking.NOTICE] = data.notice
+        tags[run_tags.NOTICE] = data.notice
     return tags
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze import console, interrupts, model_store, tracking
+from twinsqueeze import console, interrupts, model_store, run_tags, run_writer, tracking
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.texts import without_password
 
@@ -80,7 +80,7 @@ def champion() -> Version | None:
 
 def version_of(run_id: str) -> Version | None:
     """The newest version whose compressor a run trained."""
-    return next((version for version in versions() if version.tags.get(tracking.TRAINED_RUN) == run_id), None)
+    return next((version for version in versions() if version.tags.get(run_tags.TRAINED_RUN) == run_id), None)
 
 
 def versions() -> list[Version]:
@@ -132,7 +132,7 @@ def describe(version: Version, description: str) -> None:
 def _cut(text: str) -> str:
     if len(text) <= DESCRIPTION_LENGTH:
         return text
-    rest = f"\n\nCut here; the whole card is the model's extra_files/{tracking.CARD_FILE}."
+    rest = f"\n\nCut here; the whole card is the model's extra_files/{run_writer.CARD_FILE}."
     return text[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 

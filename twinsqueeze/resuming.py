@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from twinsqueeze import console, left_runs, records, tracking
+from twinsqueeze import addresses, console, left_runs, records, run_tags
 from twinsqueeze.errors import one_line
 from twinsqueeze.kept import kept_records, send
 from twinsqueeze.material import Material
 from twinsqueeze.patience import STOP_SECONDS
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.snapshots import Snapshot, Snapshots
 from twinsqueeze.texts import without_password
-from twinsqueeze.tracking import RunWriter
 from twinsqueeze.training import batches
 
 
@@ -36,7 +36,7 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
         _send_whole(run.experiment_id)
         found = left_runs.end_left_runs(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
         if found.same:
-            run.tags({tracking.CONTINUES: ", ".join(found.same)})
+            run.tags({run_tags.CONTINUES: ", ".join(found.same)})
     except Exception as error:  # a training is not given up because another one's record can't be mended
         console.warn(f"runs that dead processes left can't be looked after: {without_password(one_line(error))}")
         return
@@ -51,7 +51,7 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
 def _send_whole(experiment_id: str) -> None:
     """Sends the records of the experiment that are whole, and whose processes were killed before all was sent."""
     for record in kept_records():
-        here = (record.uri, record.experiment_id) == (tracking.store_uri(), experiment_id)
+        here = (record.uri, record.experiment_id) == (addresses.store_uri(), experiment_id)
         if not here or not record.ended or record.used or record.damage:
             continue
         sent = send(record, STOP_SECONDS)
@@ -73,7 +73,7 @@ def say_taken_up(snapshot: Snapshot, recipes: Sequence[Recipe]) -> None:
 def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:
     """Tags a run whose training an interrupted process began; nothing for one that began itself."""
     if epoch:
-        run.tags({tracking.TAKEN_UP: f"epoch {epoch} of {epochs}"})
+        run.tags({run_tags.TAKEN_UP: f"epoch {epoch} of {epochs}"})
 
 
 def resumable_batches(recipes: Sequence[Recipe], snapshots: Snapshots, *, resume: bool) -> list[list[Recipe]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from twinsqueeze import console, tracking
+from twinsqueeze import addresses, console, tracking
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import Record, records_folder
 from twinsqueeze.kept import Kept, kept_records, send
@@ -32,7 +32,7 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
         return
     patience()
     left = [f"{record}: {record.damage}" for record in kept if record.damage]
-    here = tracking.store_uri()
+    here = addresses.store_uri()
     ours = []
     for record in kept:
         if record.damage:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze import console, model_store, records, resuming, tracking
+from twinsqueeze import console, model_store, records, resuming, run_tags, tracking
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
@@ -17,9 +17,9 @@ from twinsqueeze.pairs import SPLITS
 from twinsqueeze.precision import Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
+from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
 from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.tracking import RunWriter
 from twinsqueeze.training import Fitted, Progress, fit, resolve_device
 
 SAME_DATASET = "same"
@@ -59,7 +59,7 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resu
 
 def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Snapshot) -> None:
     """Says from where the training goes on, and ends the runs of processes that were killed."""
-    same = {tracking.RECIPE_DIGEST: recipe.digest, tracking.DATASET_DIGEST: material.data.digest}
+    same = {run_tags.RECIPE_DIGEST: recipe.digest, run_tags.DATASET_DIGEST: material.data.digest}
     story = "trains the same from the beginning"
     if snapshot.left:
         done = snapshot.left.epoch
@@ -164,7 +164,7 @@ def evaluate(
         run.params(
             trained | {"dim": compressor.dim, "search_vectors": search_vectors} | given | records.facts(material)
         )
-        run.tags(records.data_tags(material) | ({tracking.TRAINED_RUN: found.run_id} if found.run_id else {}))
+        run.tags(records.data_tags(material) | ({run_tags.TRAINED_RUN: found.run_id} if found.run_id else {}))
         outcome = Outcome(
             title=title,
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",
