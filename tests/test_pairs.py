@@ -291,11 +291,36 @@ def test_demo_is_large_enough_graded_and_no_sentence_is_in_two_splits():
     assert not sentences["dev"] & sentences["test"]
 
 
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
 def test_demo_is_what_its_script_makes(tmp_path):
-    script = Path(__file__).parent.parent / "scripts" / "make_demo.py"
+    script = SCRIPTS / "make_demo.py"
     subprocess.run([sys.executable, str(script), "--output", str(tmp_path)], check=True, capture_output=True)
     for name in SPLITS:
         assert (tmp_path / f"{name}.csv").read_bytes() == (DEMO_FOLDER / f"{name}.csv").read_bytes()
+
+
+def test_folds_share_no_sentence_and_leave_out_no_pair(tmp_path):
+    """Pairs 0 to 8 have their sentences alone but for 3, 4 and 5, which hang together."""
+    rows = [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)]
+    rows[4], rows[5] = ("a3", "c", 4.0), ("d", "c", 5.0)
+    folder = write(tmp_path / "data", ".csv", rows)
+    (folder / "test.csv").unlink()
+    subprocess.run(
+        [sys.executable, str(SCRIPTS / "make_folds.py"), str(folder), str(tmp_path / "folds"), "--folds", "3"],
+        check=True,
+        capture_output=True,
+    )
+    parts = []
+    for number in range(3):
+        fold = load_pairs(str(tmp_path / "folds" / str(number))).splits
+        rest, part = ({*zip(s.sentence1, s.sentence2, s.scores, strict=True)} for s in (fold["train"], fold["test"]))
+        assert rest | part == set(rows)
+        assert not {text for row in rest for text in row[:2]} & {text for row in part for text in row[:2]}
+        assert len(fold["dev"]) == len(rows)
+        parts += part
+    assert sorted(parts) == sorted(rows)
 
 
 @pytest.mark.stsb
