@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import torch
@@ -34,18 +35,17 @@ def measure(recipes: list[Recipe], encoded: dict[str, EncodedPairs]) -> str:
 
         return counted
 
-    whole, Snapshot._bytes = Snapshot._bytes, counting(Snapshot._bytes)  # type: ignore[method-assign]
-    try:
-        with tempfile.TemporaryDirectory(dir=".") as folder:  # where /tmp may be memory
-            start = time.perf_counter()
-            store = Snapshots(encoded["train"], encoded["dev"], {}, print, Path(folder, "trainings"))
-            with store.open(recipes, resume=True) as snapshot:
-                opening = time.perf_counter() - start
-                fit(recipes, encoded["train"], encoded["dev"], clean_every=10, snapshot=snapshot)
-                snapshot.discard()
-            total = time.perf_counter() - start
-    finally:
-        Snapshot._bytes = whole  # type: ignore[method-assign]
+    with (
+        patch.object(Snapshot, "_bytes", counting(Snapshot._bytes)),
+        tempfile.TemporaryDirectory(dir=".") as folder,  # where /tmp may be memory
+    ):
+        start = time.perf_counter()
+        store = Snapshots(encoded["train"], encoded["dev"], {}, print, Path(folder, "trainings"))
+        with store.open(recipes, resume=True) as snapshot:
+            opening = time.perf_counter() - start
+            fit(recipes, encoded["train"], encoded["dev"], clean_every=10, snapshot=snapshot)
+            snapshot.discard()
+        total = time.perf_counter() - start
     written = f"{len(sizes)} of {max(sizes) / 1e6:.1f} MB, {snapshot.seconds / len(sizes) * 1e3:.0f} ms each"
     return f"{total:.1f} s, of it {(opening + snapshot.seconds) / total:.2%}: {opening:.3f} s to begin, then {written}"
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
 REPEATED = re.compile(r"\d+ runs? repeated by a newer one")
 
 
-class Faults:
+class Faults(ABC):
     """What a proxy does with a request; asked by its method and path, it answers one of the names below."""
 
     PASS, FAIL, CUT, LOSE, HANG = "pass", "answers 500", "cuts", "takes it and cuts", "hangs"
@@ -145,8 +146,8 @@ class Faults:
             self.done[fault] += 1
             return fault
 
-    def choose(self, kind: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def choose(self, kind: str) -> str: ...
 
 
 class FirstAnswersLost(Faults):

@@ -190,15 +190,19 @@ def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, whole):
 
 
 def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, whole, capsys):
-    """But for what was recorded of other experiments, and what the store still does not take."""
+    """And its child, which had not even begun there; but nothing that was recorded of another experiment."""
+    other = client.create_experiment("other")
+    stranger = Record.create("stranger", addresses.store_uri())
+    stranger.append({"op": "begin", "given": None, "experiment": other, "tags": {}, "time": 1})
+    stranger.append({"op": "end", "status": "FINISHED", "time": 2})
+    stranger.release()
     with tracking.open_run("next", "train") as run:
         resuming.end_left_runs(run, lambda tags: True, "goes on")
     tracking.settle()
     assert f"a ({whole}) had ended" in capsys.readouterr().err
     statuses = {found.info.run_name: found.info.status for found in client.search_runs(["0"])}
-    # The child never began there: nobody can tell its experiment before that.
-    assert statuses == {"a": "FINISHED", "next": "FINISHED"}
-    assert len(record_folders()) == 1
+    assert statuses == {"a": "FINISHED", "b": "FINISHED", "next": "FINISHED"}
+    assert record_folders() == [stranger.folder]
 
 
 @pytest.mark.parametrize("failures", [1, DATABASE_ATTEMPTS])

@@ -20,7 +20,7 @@ class Kept:
         folder: Where it is.
         name: Of the run.
         run_id: MLflow's, empty where the run has not begun there.
-        experiment_id: Likewise.
+        experiment_id: Of its experiment, empty where that is not known yet.
         uri: Of the tracking store that it is for.
         time: When the run began, in milliseconds.
         used: Whether its process is alive.
@@ -68,12 +68,14 @@ def kept_records() -> list[Kept]:
 
 def _look(folder: Path) -> Kept:
     known = read_known(folder)
-    ids = known.get("run_id", ""), known.get("experiment_id", "")
+    run_id, experiment_id, used = known.get("run_id", ""), known.get("experiment_id", ""), in_use(folder)
     try:
         about, operations = read_record(folder)
     except InputError as error:
-        return Kept(folder, "a record", *ids, "", 0, in_use(folder), ended=False, damage=str(error))
-    return Kept(folder, about["name"], *ids, about["uri"], about["time"], in_use(folder), has_ended(operations))
+        return Kept(folder, "a record", run_id, experiment_id, "", 0, used, ended=False, damage=str(error))
+    # A child's record names its experiment from the beginning.
+    experiment_id = experiment_id or (operations and operations[0].get("experiment")) or ""
+    return Kept(folder, about["name"], run_id, experiment_id, about["uri"], about["time"], used, has_ended(operations))
 
 
 def send(kept: Kept, seconds: float, *, taken_up: bool = False) -> Sent:
