@@ -139,6 +139,8 @@ def test_a_server_that_is_stopped_and_started_again_has_everything_once(place, s
 @pytest.mark.parametrize(("seed", "name"), [(1, "main"), (3, "ablation")])
 def test_answers_that_are_lost_double_nothing(place, server, undisturbed, pairs_folder, seed, name):
     """Of every kind of request the first is taken by the server, and the client never hears of it."""
+    # Seeds with which one of the three questions that a command begins with is answered: after three that are not, it
+    # says that the server does not answer, and records nothing that could be lost or doubled.
     before, faults = server.runs(), FirstAnswersLost(seed)
     if name == "ablation":
         faults.kinds |= {"POST api mlflow runs search"}  # which is read before anything is sent
