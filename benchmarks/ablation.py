@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from twinsqueeze import ablation, baselines, figures, material, quantisers, records, training
+from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records, training
 from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import embed_pairs, open_encoder
 from twinsqueeze.evaluation import Evaluator
@@ -40,6 +40,7 @@ from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.trainer import Trainer
 
 ONCE = "baselines, once for the data"
+BETWEEN = "training: orders, curves, progress"
 PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("encoding", material, ("embed_pairs",)),
     (ONCE, quantisers, ("_trained",)),
@@ -47,10 +48,10 @@ PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("training: drawing and gathering", Trainer, ("_inputs",)),
     ("training: Adam", Adam, ("step",)),
     ("training: the rest of the steps", Trainer, ("_step",)),
+    (BETWEEN, ablation, ("fit",)),
     ("dev metrics and clean loss", training, ("predict_each", "score")),
     ("models", RunWriter, ("model",)),
-    ("figures", RunWriter, ("figures",)),
-    ("figures", figures, ("loss_curves", "predicted_against_label", "pair_loss_distribution")),
+    ("figures: waiting for them", drawing, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
     ("scores and intervals", records, ("pair_losses",)),
     ("MLflow: the rest", RunWriter, ("params", "tags", "flush", "data", "table", "frame", "file")),
@@ -183,6 +184,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
         "training: drawing and gathering",
         "training: Adam",
         "training: the rest of the steps",
+        BETWEEN,
         "dev metrics and clean loss",
     )
     besides = ours - sum(seconds[part] for part in training_parts)

@@ -100,7 +100,7 @@ def test_what_was_trained_as_bits_has_no_other_row():
 
 
 def test_the_figure_has_every_method_where_its_bytes_are(table):
-    figure = search_table.picture(search_table.of_table(table))
+    figure = search_table.picture(search_table.of_table(table))()
     assert [axes.get_title() for axes in figure.axes] == [
         "Spearman on test",
         "neighbours on test",

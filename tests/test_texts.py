@@ -81,7 +81,7 @@ def test_latex_compiles(table, tmp_path):
 def test_pictures_are_drawn_whatever_names_are(table):
     report.picture(table).savefig(io.BytesIO())
 
-    search_table.picture(search_table.of_table(table)).savefig(io.BytesIO())
+    search_table.picture(search_table.of_table(table))().savefig(io.BytesIO())
 
 
 def test_the_terminal_gets_no_commands(table, capsys):

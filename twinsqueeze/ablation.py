@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from twinsqueeze import addresses, comparison, console, records, report, resuming, run_tags, tracking
+from twinsqueeze import addresses, comparison, console, drawing, records, report, resuming, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
+from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
@@ -65,7 +66,8 @@ def ablate(
                 f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
-        trained, failures = _train(todo, materials, resume=resume)
+        with drawing.processes(len(todo)) as draw:
+            trained, failures = _train(todo, materials, draw, resume=resume)
         wanted = {_fingerprint(recipe, materials) for recipe in recipes}
         # Of what has just been trained the tracking server may not have everything yet.
         runs = [run for run in (*found, *(run for run, _ in trained)) if comparison.fingerprint(run) in wanted]
@@ -132,7 +134,7 @@ def _end_left_runs(parent: RunWriter, recipes: Sequence[Recipe], materials: dict
 
 
 def _train(
-    recipes: Sequence[Recipe], materials: dict[Source, Material], *, resume: bool
+    recipes: Sequence[Recipe], materials: dict[Source, Material], draw: Draw, *, resume: bool
 ) -> tuple[list[tuple[TrainedRun, pd.DataFrame]], list[str]]:
     """Trains and records; returns the runs, each with the table of what needs no labels, and why some failed."""
     runs: list[tuple[TrainedRun, pd.DataFrame]] = []
@@ -179,7 +181,7 @@ def _train(
                         continue
                     advance(before, total, {"recorded": f"{number} of {len(trained)}"})
                     try:
-                        runs.append(_record(fitted, material))
+                        runs.append(_record(fitted, material, draw))
                     except DivergedError as error:
                         failures.append(str(error))
                         console.warn(f"{fitted.recipe.name}: {error}")
@@ -187,12 +189,12 @@ def _train(
     return runs, failures
 
 
-def _record(fitted: Fitted, material: Material) -> tuple[TrainedRun, pd.DataFrame]:
+def _record(fitted: Fitted, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
     raise_if_stopped()
     with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
         inputs = records.begin_training(run, fitted.recipe, material)
         resuming.note_taken_up(run, fitted.taken_up, fitted.recipe.epochs)
         records.record_curves(run, fitted)
         fitted.check()
-        outcome = records.end_training(run, fitted, material, inputs)
+        outcome = records.end_training(run, fitted, material, inputs, draw)
     return comparison.recorded_run(run), records.baseline_table(outcome.baselines)

@@ -147,7 +147,7 @@ def _quality(tables: Sequence[AblationTable], table: AblationTable) -> list[Illu
             "quality_against_bytes",
             "What is kept against the bytes of a vector: Spearman, neighbours, and partners among the ten nearest. "
             f"Ours with each compressor's best alpha by Spearman on dev; hollow squares are at int8.{beside}",
-            search_table.picture(rows),
+            search_table.picture(rows)(),
         ),
         Illustration(
             "similarity_against_neighbours",

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pandas as pd
 import torch
 
 import twinsqueeze
-from twinsqueeze import addresses, console, figures, report, run_tags, search_table
+from twinsqueeze import addresses, console, drawing, figures, report, run_tags, search_table
 from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
 from twinsqueeze.baselines import BaselineScores, what_is_missing
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
+from twinsqueeze.drawing import Draw, Drawing
 from twinsqueeze.evaluation import Assessment, pair_losses
 from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
@@ -78,7 +80,9 @@ def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[s
     return log_data(run, material, list(material.encoded))
 
 
-def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Mapping[str, LoggedData]) -> Outcome:
+def end_training(
+    run: RunWriter, fitted: Fitted, material: Material, inputs: Mapping[str, LoggedData], draw: Draw = drawing.here
+) -> Outcome:
     """Measures a trained compressor on the splits behind train, and records it with all that was found.
 
     Args:
@@ -86,6 +90,7 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         fitted: What was trained.
         material: What on.
         inputs: What `begin_training` returned.
+        draw: Who draws the figures.
     """
     recipe, compressor = fitted.recipe, fitted.compressor
     placed = compressor.to(material.device)
@@ -99,17 +104,8 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         version=twinsqueeze.__version__,
         int8_ranges=int8_ranges(placed.compress(train).cpu().numpy()),
     )
-    example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
-    weights = write_checkpoint(compressor, provenance)
-    model_id = run.model(weights, example, compressor.dim, recipe.model_dump())
-
     splits = [split for split in material.encoded if split != "train"]
     assessments = {split: material.evaluator(split, recipe.labels)(placed, provenance.int8_ranges) for split in splits}
-    for split, assessment in assessments.items():
-        last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
-        run.metrics(_scores(split, assessment), last, model_id, inputs[split])
-        run.metrics(_particulars(split, assessment), 0, model_id, inputs[split])
-
     train_losses = pair_losses(placed, material.encoded["train"], recipe.labels)
     outcome = Outcome(
         title=recipe.name,
@@ -126,10 +122,19 @@ def end_training(run: RunWriter, fitted: Fitted, material: Material, inputs: Map
         baselines=material.baselines(splits, recipe.labels, recipe.dim),
     )
     history = fitted.history
-    pictures = {"loss_curves": figures.loss_curves(history.loss, history.clean_loss, history.dev, recipe.objective)}
-    losses = {"train": train_losses, "dev": assessments["dev"].losses}
-    run.frame("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
-    record(run, outcome, material, recipe.labels, pictures, losses)
+    drawings: dict[str, Drawing] = {
+        "loss_curves": partial(figures.loss_curves, history.loss, history.clean_loss, history.dev, recipe.objective),
+        **_drawings(outcome, recipe.labels, {"train": train_losses, "dev": assessments["dev"].losses}),
+    }
+    example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
+    with run.figures(drawings, draw):
+        model_id = run.model(write_checkpoint(compressor, provenance), example, compressor.dim, recipe.model_dump())
+        for split, assessment in assessments.items():
+            last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
+            run.metrics(_scores(split, assessment), last, model_id, inputs[split])
+            run.metrics(_particulars(split, assessment), 0, model_id, inputs[split])
+        run.frame("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
+        _record(run, outcome, material)
     return outcome
 
 
@@ -157,41 +162,35 @@ def record_evaluation(
     inputs = log_data(run, material, [split])
     assessment = outcome.assessments[split]
     metrics = _scores(split, assessment) | _particulars(split, assessment) | _costs(outcome.costs)
-    run.metrics(metrics, model_id=model_id, data=inputs[split])
-    record(run, outcome, material, label_kind, {}, {split: assessment.losses})
+    with run.figures(_drawings(outcome, label_kind, {split: assessment.losses}), drawing.here):
+        run.metrics(metrics, model_id=model_id, data=inputs[split])
+        _record(run, outcome, material)
 
 
-def record(
-    run: RunWriter,
-    outcome: Outcome,
-    material: Material,
-    label_kind: str,
-    pictures: Mapping[str, Any],
-    losses: Mapping[str, FloatArray],
-) -> None:
-    """Records figures, tables and the description.
+def _drawings(outcome: Outcome, label_kind: str, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
+    """The figures that every outcome has.
 
     Args:
-        run: Where to.
         outcome: What was found.
-        material: What on.
         label_kind: "tanh" or "linear".
-        pictures: Figures by name, besides those that every outcome has.
         losses: Squared errors of each split's pairs.
     """
     assessments = outcome.assessments
-    run.figures(
-        {
-            **pictures,
-            "predicted_against_label": figures.predicted_against_label(
-                {split: a.labels for split, a in assessments.items()},
-                {split: a.predicted for split, a in assessments.items()},
-                label_kind,
-            ),
-            "pair_losses": figures.pair_loss_distribution(losses),
-            "quality_against_bytes": search_table.picture(outcome.search),
-        }
-    )
+    return {
+        "predicted_against_label": partial(
+            figures.predicted_against_label,
+            {split: a.labels for split, a in assessments.items()},
+            {split: a.predicted for split, a in assessments.items()},
+            label_kind,
+        ),
+        "pair_losses": partial(figures.pair_loss_distribution, losses),
+        "quality_against_bytes": search_table.picture(outcome.search),
+    }
+
+
+def _record(run: RunWriter, outcome: Outcome, material: Material) -> None:
+    """Records the tables and the description."""
+    assessments = outcome.assessments
     run.table("predictions", _predictions(material, assessments))
     run.table("baselines", baseline_table(outcome.baselines))
     run.metrics({f"{SEARCH_COST}/bytes_a_vector": outcome.bytes})

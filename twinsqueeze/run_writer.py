@@ -31,8 +31,9 @@ from twinsqueeze.sender import Sender, Shipment
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
     from sentence_transformers import SentenceTransformer
+
+    from twinsqueeze.drawing import Draw, Drawing
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -169,12 +170,14 @@ class RunWriter:
         self._write({"op": "input", "context": split, "dataset": dict(dataset._to_mlflow_entity())})
         return dataset
 
-    def figures(self, figures: Mapping[str, "Figure"]) -> None:
-        """Logs figures as `figures/NAME.png`."""
+    @contextmanager
+    def figures(self, drawings: "Mapping[str, Drawing]", draw: "Draw") -> Iterator[None]:
+        """Logs figures as `figures/NAME.png`; they may be drawn while the context lasts."""
         with self._files() as folder:
-            (folder / "figures").mkdir()
-            for name, figure in figures.items():
-                figure.savefig(folder / "figures" / f"{name}.png")
+            place = folder / "figures"
+            place.mkdir()
+            with draw({place / f"{name}.png": drawing for name, drawing in drawings.items()}):
+                yield
 
     def table(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.json`, which the UI shows and compares between runs."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from twinsqueeze.sizes import TIMED_QUANTISER, bytes_a_vector
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
+    from twinsqueeze.drawing import Drawing
     from twinsqueeze.evaluation import Assessment
     from twinsqueeze.search_cost import IndexCost
 
@@ -211,12 +213,13 @@ def of_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
     return _sorted(rows.values())
 
 
-def picture(rows: Sequence[SearchRow]) -> Figure:
-    """Quality against bytes a vector, on the last split that was looked at."""
+def picture(rows: Sequence[SearchRow]) -> "Drawing":
+    """Quality against bytes a vector, on the last split that was looked at; drawn when it is called."""
     split = next(split for split in ("test", "dev", "train") if split in _measured(rows))
     methods = _methods(rows)
     qualities = ("spearman", "neighbours_kept", "recall_at_10")
-    return quality_against_bytes(
+    return partial(
+        quality_against_bytes,
         {
             name: (
                 [row.bytes for row in members],
