@@ -4,6 +4,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, balanced, fit_codebooks
@@ -59,6 +60,16 @@ def test_codebooks_are_as_good_as_faisss():
     assert lost < 1.05 * distortion(index.sa_decode(index.sa_encode(vectors)))
     assert torch.equal(fit_codebooks(vectors, 0), ours)
     assert not torch.equal(fit_codebooks(vectors, 1), ours)
+
+
+def test_codebooks_do_not_depend_on_the_number_of_threads():
+    vectors = unit(9000, 16).numpy()
+
+    def fitted(threads: int) -> torch.Tensor:
+        with threadpool_limits(threads):
+            return fit_codebooks(vectors, 0)
+
+    assert torch.equal(fitted(1), fitted(2))
 
 
 def test_few_vectors_have_as_many_centroids():

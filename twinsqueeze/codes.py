@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
 from twinsqueeze.sizes import PART
@@ -151,7 +152,8 @@ def fit_codebooks(vectors: FloatArray, seed: int) -> torch.Tensor:
     kmeans = KMeans(
         min(CENTROIDS, len(vectors)), init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed
     )
-    with warnings.catch_warnings():
+    # On one thread: several add up their sums in whatever order they come, and the last bits are others every time.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct vectors than centroids
         fitted = [kmeans.fit(np.ascontiguousarray(part)).cluster_centers_ for part in parts]
     return torch.from_numpy(np.stack(fitted).astype(np.float32))
