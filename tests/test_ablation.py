@@ -115,6 +115,10 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
     done = ablate(workplace, pairs_folder, "--force", "true", text=shorter)
     assert "already" not in done.stderr
     assert len(of_kind(workplace, "train")) == 16
+    for run in of_kind(workplace, "train")[:8]:  # which is a grid of so many that other processes draw its figures
+        figures = workplace.client.list_artifacts(run.info.run_id, "figures")
+        assert len(figures) == 4
+        assert all(figure.file_size > 10_000 for figure in figures)
 
 
 def test_the_table_is_that_of_the_runs(place, compared):

@@ -4,7 +4,9 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Collection
+from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -235,6 +237,13 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_installed_command_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (name,) = project["scripts"]
+    command = EntryPoint(name, project["scripts"][name], "console_scripts").load()
+    assert (name, command) == ("twinsqueeze", cli.run)
 
 
 def test_a_process_says_it_in_one_line_too(workplace):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -24,8 +25,8 @@ from twinsqueeze import drawing, figures
 with drawing.processes(drawing.FEWEST_REPLICAS) as draw:
     with draw({Path(sys.argv[1]): partial(figures.pair_loss_distribution, {"dev": np.linspace(1e-4, 1, 9)})}):
         pass
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     try:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         with draw({Path(sys.argv[2]): partial(figures.pair_loss_distribution, {"dev": np.linspace(1e-4, 1, 9)})}):
@@ -99,14 +100,39 @@ def test_killed_processes_cost_no_figure(tmp_path):
     assert all(np.array_equal(image, found[0]) for image in found)
 
 
+@pytest.mark.parametrize("refused", ["the pool", "a process"])
+def test_where_there_can_be_no_processes_figures_are_drawn_here(refused, tmp_path, monkeypatch):
+    if refused == "the pool":
+        monkeypatch.setattr(drawing, "ProcessPoolExecutor", Mock(side_effect=OSError(30, "Read-only file system")))
+    else:
+        monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
+    before = set(multiprocessing.active_children())
+    with drawing.processes(drawing.FEWEST_REPLICAS) as draw, draw({tmp_path / "x.png": HISTOGRAM}):
+        pass
+    with drawing.here({tmp_path / "here.png": HISTOGRAM}):
+        pass
+    assert np.array_equal(pixels(tmp_path / "x.png"), pixels(tmp_path / "here.png"))
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_nothing_is_drawn_any_more_into_what_was_given_up(draw, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(12)]
+    with pytest.raises(KeyError), draw(dict.fromkeys(files, HISTOGRAM)):
+        raise KeyError
+    there = set(tmp_path.iterdir())
+    assert len(there) < len(files)
+    time.sleep(1)
+    assert set(tmp_path.iterdir()) == there
+
+
 def test_they_do_not_outlive_a_killed_process(begun):
     process, pids = begun
-    assert pids
-    assert all(psutil.pid_exists(pid) for pid in pids)
+    children = [psutil.Process(pid) for pid in pids]
+    assert children
     process.kill()
     process.wait()
-    _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
-    assert not left
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)  # where nobody reaps orphans
 
 
 def test_ctrl_c_is_for_the_process_that_started_them(begun, tmp_path):

@@ -9,11 +9,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from twinsqueeze.interrupts import shielded
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which is for who draws
     from matplotlib.figure import Figure
@@ -27,6 +31,10 @@ Draw = Callable[[Mapping[Path, Drawing]], AbstractContextManager[None]]
 FEWEST_REPLICAS = 8
 # A run has four figures.
 MOST_PROCESSES = 4
+# For one figure, which takes a fifth of a second; after that it is drawn here.
+PATIENCE_SECONDS = 300.0
+# What having no processes, or not any more, looks like: no shared memory, no room for another process, a killed one.
+NO_PROCESSES = (OSError, NotImplementedError, BrokenProcessPool)
 
 
 @contextmanager
@@ -39,48 +47,85 @@ def here(drawings: Mapping[Path, Drawing]) -> Iterator[None]:
 
 @contextmanager
 def processes(replicas: int) -> Iterator[Draw]:
-    """A `Draw` for a grid, with processes that start at once and end with the context or this process.
+    """A `Draw` for a grid, with processes that start at once, and end soon after the context or with this process.
 
     Args:
-        replicas: How many runs will have their figures drawn; for a few they are drawn here.
+        replicas: How many runs will have their figures drawn. For a few, and where there can be no processes, they are
+            drawn here.
     """
-    if replicas < FEWEST_REPLICAS:
-        yield here
-        return
+    with ExitStack() as stack:
+        pool = _pool(stack) if replicas >= FEWEST_REPLICAS else None
+        yield partial(_draw, pool) if pool else here
+
+
+def _pool(stack: ExitStack) -> ProcessPoolExecutor | None:
+    """The processes, which end with the stack, or None where they can't be had."""
     count = min(os.cpu_count() or 1, MOST_PROCESSES)
-    # Not forked: this process has threads, and a fork has their locks without them.
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
-
-    @contextmanager
-    def draw(drawings: Mapping[Path, Drawing]) -> Iterator[None]:
-        begun = [(_begun(pool, drawing, path), drawing, path) for path, drawing in drawings.items()]
-        yield
-        for drawn in begun:
-            _finish(*drawn)
-
     try:
-        for _ in range(count):
-            pool.submit(_nothing)  # a process starts when there is something to do
-        yield draw
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool = ProcessPoolExecutor(count, _Spawned(), _begin)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        with _starting():
+            for _ in range(count):
+                pool.submit(_nothing)  # a process starts when there is something to do
+    except NO_PROCESSES:
+        return None
+    return pool
+
+
+class _Spawned(SpawnContext):
+    """Processes that are not forked, since a fork has the locks of this one's threads and not the threads.
+
+    They are daemons: whatever went wrong, this process ends them when it ends, instead of waiting for them.
+    """
+
+    def Process(self, *arguments: Any, **named: Any) -> SpawnProcess:  # type: ignore[override] # noqa: N802 - its name
+        return SpawnProcess(*arguments, **named, daemon=True)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """While processes start, which must not end half made, and which leave Ctrl-C to this one.
+
+    What this thread does not listen to, they do not either.
+    """
+    with shielded(then_stop=True):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _draw(pool: ProcessPoolExecutor, drawings: Mapping[Path, Drawing]) -> Iterator[None]:
+    with _starting():
+        begun = {path: _begun(pool, drawing, path) for path, drawing in drawings.items()}
+    try:
+        yield
+        for path, drawing in drawings.items():
+            _finish(begun[path], drawing, path)
+    except BaseException:
+        # nobody writes on into a folder that is given up
+        futures = [future for future in begun.values() if future and not future.cancel()]
+        wait(futures, PATIENCE_SECONDS)
+        raise
 
 
 def _begun(pool: ProcessPoolExecutor, drawing: Drawing, path: Path) -> Future[None] | None:
     """A drawing in a process of the pool, None where that can't be."""
     try:
         return pool.submit(_save, drawing, path)
-    except BrokenProcessPool:
+    except NO_PROCESSES:
         return None
 
 
 def _finish(begun: Future[None] | None, drawing: Drawing, path: Path) -> None:
-    """Waits for a drawing, and draws it here if its process is gone: something killed it, perhaps for its memory."""
+    """Waits for a drawing, and draws it here if a process of the pool is gone, which ends the pool."""
     try:
         if begun:
-            begun.result()
+            begun.result(PATIENCE_SECONDS)
             return
-    except BrokenProcessPool:
+    except (BrokenProcessPool, TimeoutError):
         pass
     _save(drawing, path)
 
@@ -94,9 +139,7 @@ def _nothing() -> None:
 
 
 def _begin() -> None:
-    """Begins a process, which leaves Ctrl-C to the one that started it, and ends when that is gone, however it went."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """Begins a process, which ends when the one that started it is gone, however it went."""
     parent = multiprocessing.parent_process()
     assert parent
 
