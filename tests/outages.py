@@ -220,7 +220,7 @@ def proxy(port: int, faults: Faults) -> Iterator[str]:
                 return self.cut()
             return self.reply(answer.status, content, {"Content-Type": answer.headers.get("Content-Type", "")})
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one  # noqa: N815
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one  # noqa: N815 - as http.server calls them
 
         def cut(self) -> None:
             self.close_connection = True

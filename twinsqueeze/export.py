@@ -44,7 +44,7 @@ CHECKED_TEXTS = ("A man is playing a guitar.", "", "Two dogs run through the sno
 CHECKED_VECTORS = 5
 
 
-def export(model: str, output: Path, *, format: str = "folder", overwrite: bool = False) -> None:  # noqa: A002
+def export(model: str, output: Path, *, format: str = "folder", overwrite: bool = False) -> None:  # noqa: A002 - the option's name
     """Writes a model to a folder, with the compressor's own file and the model card; whole or not at all.
 
     Args:

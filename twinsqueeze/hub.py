@@ -55,6 +55,7 @@ def go_online() -> str | None:
 def _probe() -> str | None:
     def ask() -> str | None:
         try:
+            # The user's own address, and nothing of what it answers is kept.
             with urllib.request.urlopen(f"{endpoint()}/{PROBE}", timeout=ANSWER_SECONDS) as answer:  # noqa: S310
                 answer.read(1)
         except urllib.error.HTTPError as error:

@@ -52,7 +52,7 @@ def shielded(*, then_stop: bool) -> Iterator[None]:
     Args:
         then_stop: Whether a signal held back stops the program afterwards.
     """
-    global _shields  # noqa: PLW0603
+    global _shields  # noqa: PLW0603 - the handler reads it
     _shields += 1
     try:
         yield

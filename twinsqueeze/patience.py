@@ -49,7 +49,7 @@ def impatient(seconds: int = REQUEST_SECONDS) -> Iterator[None]:
 
     It reads that from the environment, which all threads share: while one is inside, it holds for the others too.
     """
-    global _inside  # noqa: PLW0603
+    global _inside  # noqa: PLW0603 - the environment is one for all as well
     settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     with _lock:
         if not _inside:
