@@ -4,7 +4,7 @@ Ours is `twinsqueeze ablation` as users start it, from an empty cache to the tab
 can be timed. The other side is what one would write first, a script a run: it encodes the sentences, trains with a
 DataLoader and `torch.optim.Adam`, measures dev after every epoch with SciPy, draws the figures, and logs to MLflow. One
 run of it is timed with a few epochs, before ours and after it, and scaled to the grid's runs and epochs; its imports
-are not counted.
+are not counted. This is a package's main module, since spawned processes, which draw the figures, import any other one.
 """
 
 import os
