@@ -107,11 +107,12 @@ def test_where_there_can_be_no_processes_figures_are_drawn_here(refused, tmp_pat
     else:
         monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
     before = set(multiprocessing.active_children())
-    with drawing.processes(drawing.FEWEST_REPLICAS) as draw, draw({tmp_path / "x.png": HISTOGRAM}):
-        pass
     with drawing.here({tmp_path / "here.png": HISTOGRAM}):
         pass
-    assert np.array_equal(pixels(tmp_path / "x.png"), pixels(tmp_path / "here.png"))
+    for i in range(10):  # how it shows that a process is dead depends on when it is seen
+        with drawing.processes(drawing.FEWEST_REPLICAS) as draw, draw({tmp_path / f"{i}.png": HISTOGRAM}):
+            pass
+        assert np.array_equal(pixels(tmp_path / f"{i}.png"), pixels(tmp_path / "here.png"))
     assert set(multiprocessing.active_children()) <= before
 
 

@@ -33,8 +33,9 @@ FEWEST_REPLICAS = 8
 MOST_PROCESSES = 4
 # For one figure, which takes a fifth of a second; after that it is drawn here.
 PATIENCE_SECONDS = 300.0
-# What having no processes, or not any more, looks like: no shared memory, no room for another process, a killed one.
-NO_PROCESSES = (OSError, NotImplementedError, BrokenProcessPool)
+# What having no processes, or not any more, looks like: no shared memory, no room for another process, a killed one;
+# ValueError where one dies while the next is started, and takes away the pipes that it was to have.
+NO_PROCESSES = (OSError, NotImplementedError, BrokenProcessPool, ValueError)
 
 
 @contextmanager
