@@ -8,6 +8,7 @@ import sys
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from scipy import stats
 
 from tests.contention import check_succession, contend
@@ -271,6 +272,30 @@ def test_a_process_that_died_while_it_changed_the_champion_stops_nobody(store, m
     assert "is taken for dead" in capsys.readouterr().err
     assert registry.champion().number == 1
     assert [model.name for model in store.search_registered_models()] == ["twinsqueeze"]
+
+
+def test_a_lock_that_goes_while_it_is_in_the_way_is_asked_for_again(store, monkeypatch):
+    """MLflow's database refuses the second of two that are made at once, then looks for the first, which has gone."""
+    one, *_ = reversed(registry.versions())
+    there, create = SqlAlchemyStore.get_registered_model, mlflow.MlflowClient.create_registered_model
+    refused = []
+
+    def made_by_another_first(client, name, **more):
+        if not refused:
+            create(client, name)
+        return create(client, name, **more)
+
+    def removed_by_the_other(database, name):
+        if not refused:
+            database.delete_registered_model(name)
+            refused.append(name)
+        return there(database, name)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", made_by_another_first)
+    monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", removed_by_the_other)
+    assert registry.settle(one, None, promoted=True)
+    assert refused == [registry.LOCK]
+    assert registry.champion().number == 1
 
 
 def test_what_was_judged_against_another_champion_changes_nothing(store):

@@ -187,14 +187,15 @@ def _alone() -> Iterator[None]:
 
 
 def _make(name: str, description: str) -> bool:
-    """Makes a registered model; tells whether it was not there."""
+    """Makes a registered model; tells whether it did, or another process has one there."""
     client = mlflow.MlflowClient()
     if client.search_registered_models(f"name = '{name}'"):
         return False
     try:
         client.create_registered_model(name, description=description)
     except mlflow.MlflowException as error:
-        if error.error_code != ALREADY_THERE:
+        # Where one was there, MLflow looks it up, and doesn't find it if it was removed in between.
+        if error.error_code not in (ALREADY_THERE, NOT_THERE):
             raise
         return False
     return True
