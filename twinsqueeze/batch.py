@@ -1,14 +1,7 @@
-"""Any number of vectors or texts compressed, block by block.
+"""Vectors or texts compressed, a block at a time."""
 
-Vectors go through a thread for each core, each of which runs all layers on its own block: the cores wait for each other
-nowhere, and a block stays in its core's cache.
-"""
-
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +10,10 @@ from twinsqueeze.compressor import ALIGNMENT, Compressor
 from twinsqueeze.embeddings import BATCH
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import Ranges, quantise
-from twinsqueeze.sources import Block
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Result = TypeVar("Result")
 AnyArray = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -111,30 +102,3 @@ class TextCompressor:
         if self.limit is None or len(text) <= self.limit - 2:
             return False
         return len(self.model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self.limit
-
-
-def threaded(
-    blocks: Iterator[Block], handle: Callable[[Block], Result], threads: int
-) -> Generator[tuple[Block, Result]]:
-    """Blocks and what `handle` gives for them, in their order; some are handled at once, in threads of one core each.
-
-    Args:
-        blocks: Read no faster than the results are taken.
-        handle: Called in the threads.
-        threads: How many.
-    """
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "compress", initializer=partial(torch.set_num_threads, 1))
-    waiting: deque[tuple[Block, Future[Result]]] = deque()
-    try:
-        for block in blocks:
-            waiting.append((block, pool.submit(handle, block)))
-            if len(waiting) > 2 * threads:
-                done, result = waiting.popleft()
-                yield done, result.result()
-        while waiting:
-            done, result = waiting.popleft()
-            yield done, result.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)

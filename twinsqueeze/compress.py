@@ -12,7 +12,7 @@ import torch
 
 import twinsqueeze
 from twinsqueeze import console, model_store, tracking
-from twinsqueeze.batch import TextCompressor, VectorCompressor, threaded
+from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder, open_encoder
@@ -25,6 +25,7 @@ from twinsqueeze.precision import PRECISIONS, check_precision, quantise, row_typ
 from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.texts import markdown
+from twinsqueeze.threads import threaded
 from twinsqueeze.training import resolve_device
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def _compress_vectors(source: Source, convert: VectorCompressor, writing: Output
         writing.write(block.first, rows)
         return block.first + len(rows)
 
+    # A thread for each core, each of which runs all layers on its own block.
     with closing(threaded(source.blocks(VECTORS_A_BLOCK, writing.rows), handle, torch.get_num_threads())) as results:
         _follow(results, source, writing)
 
