@@ -5,6 +5,8 @@ import json
 import re
 import signal
 import time
+from concurrent.futures import CancelledError
+from threading import Event
 
 import mlflow
 import numpy as np
@@ -13,8 +15,9 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
-from twinsqueeze import comparison
+from twinsqueeze import ablation, comparison
 from twinsqueeze.checkpoint import read_checkpoint
+from twinsqueeze.errors import InputError
 
 GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
 
@@ -119,6 +122,31 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
         figures = workplace.client.list_artifacts(run.info.run_id, "figures")
         assert len(figures) == 4
         assert all(figure.file_size > 10_000 for figure in figures)
+
+
+def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, monkeypatch):
+    """Two batches train at once; one fails, and the other one would train for hours."""
+    monkeypatch.setattr(ablation, "batches_at_once", lambda _: 2)
+    fit, begun, stopped = ablation.fit, Event(), []
+
+    def failing(recipes, *arguments, **options):
+        if recipes[0].dim == 8:
+            assert begun.wait(60)
+            raise InputError("no room")
+        begun.set()
+        try:
+            return fit(recipes, *arguments, **options)
+        except CancelledError:
+            stopped.append(recipes[0].dim)
+            raise
+
+    monkeypatch.setattr(ablation, "fit", failing)
+    (workplace.folder / "grid.yaml").write_text("dim: [8, 12]\nalpha: 0\nepochs: 1000000\ndevice: cpu\n")
+    code, _, err = run_here("ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder))
+    assert code
+    assert "no room" in err
+    assert stopped == [12]
+    assert [run.info.status for run in workplace.runs()] == ["FAILED"]
 
 
 def test_the_table_is_that_of_the_runs(place, compared):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from threading import Event, Thread
 
 import psutil
 import pytest
@@ -105,3 +106,28 @@ def test_signals_wait_while_a_record_is_written(no_signal_yet):
         write()
     assert written == ["all of it"]
     assert stop.value.exit_code == 143
+
+
+def test_a_signal_does_not_wait_for_what_another_thread_writes(no_signal_yet):
+    begun, over = Event(), Event()
+    found = []
+
+    def write() -> None:
+        with interrupts.shielded(then_stop=False):
+            begun.set()
+            over.wait(60)
+            interrupts.raise_if_stopped()
+            found.append("all of it")
+        try:
+            interrupts.raise_if_stopped()
+        except interrupts.Stopped:
+            found.append("stopped")
+
+    writer = Thread(target=write)
+    writer.start()
+    begun.wait(60)
+    with pytest.raises(interrupts.Stopped):
+        signal.raise_signal(signal.SIGTERM)
+    over.set()
+    writer.join(60)
+    assert found == ["all of it", "stopped"]

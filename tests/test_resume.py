@@ -136,6 +136,27 @@ def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
         assert result(workplace, resumed) == result(workplace, whole)
 
 
+def test_a_grid_goes_on_with_all_that_trained_at_once(workplace, pairs_folder):
+    """Two shapes, which two cores train at once; it is told to stop when both are kept."""
+    workplace.environment["OMP_NUM_THREADS"] = "2"
+    (workplace.folder / "grid.yaml").write_text(GRID.replace("dim: 8", "dim: [8, 12]").replace("60", "300"))
+    options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
+    with workplace.start(*options) as process:
+        wait_for(lambda: len(kept(workplace)) == 2, process)
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(60) == 143
+    (parent,) = workplace.runs()
+    assert parent.info.status == "KILLED"
+    assert len(kept(workplace)) == 2
+
+    done = workplace.command(*options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 interrupted trainings go on from epoch") == 2
+    assert [len(runs) for runs in finished(workplace).values()] == [1] * 4
+    assert kept(workplace) == []
+
+
 def seconds_of(place: Workplace, arguments: list[str]) -> tuple[float, float]:
     """Runs a command to its end; returns when it began to train, and how long it took."""
     start = time.monotonic()

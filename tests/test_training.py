@@ -1,3 +1,4 @@
+from collections import defaultdict
 from itertools import product
 
 import numpy as np
@@ -14,9 +15,10 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
 from twinsqueeze.head import HEAD, train_heads
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.starts import initial_layers
-from twinsqueeze.trainer import Streams
-from twinsqueeze.training import Fitted, batches, fit, resolve_device
+from twinsqueeze.starts import components, initial_layers
+from twinsqueeze.threads import threaded
+from twinsqueeze.trainer import Streams, Trainer
+from twinsqueeze.training import Fitted, batches, batches_at_once, fit, resolve_device
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")
 
@@ -229,6 +231,45 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
         assert same_bits(alone, same), (dim, len(grid))
 
 
+@pytest.mark.parametrize("fields", [{}, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head"}])
+def test_trainings_at_once_have_the_bits_of_each_alone(fields):
+    """On one core each, where alone they have all of them."""
+    train = random_pairs(pairs=600, sentences=500, dimension=384, seed=1)
+    dev = random_pairs(pairs=60, sentences=70, dimension=384, seed=2)
+    sets = [replicas([0.0, 0.75], [seed, seed + 1], dim=36, **fields) for seed in (0, 2, 4)]
+    alone = [fit(recipes, train, dev) for recipes in sets]
+    for (_, together), wanted in zip(threaded(iter(sets), lambda s: fit(s, train, dev), 2), alone, strict=True):
+        assert all(map(same_bits, together, wanted))
+
+
+def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeypatch):
+    """K-means of one sets the threads of the BLAS that another one's components come from."""
+    train = random_pairs(pairs=600, sentences=500, dimension=384, seed=1)
+    found = defaultdict(set)
+
+    def recorded(vectors, dim, *head):
+        result = components(vectors, dim, *head)
+        found[dim].add(result[0].tobytes())  # as float64: rounded, most of them would be the same
+        return result
+
+    def begin(dim: int) -> None:
+        (recipe,) = replicas([0.0], [0], dim=dim, **LINEAR | {"precision": "product", "start": "components"})
+        Trainer(recipe, [0.0], [0], train, torch.device("cpu"))
+
+    monkeypatch.setattr("twinsqueeze.starts.components", recorded)
+    dims = [32, 64, 96, 128]
+    for dim in dims:
+        begin(dim)
+    list(threaded(iter(6 * dims), begin, 3))
+    assert [len(each) for each in found.values()] == [1] * len(dims)
+
+
+@pytest.mark.parametrize(("devices", "cores", "wanted"), [("cpu", 2, 2), ("cpu", 1, 1), ("cpu", 64, 4), ("cuda", 8, 1)])
+def test_so_many_train_at_once(monkeypatch, devices, cores, wanted):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert batches_at_once(map(torch.device, ["cpu", devices])) == wanted
+
+
 def test_heads_are_trainings_of_all_numbers(small_train, small_dev):
     """With scores and labels of their own, whatever the compressor's, and on nothing of dev."""
     heads = train_heads([3, 5], 0.5, small_train, torch.device("cpu"))
@@ -344,7 +385,8 @@ def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest):
 
 
 def test_a_whole_grid_is_cut_evenly_and_seeds_keep_their_alphas_together():
-    neftune = [Recipe(alpha=a, seed=s) for a, s in product(range(9), range(10))]
+    neftune = [Recipe(alpha=a, seed=s, device="cpu") for a, s in product(range(9), range(10))]
+    assert [len(batch) for batch in batches(neftune)] == [9] * 10  # of a device where 10 are the most
     assert [len(batch) for batch in batches(neftune, 25)] == [18] * 5
     published = [Recipe(alpha=a, seed=s) for a, s in product(range(5), range(5))]
     assert [len(batch) for batch in batches(published, 25)] == [25]

@@ -1,8 +1,13 @@
 """The job ablation: a grid of recipes trained together, a run each under one parent."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 
@@ -15,7 +20,9 @@ from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.training import DivergedError, Fitted, Progress, fit, resolve_device
+from twinsqueeze.snapshots import Snapshot
+from twinsqueeze.threads import threaded
+from twinsqueeze.training import DivergedError, Fitted, Progress, batches_at_once, fit, resolve_device
 
 AS_IN_GRID = "grid"
 # Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
@@ -133,6 +140,22 @@ def _end_left_runs(parent: RunWriter, recipes: Sequence[Recipe], materials: dict
     resuming.end_left_runs(parent, is_same, "goes on with the grid")
 
 
+@dataclass(frozen=True)
+class _Training:
+    """A batch of recipes that train together.
+
+    Attributes:
+        place: Of the batch among all.
+        kept: What holds the snapshot's file until it is closed.
+    """
+
+    place: int
+    recipes: list[Recipe]
+    material: Material
+    snapshot: Snapshot
+    kept: ExitStack
+
+
 def _train(
     recipes: Sequence[Recipe], materials: dict[Source, Material], draw: Draw, *, resume: bool
 ) -> tuple[list[tuple[TrainedRun, pd.DataFrame]], list[str]]:
@@ -148,45 +171,103 @@ def _train(
             [recipe for recipe in recipes if _source(recipe) == source], snapshots[source], resume=resume
         )
     ]
-    total, before = sum(recipe.epochs for batch in cut for recipe in batch), 0
-    with console.progress("training", "epoch") as advance:
-        for batch in cut:
+    if not cut:
+        return runs, failures
+    at_once = batches_at_once(resolve_device(batch[0].device) for batch in cut)
+
+    def opened(held: ExitStack) -> Iterator[_Training]:
+        for place, batch in enumerate(cut):
             source = _source(batch[0])
-            material = materials[source]
+            kept = held.enter_context(ExitStack())
+            snapshot = kept.enter_context(snapshots[source].open(batch, resume=resume))
+            resuming.say_taken_up(snapshot, batch)
+            yield _Training(place, batch, materials[source], snapshot, kept)
 
-            def on_epoch(progress: Progress, before: int = before, replicas: int = len(batch)) -> None:
-                raise_if_stopped()
-                figures = {"loss": f"{progress.loss.mean():.4f}", "dev Spearman": f"{progress.dev.spearman.mean():.4f}"}
-                advance(before + progress.epoch * replicas, total, figures)
-
-            def on_heads(done: int, of: int, before: int = before) -> None:
-                raise_if_stopped()
-                advance(before, total, {"heads": f"{done} of {of} epochs"})
-
-            with snapshots[source].open(batch, resume=resume) as snapshot:
-                resuming.say_taken_up(snapshot, batch)
-                encoded = material.encoded
-                trained = fit(
-                    batch,
-                    encoded["train"],
-                    encoded["dev"],
-                    clean_every=CLEAN_EVERY,
-                    on_epoch=on_epoch,
-                    on_heads=on_heads,
-                    snapshot=snapshot,
-                )
-                before += sum(recipe.epochs for recipe in batch)
-                for number, fitted in enumerate(trained, 1):
-                    if (source, fitted.recipe.digest) not in wanted:
+    with ExitStack() as held, console.progress("training", "epoch") as advance:
+        watch = _Watch(advance, [sum(recipe.epochs for recipe in batch) for batch in cut])
+        # However this ends, trainings are told to stop, then waited for, and then their files are let go.
+        with closing(threaded(opened(held), watch.fit, min(at_once, len(cut)))) as finished, watch:
+            for training, trained in finished:
+                for fitted in trained:
+                    if (_source(fitted.recipe), fitted.recipe.digest) not in wanted:
                         continue
-                    advance(before, total, {"recorded": f"{number} of {len(trained)}"})
+                    watch.recording(len(runs) + len(failures) + 1, len(recipes))
                     try:
-                        runs.append(_record(fitted, material, draw))
+                        runs.append(_record(fitted, training.material, draw))
                     except DivergedError as error:
                         failures.append(str(error))
                         console.warn(f"{fitted.recipe.name}: {error}")
-                snapshot.discard()
+                training.snapshot.discard()
+                training.kept.close()
     return runs, failures
+
+
+class _Watch:
+    """The bar over batches that train at once, and what ends them when the context is left.
+
+    Args:
+        advance: Of the bar.
+        epochs: Of each batch, those of all its recipes.
+    """
+
+    def __init__(self, advance: console.Advance, epochs: Sequence[int]) -> None:
+        self._advance = advance
+        self._epochs = epochs
+        self._done = [0] * len(epochs)
+        self._recorded: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+
+    def fit(self, training: _Training) -> list[Fitted]:
+        """Trains a batch, in whatever thread; if that fails, the others end as well."""
+        recipes, encoded = training.recipes, training.material.encoded
+
+        def on_epoch(progress: Progress) -> None:
+            self._check()
+            figures = {"loss": f"{progress.loss.mean():.4f}", "dev Spearman": f"{progress.dev.spearman.mean():.4f}"}
+            self._show(figures, training.place, progress.epoch * len(recipes))
+
+        def on_heads(done: int, of: int) -> None:
+            self._check()
+            self._show({"heads": f"{done} of {of} epochs"})
+
+        try:
+            trained = fit(
+                recipes,
+                encoded["train"],
+                encoded["dev"],
+                clean_every=CLEAN_EVERY,
+                on_epoch=on_epoch,
+                on_heads=on_heads,
+                snapshot=training.snapshot,
+            )
+        except BaseException:
+            self._over = True
+            raise
+        if any(fitted.diverged_at for fitted in trained):  # which may have left epochs out
+            self._show({}, training.place, self._epochs[training.place])
+        return trained
+
+    def recording(self, number: int, of: int) -> None:
+        """Shows how many recipes are recorded, with the one that is being recorded."""
+        self._recorded = {"recorded": f"{number} of {of}"}
+        self._show({})
+
+    def _check(self) -> None:
+        raise_if_stopped()
+        if self._over:
+            raise CancelledError
+
+    def _show(self, figures: Mapping[str, str], place: int = 0, done: int = 0) -> None:
+        with self._lock:
+            self._done[place] = max(self._done[place], done)
+            self._advance(sum(self._done), sum(self._epochs), {**figures, **self._recorded})
 
 
 def _record(fitted: Fitted, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:

@@ -19,6 +19,7 @@ from twinsqueeze.precision import comparable, int8_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
 from twinsqueeze.retrieval import Partners, partners, search
 from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.threads import BLAS
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Transform = Callable[[FloatArray], FloatArray]
@@ -96,7 +97,8 @@ def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     single: list[tuple[str, Transform]] = [(f"first {dim}", lambda vectors: vectors[:, :dim])]
     if dim <= len(train):  # PCA finds no more components than there are sentences
         for name, whiten in ((f"PCA to {dim}", False), (f"PCA to {dim}, whitened", True)):
-            pca = PCA(dim, whiten=whiten, svd_solver="covariance_eigh").fit(train)
+            with BLAS:
+                pca = PCA(dim, whiten=whiten, svd_solver="covariance_eigh").fit(train)
             single.append((name, pca.transform))
     projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
     drawn = [projection.fit(train).transform for projection in projections]

@@ -21,7 +21,13 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
-_shields = 0
+class _Shields(threading.local):
+    """How many `shielded` the thread is in; signals raise in the main thread, and others look for them."""
+
+    count = 0
+
+
+_shields = _Shields()
 _pending: int | None = None
 
 
@@ -41,23 +47,22 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def raise_if_stopped() -> None:
     """Raises `Stopped` if a signal has come; for loops, since an exception raised in a finaliser is lost."""
-    if _pending is not None and not _shields:
+    if _pending is not None and not _shields.count:
         raise Stopped(_pending)
 
 
 @contextmanager
 def shielded(*, then_stop: bool) -> Iterator[None]:
-    """Holds signals back while a record is being written.
+    """Holds signals back from this thread while a record is being written.
 
     Args:
         then_stop: Whether a signal held back stops the program afterwards.
     """
-    global _shields  # noqa: PLW0603 - the handler reads it
-    _shields += 1
+    _shields.count += 1
     try:
         yield
     finally:
-        _shields -= 1
+        _shields.count -= 1
     if then_stop:
         raise_if_stopped()
 

@@ -8,9 +8,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from threading import RLock
 from typing import TypeVar
 
 import torch
+
+# For NumPy's linear algebra where bits count: its BLAS has one number of threads for the whole process, which k-means
+# in another thread sets to one while it runs, and with another number results have other last bits.
+BLAS = RLock()
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

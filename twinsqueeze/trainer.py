@@ -20,6 +20,7 @@ from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
+from twinsqueeze.threads import BLAS
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -82,11 +83,12 @@ class Trainer:
         self.streams = [Streams.of(seed) for seed in seeds]
         if left is None:
             starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
-            layers = [
-                initial_layers(recipe, train.embeddings, streams.weights, start)
-                for streams, start in zip(self.streams, starts, strict=True)
-            ]
-            quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
+            with BLAS:
+                layers = [
+                    initial_layers(recipe, train.embeddings, streams.weights, start)
+                    for streams, start in zip(self.streams, starts, strict=True)
+                ]
+                quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
             teachers = heads if recipe.teacher == "head" else None
         else:  # the weights are filled in below
             layers = [_empty(layer_sizes(recipe.architecture, dimension, recipe.dim))] * len(seeds)

@@ -6,7 +6,7 @@ same bits for every R and every place in the batch, on one machine, device and t
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, TypeVar
@@ -27,8 +27,10 @@ from twinsqueeze.trainer import Trainer
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 T = TypeVar("T")
 
-# Replicas that train together at most: more of them leave the processor's caches and cost more each.
-LARGEST_BATCH = 25
+# Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
+LARGEST_BATCH = {"cpu": 10, "cuda": 25}
+# Batches that train at once on a CPU, at most: of a step a tenth is Python, which one thread at a time can run.
+MOST_AT_ONCE = 4
 # In a snapshot, beside the trainer's state.
 CURVES = "curves"
 
@@ -112,14 +114,21 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def batches(recipes: Sequence[Recipe], largest: int = LARGEST_BATCH) -> list[list[Recipe]]:
+def batches_at_once(devices: Iterable[torch.device]) -> int:
+    """How many batches are to train at once: on a CPU one for each core, up to `MOST_AT_ONCE`."""
+    if any(device.type != "cpu" for device in devices):
+        return 1
+    return min(torch.get_num_threads(), MOST_AT_ONCE)
+
+
+def batches(recipes: Sequence[Recipe], largest: int | None = None) -> list[list[Recipe]]:
     """Cuts recipes into sets that `fit` can train: of one shape, every alpha of a set with every seed of it.
 
     Seeds that want the same alphas stay together as far as they fit, and the alphas of a seed, which share its draws.
 
     Args:
         recipes: Any, each once.
-        largest: Replicas in a set at most.
+        largest: Replicas in a set at most; None for what suits the device.
     """
     shapes: dict[Recipe, dict[int, list[float]]] = {}
     for recipe in recipes:
@@ -127,14 +136,15 @@ def batches(recipes: Sequence[Recipe], largest: int = LARGEST_BATCH) -> list[lis
         shapes.setdefault(shape, {}).setdefault(recipe.seed, []).append(recipe.alpha)
     cut = []
     for shape, alphas_of in shapes.items():
+        most = largest or LARGEST_BATCH[resolve_device(shape.device).type]
         seeds_of: dict[tuple[float, ...], list[int]] = {}
         for seed, alphas in alphas_of.items():
             seeds_of.setdefault(tuple(sorted(alphas)), []).append(seed)
         for wanted, seeds in seeds_of.items():
             cut += [
                 [shape.model_copy(update={"alpha": alpha, "seed": seed}) for alpha, seed in product(some_alphas, some)]
-                for some_alphas in _even_parts(wanted, largest)
-                for some in _even_parts(sorted(seeds), largest // len(some_alphas))
+                for some_alphas in _even_parts(wanted, most)
+                for some in _even_parts(sorted(seeds), most // len(some_alphas))
             ]
     return cut
 

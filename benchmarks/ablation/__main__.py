@@ -10,10 +10,11 @@ are not counted. This is a package's main module, since spawned processes, which
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import chdir, closing, contextmanager
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
@@ -38,19 +39,25 @@ from twinsqueeze.optimizer import Adam
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.threads import threaded
 from twinsqueeze.trainer import Trainer
+from twinsqueeze.training import batches, batches_at_once
 
 ONCE = "baselines, once for the data"
-BETWEEN = "training: orders, curves, progress"
+WAITING = "waiting for trainings"
+# What trainings do, several at once, while the rest goes on and then waits for them.
+DRAWING, STEPS, ADAM = "training: drawing and gathering", "training: the rest of the steps", "training: Adam"
+BETWEEN, METRICS = "training: orders, curves, progress", "training: dev metrics and clean loss"
+TRAINING = {DRAWING, STEPS, ADAM, BETWEEN, METRICS}
 PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("encoding", material, ("embed_pairs",)),
     (ONCE, quantisers, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
-    ("training: drawing and gathering", Trainer, ("_inputs",)),
-    ("training: Adam", Adam, ("step",)),
-    ("training: the rest of the steps", Trainer, ("_step",)),
+    (DRAWING, Trainer, ("_inputs",)),
+    (ADAM, Adam, ("step",)),
+    (STEPS, Trainer, ("_step",)),
     (BETWEEN, ablation, ("fit",)),
-    ("dev metrics and clean loss", training, ("predict_each", "score")),
+    (METRICS, training, ("predict_each", "score")),
     ("models", RunWriter, ("model",)),
     ("figures: waiting for them", drawing, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
@@ -61,22 +68,40 @@ PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Seconds of each part, what one part spends inside another counted once."""
+    """Seconds of each part in its thread, what one part spends inside another counted once."""
     seconds: dict[str, float] = defaultdict(float)
-    inner: list[float] = [0.0]
+    spent = threading.local()
+    lock = threading.Lock()
     before = []
 
     def timer(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def run(*arguments: Any, **named: Any) -> Any:
+            inner = spent.__dict__.setdefault("inner", [0.0])
             inner.append(0.0)
             start = time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
                 took = time.perf_counter() - start
-                seconds[part] += took - inner.pop()
+                with lock:
+                    seconds[part] += took - inner.pop()
                 inner[-1] += took
+
+        return run
+
+    def waited_for(results: Callable[..., Generator[Any]]) -> Callable[..., Generator[Any]]:
+        """What `results` gives, with the time until it does."""
+
+        @wraps(results)
+        def run(*arguments: Any) -> Generator[Any]:
+            with closing(results(*arguments)) as found:
+                while True:
+                    try:
+                        result = timer(WAITING, next)(found)
+                    except StopIteration:
+                        return
+                    yield result
 
         return run
 
@@ -84,6 +109,8 @@ def timed() -> Iterator[dict[str, float]]:
         for name in names:
             before.append((owner, name, getattr(owner, name)))
             setattr(owner, name, timer(part, getattr(owner, name)))
+    before.append((ablation, "threaded", ablation.threaded))
+    ablation.threaded = waited_for(ablation.threaded)
     try:
         yield seconds
     finally:
@@ -177,21 +204,13 @@ def main(dataset: str, grid: str, epochs: int) -> None:
             start = time.perf_counter()
             ablation.ablate(file, dataset=recipes[0].dataset)
             ours = time.perf_counter() - start
-        seconds["everything else"] = ours - sum(seconds.values())
+        same_work = _again_with_baselines(file, recipes[0].dataset)
+        seconds["everything else"] = ours - sum(took for part, took in seconds.items() if part not in TRAINING)
         plain_runs.append(plain_run(recipes[len(recipes) // 2], epochs))
     an_epoch, else_ = np.mean(plain_runs, axis=0)
     plain = sum(recipe.epochs * an_epoch + else_ for recipe in recipes)
     replicas = len(recipes)
-    training_parts = (
-        "encoding",
-        ONCE,
-        "training: drawing and gathering",
-        "training: Adam",
-        "training: the rest of the steps",
-        BETWEEN,
-        "dev metrics and clean loss",
-    )
-    besides = ours - sum(seconds[part] for part in training_parts)
+    besides = ours - sum(seconds[part] for part in ("encoding", ONCE, WAITING))
     print(f"{replicas} trainings of {recipes[0].epochs} epochs, {torch.get_num_threads()} threads")
     print(
         f"one after the other  {plain:8.1f} s  (scaled from {epochs} epochs before ours and {epochs} after it: "
@@ -199,38 +218,68 @@ def main(dataset: str, grid: str, epochs: int) -> None:
     )
     print(f"together             {ours:8.1f} s")
     print(f"ratio                {plain / ours:8.1f}")
-    print(f"without what the other side does not do (baselines): {plain / (ours - seconds[ONCE]):.1f}")
-    for part, took in sorted(seconds.items(), key=lambda item: -item[1]):
-        print(f"  {part:<38} {took:7.1f} s  {took / ours:4.0%}")
-    print(f"besides encoding, baselines, training and its metrics: {besides / replicas:.2f} s a replica")
+    print(f"with baselines there {same_work:8.1f} s  (which the other side does not compute)")
+    print(f"ratio                {plain / same_work:8.1f}")
+    for part, took in sorted(seconds.items(), key=lambda item: (item[0] in TRAINING, -item[1])):
+        print(f"  {part:<38} {took:7.1f} s{'  in threads' if part in TRAINING else f'  {took / ours:4.0%}'}")
+    print(f"besides encoding, baselines and waiting for trainings: {besides / replicas:.2f} s a replica")
     _step_ratio()
 
 
+def _again_with_baselines(grid: str, dataset: str) -> float:
+    """Seconds of the same grid, trained again, with all of its cache gone but the baselines."""
+    for file in Cache().folder.glob("embeddings-*"):
+        file.unlink()
+    start = time.perf_counter()
+    ablation.ablate(grid, dataset=dataset, force=True)
+    return time.perf_counter() - start
+
+
 def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 180) -> None:
-    """The time of a training step against that of its matrix products alone, taking turns."""
-    recipe = Recipe(dataset="demo")
+    """The time of a training step of all replicas against that of its matrix products alone, taking turns.
+
+    In one batch, and as a grid trains them: cut into batches that train at once.
+    """
+    recipe = Recipe(dataset="demo", device="cpu")
     data = load_pairs("demo", splits=("train",))
     train = embed_pairs(data.splits, open_encoder(recipe.encoder), Cache())["train"]
-    trainer = Trainer(recipe, [i / 4 for i in range(alphas)], range(seeds), train, torch.device("cpu"))
-    products = _products(alphas * seeds, 2 * recipe.batch_size, (train.dimension, 128, 64, recipe.dim))
+    replicas = alphas * seeds
+    products = _products(replicas, 2 * recipe.batch_size, (train.dimension, 128, 64, recipe.dim))
     in_epoch = -(-len(train) // recipe.batch_size)
-    trainer.epoch()
-    ratios, step_seconds, product_seconds = [], [], []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        for _ in range(steps // in_epoch):
+    epochs = steps // in_epoch
+
+    def trainer(some_seeds: Sequence[int]) -> Trainer:
+        strengths = [i / 4 for i in range(alphas)]
+        return Trainer(recipe, strengths, some_seeds, train, torch.device("cpu"))
+
+    def train_some(trainer: Trainer) -> None:
+        for _ in range(epochs):
             trainer.epoch()
-        step_seconds.append((time.perf_counter() - begin) / (steps // in_epoch * in_epoch))
+
+    whole = trainer(range(seeds))
+    recipes = [recipe.model_copy(update={"alpha": i / 4, "seed": s}) for i in range(alphas) for s in range(seeds)]
+    at_once = batches_at_once([torch.device("cpu")])
+    # As many of each batch as can train at once, so that no core has nothing to do.
+    cut = [trainer(sorted({r.seed for r in batch})) for batch in batches(recipes) for _ in range(at_once)]
+    seconds: dict[str, list[float]] = defaultdict(list)
+
+    def measure(name: str, work: Callable[[], object], share: float) -> None:
         begin = time.perf_counter()
-        for _ in range(steps):
-            products()
-        product_seconds.append((time.perf_counter() - begin) / steps)
-        ratios.append(step_seconds[-1] / product_seconds[-1])
-    print(
-        f"a step at R = {alphas * seeds}: {1e3 * statistics.median(step_seconds):.2f} ms, its matrix products alone "
-        f"{1e3 * statistics.median(product_seconds):.2f} ms, ratio {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+        work()
+        seconds[name].append((time.perf_counter() - begin) / share)
+
+    train_some(whole)
+    for _ in range(rounds):
+        measure("whole", lambda: train_some(whole), epochs * in_epoch)
+        measure("cut", lambda: list(threaded(iter(cut), train_some, at_once)), at_once * epochs * in_epoch)
+        measure("products", lambda: [products() for _ in range(steps)], steps)
+    for name, what in (("whole", "in one batch"), ("cut", f"in batches, {at_once} at once")):
+        ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["products"], strict=True)]
+        print(
+            f"a step of {replicas} replicas {what}: {1e3 * statistics.median(seconds[name]):.2f} ms, its matrix "
+            f"products alone {1e3 * statistics.median(seconds['products']):.2f} ms, ratio "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 def _products(replicas: int, rows: int, sizes: tuple[int, ...]) -> Callable[[], None]:
