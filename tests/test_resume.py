@@ -153,7 +153,9 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(workplace, pairs_folder):
     done = workplace.command(*options)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("2 interrupted trainings go on from epoch") == 2
-    assert [len(runs) for runs in finished(workplace).values()] == [1] * 4
+    found = finished(workplace)
+    assert [len(runs) for runs in found.values()] == [1] * 4
+    assert {run.data.params["threads"] for (run,) in found.values()} == {"2"}
     assert kept(workplace) == []
 
 

@@ -124,7 +124,7 @@ def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, 
 
 def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> comparison.Fingerprint:
     material = materials[_source(recipe)]
-    return recipe.digest, material.data.digest, records.facts(material)["encoder_fingerprint"]
+    return recipe.digest, material.data.digest, records.encoder_fingerprint(material)
 
 
 def _end_left_runs(parent: RunWriter, recipes: Sequence[Recipe], materials: dict[Source, Material]) -> None:

@@ -227,13 +227,18 @@ def facts(material: Material) -> dict[str, Any]:
     packages = ("torch", "numpy", "mlflow", "sentence-transformers")
     return {
         "dataset_digest": material.data.digest,
-        "encoder_fingerprint": material.encoder.fingerprint[:16],
+        "encoder_fingerprint": encoder_fingerprint(material),
         "used_device": material.device.type,
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "twinsqueeze_version": twinsqueeze.__version__,
         "python_version": platform.python_version(),
     } | {f"{package}_version": version(package) for package in packages}
+
+
+def encoder_fingerprint(material: Material) -> str:
+    """What runs are told apart by that have another encoder."""
+    return material.encoder.fingerprint[:16]
 
 
 def _cpu() -> str:
