@@ -1,10 +1,11 @@
 """How much faster a grid is than one run after the other: `python -m benchmarks.ablation --dataset stsb`.
 
 Ours is `twinsqueeze ablation` as users start it, from an empty cache to the table, in this process so that its parts
-can be timed. The other side is what one would write first, a script a run: it encodes the sentences, trains with a
-DataLoader and `torch.optim.Adam`, measures dev after every epoch with SciPy, draws the figures, and logs to MLflow. One
-run of it is timed with a few epochs, before ours and after it, and scaled to the grid's runs and epochs; its imports
-are not counted. This is a package's main module, since spawned processes, which draw the figures, import any other one.
+can be timed, and then once more with the baselines there, which the other side does not compute. That side is what one
+would write first, a script a run: it encodes the sentences, trains with a DataLoader and `torch.optim.Adam`, measures
+dev after every epoch with SciPy, draws the figures, and logs to MLflow. One run of it is timed with a few epochs,
+before ours and after it, and scaled to the grid's runs and epochs; its imports are not counted. This is a package's
+main module, since spawned processes, which draw the figures, import any other one.
 """
 
 import os
