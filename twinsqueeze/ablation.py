@@ -216,16 +216,16 @@ class _Watch:
         self._done = [0] * len(epochs)
         self._recorded: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._over = False
+        self._over: BaseException | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over = True
+        self._over = self._over or CancelledError()
 
     def fit(self, training: _Training) -> list[Fitted]:
-        """Trains a batch, in whatever thread; if that fails, the others end as well."""
+        """Trains a batch, in whatever thread; if that fails, the others end by the same error."""
         recipes, encoded = training.recipes, training.material.encoded
 
         def on_epoch(progress: Progress) -> None:
@@ -247,8 +247,8 @@ class _Watch:
                 on_heads=on_heads,
                 snapshot=training.snapshot,
             )
-        except BaseException:
-            self._over = True
+        except BaseException as error:
+            self._over = self._over or error
             raise
         if any(fitted.diverged_at for fitted in trained):  # which may have left epochs out
             self._show({}, training.place, self._epochs[training.place])
@@ -262,7 +262,7 @@ class _Watch:
     def _check(self) -> None:
         raise_if_stopped()
         if self._over:
-            raise CancelledError
+            raise self._over
 
     def _show(self, figures: Mapping[str, str], place: int = 0, done: int = 0) -> None:
         with self._lock:
