@@ -4,20 +4,16 @@ The figures of a run take half a second of one core, as much as everything else 
 and they hold Python's lock meanwhile. Processes of their own draw them while this one goes on recording.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twinsqueeze.interrupts import shielded
+from twinsqueeze.processes import NO_PROCESSES, Spawned, end_with_parent, starting
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which is for who draws
     from matplotlib.figure import Figure
@@ -33,9 +29,6 @@ FEWEST_REPLICAS = 8
 MOST_PROCESSES = 4
 # For one figure, which takes a fifth of a second; after that it is drawn here.
 PATIENCE_SECONDS = 300.0
-# What having no processes, or not any more, looks like: no shared memory, no room for another process, a killed one;
-# ValueError where one dies while the next is started, and takes away the pipes that it was to have.
-NO_PROCESSES = (OSError, NotImplementedError, BrokenProcessPool, ValueError)
 
 
 @contextmanager
@@ -63,9 +56,9 @@ def _pool(stack: ExitStack) -> ProcessPoolExecutor | None:
     """The processes, which end with the stack, or None where they can't be had."""
     count = min(os.cpu_count() or 1, MOST_PROCESSES)
     try:
-        pool = ProcessPoolExecutor(count, _Spawned(), _begin)
+        pool = ProcessPoolExecutor(count, Spawned(), _begin)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        with _starting():
+        with starting():
             for _ in range(count):
                 pool.submit(_nothing)  # a process starts when there is something to do
     except NO_PROCESSES:
@@ -73,33 +66,9 @@ def _pool(stack: ExitStack) -> ProcessPoolExecutor | None:
     return pool
 
 
-class _Spawned(SpawnContext):
-    """Processes that are not forked, since a fork has the locks of this one's threads and not the threads.
-
-    They are daemons: whatever went wrong, this process ends them when it ends, instead of waiting for them.
-    """
-
-    def Process(self, *arguments: Any, **named: Any) -> SpawnProcess:  # type: ignore[override] # noqa: N802 - its name
-        return SpawnProcess(*arguments, **named, daemon=True)
-
-
-@contextmanager
-def _starting() -> Iterator[None]:
-    """While processes start, which must not end half made, and which leave Ctrl-C to this one.
-
-    What this thread does not listen to, they do not either.
-    """
-    with shielded(then_stop=True):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @contextmanager
 def _draw(pool: ProcessPoolExecutor, drawings: Mapping[Path, Drawing]) -> Iterator[None]:
-    with _starting():
+    with starting():
         begun = {path: _begun(pool, drawing, path) for path, drawing in drawings.items()}
     try:
         yield
@@ -140,14 +109,6 @@ def _nothing() -> None:
 
 
 def _begin() -> None:
-    """Begins a process, which ends when the one that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    assert parent
-
-    def watch() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+    end_with_parent()
     # what a drawing will need, while nobody waits for it
     from twinsqueeze import figures  # noqa: F401, PLC0415
