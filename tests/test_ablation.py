@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
-from twinsqueeze import ablation, comparison
+from twinsqueeze import ablation, comparison, fitting
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.errors import InputError
 
@@ -124,23 +124,27 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
 
 
 @pytest.mark.parametrize(("bad", "other"), [(8, 12), (12, 8)])
-def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, monkeypatch, bad, other):
+@pytest.mark.parametrize("fewest_pairs", [0, 10**12], ids=["processes", "threads"])
+def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, monkeypatch, fewest_pairs, bad, other):
     """Two batches train at once; one fails, and the other one would train for hours."""
     monkeypatch.setattr(ablation, "batches_at_once", lambda _: 2)
-    fit, begun, stopped = ablation.fit, Event(), []
+    monkeypatch.setattr(fitting, "FEWEST_PAIRS", fewest_pairs)
+    where = fitting if fewest_pairs else fitting._TrainingProcess
+    fit, begun, stopped = where.fit, Event(), []
 
-    def failing(recipes, *arguments, **options):
-        if recipes[0].dim == bad:
+    def failing(*arguments, **options):
+        (dim,) = {recipe.dim for recipe in arguments[-3]}
+        if dim == bad:
             assert begun.wait(60)
             raise InputError("no room")
         begun.set()
         try:
-            return fit(recipes, *arguments, **options)
+            return fit(*arguments, **options)
         except InputError:
-            stopped.append(recipes[0].dim)
+            stopped.append(dim)
             raise
 
-    monkeypatch.setattr(ablation, "fit", failing)
+    monkeypatch.setattr(where, "fit", failing)
     (workplace.folder / "grid.yaml").write_text("dim: [8, 12]\nalpha: 0\nepochs: 1000000\ndevice: cpu\n")
     code, _, err = run_here("ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder))
     assert code

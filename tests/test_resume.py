@@ -22,6 +22,7 @@ from twinsqueeze.living import Process
 # Steps of a pair each, so that some seconds of training are not thousands of epochs to record.
 MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
 GRID = "alpha: [0, 0.75]\ndim: 8\nbatch_size: 1\nepochs: 60\ndevice: cpu\n"
+APART = "tests.trained_apart"
 KILLS = 10  # of each job
 
 
@@ -136,18 +137,25 @@ def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
         assert result(workplace, resumed) == result(workplace, whole)
 
 
-def test_a_grid_goes_on_with_all_that_trained_at_once(workplace, pairs_folder):
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [("twinsqueeze", signal.SIGTERM), (APART, signal.SIGTERM), (APART, signal.SIGKILL)],
+    ids=["threads", "processes", "killed processes"],
+)
+def test_a_grid_goes_on_with_all_that_trained_at_once(workplace, pairs_folder, module, number):
     """Two shapes, which two cores train at once; it is told to stop when both are kept."""
     workplace.environment["OMP_NUM_THREADS"] = "2"
     (workplace.folder / "grid.yaml").write_text(GRID.replace("dim: 8", "dim: [8, 12]").replace("60", "300"))
     options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
-    with workplace.start(*options) as process:
+    with workplace.start(*options, module=module) as process:
         wait_for(lambda: len(kept(workplace)) == 2, process)
-        process.send_signal(signal.SIGTERM)
+        spawned = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
+        assert len(spawned) == (2 if module == APART else 0)
+        process.send_signal(number)
         process.stderr.read()
-        assert process.wait(60) == 143
+        assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
     (parent,) = workplace.runs()
-    assert parent.info.status == "KILLED"
+    assert parent.info.status == ("KILLED" if number == signal.SIGTERM else "RUNNING")
     assert len(kept(workplace)) == 2
 
     done = workplace.command(*options)
@@ -159,10 +167,10 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(workplace, pairs_folder):
     assert kept(workplace) == []
 
 
-def seconds_of(place: Workplace, arguments: list[str]) -> tuple[float, float]:
+def seconds_of(place: Workplace, arguments: list[str], module: str) -> tuple[float, float]:
     """Runs a command to its end; returns when it began to train, and how long it took."""
     start = time.monotonic()
-    with place.start(*arguments) as process:
+    with place.start(*arguments, module=module) as process:
         trains = next(time.monotonic() - start for line in process.stderr if line.startswith("training:"))
         process.stderr.read()
     assert process.returncode == 0
@@ -179,7 +187,7 @@ def places(folder: Path, cache: Path, grid: str) -> Iterator[Workplace]:
         yield place
 
 
-def kill_often(new_places: Iterator[Workplace], arguments: list[str], seed: int) -> int:
+def kill_often(new_places: Iterator[Workplace], arguments: list[str], module: str, seed: int) -> int:
     """Kills a command at random moments and starts it again, until it has come to its end; and all that often.
 
     Every fifth time it is told to stop instead.
@@ -188,7 +196,7 @@ def kill_often(new_places: Iterator[Workplace], arguments: list[str], seed: int)
         How often a command came to its end.
     """
     whole = next(new_places)
-    trains, ends = seconds_of(whole, arguments)
+    trains, ends = seconds_of(whole, arguments, module)
     wanted = {recipe: result(whole, run) for recipe, (run,) in finished(whole).items()}
     # Half a training at most, then the next goes on: so kills come everywhere, and mostly before the end.
     moments = np.random.default_rng(seed)
@@ -197,7 +205,7 @@ def kill_often(new_places: Iterator[Workplace], arguments: list[str], seed: int)
         place = next(new_places)
         for attempt in count(1):
             wait = moments.uniform(0.8 * trains, (trains + ends) / 2) if kills < KILLS else None
-            with place.start(*arguments) as process:
+            with place.start(*arguments, module=module) as process:
                 try:
                     _, err = process.communicate(timeout=wait)
                     assert process.returncode == 0, err
@@ -222,14 +230,14 @@ def kill_often(new_places: Iterator[Workplace], arguments: list[str], seed: int)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_random_moments(tmp_path, shared_cache, pairs_folder):
-    """Of main and of a grid of two shapes, both at once."""
+    """Of main and of a grid of two shapes, both at once, each shape in a process of its own."""
     data = ["--dataset", str(pairs_folder)]
     grid = GRID.replace("dim: 8", "dim: [8, 12]").replace("epochs: 60", "epochs: 200")
-    jobs = {"main": [*MAIN, "--epochs", "300"], "grid": ["ablation", "--grid", "grid.yaml"]}
+    jobs = {"main": ([*MAIN, "--epochs", "300"], "twinsqueeze"), "grid": (["ablation", "--grid", "grid.yaml"], APART)}
     with ThreadPoolExecutor() as pool:
         going = [
-            pool.submit(kill_often, places(tmp_path / name, shared_cache, grid), [*job, *data], seed)
-            for seed, (name, job) in enumerate(jobs.items())
+            pool.submit(kill_often, places(tmp_path / name, shared_cache, grid), [*job, *data], module, seed)
+            for seed, (name, (job, module)) in enumerate(jobs.items())
         ]
         assert all(job.result() for job in going)
 

@@ -369,13 +369,15 @@ def test_cuda_trains_as_the_cpu_does(small_train, small_dev):
         np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-3)
 
 
-@pytest.mark.parametrize("largest", [1, 4, 25, 60])
-def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest):
+@pytest.mark.parametrize(("largest", "at_once"), [(1, 1), (1, 2), (4, 3), (25, 1), (25, 8), (60, 64)])
+def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest, at_once):
     """400 recipes of two shapes, of which some are missing, as after an interruption."""
     grid = [Recipe(alpha=a / 10, seed=s, dim=d) for a, s, d in product(range(10), range(20), (8, 16))]
     missing = np.random.default_rng(0).choice(len(grid), 37, replace=False)
     wanted = [recipe for i, recipe in enumerate(grid) if i not in missing]
-    cut = batches(wanted, largest)
+    cut = batches(wanted, at_once=at_once, largest=largest)
+    assert largest == 1 or len(cut) % at_once == 0
+    assert [len(batch) for batch in cut] == sorted((len(batch) for batch in cut), reverse=True)
     assert sorted(r.digest for batch in cut for r in batch) == sorted(r.digest for r in wanted)
     for batch in cut:
         assert len(batch) <= largest
@@ -386,8 +388,17 @@ def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest):
 
 def test_a_whole_grid_is_cut_evenly_and_seeds_keep_their_alphas_together():
     neftune = [Recipe(alpha=a, seed=s, device="cpu") for a, s in product(range(9), range(10))]
-    assert [len(batch) for batch in batches(neftune)] == [9] * 10  # of a device where 10 are the most
-    assert [len(batch) for batch in batches(neftune, 25)] == [18] * 5
+    assert [len(batch) for batch in batches(neftune)] == [5] * 10 + [4] * 10  # of a device where 5 are the most
+    assert [len(batch) for batch in batches(neftune, largest=25)] == [18] * 5
     published = [Recipe(alpha=a, seed=s) for a, s in product(range(5), range(5))]
-    assert [len(batch) for batch in batches(published, 25)] == [25]
-    assert [len(batch) for batch in batches(published, 24)] == [10, 15]
+    assert [len(batch) for batch in batches(published, largest=25)] == [25]
+    assert [len(batch) for batch in batches(published, largest=24)] == [15, 10]
+
+
+def test_a_grid_is_cut_for_all_that_train_at_once():
+    published = [Recipe(alpha=a, seed=s, device="cpu") for a, s in product(range(5), range(5))]
+    seeds = published[:5]
+    assert [len(batch) for batch in batches(published, at_once=2)] == [5, 5, 5, 5, 3, 2]
+    assert [len(batch) for batch in batches(published, at_once=4)] == [5, 5, 3, 3, 3, 2, 2, 2]
+    assert [[r.seed for r in batch] for batch in batches(seeds, at_once=2)] == [[2, 3, 4], [0, 1]]
+    assert [len(batch) for batch in batches(seeds[:3], at_once=4)] == [1, 1, 1]

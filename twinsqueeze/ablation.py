@@ -11,10 +11,11 @@ from typing import Self
 
 import pandas as pd
 
-from twinsqueeze import addresses, comparison, console, drawing, records, report, resuming, run_tags, tracking
+from twinsqueeze import addresses, comparison, console, drawing, fitting, records, report, resuming, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
+from twinsqueeze.fitting import Fit
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
@@ -22,7 +23,7 @@ from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.snapshots import Snapshot
 from twinsqueeze.threads import threaded
-from twinsqueeze.training import DivergedError, Fitted, Progress, batches_at_once, fit, resolve_device
+from twinsqueeze.training import DivergedError, Fitted, Progress, batches_at_once, resolve_device
 
 AS_IN_GRID = "grid"
 # Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
@@ -164,16 +165,19 @@ def _train(
     failures: list[str] = []
     wanted = {(_source(recipe), recipe.digest) for recipe in recipes}
     snapshots = {source: resuming.open_snapshots(material, CLEAN_EVERY) for source, material in materials.items()}
+    at_once = batches_at_once(resolve_device(recipe.device) for recipe in recipes)
     cut = [
         batch
         for source in materials
         for batch in resuming.resumable_batches(
-            [recipe for recipe in recipes if _source(recipe) == source], snapshots[source], resume=resume
+            [r for r in recipes if _source(r) == source], snapshots[source], resume=resume, at_once=at_once
         )
     ]
     if not cut:
         return runs, failures
-    at_once = batches_at_once(resolve_device(batch[0].device) for batch in cut)
+    at_once = min(at_once, len(cut))
+    epochs = [sum(recipe.epochs for recipe in batch) for batch in cut]
+    pairs = sum(n * len(materials[_source(batch[0])].encoded["train"]) for n, batch in zip(epochs, cut, strict=True))
 
     def opened(held: ExitStack) -> Iterator[_Training]:
         for place, batch in enumerate(cut):
@@ -183,10 +187,14 @@ def _train(
             resuming.say_taken_up(snapshot, batch)
             yield _Training(place, batch, materials[source], snapshot, kept)
 
-    with ExitStack() as held, console.progress("training", "epoch") as advance:
-        watch = _Watch(advance, [sum(recipe.epochs for recipe in batch) for batch in cut])
+    with (
+        ExitStack() as held,
+        fitting.processes(pairs, at_once) as fit,
+        console.progress("training", "epoch") as advance,
+    ):
+        watch = _Watch(fit, advance, epochs)
         # However this ends, trainings are told to stop, then waited for, and then their files are let go.
-        with closing(threaded(opened(held), watch.fit, min(at_once, len(cut)))) as finished, watch:
+        with closing(threaded(opened(held), watch.fit, at_once)) as finished, watch:
             for training, trained in finished:
                 for fitted in trained:
                     if (_source(fitted.recipe), fitted.recipe.digest) not in wanted:
@@ -206,11 +214,13 @@ class _Watch:
     """The bar over batches that train at once, and what ends them when the context is left.
 
     Args:
+        fit: What trains a batch.
         advance: Of the bar.
         epochs: Of each batch, those of all its recipes.
     """
 
-    def __init__(self, advance: console.Advance, epochs: Sequence[int]) -> None:
+    def __init__(self, fit: Fit, advance: console.Advance, epochs: Sequence[int]) -> None:
+        self._fit = fit
         self._advance = advance
         self._epochs = epochs
         self._done = [0] * len(epochs)
@@ -238,7 +248,8 @@ class _Watch:
             self._show({"heads": f"{done} of {of} epochs"})
 
         try:
-            trained = fit(
+            self._check()
+            trained = self._fit(
                 recipes,
                 encoded["train"],
                 encoded["dev"],

@@ -76,7 +76,9 @@ def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:
         run.tags({run_tags.TAKEN_UP: f"epoch {epoch} of {epochs}"})
 
 
-def resumable_batches(recipes: Sequence[Recipe], snapshots: Snapshots, *, resume: bool) -> list[list[Recipe]]:
+def resumable_batches(
+    recipes: Sequence[Recipe], snapshots: Snapshots, *, resume: bool, at_once: int = 1
+) -> list[list[Recipe]]:
     """Cuts recipes into batches for `fit`, those that were interrupted first and as they were.
 
     A batch of which some recipes are recorded already is gone on with as a whole where that is less work than to begin
@@ -86,6 +88,7 @@ def resumable_batches(recipes: Sequence[Recipe], snapshots: Snapshots, *, resume
         recipes: On one material.
         snapshots: Of that material.
         resume: Whether to look for interrupted ones.
+        at_once: As for `batches`.
     """
     wanted = {recipe.digest: recipe for recipe in recipes}
     interrupted = []
@@ -102,4 +105,4 @@ def resumable_batches(recipes: Sequence[Recipe], snapshots: Snapshots, *, resume
         interrupted.append(batch)
         for digest in still:
             del wanted[digest]
-    return [*interrupted, *batches(list(wanted.values()))]
+    return [*interrupted, *batches(list(wanted.values()), at_once=at_once)]

@@ -83,6 +83,7 @@ class Snapshot:
 
     Attributes:
         left: How far an earlier process came, None if there is nothing to go on from.
+        say: Told what goes wrong.
         seconds: That writing took so far.
     """
 
@@ -98,7 +99,7 @@ class Snapshot:
         self.left = left
         self.seconds = 0.0
         self._recipes = [recipe.model_dump(exclude={"dataset", "device"}) for recipe in recipes]
-        self._say = say
+        self.say = say
         self._share = share
         self._began = time.perf_counter()
         self._next = 0.0  # seconds that the next one is reckoned to take
@@ -123,7 +124,7 @@ class Snapshot:
                 write_checked(self.path, self._bytes(state()))
             except OSError as error:
                 if not self._failed:
-                    self._say(f"the training can't be kept against interruptions: {error}")
+                    self.say(f"the training can't be kept against interruptions: {error}")
                 self._failed = True
         self._next = time.perf_counter() - start
         self.seconds += self._next

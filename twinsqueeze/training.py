@@ -28,8 +28,8 @@ FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 T = TypeVar("T")
 
 # Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
-LARGEST_BATCH = {"cpu": 10, "cuda": 25}
-# Batches that train at once on a CPU, at most: of a step a tenth is Python, which one thread at a time can run.
+LARGEST_BATCH = {"cpu": 5, "cuda": 25}
+# Batches that train at once on a CPU, at most: threads take turns at Python, processes take 0.5 GB each.
 MOST_AT_ONCE = 4
 # In a snapshot, beside the trainer's state.
 CURVES = "curves"
@@ -121,13 +121,15 @@ def batches_at_once(devices: Iterable[torch.device]) -> int:
     return min(torch.get_num_threads(), MOST_AT_ONCE)
 
 
-def batches(recipes: Sequence[Recipe], largest: int | None = None) -> list[list[Recipe]]:
+def batches(recipes: Sequence[Recipe], *, at_once: int = 1, largest: int | None = None) -> list[list[Recipe]]:
     """Cuts recipes into sets that `fit` can train: of one shape, every alpha of a set with every seed of it.
 
     Seeds that want the same alphas stay together as far as they fit, and the alphas of a seed, which share its draws.
+    The largest sets come first, so that what trains last, and may leave cores with nothing to do, is short.
 
     Args:
         recipes: Any, each once.
+        at_once: How many sets train at once: the number of sets is a multiple of it where there are recipes enough.
         largest: Replicas in a set at most; None for what suits the device.
     """
     shapes: dict[Recipe, dict[int, list[float]]] = {}
@@ -146,7 +148,21 @@ def batches(recipes: Sequence[Recipe], largest: int | None = None) -> list[list[
                 for some_alphas in _even_parts(wanted, most)
                 for some in _even_parts(sorted(seeds), most // len(some_alphas))
             ]
+    cut.sort(key=len, reverse=True)
+    while len(cut) % at_once and len(cut[0]) > 1:
+        cut = sorted([*cut[1:], *_halves(cut[0])], key=len, reverse=True)
     return cut
+
+
+def _halves(batch: Sequence[Recipe]) -> list[list[Recipe]]:
+    """A set cut between its seeds, or between its alphas where it has one seed."""
+    seeds = sorted({recipe.seed for recipe in batch})
+    alphas = sorted({recipe.alpha for recipe in batch})
+    if len(seeds) > 1:
+        first = set(seeds[: len(seeds) // 2])
+        return [[r for r in batch if (r.seed in first) == wanted] for wanted in (True, False)]
+    middle = alphas[len(alphas) // 2]
+    return [[r for r in batch if (r.alpha < middle) == wanted] for wanted in (True, False)]
 
 
 def _even_parts(values: Sequence[T], largest: int) -> Iterator[Sequence[T]]:

@@ -1,11 +1,12 @@
 """How much faster a grid is than one run after the other: `python -m benchmarks.ablation --dataset stsb`.
 
 Ours is `twinsqueeze ablation` as users start it, from an empty cache to the table, in this process so that its parts
-can be timed, and then once more with the baselines there, which the other side does not compute. That side is what one
-would write first, a script a run: it encodes the sentences, trains with a DataLoader and `torch.optim.Adam`, measures
-dev after every epoch with SciPy, draws the figures, and logs to MLflow. One run of it is timed with a few epochs,
-before ours and after it, and scaled to the grid's runs and epochs; its imports are not counted. This is a package's
-main module, since spawned processes, which draw the figures, import any other one.
+can be timed, and then once more with the baselines there, which the other side does not compute. What goes on in the
+processes that train is timed apart, on one core. The other side is what one would write first, a script a run: it
+encodes the sentences, trains with a DataLoader and `torch.optim.Adam`, measures dev after every epoch with SciPy, draws
+the figures, and logs to MLflow. One run of it is timed with a few epochs, before ours and after it, and scaled to the
+grid's runs and epochs; its imports are not counted. This is a package's main module, since spawned processes, which
+train and draw, import any other one.
 """
 
 import os
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import chdir, closing, contextmanager
 from functools import wraps
 from itertools import pairwise
@@ -31,34 +32,30 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.ablation.lanes import Lanes, demo, trainer
 from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records, training
 from twinsqueeze.cache import Cache
-from twinsqueeze.embeddings import embed_pairs, open_encoder
+from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.evaluation import Evaluator
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.optimizer import Adam
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.threads import threaded
 from twinsqueeze.trainer import Trainer
 from twinsqueeze.training import batches, batches_at_once
 
 ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
-# What trainings do, several at once, while the rest goes on and then waits for them.
-DRAWING, STEPS, ADAM = "training: drawing and gathering", "training: the rest of the steps", "training: Adam"
-BETWEEN, METRICS = "training: orders, curves, progress", "training: dev metrics and clean loss"
-TRAINING = {DRAWING, STEPS, ADAM, BETWEEN, METRICS}
 PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("encoding", material, ("embed_pairs",)),
     (ONCE, quantisers, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
-    (DRAWING, Trainer, ("_inputs",)),
-    (ADAM, Adam, ("step",)),
-    (STEPS, Trainer, ("_step",)),
-    (BETWEEN, ablation, ("fit",)),
-    (METRICS, training, ("predict_each", "score")),
+    ("drawing and gathering", Trainer, ("_inputs",)),
+    ("Adam", Adam, ("step",)),
+    ("the rest of the steps", Trainer, ("_step",)),
+    ("orders, curves", training, ("fit",)),
+    ("dev metrics and clean loss", training, ("predict_each", "score")),
     ("models", RunWriter, ("model",)),
     ("figures: waiting for them", drawing, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
@@ -206,7 +203,9 @@ def main(dataset: str, grid: str, epochs: int) -> None:
             ablation.ablate(file, dataset=recipes[0].dataset)
             ours = time.perf_counter() - start
         same_work = _again_with_baselines(file, recipes[0].dataset)
-        seconds["everything else"] = ours - sum(took for part, took in seconds.items() if part not in TRAINING)
+        together = training.LARGEST_BATCH["cpu"]
+        parts = _training_parts(recipes[0], together)
+        seconds["everything else"] = ours - sum(seconds.values())
         plain_runs.append(plain_run(recipes[len(recipes) // 2], epochs))
     an_epoch, else_ = np.mean(plain_runs, axis=0)
     plain = sum(recipe.epochs * an_epoch + else_ for recipe in recipes)
@@ -221,9 +220,12 @@ def main(dataset: str, grid: str, epochs: int) -> None:
     print(f"ratio                {plain / ours:8.1f}")
     print(f"with baselines there {same_work:8.1f} s  (which the other side does not compute)")
     print(f"ratio                {plain / same_work:8.1f}")
-    for part, took in sorted(seconds.items(), key=lambda item: (item[0] in TRAINING, -item[1])):
-        print(f"  {part:<38} {took:7.1f} s{'  in threads' if part in TRAINING else f'  {took / ours:4.0%}'}")
+    for part, took in sorted(seconds.items(), key=lambda item: -item[1]):
+        print(f"  {part:<38} {took:7.1f} s  {took / ours:4.0%}")
     print(f"besides encoding, baselines and waiting for trainings: {besides / replicas:.2f} s a replica")
+    print(f"an epoch of one of {together} replicas that train on one core: {1e3 * sum(parts.values()):.0f} ms")
+    for part, took in sorted(parts.items(), key=lambda item: -item[1]):
+        print(f"  {part:<38} {1e3 * took:7.1f} ms {took / sum(parts.values()):4.0%}")
     _step_ratio()
 
 
@@ -236,44 +238,53 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
     return time.perf_counter() - start
 
 
+def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
+    """Seconds of an epoch of one of so many replicas that train together on one core, by part."""
+    encoded = material.gather(
+        recipe.dataset, recipe.encoder, torch.device("cpu"), ("train", "dev"), check_dimension=recipe.check_dimension
+    ).encoded
+    recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with timed() as seconds:
+        training.fit(recipes, encoded["train"], encoded["dev"], clean_every=ablation.CLEAN_EVERY)
+    torch.set_num_threads(cores)
+    return {part: took / replicas / epochs for part, took in seconds.items()}
+
+
 def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 180) -> None:
     """The time of a training step of all replicas against that of its matrix products alone, taking turns.
 
     In one batch, and as a grid trains them: cut into batches that train at once.
     """
     recipe = Recipe(dataset="demo", device="cpu")
-    data = load_pairs("demo", splits=("train",))
-    train = embed_pairs(data.splits, open_encoder(recipe.encoder), Cache())["train"]
+    train = demo(recipe.encoder)
     replicas = alphas * seeds
     products = _products(replicas, 2 * recipe.batch_size, (train.dimension, 128, 64, recipe.dim))
     in_epoch = -(-len(train) // recipe.batch_size)
     epochs = steps // in_epoch
-
-    def trainer(some_seeds: Sequence[int]) -> Trainer:
-        strengths = [i / 4 for i in range(alphas)]
-        return Trainer(recipe, strengths, some_seeds, train, torch.device("cpu"))
-
-    def train_some(trainer: Trainer) -> None:
-        for _ in range(epochs):
-            trainer.epoch()
-
-    whole = trainer(range(seeds))
     recipes = [recipe.model_copy(update={"alpha": i / 4, "seed": s}) for i in range(alphas) for s in range(seeds)]
     at_once = batches_at_once([torch.device("cpu")])
-    # As many of each batch as can train at once, so that no core has nothing to do.
-    cut = [trainer(sorted({r.seed for r in batch})) for batch in batches(recipes) for _ in range(at_once)]
+    whole = trainer(recipes, train)
     seconds: dict[str, list[float]] = defaultdict(list)
+
+    def train_whole() -> None:
+        for _ in range(epochs):
+            whole.epoch()
 
     def measure(name: str, work: Callable[[], object], share: float) -> None:
         begin = time.perf_counter()
         work()
         seconds[name].append((time.perf_counter() - begin) / share)
 
-    train_some(whole)
-    for _ in range(rounds):
-        measure("whole", lambda: train_some(whole), epochs * in_epoch)
-        measure("cut", lambda: list(threaded(iter(cut), train_some, at_once)), at_once * epochs * in_epoch)
-        measure("products", lambda: [products() for _ in range(steps)], steps)
+    # As many of each batch as can train at once, so that no core has nothing to do.
+    with Lanes(at_once, batches(recipes, at_once=at_once)) as lanes:
+        train_whole()
+        lanes.train(1)
+        for _ in range(rounds):
+            measure("whole", train_whole, epochs * in_epoch)
+            measure("cut", lambda: lanes.train(epochs), at_once * epochs * in_epoch)
+            measure("products", lambda: [products() for _ in range(steps)], steps)
     for name, what in (("whole", "in one batch"), ("cut", f"in batches, {at_once} at once")):
         ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["products"], strict=True)]
         print(
