@@ -85,7 +85,9 @@ def test_processes_train_the_same_bits_as_this_one(fields, fit_there, small_trai
         progress = told[recipes[0].seed]
         assert [each.epoch for each in progress] == list(range(1, recipes[0].epochs + 1))
         assert progress[-1].loss.tolist() == [fitted.history.loss[-1] for fitted in trained]
-        assert len(children() - before) <= 2
+        urgency = [psutil.Process(child.pid).nice() for child in children() - before]
+        assert 1 <= len(urgency) <= 2
+        assert set(urgency) == {min(os.nice(0) + fitting.LESS_URGENT, 19)}
     assert bool(heads) == bool(fields)
 
 

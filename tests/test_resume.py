@@ -138,24 +138,32 @@ def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
 
 
 @pytest.mark.parametrize(
-    ("module", "number"),
-    [("twinsqueeze", signal.SIGTERM), (APART, signal.SIGTERM), (APART, signal.SIGKILL)],
-    ids=["threads", "processes", "killed processes"],
+    ("module", "number", "of", "code", "status"),
+    [
+        ("twinsqueeze", signal.SIGTERM, "it", 143, "KILLED"),
+        (APART, signal.SIGTERM, "it", 143, "KILLED"),
+        (APART, signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING"),
+        (APART, signal.SIGKILL, "one of its processes", 2, "FAILED"),
+    ],
 )
-def test_a_grid_goes_on_with_all_that_trained_at_once(workplace, pairs_folder, module, number):
-    """Two shapes, which two cores train at once; it is told to stop when both are kept."""
-    workplace.environment["OMP_NUM_THREADS"] = "2"
+def test_a_grid_goes_on_with_all_that_trained_at_once(
+    workplace, pairs_folder, monkeypatch, module, number, of, code, status
+):
+    """Two shapes, which two cores train at once, in threads or in processes; it is stopped when both are kept."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     (workplace.folder / "grid.yaml").write_text(GRID.replace("dim: 8", "dim: [8, 12]").replace("60", "300"))
     options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
     with workplace.start(*options, module=module) as process:
         wait_for(lambda: len(kept(workplace)) == 2, process)
         spawned = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
         assert len(spawned) == (2 if module == APART else 0)
-        process.send_signal(number)
-        process.stderr.read()
-        assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
+        stopped = process if of == "it" else spawned[0]
+        stopped.send_signal(number)
+        err = process.stderr.read()
+        assert process.wait(60) == code
+    assert ("is gone (exit code -9)" in err) == (of != "it")
     (parent,) = workplace.runs()
-    assert parent.info.status == ("KILLED" if number == signal.SIGTERM else "RUNNING")
+    assert parent.info.status == status
     assert len(kept(workplace)) == 2
 
     done = workplace.command(*options)

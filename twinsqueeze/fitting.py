@@ -4,6 +4,7 @@ Of a step a tenth is Python, and threads that train take turns at it: between an
 Python's lock. Processes wait for nobody. They take seconds to start, so small grids are trained in threads.
 """
 
+import os
 import pickle
 import threading
 import traceback
@@ -25,6 +26,8 @@ from twinsqueeze.training import Fitted, Progress, fit
 # Pairs in the epochs of all replicas, of which a core trains 100,000 to 200,000 a second in the published network. With
 # fewer of them processes, which take 2.4 s of a core to start, would save less.
 FEWEST_PAIRS = 5_000_000
+# Of the processes, so that what is trained is recorded before more is: a run counts as done once it is recorded.
+LESS_URGENT = 5
 # What a process says while it trains, and at the end.
 EPOCH, HEADS, WARNING, TRAINED, FAILED = "epoch", "heads", "warning", "trained", "failed"
 
@@ -167,6 +170,7 @@ def _send(connection: Connection, *what: object) -> None:
 def _serve(connection: Connection) -> None:
     """What the process does: trains what it is given, until nobody is there any more."""
     end_with_parent()
+    os.nice(LESS_URGENT)
 
     def tell(what: str) -> Callable[..., None]:
         return lambda *said: _send(connection, what, *said)
