@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.special import log_softmax
 from torch.nn import functional
 
-from twinsqueeze.neighbourhood import distributions, divergence
+from twinsqueeze.neighbourhood import distributions, divergence, draw_with_nearest
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -47,3 +48,18 @@ def test_divergence_of_equals_is_nothing():
     loss, gradient = divergence(vectors, distributions(vectors, 0.1), 0.1)
     assert loss.abs().max() < 1e-12
     assert gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("drawn", [1, 10, 40, 1000])
+def test_sentences_are_drawn_with_their_nearest_and_none_twice(monkeypatch, drawn):
+    monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", drawn)
+    nearest = np.array([[(i + 1) % 40, (i + 2) % 40, (i + 17) % 40] for i in range(40)])
+    counts = np.zeros(40)
+    for seed in range(400):
+        rows = draw_with_nearest(np.random.default_rng(seed), nearest)
+        expected = []
+        for first in np.random.default_rng(seed).permutation(40):
+            expected += [row for row in (first, *nearest[first]) if row not in expected]
+        assert rows.tolist() == expected[:drawn]
+        counts[rows] += 1
+    assert stats.chisquare(counts).pvalue > 1e-3

@@ -29,7 +29,7 @@ RECIPES = {
     "signs": LINEAR | {"precision": "binary", "neighbourhood": 0.1},
     "codes": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "components", "dim": 12},
     "heads": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head", "dim": 12},
-    "teachers": LINEAR | {"neighbourhood": 1, "teacher": "head"},
+    "teachers": LINEAR | {"neighbourhood": 1, "nearest": 2, "teacher": "head"},
 }
 
 

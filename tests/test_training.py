@@ -105,20 +105,25 @@ class Levels(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("precision", "neighbourhood", "start", "teacher"),
+    ("precision", "neighbourhood", "nearest", "start", "teacher"),
     [
-        ("float32", 0.0, "random", "encoder"),
-        ("float32", 0.3, "random", "encoder"),
-        ("binary", 0.0, "random", "encoder"),
-        ("binary", 0.3, "random", "encoder"),
-        ("product", 0.3, "head", "head"),
+        ("float32", 0.0, 0, "random", "encoder"),
+        ("float32", 0.3, 0, "random", "encoder"),
+        ("float32", 0.3, 2, "random", "encoder"),
+        ("binary", 0.0, 0, "random", "encoder"),
+        ("binary", 0.3, 0, "random", "encoder"),
+        ("product", 0.3, 0, "head", "head"),
+        ("product", 0.3, 3, "head", "head"),
     ],
 )
-def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, start, teacher, small_train, small_dev):
+def test_linear_recipes_do_what_a_plain_loop_does(
+    precision, neighbourhood, nearest, start, teacher, small_train, small_dev, monkeypatch
+):
     """One linear layer, Pearson's correlation, AdamW on a cosine schedule, codes and neighbours, with autograd."""
+    monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", 30)
     recipe = Recipe(
         architecture="linear", objective="pearson", labels="linear", precision=precision, neighbourhood=neighbourhood,
-        start=start, teacher=teacher, temperature=0.1,
+        nearest=nearest, start=start, teacher=teacher, temperature=0.1,
         dim=8, epochs=3, lr=1e-3, weight_decay=0.05, schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
     streams = Streams.of(7)
@@ -142,6 +147,22 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, star
         off = ~torch.eye(len(unit), dtype=torch.bool)
         return functional.log_softmax((unit @ unit.T / 0.1)[off].view(len(unit), -1), -1)
 
+    taught = functional.normalize(known @ head[0].T + head[1]) if teacher == "head" else known
+
+    def drawn() -> list[int]:
+        """30 sentences, each followed by its nearest, none twice."""
+        found = []
+        for row in streams.neighbourhoods.permutation(len(known)):
+            cosine = taught @ taught[row]
+            cosine[row] = torch.inf  # itself before all
+            found += [other for other in cosine.argsort(descending=True)[: nearest + 1].tolist() if other not in found]
+        return found[:30]
+
+    def measured(outputs: torch.Tensor) -> torch.Tensor:
+        if precision == "binary":
+            return Signs.apply(outputs)
+        return Levels.apply(functional.normalize(outputs, dim=1), codebooks) if precision == "product" else outputs
+
     losses = []
     for _ in range(3):
         order = streams.order.permutation(150)
@@ -152,16 +173,15 @@ def test_linear_recipes_do_what_a_plain_loop_does(precision, neighbourhood, star
             )
             noise = 2 * streams.noise.random(clean.shape, dtype=np.float32) - 1
             outputs = layer(torch.tensor(clean + noise * 0.75 / np.sqrt(24), dtype=torch.float32))
-            compared = outputs
-            if precision == "binary":
-                compared = Signs.apply(outputs)
-            elif precision == "product":
-                compared = Levels.apply(functional.normalize(outputs, dim=1), codebooks)
+            compared = measured(outputs)
             cosine = functional.cosine_similarity(*compared.chunk(2))
             label = torch.tensor(small_train.scores[rows] / 5, dtype=torch.float32)
             loss = 1 - torch.corrcoef(torch.stack([cosine, label]))[0, 1]
             summed += loss.item() * len(rows)
             held = torch.tensor(clean)
+            if nearest:
+                held = known[drawn()]
+                compared = measured(layer(held))
             if teacher == "head":
                 held = held @ head[0].T + head[1]
             apart = functional.kl_div(near(compared), near(held), log_target=True, reduction="batchmean")
@@ -213,6 +233,7 @@ LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01
         (33, LINEAR | {"neighbourhood": 0.1}),
         (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
         (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
+        (20, LINEAR | {"precision": "product", "neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
     ],
 )
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):

@@ -1,12 +1,38 @@
 """The neighbourhood loss: who is near whom in a batch is to stay as the encoder has it.
 
-Every sentence of a batch has a distribution over the others, the softmax of its cosines to them; the loss is the
+Every sentence has a distribution over the others, the softmax of its cosines to them; the loss is the
 Kullback-Leibler divergence of the compressed vectors' distributions from the encoder's. This is the loss of stochastic
 neighbour embedding (Hinton and Roweis 2002) on cosines, as used to distil relations between examples (Passalis and
-Tefas 2018, arXiv 1803.10837). It needs no labels.
+Tefas 2018, arXiv 1803.10837). It needs no labels, so that it can be
+of any sentences: of those of a batch's pairs, of which few are near each other but for the twins, or of some that are
+drawn with their nearest.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
+
+# Sentences that are compared with each other where they are drawn for it.
+DRAWN = 512
+
+IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+
+def draw_with_nearest(generator: np.random.Generator, nearest: IntArray) -> IntArray:
+    """Distinct sentences, each followed by its nearest, until there are `DRAWN` of them, or all where there are fewer.
+
+    Args:
+        generator: Draws which ones.
+        nearest: (N, k) row numbers of each sentence's nearest.
+
+    Returns:
+        (min(DRAWN, N),) row numbers.
+    """
+    first = generator.permutation(len(nearest))[:DRAWN]
+    rows = np.concatenate([first[:, None], nearest[first]], 1).ravel()
+    _, places = np.unique(rows, return_index=True)
+    return rows[np.sort(places)[: len(first)]]
 
 
 def distributions(unit: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -107,9 +107,17 @@ class Recipe(BaseModel):
     neighbourhood: float = _field(
         0.0,
         "a finite number of at least 0",
-        "Weight of the neighbourhood loss, which keeps who is near whom in a batch. 0 leaves it out.",
+        "Weight of the neighbourhood loss, which keeps who is near whom. 0 leaves it out.",
         ge=0,
         allow_inf_nan=False,
+    )
+    nearest: int = _field(
+        0,
+        "a whole number from 0 to 100",
+        "Whom the neighbourhood loss compares. 0: the sentences of a batch's pairs; n: 512 others of the train split, "
+        "drawn with the n nearest of each.",
+        ge=0,
+        le=100,
     )
     temperature: float = _field(
         0.05,

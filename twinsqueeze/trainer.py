@@ -11,10 +11,11 @@ import torch
 from torch.nn import functional
 
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
-from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, TwinCosine, layer_sizes
+from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Directions, Layer, TwinCosine, layer_sizes
 from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.metrics import nearest
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
-from twinsqueeze.neighbourhood import distributions, divergence
+from twinsqueeze.neighbourhood import IntArray, distributions, divergence, draw_with_nearest
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
@@ -27,16 +28,17 @@ FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 @dataclass(frozen=True)
 class Streams:
-    """A seed's three independent generators."""
+    """A seed's independent generators."""
 
     weights: np.random.Generator
     order: np.random.Generator
     noise: np.random.Generator
+    neighbourhoods: np.random.Generator
 
     @classmethod
     def of(cls, seed: int) -> "Streams":
         """The streams of a seed, from the start."""
-        children = np.random.SeedSequence(seed).spawn(3)
+        children = np.random.SeedSequence(seed).spawn(4)
         return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
 
 
@@ -103,6 +105,7 @@ class Trainer:
         self.steps_done = 0
         if left is not None:
             self._go_on_from(left)
+        self.nearest = self._nearest(recipe.nearest, seeds) if recipe.neighbourhood and recipe.nearest else None
 
     def state(self) -> State:
         """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
@@ -143,19 +146,28 @@ class Trainer:
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
         seeds, _, batch = twins.shape
-        activations = self.model.forward(self._inputs(twins))
+        inputs = self._inputs(twins)
+        drawn = None
+        if self.nearest:
+            drawn = self._drawn()
+            alphas = len(self.model) // seeds
+            inputs = torch.cat([inputs, self._vectors(drawn).repeat(alphas, 1, 1)], 1)
+        activations = self.model.forward(inputs)
         outputs = activations[-1]
 
         quantiser = self.model.quantiser
         levels, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
-        cosine = TwinCosine(levels)
+        cosine = TwinCosine(levels[:, : 2 * batch])
         loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
         loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
         if weight := self.recipe.neighbourhood:
+            compared = cosine if drawn is None else Directions(levels[:, 2 * batch :])
+            rows = twins.reshape(seeds, -1) if drawn is None else drawn
             temperature = self.recipe.temperature
-            wanted = distributions(self._reference(twins), temperature)
-            _, of_unit = divergence(cosine.unit, wanted, temperature)
-            gradient += cosine.backward_unit(of_unit).mul_(weight)
+            wanted = distributions(self._reference(rows), temperature)
+            _, of_unit = divergence(compared.unit, wanted, temperature)
+            of_outputs = compared.backward_unit(of_unit).mul_(weight)
+            gradient = gradient.add_(of_outputs) if drawn is None else torch.cat([gradient, of_outputs], 1)
         if straight_through:
             gradient = straight_through(gradient)
 
@@ -165,21 +177,33 @@ class Trainer:
         self.steps_done += 1
         return loss
 
-    def _reference(self, twins: torch.Tensor) -> torch.Tensor:
-        """The vectors of length 1 whose neighbourhoods are kept, of (S, 2, B) sentences, (S, 2B, d)."""
-        vectors = self._vectors(twins)
+    def _nearest(self, count: int, seeds: Sequence[int]) -> list[IntArray]:
+        """Each sentence's nearest, (N, count), as the teacher of each seed has them."""
+        if self.teachers is None:
+            return [nearest(self.vectors.cpu().numpy(), count)] * len(seeds)
+        heads = map(self.teachers.replica, range(len(self.teachers)))
+        return [nearest(head.compress(self.vectors).cpu().numpy(), count) for head in heads]
+
+    def _drawn(self) -> torch.Tensor:
+        """Sentences whose neighbourhoods are kept in this step, (S, N)."""
+        assert self.nearest
+        rows = [draw_with_nearest(s.neighbourhoods, near) for s, near in zip(self.streams, self.nearest, strict=True)]
+        return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
+
+    def _reference(self, rows: torch.Tensor) -> torch.Tensor:
+        """The vectors of length 1 whose neighbourhoods are kept, of (S, N) sentences, (S, N, d)."""
+        vectors = self._vectors(rows)
         if self.teachers is None:
             return vectors
         return functional.normalize(self.teachers.forward(vectors)[-1], dim=-1)
 
-    def _vectors(self, twins: torch.Tensor) -> torch.Tensor:
-        """The vectors of (S, 2, B) sentences, (S, 2B, d)."""
-        seeds, _, batch = twins.shape
-        return self.vectors.index_select(0, twins.reshape(-1)).view(seeds, 2 * batch, -1)
+    def _vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """The vectors of (S, N) sentences, (S, N, d)."""
+        return self.vectors.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
 
     def _inputs(self, twins: torch.Tensor) -> torch.Tensor:
         """The noisy vectors of (S, 2, B) sentences for every replica, (R, 2B, d)."""
-        vectors = self._vectors(twins)
+        vectors = self._vectors(twins.flatten(1))
         uniform = self.uniform[:, : vectors.shape[1]]  # zeros where no replica wants any noise
         if self.noisy:
             draw_uniform([streams.noise for streams in self.streams], uniform)
