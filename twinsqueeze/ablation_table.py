@@ -1,7 +1,7 @@
 """The ablation's tables: runs that differ by seed alone become a row, with the difference to training without noise."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -287,13 +287,16 @@ def _order(family: Recipe) -> tuple[str | int | float, ...]:
 
 
 def _names(families: Iterable[Recipe]) -> dict[Recipe, str]:
-    """A name for every family: the compressor, and whatever else tells it from the others."""
-    families = list(families)
-    telling = [name for name in TELLING if len({getattr(family, name) for family in families}) > 1]
-    return {
-        family: ", ".join([family.compressor_name, *(f"{name} {_text(getattr(family, name))}" for name in telling)])
-        for family in families
-    }
+    """A name for every family: the compressor, and whatever else tells it from others that would be called so."""
+    called = defaultdict(list)
+    for family in families:
+        called[family.compressor_name].append(family)
+    names = {}
+    for name, alike in called.items():
+        telling = [field for field in TELLING if len({getattr(family, field) for family in alike}) > 1]
+        for family in alike:
+            names[family] = ", ".join([name, *(f"{field} {_text(getattr(family, field))}" for field in telling)])
+    return names
 
 
 def _text(value: float | str) -> str:
