@@ -226,6 +226,17 @@ def test_an_output_folder_is_not_overwritten_unasked(place, compared):
     assert len(of_kind(place, "comparison")) == 1
 
 
+def test_runs_from_before_a_field_was_there_are_of_the_same_recipe(place, compared):
+    run = of_kind(place, "train")[0]
+    recipe = comparison._trained_run(run, None).recipe
+    assert recipe.digest == run.data.tags["twinsqueeze.recipe_digest"]
+    del run.data.params["nearest"]
+    assert comparison._trained_run(run, None).recipe == recipe
+    del run.data.params["alpha"]
+    with pytest.raises(KeyError):
+        comparison._trained_run(run, None)
+
+
 def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_folder):
     """train then evaluate leaves the row that main leaves; a run that failed is counted and left out."""
     options = ["--dim", "8", "--epochs", "4", "--lr", "1e-3", "--device", "cpu", "--dataset", str(pairs_folder)]

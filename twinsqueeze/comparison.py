@@ -29,6 +29,8 @@ FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 PAGE = 1000
 # Whoever has this has been evaluated on test.
 TESTED = "test/spearman"
+# Of recipes, what runs from before the field was there were trained by.
+ADDED_LATER = {"nearest": "0"}
 
 # Digests of recipe and data, and the encoder's fingerprint.
 Fingerprint = tuple[str, str, str]
@@ -143,7 +145,8 @@ def _newest_evaluations(evaluations: Iterable[Run]) -> dict[str, list[Run]]:
 
 def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
     params, tags = run.data.params, run.data.tags
-    recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
+    known = {**ADDED_LATER, **params}
+    recipe = Recipe.parse({name: known[name] for name in Recipe.model_fields})
     metrics = dict(run.data.metrics)
     test_digest = tags.get(run_tags.TEST_DIGEST)
     for evaluation in evaluations or ():
