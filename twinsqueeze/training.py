@@ -1,8 +1,9 @@
 """The trainer: R replicas of one shape in one loop.
 
-Replicas differ in alpha and seed alone. Whatever is random belongs to the seed and comes from three streams (weights,
-order, noise), so that a seed sees the same draws at every alpha, alone or in a grid: `alpha=0.75, seed=3` gives the
-same bits for every R and every place in the batch, on one machine, device and thread count.
+Replicas differ in alpha and seed alone. Whatever is random belongs to the seed and comes from streams of its own
+(weights, order, noise, neighbourhoods), so that a seed sees the same draws at every alpha, alone or in a grid:
+`alpha=0.75, seed=3` gives the same bits for every R and every place in the batch, on one machine, device and thread
+count.
 """
 
 import math
