@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import Any
 
 import torch
 
@@ -31,22 +31,8 @@ LESS_URGENT = 5
 # What a process says while it trains, and at the end.
 EPOCH, HEADS, WARNING, TRAINED, FAILED = "epoch", "heads", "warning", "trained", "failed"
 
-
-class Fit(Protocol):
-    """What trains a batch, as `training.fit` does."""
-
-    def __call__(
-        self,
-        recipes: Sequence[Recipe],
-        train: EncodedPairs,
-        dev: EncodedPairs,
-        *,
-        clean_every: int,
-        on_epoch: Callable[[Progress], None],
-        on_heads: Callable[[int, int], None],
-        snapshot: Snapshot,
-    ) -> list[Fitted]:
-        """See `training.fit`."""
+# What trains a batch: `training.fit`, or what takes and gives the same.
+Fit = Callable[..., list[Fitted]]
 
 
 @contextmanager
@@ -66,16 +52,7 @@ def processes(pairs: int, threads: int) -> Iterator[Fit]:
     mine = threading.local()
     with ExitStack() as stack:
 
-        def fit_there(
-            recipes: Sequence[Recipe],
-            train: EncodedPairs,
-            dev: EncodedPairs,
-            *,
-            clean_every: int,
-            on_epoch: Callable[[Progress], None],
-            on_heads: Callable[[int, int], None],
-            snapshot: Snapshot,
-        ) -> list[Fitted]:
+        def fit_there(*arguments: Any, **named: Any) -> list[Fitted]:
             try:
                 if not hasattr(mine, "process"):
                     mine.process = _TrainingProcess()
@@ -84,15 +61,7 @@ def processes(pairs: int, threads: int) -> Iterator[Fit]:
             except NO_PROCESSES:
                 trains = fit
             try:
-                return trains(
-                    recipes,
-                    train,
-                    dev,
-                    clean_every=clean_every,
-                    on_epoch=on_epoch,
-                    on_heads=on_heads,
-                    snapshot=snapshot,
-                )
+                return trains(*arguments, **named)
             except BaseException:  # who knows what the process is at
                 if hasattr(mine, "process"):
                     mine.process.end()
@@ -125,33 +94,37 @@ class _TrainingProcess:
     def fit(
         self,
         recipes: Sequence[Recipe],
-        train: EncodedPairs,
-        dev: EncodedPairs,
-        *,
-        clean_every: int,
+        *data: EncodedPairs,
         on_epoch: Callable[[Progress], None],
         on_heads: Callable[[int, int], None],
         snapshot: Snapshot,
+        **named: Any,
     ) -> list[Fitted]:
         """See `training.fit`; in the process."""
         heard: dict[str, Callable[..., None]] = {EPOCH: on_epoch, HEADS: on_heads, WARNING: snapshot.say}
         travelling = copy(snapshot)
         travelling.say = print
-        named = {"clean_every": clean_every, "snapshot": travelling}
-        try:
-            _send(self._connection, torch.get_num_threads(), (recipes, train, dev), named)
-            while True:
+        with self._there(len(recipes)):
+            _send(self._connection, torch.get_num_threads(), (recipes, *data), {**named, "snapshot": travelling})
+        while True:
+            with self._there(len(recipes)):
                 what, *said = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own process
-                if what == TRAINED:
-                    trained: list[Fitted] = said[0]
-                    return trained
-                if what == FAILED:
-                    raise said[0]
-                heard[what](*said)
+            if what == TRAINED:
+                trained: list[Fitted] = said[0]
+                return trained
+            if what == FAILED:
+                raise said[0]
+            heard[what](*said)
+
+    @contextmanager
+    def _there(self, recipes: int) -> Iterator[None]:
+        """Says in a line that the process is gone."""
+        try:
+            yield
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
             raise InputError(
-                f"the process that trained {len(recipes)} of the recipes is gone (exit code {self._process.exitcode}), "
+                f"the process that trained {recipes} of the recipes is gone (exit code {self._process.exitcode}), "
                 "which a system does to one when memory runs out: give the same command again, and it goes on"
             ) from None
 

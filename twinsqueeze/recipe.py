@@ -114,7 +114,7 @@ class Recipe(BaseModel):
     nearest: int = _field(
         0,
         "a whole number from 0 to 100",
-        "Whom the neighbourhood loss compares. 0: the sentences of a batch's pairs; n: 512 others of the train split, "
+        "Whom the neighbourhood loss compares. 0: the sentences of a batch's pairs; n: 512 of the train split, "
         "drawn with the n nearest of each.",
         ge=0,
         le=100,
