@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from tests.processes import Workplace
 from twinsqueeze.left_runs import LeftRuns, end_left_runs
 from twinsqueeze.living import Process
+from twinsqueeze.snapshots import SUFFIX
 
 # Steps of a pair each, so that some seconds of training are not thousands of epochs to record.
 MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
@@ -47,6 +48,11 @@ def result(place: Workplace, run: Run) -> tuple[bytes, dict[str, list[tuple[int,
 def kept(place: Workplace) -> list[Path]:
     """What is kept against interruptions."""
     return [path for path in (place.folder / "state" / "trainings").glob("*") if path.suffix != ".lock"]
+
+
+def snapshots(place: Workplace) -> list[Path]:
+    """Those of trainings that are kept, without what is half written."""
+    return [path for path in kept(place) if path.suffix == SUFFIX]
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -154,7 +160,7 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(
     (workplace.folder / "grid.yaml").write_text(GRID.replace("dim: 8", "dim: [8, 12]").replace("60", "300"))
     options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
     with workplace.start(*options, module=module) as process:
-        wait_for(lambda: len(kept(workplace)) == 2, process)
+        wait_for(lambda: len(snapshots(workplace)) == 2, process)
         spawned = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
         assert len(spawned) == (2 if module == APART else 0)
         stopped = process if of == "it" else spawned[0]
@@ -164,7 +170,7 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(
     assert ("is gone (exit code -9)" in err) == (of != "it")
     (parent,) = workplace.runs()
     assert parent.info.status == status
-    assert len(kept(workplace)) == 2
+    assert len(snapshots(workplace)) == 2
 
     done = workplace.command(*options)
     assert done.returncode == 0, done.stderr

@@ -234,6 +234,7 @@ LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01
         (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
         (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
         (20, LINEAR | {"precision": "product", "neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
+        (32, LINEAR | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
     ],
 )
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):

@@ -5,23 +5,26 @@ Python's lock. Processes wait for nobody. They take seconds to start, so small g
 """
 
 import os
-import pickle
+import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 
+from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
+from twinsqueeze.interrupts import POLL_SECONDS, raise_if_stopped
 from twinsqueeze.processes import NO_PROCESSES, Spawned, end_with_parent, starting
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.training import Fitted, Progress, fit
+from twinsqueeze.snapshots import Snapshot, State
+from twinsqueeze.training import Fitted, History, Progress, fit
 
 # Pairs in the epochs of all replicas, of which a core trains 100,000 to 200,000 a second in the published network. With
 # fewer of them processes, which take 2.4 s of a core to start, would save less.
@@ -31,6 +34,10 @@ LESS_URGENT = 5
 # What a process says while it trains, and at the end.
 EPOCH, HEADS, WARNING, TRAINED, FAILED = "epoch", "heads", "warning", "trained", "failed"
 
+# What a pipe raises whose other end is gone.
+GONE = (EOFError, BrokenPipeError, ConnectionResetError)
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 # What trains a batch: `training.fit`, or what takes and gives the same.
 Fit = Callable[..., list[Fitted]]
 
@@ -81,15 +88,17 @@ class _TrainingProcess:
     def __init__(self) -> None:
         context = Spawned()
         self._connection, theirs = context.Pipe()
-        with starting():
-            self._process = context.Process(target=_serve, args=(theirs,), name="training")
-            self._process.start()
-        theirs.close()  # so that its end can be heard
+        self._process = context.Process(target=_serve, args=(theirs,), name="training")
         try:
-            self._connection.recv_bytes()
-        except (EOFError, ConnectionResetError):
+            with starting():
+                self._process.start()
+            theirs.close()  # so that its end can be heard
+            self._hear()
+        except BaseException as error:
             self.end()
-            raise ChildProcessError("it ended before it began") from None
+            if isinstance(error, GONE):
+                raise ChildProcessError("it ended before it began") from None
+            raise
 
     def fit(
         self,
@@ -102,62 +111,89 @@ class _TrainingProcess:
     ) -> list[Fitted]:
         """See `training.fit`; in the process."""
         heard: dict[str, Callable[..., None]] = {EPOCH: on_epoch, HEADS: on_heads, WARNING: snapshot.say}
-        travelling = copy(snapshot)
-        travelling.say = print
+        without = copy(snapshot)  # what is sent for itself
+        without.say, without.left = print, None
+        left = snapshot.left and (_arrays(snapshot.left.tensors), snapshot.left.numbers)
         with self._there(len(recipes)):
-            _send(self._connection, torch.get_num_threads(), (recipes, *data), {**named, "snapshot": travelling})
+            self._connection.send((torch.get_num_threads(), (recipes, *data), named, without, left))
         while True:
             with self._there(len(recipes)):
-                what, *said = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own process
+                what, *said = self._hear()
             if what == TRAINED:
-                trained: list[Fitted] = said[0]
-                return trained
+                return [_unpacked(*packed) for packed in said[0]]
             if what == FAILED:
                 raise said[0]
             heard[what](*said)
+
+    def _hear(self) -> Any:
+        while not self._connection.poll(POLL_SECONDS):
+            raise_if_stopped()
+        return self._connection.recv()
 
     @contextmanager
     def _there(self, recipes: int) -> Iterator[None]:
         """Says in a line that the process is gone."""
         try:
             yield
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except GONE:
             self._process.join()
+            code = self._process.exitcode
+            why = ", which a system does to one when memory runs out" if code == -signal.SIGKILL else ""
             raise InputError(
-                f"the process that trained {recipes} of the recipes is gone (exit code {self._process.exitcode}), "
-                "which a system does to one when memory runs out: give the same command again, and it goes on"
+                f"the process that trained {recipes} of the recipes is gone (exit code {code}){why}: "
+                "give the same command again, and it goes on"
             ) from None
 
     def end(self) -> None:
         """Ends it, whatever it is at."""
-        self._process.terminate()
-        self._process.join()
+        if self._process.pid is not None:
+            self._process.terminate()
+            self._process.join()
         self._connection.close()
 
 
-def _send(connection: Connection, *what: object) -> None:
-    # By plain pickle: what multiprocessing has tensors pickled by passes them on as shared memory.
-    connection.send_bytes(pickle.dumps(what))
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
+    # Tensors would be passed on as shared memory, of which containers have little.
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _tensors(arrays: Mapping[str, FloatArray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _packed(fitted: Fitted) -> tuple[Any, ...]:
+    compressor = fitted.compressor
+    return fitted.recipe, _arrays(compressor.state_dict()), compressor.precision, fitted.history, fitted.taken_up
+
+
+def _unpacked(
+    recipe: Recipe, arrays: Mapping[str, FloatArray], precision: str, history: History, taken_up: int
+) -> Fitted:
+    return Fitted(recipe, Compressor.from_state_dict(_tensors(arrays), precision), history, taken_up)
 
 
 def _serve(connection: Connection) -> None:
     """What the process does: trains what it is given, until nobody is there any more."""
     end_with_parent()
     os.nice(LESS_URGENT)
-
-    def tell(what: str) -> Callable[..., None]:
-        return lambda *said: _send(connection, what, *said)
-
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _send(connection)  # it is there
+    with suppress(*GONE):
+        connection.send(None)  # it is there
         while True:
-            threads, arguments, named = pickle.loads(connection.recv_bytes())  # noqa: S301 - our own process
-            torch.set_num_threads(threads)
-            named["snapshot"].say = tell(WARNING)
-            try:
-                trained = fit(*arguments, **named, on_epoch=tell(EPOCH), on_heads=tell(HEADS))
-            except Exception as error:  # which is for the one that asked
-                error.add_note(traceback.format_exc())
-                tell(FAILED)(error)
-            else:
-                tell(TRAINED)(trained)
+            _train_next(connection)
+
+
+def _train_next(connection: Connection) -> None:
+    def tell(what: str) -> Callable[..., None]:
+        return lambda *said: connection.send((what, *said))
+
+    threads, arguments, named, snapshot, left = connection.recv()
+    torch.set_num_threads(threads)
+    snapshot.say = tell(WARNING)
+    snapshot.left = left and State(_tensors(left[0]), left[1])
+    try:
+        trained = fit(*arguments, **named, snapshot=snapshot, on_epoch=tell(EPOCH), on_heads=tell(HEADS))
+    except Exception as error:  # which is for the one that asked
+        error.add_note(traceback.format_exc())
+        tell(FAILED)(error)
+    else:
+        tell(TRAINED)([_packed(fitted) for fitted in trained])

@@ -1,11 +1,10 @@
-"""The neighbourhood loss: who is near whom in a batch is to stay as the encoder has it.
+"""The neighbourhood loss: who is near whom is to stay as the encoder has it.
 
-Every sentence has a distribution over the others, the softmax of its cosines to them; the loss is the
-Kullback-Leibler divergence of the compressed vectors' distributions from the encoder's. This is the loss of stochastic
-neighbour embedding (Hinton and Roweis 2002) on cosines, as used to distil relations between examples (Passalis and
-Tefas 2018, arXiv 1803.10837). It needs no labels, so that it can be
-of any sentences: of those of a batch's pairs, of which few are near each other but for the twins, or of some that are
-drawn with their nearest.
+Every sentence has a distribution over the others, the softmax of its cosines to them; the loss is the Kullback-Leibler
+divergence of the compressed vectors' distributions from the encoder's. This is the loss of stochastic neighbour
+embedding (Hinton and Roweis 2002) on cosines, as used to distil relations between examples (Passalis and Tefas 2018,
+arXiv 1803.10837). It needs no labels, so that it can be of any sentences: of those of a batch's pairs, noise included,
+of which few are near each other but for the twins, or of some that are drawn with their nearest, without noise.
 """
 
 from typing import Any

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 from twinsqueeze.interrupts import shielded
@@ -35,6 +36,7 @@ def starting() -> Iterator[None]:
     What this thread does not listen to, they do not either.
     """
     with shielded(then_stop=True):
+        ensure_running()  # multiprocessing starts it with the first process, and then unblocks the signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             yield

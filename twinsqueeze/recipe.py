@@ -76,7 +76,8 @@ class Recipe(BaseModel):
     seed: int = _field(
         0,
         f"a whole number from 0 to {MAX_SEED}",
-        "Fixes the initial weights, the order of the pairs and the noise, each by a stream of its own.",
+        "Fixes the initial weights, the order of the pairs, the noise and whose neighbourhoods are drawn, each by a "
+        "stream of its own.",
         ge=0,
         le=MAX_SEED,
     )

@@ -72,7 +72,7 @@ class Left:
 
 
 class Snapshot:
-    """The file of one training, which this process alone writes.
+    """The file of one training, which one process alone writes.
 
     Args:
         path: The file; None to keep nothing.
