@@ -12,7 +12,6 @@ train and draw, import any other one.
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
@@ -47,43 +46,43 @@ from twinsqueeze.training import batches, batches_at_once
 
 ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
-PARTS: list[tuple[str, Any, tuple[str, ...]]] = [
+Parts = list[tuple[str, Any, tuple[str, ...]]]
+OF_A_GRID: Parts = [
     ("encoding", material, ("embed_pairs",)),
     (ONCE, quantisers, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
-    ("drawing and gathering", Trainer, ("_inputs",)),
-    ("Adam", Adam, ("step",)),
-    ("the rest of the steps", Trainer, ("_step",)),
-    ("orders, curves", training, ("fit",)),
-    ("dev metrics and clean loss", training, ("predict_each", "score")),
     ("models", RunWriter, ("model",)),
     ("figures: waiting for them", drawing, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
     ("scores and intervals", records, ("pair_losses",)),
     ("MLflow: the rest", RunWriter, ("params", "tags", "flush", "data", "table", "frame", "file")),
 ]
+OF_A_TRAINING: Parts = [
+    ("drawing and gathering", Trainer, ("_inputs",)),
+    ("Adam", Adam, ("step",)),
+    ("the rest of the steps", Trainer, ("_step",)),
+    ("orders, curves", training, ("fit",)),
+    ("dev metrics and clean loss", training, ("predict_each", "score")),
+]
 
 
 @contextmanager
-def timed() -> Iterator[dict[str, float]]:
-    """Seconds of each part in its thread, what one part spends inside another counted once."""
+def timed(parts: Parts) -> Iterator[dict[str, float]]:
+    """Seconds of each part, what one part spends inside another counted once."""
     seconds: dict[str, float] = defaultdict(float)
-    spent = threading.local()
-    lock = threading.Lock()
+    inner = [0.0]
     before = []
 
     def timer(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def run(*arguments: Any, **named: Any) -> Any:
-            inner = spent.__dict__.setdefault("inner", [0.0])
             inner.append(0.0)
             start = time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
                 took = time.perf_counter() - start
-                with lock:
-                    seconds[part] += took - inner.pop()
+                seconds[part] += took - inner.pop()
                 inner[-1] += took
 
         return run
@@ -103,7 +102,7 @@ def timed() -> Iterator[dict[str, float]]:
 
         return run
 
-    for part, owner, names in PARTS:
+    for part, owner, names in parts:
         for name in names:
             before.append((owner, name, getattr(owner, name)))
             setattr(owner, name, timer(part, getattr(owner, name)))
@@ -198,7 +197,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
         mlflow.search_runs()  # makes the store, which is on neither side's account
         # Before ours and after it, since the machine's speed changes within minutes.
         plain_runs = [plain_run(recipes[len(recipes) // 2], epochs)]
-        with timed() as seconds:
+        with timed(OF_A_GRID) as seconds:
             start = time.perf_counter()
             ablation.ablate(file, dataset=recipes[0].dataset)
             ours = time.perf_counter() - start
@@ -246,7 +245,7 @@ def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
-    with timed() as seconds:
+    with timed(OF_A_TRAINING) as seconds:
         training.fit(recipes, encoded["train"], encoded["dev"], clean_every=ablation.CLEAN_EVERY)
     torch.set_num_threads(cores)
     return {part: took / replicas / epochs for part, took in seconds.items()}
