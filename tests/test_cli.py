@@ -45,9 +45,9 @@ def refused(outcome: tuple[int, str, str], workplace, made: Collection[str] = ()
         (["--batch_size", "-3"], "batch_size must be"),  # as `mlflow run` spells it
         (["--lr", "0"], "lr must be"),
         (["--seed", "2147483648"], "seed must be a whole number from 0 to 2147483647"),
-        (["--architecture", "cnn"], "architecture must be mlp or linear, not 'cnn'"),
+        (["--architecture", "cnn"], "architecture must be mlp, linear or wide, not 'cnn'"),
         (["--objective", "l1"], "objective must be mse"),
-        (["--start", "head"], "start must be random, or for a linear compressor components or head, not 'head'"),
+        (["--start", "head"], "start must be random, or for a linear or wide compressor components or head, not"),
         (
             ["--architecture", "linear", "--dim", "30", "--precision", "product"],
             "precision must be float32 or",

@@ -30,6 +30,7 @@ RECIPES = {
     "codes": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "components", "dim": 12},
     "heads": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head", "dim": 12},
     "teachers": LINEAR | {"neighbourhood": 1, "nearest": 2, "teacher": "head"},
+    "wide": LINEAR | {"architecture": "wide", "neighbourhood": 1, "nearest": 2, "start": "head", "teacher": "head"},
 }
 
 

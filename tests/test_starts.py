@@ -71,3 +71,17 @@ def test_seeds_turn_signs_in_ways_of_their_own():
     recipe = Recipe(architecture="linear", start="components", precision="binary", dim=8)
     first, second = (initial_layers(recipe, VECTORS, np.random.default_rng(seed))[0][0] for seed in (0, 1))
     assert not torch.allclose(first, second, atol=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "binary", "product"])
+def test_a_wide_compressor_begins_as_the_linear_one(precision):
+    linear = Recipe(architecture="linear", start="head", precision=precision, dim=8)
+    wide = linear.model_copy(update={"architecture": "wide"})
+    ((weight, bias),) = initial_layers(linear, VECTORS, generator(), head())
+    (first, first_bias), (second, second_bias) = initial_layers(wide, VECTORS, generator(), head())
+    assert len(first) >= 1024 + 2 * 8
+    hidden = np.maximum(VECTORS @ first.numpy().T + first_bias.numpy(), 0)
+    outputs = hidden @ second.numpy().T + second_bias.numpy()
+    np.testing.assert_allclose(outputs, VECTORS @ weight.numpy().T + bias.numpy(), atol=1e-6)
+    alive = (hidden[:, 16:] > 0).mean(0)  # every other unit parts the sentences
+    assert 0 < alive.min() < alive.max() < 1

@@ -104,27 +104,46 @@ class Levels(torch.autograd.Function):
         return gradient, None
 
 
+class Branched(nn.Module):
+    """A linear layer and beside it 1,024 units with ReLU, whose word counts nothing at first."""
+
+    def __init__(self, layer: nn.Linear, generator: np.random.Generator) -> None:
+        super().__init__()
+        self.layer, self.up, self.down = layer, nn.Linear(24, 1024), nn.Linear(1024, 8)
+        self.up.weight.data = torch.tensor(generator.uniform(-1, 1, size=(1024, 24)) / np.sqrt(24)).float()
+        for zero in (self.up.bias, self.down.weight, self.down.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What both say together."""
+        return self.layer(vectors) + self.down(functional.relu(self.up(vectors)))
+
+
 @pytest.mark.parametrize(
-    ("precision", "neighbourhood", "nearest", "start", "teacher"),
+    ("architecture", "precision", "neighbourhood", "nearest", "start", "teacher"),
     [
-        ("float32", 0.0, 0, "random", "encoder"),
-        ("float32", 0.3, 0, "random", "encoder"),
-        ("float32", 0.3, 2, "random", "encoder"),
-        ("binary", 0.0, 0, "random", "encoder"),
-        ("binary", 0.3, 0, "random", "encoder"),
-        ("product", 0.3, 0, "head", "head"),
-        ("product", 0.3, 3, "head", "head"),
+        ("linear", "float32", 0.0, 0, "random", "encoder"),
+        ("linear", "float32", 0.3, 0, "random", "encoder"),
+        ("linear", "float32", 0.3, 2, "random", "encoder"),
+        ("linear", "binary", 0.0, 0, "random", "encoder"),
+        ("linear", "binary", 0.3, 0, "random", "encoder"),
+        ("linear", "product", 0.3, 0, "head", "head"),
+        ("linear", "product", 0.3, 3, "head", "head"),
+        ("wide", "float32", 0.0, 0, "random", "encoder"),
+        ("wide", "binary", 0.3, 0, "random", "encoder"),
+        ("wide", "product", 0.3, 3, "head", "head"),
     ],
 )
-def test_linear_recipes_do_what_a_plain_loop_does(
-    precision, neighbourhood, nearest, start, teacher, small_train, small_dev, monkeypatch
+def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
+    architecture, precision, neighbourhood, nearest, start, teacher, small_train, small_dev, monkeypatch
 ):
-    """One linear layer, Pearson's correlation, AdamW on a cosine schedule, codes and neighbours, with autograd."""
+    """A linear layer, alone or with a branch, Pearson's correlation, AdamW, codes and neighbours, with autograd."""
     monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", 30)
+    decay = 0.05 if architecture == "linear" else 0.0  # of what carries a layer past ReLU it would be another one
     recipe = Recipe(
-        architecture="linear", objective="pearson", labels="linear", precision=precision, neighbourhood=neighbourhood,
-        nearest=nearest, start=start, teacher=teacher, temperature=0.1,
-        dim=8, epochs=3, lr=1e-3, weight_decay=0.05, schedule="cosine", alpha=0.75, seed=7, device="cpu",
+        architecture=architecture, objective="pearson", labels="linear", precision=precision,
+        neighbourhood=neighbourhood, nearest=nearest, start=start, teacher=teacher, temperature=0.1,
+        dim=8, epochs=3, lr=1e-3, weight_decay=decay, schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
     streams = Streams.of(7)
     layer = nn.Linear(24, 8)
@@ -136,10 +155,14 @@ def test_linear_recipes_do_what_a_plain_loop_does(
         layer.bias.data = -(layer.weight.data @ centre)
     else:
         (head,) = train_heads([7], 2.0, small_train, torch.device("cpu"))
-        ((weight, bias),) = initial_layers(recipe, small_train.embeddings, streams.weights, head)
+        linear = recipe.model_copy(update={"architecture": "linear"})
+        ((weight, bias),) = initial_layers(linear, small_train.embeddings, streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
         codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), 7)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.05)
+    model: nn.Module = layer
+    if architecture == "wide":
+        model = Branched(layer, streams.weights)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=15)
 
     def near(vectors: torch.Tensor) -> torch.Tensor:
@@ -172,7 +195,7 @@ def test_linear_recipes_do_what_a_plain_loop_does(
                 [small_train.embeddings[side[rows]] for side in (small_train.first, small_train.second)]
             )
             noise = 2 * streams.noise.random(clean.shape, dtype=np.float32) - 1
-            outputs = layer(torch.tensor(clean + noise * 0.75 / np.sqrt(24), dtype=torch.float32))
+            outputs = model(torch.tensor(clean + noise * 0.75 / np.sqrt(24), dtype=torch.float32))
             compared = measured(outputs)
             cosine = functional.cosine_similarity(*compared.chunk(2))
             label = torch.tensor(small_train.scores[rows] / 5, dtype=torch.float32)
@@ -181,7 +204,8 @@ def test_linear_recipes_do_what_a_plain_loop_does(
             held = torch.tensor(clean)
             if nearest:
                 held = known[drawn()]
-                compared = measured(layer(held))
+                noise = 2 * streams.noise.random(held.shape, dtype=np.float32) - 1
+                compared = measured(model(held + torch.tensor(noise) * 0.75 / np.sqrt(24)))
             if teacher == "head":
                 held = held @ head[0].T + head[1]
             apart = functional.kl_div(near(compared), near(held), log_target=True, reduction="batchmean")
@@ -193,10 +217,10 @@ def test_linear_recipes_do_what_a_plain_loop_does(
     beside = [recipe.model_copy(update={"alpha": a, "seed": s}) for a, s in product([0.0, 0.75], [0, 7])]
     (ours,) = [f for f in fit(beside, small_train, small_dev) if f.recipe == recipe]
     np.testing.assert_allclose(ours.history.loss, losses, rtol=1e-4)
-    ((weight, bias),) = ours.compressor.layers
-    torch.testing.assert_close(weight, layer.weight.data, rtol=0, atol=2e-5)
-    torch.testing.assert_close(bias, layer.bias.data, rtol=0, atol=2e-5)
-    expected = functional.normalize(layer(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
+    weight, bias = ours.compressor.layers[0]
+    torch.testing.assert_close(weight[:8], layer.weight.data, rtol=0, atol=2e-5)
+    torch.testing.assert_close(bias[:8], layer.bias.data, rtol=0, atol=2e-5)
+    expected = functional.normalize(model(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
     if precision == "binary":
         expected = expected.sign()
     elif precision == "product":
@@ -224,6 +248,7 @@ def same_bits(a: Fitted, b: Fitted) -> bool:
 
 
 LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01, "schedule": "cosine"}
+WIDE = LINEAR | {"architecture": "wide"}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +260,8 @@ LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01
         (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
         (20, LINEAR | {"precision": "product", "neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
         (32, LINEAR | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
+        (20, WIDE | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
+        (33, WIDE | {"neighbourhood": 0.1}),
     ],
 )
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):

@@ -16,6 +16,8 @@ from twinsqueeze.codes import CENTROIDS, SHORTEST, ProductCodes, Quantiser, Sign
 from twinsqueeze.sizes import PART
 
 MLP_HIDDEN = (128, 64)
+# Units of a wide compressor besides those that carry the linear layer it begins as.
+WIDE_HIDDEN = 1024
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
 ALIGNMENT = 16
 # A state's tensor beside those of layers.
@@ -30,6 +32,9 @@ def layer_sizes(architecture: str, encoder_dimension: int, dim: int) -> tuple[in
         return (encoder_dimension, *MLP_HIDDEN, dim)
     if architecture == "linear":
         return (encoder_dimension, dim)
+    if architecture == "wide":
+        carrying = 2 * dim + -2 * dim % ALIGNMENT
+        return (encoder_dimension, carrying + WIDE_HIDDEN, dim)
     raise ValueError(f"unknown architecture {architecture!r}")
 
 
@@ -45,6 +50,8 @@ class Compressors:
         replicas: For each of the R compressors its layers, each a weight (out, in) and a bias (out,).
         device: Where to keep them.
         quantiser: What their vectors are measured through, None for floats.
+        carried: Numbers z that the first units carry past ReLU as ReLU(z) and the next as ReLU(-z), for the second
+            layer to take the difference: these units are trained as the one linear layer that they stand for.
 
     Attributes:
         parameters: (n,) float32, every weight and bias of every replica.
@@ -53,8 +60,13 @@ class Compressors:
     """
 
     def __init__(
-        self, replicas: Sequence[Sequence[Layer]], device: torch.device, quantiser: Quantiser | None = None
+        self,
+        replicas: Sequence[Sequence[Layer]],
+        device: torch.device,
+        quantiser: Quantiser | None = None,
+        carried: int = 0,
     ) -> None:
+        self.carried = carried
         self.dim = len(replicas[0][-1][1])
         self.quantiser = quantiser
         stacked = []
@@ -102,6 +114,21 @@ class Compressors:
             if i:
                 gradient = torch.bmm(gradient, self.layers[i][0])
                 gradient = torch.ops.aten.threshold_backward(gradient, activations[i], 0)  # of ReLU
+        if self.carried:
+            self._tie()
+
+    def _tie(self) -> None:
+        """Makes the gradient of the units that carry a linear layer that of this layer.
+
+        Of z = ReLU(z) - ReLU(-z), the gradient reaches one half where z > 0 and the other, negated, elsewhere. Adam
+        takes equal and opposite steps of equal and opposite gradients, and none of zeros.
+        """
+        (of_weight, of_bias), (of_difference, _) = self._gradients[:2]
+        for gradient in (of_weight, of_bias.mT):
+            positive, negative = gradient[:, : 2 * self.carried].chunk(2, 1)
+            positive -= negative
+            torch.neg(positive, out=negative)
+        of_difference[:, :, : 2 * self.carried] = 0
 
     def replica(self, index: int) -> "Compressor":
         """One of the compressors, sharing its weights: it changes when they are trained on."""

@@ -3,8 +3,9 @@
 Every sentence has a distribution over the others, the softmax of its cosines to them; the loss is the Kullback-Leibler
 divergence of the compressed vectors' distributions from the encoder's. This is the loss of stochastic neighbour
 embedding (Hinton and Roweis 2002) on cosines, as used to distil relations between examples (Passalis and Tefas 2018,
-arXiv 1803.10837). It needs no labels, so that it can be of any sentences: of those of a batch's pairs, noise included,
-of which few are near each other but for the twins, or of some that are drawn with their nearest, without noise.
+arXiv 1803.10837). It needs no labels, so that it can be of any sentences: of those of a batch's pairs, of which few are
+near each other but for the twins, or of some that are drawn with their nearest. The compressed vectors are those of
+noisy sentences, the encoder's are not: noise may not change who is near whom.
 """
 
 from typing import Any

@@ -81,21 +81,22 @@ class Recipe(BaseModel):
         ge=0,
         le=MAX_SEED,
     )
-    architecture: Literal["mlp", "linear"] = _field(
+    architecture: Literal["mlp", "linear", "wide"] = _field(
         "mlp",
-        "mlp or linear",
-        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim.",
+        "mlp, linear or wide",
+        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; wide: "
+        "d -> 1024 + 2 * dim -> dim with ReLU between, which begins as the linear layer would.",
     )
     start: Literal["random", "components", "head"] = _field(
         "random",
-        "random, or for a linear compressor components or head",
-        "Weights before training. random: PyTorch's for mlp, orthogonal rows for linear. components: the first "
-        "principal components of the train sentences' vectors. head: those of a linear layer of all d numbers that is "
-        "trained on the scores before.",
+        "random, or for a linear or wide compressor components or head",
+        "Weights before training. random: PyTorch's for mlp, else orthogonal rows. components: the first principal "
+        "components of the train sentences' vectors. head: those of a linear layer of all d numbers that is trained "
+        "on the scores before.",
     )
     precision: Literal["float32", "product", "binary"] = _field(
         "float32",
-        "float32 or binary, or product for a linear compressor whose dim is a multiple of 4",
+        "float32 or binary, or product for a linear or wide compressor whose dim is a multiple of 4",
         "What vectors are trained and measured as, through the quantiser. product: each four numbers become one of 256 "
         "centroids, a byte; binary: the signs, a bit each.",
     )
@@ -173,7 +174,7 @@ class Recipe(BaseModel):
     @field_validator("start", "precision")
     @classmethod
     def _fits_the_architecture(cls, value: str, info: ValidationInfo) -> str:
-        if value in {"components", "head", "product"} and info.data.get("architecture") != "linear":
+        if value in {"components", "head", "product"} and info.data.get("architecture") == "mlp":
             raise ValueError("only linear layers begin with what train sentences have")
         if value == "product" and info.data.get("dim", 0) % PART:
             raise ValueError("parts are whole")

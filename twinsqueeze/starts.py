@@ -35,21 +35,53 @@ def initial_layers(
     sizes = layer_sizes(recipe.architecture, vectors.shape[1], recipe.dim)
     if recipe.architecture == "mlp":
         return uniform_layers(sizes, generator)
+    layer = _linear_layer(recipe, vectors, generator, head)
+    return [layer] if recipe.architecture == "linear" else widened(layer, sizes[1], generator)
+
+
+def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Generator, head: Layer | None) -> Layer:
     if recipe.start == "random":
         # Signs tell most where half the sentences are on either side.
-        return [orthogonal_layer(sizes, generator, None if recipe.precision == "float32" else vectors.mean(0))]
+        centre = None if recipe.precision == "float32" else vectors.mean(0)
+        return orthogonal_layer((vectors.shape[1], recipe.dim), generator, centre)
     weight, bias, variances = components(vectors, recipe.dim, head)
     outputs = vectors @ weight.T + bias
     if recipe.precision == "float32":
         scale = 1 / np.linalg.norm(outputs, axis=1).mean()
-        return [_layer(weight * scale, bias * scale)]
+        return _layer(weight * scale, bias * scale)
     scale = QUANTISED_SCALE / np.sqrt(np.square(outputs).mean())
     if recipe.precision == "product":
         order = balanced(variances.tolist())
-        return [_layer(weight[order] * scale, bias[order] * scale)]
+        return _layer(weight[order] * scale, bias[order] * scale)
     # A sign says as little of the first component as of the last one.
     rotation = _orthogonal(generator, recipe.dim, recipe.dim) * scale
-    return [_layer(rotation @ weight, rotation @ bias)]
+    return _layer(rotation @ weight, rotation @ bias)
+
+
+def widened(layer: Layer, hidden: int, generator: np.random.Generator) -> list[Layer]:
+    """Two layers with ReLU between them that do what a linear one does, with units to learn more.
+
+    A number z is carried as ReLU(z) and ReLU(-z), whose difference it is. The other units begin as PyTorch's do,
+    without biases, and what they say counts nothing yet: a residual branch (He et al. 2016, arXiv 1512.03385) in plain
+    layers.
+
+    Args:
+        layer: The linear layer, of `dim` outputs.
+        hidden: Units between the two, at least 2 * dim.
+        generator: What the directions are drawn from.
+
+    Returns:
+        Weights (hidden, d) and (dim, hidden) with biases, float32.
+    """
+    weight, bias = (part.numpy() for part in layer)
+    dim, dimension = weight.shape
+    bound = 1.0 / math.sqrt(dimension)
+    others = generator.uniform(-bound, bound, size=(hidden - 2 * dim, dimension))
+    carried = np.concatenate([np.eye(dim), -np.eye(dim), np.zeros((dim, hidden - 2 * dim))], 1)
+    return [
+        _layer(np.concatenate([weight, -weight, others]), np.concatenate([bias, -bias, np.zeros(hidden - 2 * dim)])),
+        _layer(carried, np.zeros(dim)),
+    ]
 
 
 def uniform_layers(sizes: Sequence[int], generator: np.random.Generator) -> list[Layer]:

@@ -15,7 +15,7 @@ from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Direction
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.metrics import nearest
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
-from twinsqueeze.neighbourhood import IntArray, distributions, divergence, draw_with_nearest
+from twinsqueeze.neighbourhood import DRAWN, IntArray, distributions, divergence, draw_with_nearest
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
@@ -80,7 +80,8 @@ class Trainer:
         scales = [noise_scale(alpha, dimension) for alpha in alphas]
         self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self.noisy = any(scales)
-        self.uniform = torch.zeros(len(seeds), 2 * self.batch_size, dimension)
+        compared = min(DRAWN, len(self.vectors)) if recipe.neighbourhood and recipe.nearest else 0
+        self.uniform = torch.zeros(len(seeds), 2 * self.batch_size + compared, dimension)
 
         self.streams = [Streams.of(seed) for seed in seeds]
         if left is None:
@@ -98,7 +99,8 @@ class Trainer:
             quantiser = _quantiser_of(recipe.precision, None if codebooks is None else codebooks.clone().to(device))
             teachers = _empty([dimension, dimension]) * len(seeds) if TEACHERS in left.tensors else None
         self.teachers = Compressors([[head] for head in teachers], device) if teachers else None
-        self.model = Compressors(layers * len(alphas), device, quantiser)
+        carried = recipe.dim if recipe.architecture == "wide" else 0
+        self.model = Compressors(layers * len(alphas), device, quantiser, carried)
         self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
         self.recipe = recipe
         self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
@@ -146,13 +148,9 @@ class Trainer:
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
         seeds, _, batch = twins.shape
-        inputs = self._inputs(twins)
-        drawn = None
-        if self.nearest:
-            drawn = self._drawn()
-            alphas = len(self.model) // seeds
-            inputs = torch.cat([inputs, self._vectors(drawn).repeat(alphas, 1, 1)], 1)
-        activations = self.model.forward(inputs)
+        drawn = self._drawn() if self.nearest else None
+        sentences = twins.flatten(1) if drawn is None else torch.cat([twins.flatten(1), drawn], 1)
+        activations = self.model.forward(self._inputs(sentences))
         outputs = activations[-1]
 
         quantiser = self.model.quantiser
@@ -201,9 +199,9 @@ class Trainer:
         """The vectors of (S, N) sentences, (S, N, d)."""
         return self.vectors.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
 
-    def _inputs(self, twins: torch.Tensor) -> torch.Tensor:
-        """The noisy vectors of (S, 2, B) sentences for every replica, (R, 2B, d)."""
-        vectors = self._vectors(twins.flatten(1))
+    def _inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """The noisy vectors of (S, N) sentences for every replica, (R, N, d)."""
+        vectors = self._vectors(rows)
         uniform = self.uniform[:, : vectors.shape[1]]  # zeros where no replica wants any noise
         if self.noisy:
             draw_uniform([streams.noise for streams in self.streams], uniform)
