@@ -1,12 +1,18 @@
 """Cuts a train split into folds, to see what a recipe does on pairs that no choice was made on.
 
     python scripts/make_folds.py FOLDER OUTPUT [--folds 5]
+    python scripts/make_folds.py FOLDER OUTPUT --cuts 2000 2450
 
 Every folder OUTPUT/0, OUTPUT/1, … is data as `dataset` takes it: its test is a part of FOLDER's train, its train the rest
 of it, and its dev FOLDER's own. No sentence is in two parts, in whatever pairs it stands. FOLDER's test is not opened.
+
+With cuts the parts are those between these row numbers, and what a recipe does on text of another kind is seen: STS-B's
+train has captions, forum posts from row 2000 and news from row 2450. Pairs of a train that share a sentence with its
+test are left out of it.
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +33,25 @@ def groups(pairs: pd.DataFrame) -> np.ndarray:
     return group[first]
 
 
+def folds(number: int, group: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of the rest and of a part, for each of a number of parts."""
+    yield from GroupKFold(number).split(group, groups=group)
+
+
+def cut_at(rows: Sequence[int], group: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of the rest and of a part, for each part between some row numbers."""
+    for part in np.split(np.arange(len(group)), rows):
+        yield np.flatnonzero(~np.isin(group, group[part])), part
+
+
 def main() -> None:
     """Reads the pairs and writes the folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="data with train and dev")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--folds", type=int, default=5)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--folds", type=int, default=5)
+    how.add_argument("--cuts", type=int, nargs="+", metavar="ROW")
     options = parser.parse_args()
     splits = load_pairs(options.folder, splits=("train", "dev")).splits
     frames = {
@@ -40,8 +59,8 @@ def main() -> None:
         for name, split in splits.items()
     }
     train = frames["train"]
-    cut = GroupKFold(options.folds).split(train, groups=groups(train))
-    for number, (rest, part) in enumerate(cut):
+    group = groups(train)
+    for number, (rest, part) in enumerate(cut_at(options.cuts, group) if options.cuts else folds(options.folds, group)):
         folder = options.output / str(number)
         folder.mkdir(parents=True)
         for name, frame in {"train": train.iloc[rest], "dev": frames["dev"], "test": train.iloc[part]}.items():

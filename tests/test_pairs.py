@@ -301,17 +301,26 @@ def test_demo_is_what_its_script_makes(tmp_path):
         assert (tmp_path / f"{name}.csv").read_bytes() == (DEMO_FOLDER / f"{name}.csv").read_bytes()
 
 
-def test_folds_share_no_sentence_and_leave_out_no_pair(tmp_path):
-    """Pairs 0 to 8 have their sentences alone but for 3, 4 and 5, which hang together."""
+@pytest.fixture
+def make_folds(tmp_path):
+    """The script on pairs 0 to 8, which have their sentences alone but for 3, 4 and 5, which hang together."""
     rows = [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)]
     rows[4], rows[5] = ("a3", "c", 4.0), ("d", "c", 5.0)
     folder = write(tmp_path / "data", ".csv", rows)
     (folder / "test.csv").unlink()
-    subprocess.run(
-        [sys.executable, str(SCRIPTS / "make_folds.py"), str(folder), str(tmp_path / "folds"), "--folds", "3"],
-        check=True,
-        capture_output=True,
-    )
+
+    def make(*options):
+        script = str(SCRIPTS / "make_folds.py")
+        subprocess.run(
+            [sys.executable, script, str(folder), str(tmp_path / "folds"), *options], check=True, capture_output=True
+        )
+        return rows
+
+    return make
+
+
+def test_folds_share_no_sentence_and_leave_out_no_pair(tmp_path, make_folds):
+    rows = make_folds("--folds", "3")
     parts = []
     for number in range(3):
         fold = load_pairs(str(tmp_path / "folds" / str(number))).splits
@@ -321,6 +330,16 @@ def test_folds_share_no_sentence_and_leave_out_no_pair(tmp_path):
         assert len(fold["dev"]) == len(rows)
         parts += part
     assert sorted(parts) == sorted(rows)
+
+
+def test_folds_that_are_cut_at_rows_leave_out_of_train_what_shares_a_sentence(tmp_path, make_folds):
+    rows = make_folds("--cuts", "4", "7")
+    for number, test, left_out in ((0, {0, 1, 2, 3}, {4, 5}), (1, {4, 5, 6}, {3}), (2, {7, 8}, set())):
+        fold = load_pairs(str(tmp_path / "folds" / str(number))).splits
+        for name, wanted in (("test", test), ("train", set(range(9)) - test - left_out)):
+            split = fold[name]
+            assert {*zip(split.sentence1, split.sentence2, split.scores, strict=True)} == {rows[i] for i in wanted}
+    assert not (tmp_path / "folds" / "3").exists()
 
 
 @pytest.mark.stsb
