@@ -52,6 +52,7 @@ def refused(outcome: tuple[int, str, str], workplace, made: Collection[str] = ()
             ["--architecture", "linear", "--dim", "30", "--precision", "product"],
             "precision must be float32 or",
         ),
+        (["--synthetic", "-1"], "synthetic must be a whole number from 0 to 100000, not '-1'"),
         (["--temperature", "0"], "temperature must be a finite number above 0"),
         (["--labels", "none"], "labels must be tanh or linear"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),

@@ -1,4 +1,5 @@
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -128,24 +129,28 @@ class Branched(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "precision", "neighbourhood", "nearest", "start", "teacher"),
+    ("architecture", "precision", "neighbourhood", "nearest", "start", "teacher", "others"),
     [
-        ("linear", "float32", 0.0, 0, "random", "encoder"),
-        ("linear", "float32", 0.3, 0, "random", "encoder"),
-        ("linear", "float32", 0.3, 2, "random", "encoder"),
-        ("linear", "binary", 0.0, 0, "random", "encoder"),
-        ("linear", "binary", 0.3, 0, "random", "encoder"),
-        ("linear", "product", 0.3, 0, "head", "head"),
-        ("linear", "product", 0.3, 3, "head", "head"),
-        ("wide", "float32", 0.0, 0, "random", "encoder"),
-        ("wide", "binary", 0.3, 0, "random", "encoder"),
-        ("wide", "product", 0.3, 3, "head", "head"),
+        ("linear", "float32", 0.0, 0, "random", "encoder", 0),
+        ("linear", "float32", 0.3, 0, "random", "encoder", 0),
+        ("linear", "float32", 0.3, 2, "random", "encoder", 0),
+        ("linear", "float32", 0.3, 2, "random", "encoder", 90),
+        ("linear", "binary", 0.0, 0, "random", "encoder", 0),
+        ("linear", "binary", 0.3, 0, "random", "encoder", 90),
+        ("linear", "product", 0.3, 0, "head", "head", 0),
+        ("linear", "product", 0.3, 3, "head", "head", 0),
+        ("wide", "float32", 0.0, 0, "random", "encoder", 0),
+        ("wide", "binary", 0.3, 0, "random", "encoder", 0),
+        ("wide", "product", 0.3, 3, "head", "head", 90),
     ],
 )
 def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
-    architecture, precision, neighbourhood, nearest, start, teacher, small_train, small_dev, monkeypatch
+    architecture, precision, neighbourhood, nearest, start, teacher, others, small_train, small_dev, monkeypatch
 ):
-    """A linear layer, alone or with a branch, Pearson's correlation, AdamW, codes and neighbours, with autograd."""
+    """A linear layer, alone or with a branch, Pearson's correlation, AdamW, codes and neighbours, with autograd.
+
+    Of sentences without scores there are some that are in no pair.
+    """
     monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", 30)
     decay = 0.05 if architecture == "linear" else 0.0  # of what carries a layer past ReLU it would be another one
     recipe = Recipe(
@@ -156,6 +161,10 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     streams = Streams.of(7)
     layer = nn.Linear(24, 8)
     known = torch.tensor(small_train.embeddings)
+    if others:
+        further = random_pairs(pairs=2, sentences=others, dimension=24, seed=9).embeddings
+        small_train = replace(small_train, others=further)
+        known = torch.cat([known, torch.tensor(further)])
     if start == "random":
         q, r = np.linalg.qr(streams.weights.normal(size=(24, 8)))
         layer.weight.data = torch.tensor((q * np.sign(np.diag(r))).T, dtype=torch.float32)
@@ -164,7 +173,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     else:
         (head,) = train_heads([7], 2.0, small_train, torch.device("cpu"))
         linear = recipe.model_copy(update={"architecture": "linear"})
-        ((weight, bias),) = initial_layers(linear, small_train.embeddings, streams.weights, head)
+        ((weight, bias),) = initial_layers(linear, known.numpy(), streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
         codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), 7)
     model: nn.Module = layer
@@ -178,13 +187,11 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
         off = ~torch.eye(len(unit), dtype=torch.bool)
         return functional.log_softmax((unit @ unit.T / 0.1)[off].view(len(unit), -1), -1)
 
-    taught = functional.normalize(known @ head[0].T + head[1]) if teacher == "head" else known
-
     def drawn() -> list[int]:
         """30 sentences, each followed by its nearest, none twice."""
         found = []
         for row in streams.neighbourhoods.permutation(len(known)):
-            cosine = taught @ taught[row]
+            cosine = known @ known[row]
             cosine[row] = torch.inf  # itself before all
             found += [other for other in cosine.argsort(descending=True)[: nearest + 1].tolist() if other not in found]
         return found[:30]
@@ -230,6 +237,9 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
         wanted = model.as_plain_layers()
     for found, expected in zip(ours.compressor.layers, wanted, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    ends = ours.compressor.represent(torch.from_numpy(small_train.embeddings))
+    cosine = functional.cosine_similarity(ends[small_train.first], ends[small_train.second]).numpy()
+    assert ours.history.clean_loss[-1] == pytest.approx(1 - stats.pearsonr(cosine, small_train.scores)[0], abs=1e-5)
     expected = functional.normalize(model(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
     if precision == "binary":
         expected = expected.sign()

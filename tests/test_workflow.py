@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow.models
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from scipy import stats
 from sentence_transformers.util.quantization import quantize_embeddings
+from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from tests.processes import Workplace, write_pairs
@@ -18,6 +20,7 @@ from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.embeddings import embed_pairs, open_encoder
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.synthetic import embed_synthetic
 
 EPOCHS = 12
 FIGURES = ("loss_curves", "pair_losses", "predicted_against_label", "quality_against_bytes")
@@ -320,6 +323,40 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, pairs_folde
     evaluated, _ = workplace.runs()
     for name, value in evaluated.data.metrics.items():
         assert value == run.data.metrics[name]
+
+
+def test_synthetic_sentences_are_part_of_what_weights_begin_with(
+    run_here, workplace, pairs_folder, encoded, monkeypatch
+):
+    """By scikit-learn's components of the train sentences and the synthetic ones together."""
+    monkeypatch.setattr("twinsqueeze.synthetic.WORDS", 300)
+    fields = {
+        "architecture": "linear",
+        "start": "components",
+        "dim": "4",
+        "epochs": "1",
+        "lr": "1e-12",
+        "synthetic": "80",
+    }
+    options = [text for name, value in fields.items() for text in (f"--{name}", value)]
+    code, _, err = run_here("train", "--dataset", str(pairs_folder), "--device", "cpu", *options)
+    assert code == 0, err
+    assert "encoding synthetic sentences" in err
+    assert "sentence 380 of 380" in err
+    (run,) = workplace.runs()
+    assert run.data.params["synthetic"] == "80"
+    train = load_pairs(str(pairs_folder)).splits["train"]
+    others = embed_synthetic(
+        80, train, open_encoder("all-MiniLM-L6-v2"), Cache(Path(workplace.environment["TWINSQUEEZE_CACHE"]))
+    )
+    state = load_file(workplace.model(run) / "artifacts" / "compressor.safetensors")
+    rows = state["0.weight"] / np.linalg.norm(state["0.weight"], axis=1, keepdims=True)
+    for vectors, alike in (
+        (np.concatenate([encoded["train"].embeddings, others]), True),
+        (encoded["train"].embeddings, False),
+    ):
+        found = np.abs(np.sum(rows * PCA(4).fit(vectors).components_, axis=1))
+        assert (found > 0.999).all() == alike
 
 
 def test_demo_says_so_everywhere(workplace):

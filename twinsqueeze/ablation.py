@@ -175,6 +175,8 @@ def _train(
     ]
     if not cut:
         return runs, failures
+    for batch in cut:
+        materials[_source(batch[0])].training_pairs(batch[0])
     at_once = min(at_once, len(cut))
     epochs = [sum(recipe.epochs for recipe in batch) for batch in cut]
     pairs = sum(n * len(materials[_source(batch[0])].encoded["train"]) for n, batch in zip(epochs, cut, strict=True))
@@ -236,7 +238,7 @@ class _Watch:
 
     def fit(self, training: _Training) -> list[Fitted]:
         """Trains a batch, in whatever thread; if that fails, the others end by the same error."""
-        recipes, encoded = training.recipes, training.material.encoded
+        recipes, material = training.recipes, training.material
 
         def on_epoch(progress: Progress) -> None:
             self._check()
@@ -251,8 +253,8 @@ class _Watch:
             self._check()
             trained = self._fit(
                 recipes,
-                encoded["train"],
-                encoded["dev"],
+                material.training_pairs(recipes[0]),
+                material.encoded["dev"],
                 clean_every=CLEAN_EVERY,
                 on_epoch=on_epoch,
                 on_heads=on_heads,

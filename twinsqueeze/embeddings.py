@@ -7,7 +7,7 @@ the same bits whichever of them came first.
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,15 +49,22 @@ class EncodedPairs:
         first: (P,) rows of the pairs' first sentences.
         second: (P,) rows of the pairs' second sentences.
         scores: (P,) float64, 0 to 5.
+        others: (M, d) float32, sentences of length 1 that are in no pair, for what needs no scores; None for none.
     """
 
     embeddings: FloatArray
     first: IntArray
     second: IntArray
     scores: FloatArray
+    others: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def sentences(self) -> FloatArray:
+        """(N + M, d) the split's distinct sentences and then the others."""
+        return self.embeddings if self.others is None else np.concatenate([self.embeddings, self.others])
 
     @property
     def dimension(self) -> int:
@@ -74,6 +81,9 @@ class Encoder(Protocol):
 
     def load(self) -> Callable[[list[str]], FloatArray]:
         """A function from a batch of texts to their vectors, (N, d)."""
+
+    def vocabulary(self) -> list[str]:
+        """The tokens that its tokenizer knows, in its order."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,19 @@ class SentenceEncoder:
             return vectors
 
         return encode
+
+    def vocabulary(self) -> list[str]:
+        """The tokens that its tokenizer knows, in its order, those that are parts of words included.
+
+        Raises:
+            InputError: If the model can't be loaded, or has no tokenizer that says what it knows.
+        """
+        tokens: dict[str, int] = getattr(self.load_model().tokenizer, "get_vocab", dict)()
+        if not tokens:
+            raise InputError(
+                f"encoder {self.name!r} has no vocabulary to make sentences of: synthetic must be 0 for it"
+            )
+        return sorted(tokens, key=lambda token: tokens[token])
 
     def load_model(self) -> "SentenceTransformer":
         """Checks the weights and loads the model, as sentence-transformers' own object.
@@ -202,11 +225,11 @@ def embed_pairs(
     seen: set[str] = set()
     for name in (name for name in SPLITS if name in splits):
         fresh = set(splits[name].sentence1).union(splits[name].sentence2) - seen
-        units[name] = sorted(fresh, key=lambda text: (-len(text), text))
+        units[name] = longest_first(fresh)
         seen |= fresh
 
     keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}
-    found = {name: _cached(cache, keys[name], len(unit)) for name, unit in units.items()}
+    found = {name: cached_vectors(cache, keys[name], len(unit)) for name, unit in units.items()}
     missing = {name: units[name] for name, vectors in found.items() if vectors is None}
     total = sum(map(len, missing.values()))
     done = 0
@@ -214,12 +237,9 @@ def embed_pairs(
     for name, unit in missing.items():
         assert encode
         batches = []
-        for start in range(0, len(unit), BATCH):
-            vectors = np.asarray(encode(unit[start : start + BATCH]), dtype=np.float32)
+        for vectors in encoded_batches(encode, unit):
             if check_dimension:
                 check_dimension(vectors.shape[1])
-            if not np.isfinite(vectors).all():
-                raise InputError("the encoder gives vectors that are not finite: choose another encoder")
             batches.append(vectors)
             done += len(vectors)
             if on_progress:
@@ -232,6 +252,24 @@ def embed_pairs(
         check_dimension(vectors.shape[1])
     row = {text: i for i, text in enumerate(text for unit in units.values() for text in unit)}
     return {name: _encoded(splits[name], vectors, row) for name in units}
+
+
+def longest_first(sentences: Iterable[str]) -> list[str]:
+    """The order in which sentences are encoded, so that those of a batch are of about one length."""
+    return sorted(sentences, key=lambda text: (-len(text), text))
+
+
+def encoded_batches(encode: Callable[[list[str]], FloatArray], sentences: Sequence[str]) -> Iterator[FloatArray]:
+    """The sentences' vectors, (n, d) float32, batch by batch in their order.
+
+    Raises:
+        InputError: If they are not finite.
+    """
+    for start in range(0, len(sentences), BATCH):
+        vectors = np.asarray(encode(list(sentences[start : start + BATCH])), dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise InputError("the encoder gives vectors that are not finite: choose another encoder")
+        yield vectors
 
 
 def _encoded(pairs: Pairs, vectors: FloatArray, row: Mapping[str, int]) -> EncodedPairs:
@@ -249,7 +287,8 @@ def cache_key(fingerprint: str, sentences: Iterable[str]) -> str:
     return f"embeddings-{digest.hexdigest()}"
 
 
-def _cached(cache: Cache, key: str, rows: int) -> FloatArray | None:
+def cached_vectors(cache: Cache, key: str, rows: int) -> FloatArray | None:
+    """Vectors that are kept under a key, (rows, d), None if there are none."""
     if not rows:
         return np.empty((0, 0), np.float32)
     payload = cache.get(key)

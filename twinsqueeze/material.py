@@ -1,7 +1,8 @@
 """What a job works on: pairs, their sentences' vectors, and what they are measured with."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import torch
@@ -9,10 +10,12 @@ import torch
 from twinsqueeze import console, tracking
 from twinsqueeze.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.cache import Cache
-from twinsqueeze.embeddings import EncodedPairs, SentenceEncoder, embed_pairs, open_encoder
+from twinsqueeze.embeddings import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, open_encoder
 from twinsqueeze.evaluation import Evaluator
 from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.pairs import PairDataset, load_pairs
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.synthetic import embed_synthetic
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,29 @@ class Material:
     _cache: Cache
     _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
+    _training_pairs: dict[int, EncodedPairs] = field(default_factory=dict)
+
+    def training_pairs(self, recipe: Recipe) -> EncodedPairs:
+        """The train pairs, with the synthetic sentences that a recipe wants beside them.
+
+        Raises:
+            InputError: If the encoder gives nothing to make sentences of.
+        """
+        count = recipe.synthetic
+        if count not in self._training_pairs:
+            pairs = self.encoded["train"]
+            if count:
+                with _encoding("encoding synthetic sentences") as on_progress:
+                    train = self.data.splits["train"]
+                    others = embed_synthetic(count, train, self.encoder, self._cache, on_progress)
+                self._say_trouble()
+                pairs = replace(pairs, others=others)
+            self._training_pairs[count] = pairs
+        return self._training_pairs[count]
+
+    def _say_trouble(self) -> None:
+        while self._cache.trouble:
+            console.warn(self._cache.trouble.pop(0))
 
     def evaluator(self, split: str, label_kind: str) -> Evaluator:
         """What measures compressors on a split."""
@@ -96,13 +122,19 @@ def gather(
     encoder = open_encoder(encoder_name, device.type)
     tracking.check_server()
     cache = Cache()
-    with console.progress("encoding", "sentence") as advance:
+    with _encoding("encoding") as on_progress:
+        encoded = embed_pairs(data.splits, encoder, cache, check_dimension=check_dimension, on_progress=on_progress)
+    material = Material(data, encoder, encoded, device, score_max, cache)
+    material._say_trouble()
+    return material
+
+
+@contextmanager
+def _encoding(what: str) -> Iterator[OnProgress]:
+    with console.progress(what, "sentence") as advance:
 
         def on_progress(done: int, total: int) -> None:
             raise_if_stopped()
             advance(done, total, {})
 
-        encoded = embed_pairs(data.splits, encoder, cache, check_dimension=check_dimension, on_progress=on_progress)
-    for trouble in cache.trouble:
-        console.warn(trouble)
-    return Material(data, encoder, encoded, device, score_max, cache)
+        yield on_progress

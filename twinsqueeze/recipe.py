@@ -117,9 +117,17 @@ class Recipe(BaseModel):
         0,
         "a whole number from 0 to 100",
         "Whom the neighbourhood loss compares. 0: the sentences of a batch's pairs; n: 512 of the train split, "
-        "drawn with the n nearest of each.",
+        "drawn with the n that the encoder puts nearest to each.",
         ge=0,
         le=100,
+    )
+    synthetic: int = _field(
+        0,
+        "a whole number from 0 to 100000",
+        "Sentences that the project makes of the encoder's own words, which join those of the train split in all that "
+        "needs no scores: what weights and centroids begin with, and the neighbourhood loss's n nearest.",
+        ge=0,
+        le=100_000,
     )
     temperature: float = _field(
         0.05,
@@ -239,6 +247,7 @@ BEST: dict[str, Any] = {
     "labels": "linear",
     "teacher": "head",
     "neighbourhood": 0.5,
+    "synthetic": 12_000,
     "temperature": 0.07,
     "alpha": 0.0,
     "lr": 1e-3,

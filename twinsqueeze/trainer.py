@@ -71,7 +71,7 @@ class Trainer:
     ) -> None:
         self.batch_size = min(recipe.batch_size, len(train))
         self.objective = OBJECTIVES[recipe.objective]
-        self.vectors = torch.from_numpy(train.embeddings).to(device)
+        self.vectors = torch.from_numpy(train.sentences).to(device)
         self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
         labels = labels_from_scores(train.scores, recipe.labels)
         self.labels = torch.from_numpy(labels.astype(np.float32))
@@ -88,7 +88,7 @@ class Trainer:
             starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
             with BLAS:
                 layers = [
-                    initial_layers(recipe, train.embeddings, streams.weights, start)
+                    initial_layers(recipe, self.vectors.cpu().numpy(), streams.weights, start)
                     for streams, start in zip(self.streams, starts, strict=True)
                 ]
                 quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
@@ -107,7 +107,7 @@ class Trainer:
         self.steps_done = 0
         if left is not None:
             self._go_on_from(left)
-        self.nearest = self._nearest(recipe.nearest, seeds) if recipe.neighbourhood and recipe.nearest else None
+        self.nearest = nearest(train.sentences, recipe.nearest) if recipe.neighbourhood and recipe.nearest else None
 
     def state(self) -> State:
         """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
@@ -148,7 +148,7 @@ class Trainer:
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
         seeds, _, batch = twins.shape
-        drawn = self._drawn() if self.nearest else None
+        drawn = None if self.nearest is None else self._drawn(self.nearest)
         sentences = twins.flatten(1) if drawn is None else torch.cat([twins.flatten(1), drawn], 1)
         activations = self.model.forward(self._inputs(sentences))
         outputs = activations[-1]
@@ -175,17 +175,9 @@ class Trainer:
         self.steps_done += 1
         return loss
 
-    def _nearest(self, count: int, seeds: Sequence[int]) -> list[IntArray]:
-        """Each sentence's nearest, (N, count), as the teacher of each seed has them."""
-        if self.teachers is None:
-            return [nearest(self.vectors.cpu().numpy(), count)] * len(seeds)
-        heads = map(self.teachers.replica, range(len(self.teachers)))
-        return [nearest(head.compress(self.vectors).cpu().numpy(), count) for head in heads]
-
-    def _drawn(self) -> torch.Tensor:
+    def _drawn(self, near: IntArray) -> torch.Tensor:
         """Sentences whose neighbourhoods are kept in this step, (S, N)."""
-        assert self.nearest
-        rows = [draw_with_nearest(s.neighbourhoods, near) for s, near in zip(self.streams, self.nearest, strict=True)]
+        rows = [draw_with_nearest(streams.neighbourhoods, near) for streams in self.streams]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
     def _reference(self, rows: torch.Tensor) -> torch.Tensor:

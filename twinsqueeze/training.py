@@ -243,7 +243,7 @@ def fit(
         scores = score(predict_each(model, dev_vectors, dev), dev_labels)
         clean_loss = np.full(len(model), np.nan)
         if epoch % clean_every == 0 or epoch in (1, shared.epochs):
-            predicted = torch.from_numpy(predict_each(model, trainer.vectors, train))
+            predicted = torch.from_numpy(predict_each(model, trainer.vectors[: len(train.embeddings)], train))
             clean_loss = objective(predicted.double(), train_labels)[0].numpy()
         curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
         tell(epoch)

@@ -70,6 +70,7 @@ def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Snaps
 
 
 def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot) -> Fitted:
+    train_pairs = material.training_pairs(recipe)
     with console.progress("training", "epoch") as advance:
 
         def on_epoch(progress: Progress) -> None:
@@ -84,11 +85,10 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot)
             raise_if_stopped()
             advance(0, recipe.epochs, {"heads": f"{done} of {total} epochs"})
 
-        encoded = material.encoded
         (fitted,) = fit(
             [recipe],
-            encoded["train"],
-            encoded["dev"],
+            train_pairs,
+            material.encoded["dev"],
             clean_every=CLEAN_EVERY,
             on_epoch=on_epoch,
             on_heads=on_heads,

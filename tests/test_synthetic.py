@@ -1,0 +1,140 @@
+import re
+from itertools import chain
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.test_embeddings import CountingEncoder, pairs
+from twinsqueeze import synthetic
+from twinsqueeze.cache import Cache
+from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.errors import InputError
+from twinsqueeze.metrics import nearest
+from twinsqueeze.synthetic import A_SUBJECT, SKIPPED, TEMPLATES, embed_synthetic, make_sentences, whole_words
+
+TRAIN = [f"Seventeen {a} cat(s) saw the {b} dog in May" for a in ("small", "large", "old") for b in ("brown", "white")]
+WORDS = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(600)]
+PAIRS = pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat"))
+
+
+class WordsEncoder(CountingEncoder):
+    """With a tokenizer of the words."""
+
+    def vocabulary(self):
+        return ["[CLS]", "##ing", *WORDS]
+
+
+@pytest.fixture
+def near():
+    """Ten neighbours of each word, those that follow it."""
+    return (np.arange(600)[:, None] + np.arange(1, 11)) % 600
+
+
+@pytest.mark.parametrize("mark", ["", "\u2581", "\u0120"])
+def test_whole_words_are_told_by_the_tokenizers_mark(mark):
+    part = "##" if not mark else ""
+    tokens = [
+        f"{mark}house",
+        f"{part}hold",
+        f"{mark}House",
+        f"{mark}x9",
+        f"{mark}an",
+        f"{mark}tree",
+        f"{mark}house",
+        "!",
+    ]
+    assert whole_words(tokens) == ["house", "tree"]
+    letters = [chr(code) for code in range(0x2581, 0x2590)]
+    assert whole_words([*letters, *WORDS]) == WORDS
+
+
+def test_the_encoders_own_words():
+    words = whole_words(open_encoder("all-MiniLM-L6-v2").vocabulary())
+    assert len(words) == len(set(words)) > SKIPPED + synthetic.WORDS
+    assert {"and", "house", "weather", "philosophy"} <= set(words)
+    assert words.index("the") < SKIPPED < words.index("philosophy")
+
+
+def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_ones(near):
+    made = make_sentences(9000, TRAIN, WORDS, near)[:3000]
+    candidates = [sentence.split() for sentence in TRAIN]
+    replaced = possible = 0
+    for words in map(str.split, made):
+        original = min(candidates, key=lambda known: sum(a != b for a, b in zip(known, words, strict=True)))
+        for before, after in zip(original, words, strict=True):
+            longer = before.isalpha() and len(before) >= 4
+            assert before == after or (longer and after in WORDS)
+            possible += longer
+            replaced += before != after
+    low, high = stats.binomtest(replaced, possible, 0.3).proportion_ci(0.999)
+    assert low < 0.3 < high
+
+
+def test_sentences_about_a_subject_have_its_words(near):
+    made = make_sentences(6000, TRAIN, WORDS, near)[2000:]
+    shapes = [re.compile(re.escape(t).replace(r"\{\}", "([a-z]+)"), re.IGNORECASE) for t in TEMPLATES]
+    used, of_subject, drawn = set(), 0, 0
+    for start in range(0, len(made), A_SUBJECT):
+        found = []
+        for sentence in made[start : start + A_SUBJECT]:
+            shape, match = next((s, m) for s in shapes if (m := s.fullmatch(sentence)))
+            used.add(shape)
+            found.append([WORDS.index(word.lower()) for word in match.groups()])
+        # The subject is in all four, and most of the other words are among the ten after it.
+        subjects = set.intersection(*map(set, found))
+        assert subjects
+        of_subject += max(sum((p - s) % 600 in range(1, 11) for p in chain(*found)) for s in subjects)
+        drawn += sum(len(places) - 1 for places in found)
+    assert used == set(shapes)
+    assert of_subject / drawn == pytest.approx(0.8, abs=0.03)
+
+
+def test_there_are_as_many_as_were_asked_for_and_each_time_the_same(near):
+    for count in (1, 2, 50, 301):
+        made = make_sentences(count, TRAIN, WORDS, near)
+        assert len(made) == count
+        assert made == make_sentences(count, TRAIN, WORDS, near)
+
+
+def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
+    seen = []
+    first = embed_synthetic(100, PAIRS, encoder := WordsEncoder(), Cache(tmp_path), lambda *args: seen.append(args))
+    words = WORDS[SKIPPED:]
+    texts = [text for batch in encoder.batches for text in batch]
+    assert texts[: len(words)] == words
+    vectors = np.concatenate([np.stack(list(map(encoder.load(), [[text]])))[0] for text in words])
+    made = make_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
+                          nearest(vectors, synthetic.NEAR))  # fmt: skip
+    assert sorted(texts[len(words) :]) == sorted(made)
+    assert seen[-1] == (len(words) + 100, len(words) + 100)
+    assert first.shape == (100, 6)
+
+    again = WordsEncoder()
+    np.testing.assert_array_equal(embed_synthetic(100, PAIRS, again, Cache(tmp_path)), first)
+    assert again.loaded == 0
+    for count, train, fingerprint in ((101, PAIRS, "aa"), (100, pairs(("x y", "z")), "aa"), (100, PAIRS, "bb")):
+        other = WordsEncoder(fingerprint)
+        embed_synthetic(count, train, other, Cache(tmp_path))
+        assert other.loaded == 1
+
+
+def test_an_encoder_without_words_is_told(tmp_path):
+    encoder = WordsEncoder()
+    encoder.vocabulary = lambda: ["##ing", "x9"]
+    with pytest.raises(InputError, match="no words to make sentences of: synthetic must be 0"):
+        embed_synthetic(10, PAIRS, encoder, Cache(tmp_path))
+
+
+def test_the_encoder_puts_sentences_about_a_subject_near_each_other(tmp_path, monkeypatch):
+    """Which is what makes their neighbourhoods worth keeping: with the real encoder and a few of its words."""
+    monkeypatch.setattr(synthetic, "WORDS", 800)
+    monkeypatch.setattr(synthetic, "VARIANTS", 0)
+    monkeypatch.setattr(synthetic, "longest_first", list)  # so that a subject's sentences stay together
+    found = embed_synthetic(200, PAIRS, open_encoder("all-MiniLM-L6-v2"), Cache(tmp_path))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    cosine = found @ found.T
+    same = np.kron(np.eye(50, dtype=bool), np.ones((4, 4), dtype=bool))
+    among = cosine[same & ~np.eye(200, dtype=bool)]
+    assert among.mean() > cosine[~same].mean() + 0.2
+    assert stats.ttest_ind(among, cosine[~same], equal_var=False).pvalue < 1e-9
