@@ -93,7 +93,7 @@ def test_a_child_is_what_main_makes_of_the_same_recipe(place, grid_output, pairs
 
 def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
     """The second of two shapes is being trained when the kill comes: the first is not trained again."""
-    text = GRID.replace("epochs: 4", "epochs: [2, 400]").replace("[0, 0.75, 3]", "[0, 0.75]")
+    text = GRID.replace("epochs: 4", "epochs: [2, 4000]").replace("[0, 0.75, 3]", "[0, 0.75]")
     (workplace.folder / "grid.yaml").write_text(text)
     assert workplace.runs() == []  # makes the store, which two processes must not do at once
     process = workplace.start("ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder))
@@ -107,7 +107,7 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
     process.stderr.close()
     assert sorted(run.info.status for run in workplace.runs()) == ["FINISHED"] * 4 + ["RUNNING"]
 
-    shorter = text.replace("[2, 400]", "[2, 3]")
+    shorter = text.replace("[2, 4000]", "[2, 3]")
     done = ablate(workplace, pairs_folder, text=shorter)
     assert "4 of 8 recipes are in the experiment already" in done.stderr
     assert len(of_kind(workplace, "train")) == 8
