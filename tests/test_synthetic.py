@@ -119,10 +119,11 @@ def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
         assert other.loaded == 1
 
 
-def test_an_encoder_without_words_is_told(tmp_path):
+@pytest.mark.parametrize("tokens", [[], ["##ing", "x9"]])
+def test_an_encoder_without_words_is_told(tokens, tmp_path):
     encoder = WordsEncoder()
-    encoder.vocabulary = lambda: ["##ing", "x9"]
-    with pytest.raises(InputError, match="no words to make sentences of: synthetic must be 0"):
+    encoder.vocabulary = lambda: tokens
+    with pytest.raises(InputError, match=r"no words to make sentences of: .* or train with synthetic 0"):
         embed_synthetic(10, PAIRS, encoder, Cache(tmp_path))
 
 

@@ -175,7 +175,7 @@ def _train(
     ]
     if not cut:
         return runs, failures
-    for batch in cut:
+    for batch in cut:  # before any of them trains, so that none waits for another one's sentences
         materials[_source(batch[0])].training_pairs(batch[0])
     at_once = min(at_once, len(cut))
     epochs = [sum(recipe.epochs for recipe in batch) for batch in cut]

@@ -131,16 +131,12 @@ class SentenceEncoder:
         return encode
 
     def vocabulary(self) -> list[str]:
-        """The tokens that its tokenizer knows, in its order, those that are parts of words included.
+        """The tokens that its tokenizer knows, in its order, parts of words included; none where it does not say.
 
         Raises:
-            InputError: If the model can't be loaded, or has no tokenizer that says what it knows.
+            InputError: If the model can't be loaded.
         """
         tokens: dict[str, int] = getattr(self.load_model().tokenizer, "get_vocab", dict)()
-        if not tokens:
-            raise InputError(
-                f"encoder {self.name!r} has no vocabulary to make sentences of: synthetic must be 0 for it"
-            )
         return sorted(tokens, key=lambda token: tokens[token])
 
     def load_model(self) -> "SentenceTransformer":

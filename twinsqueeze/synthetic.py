@@ -114,7 +114,9 @@ def embed_synthetic(
         return found
     words = whole_words(encoder.vocabulary())[SKIPPED : SKIPPED + WORDS]
     if len(words) < 2:
-        raise InputError("the encoder's vocabulary has no words to make sentences of: synthetic must be 0 for it")
+        raise InputError(
+            "the encoder's vocabulary has no words to make sentences of: choose another, or train with synthetic 0"
+        )
     encode = encoder.load()
     vectors: list[FloatArray] = []
 
