@@ -211,6 +211,7 @@ def kill_often(new_places: Iterator[Workplace], arguments: list[str], module: st
     """
     whole = next(new_places)
     trains, ends = seconds_of(whole, arguments, module)
+    faster = 1.0  # than that it goes by now
     wanted = {recipe: result(whole, run) for recipe, (run,) in finished(whole).items()}
     # Half a training at most, then the next goes on: so kills come everywhere, and mostly before the end.
     moments = np.random.default_rng(seed)
@@ -218,11 +219,14 @@ def kill_often(new_places: Iterator[Workplace], arguments: list[str], module: st
     while kills < KILLS:
         place = next(new_places)
         for attempt in count(1):
-            wait = moments.uniform(0.8 * trains, (trains + ends) / 2) if kills < KILLS else None
+            moment = moments.uniform(0.8 * trains, (trains + ends) / 2)
+            start = time.monotonic()
             with place.start(*arguments, module=module) as process:
                 try:
-                    _, err = process.communicate(timeout=wait)
+                    _, err = process.communicate(timeout=moment / faster if kills < KILLS else None)
                     assert process.returncode == 0, err
+                    if attempt == 1:  # else the machine may have become faster, and kills would come too late for ever
+                        faster = max(faster, ends / (time.monotonic() - start))
                     break
                 except subprocess.TimeoutExpired:
                     number = signal.SIGKILL if attempt % 5 else signal.SIGTERM
