@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from twinsqueeze.codes import Signs
-from twinsqueeze.compressor import Compressor, Compressors, TwinCosine, layer_sizes, pairwise_cosine
+from twinsqueeze.compressor import Compressor, Compressors, layer_sizes
 from twinsqueeze.starts import orthogonal_layer, uniform_layers
 
 CPU = torch.device("cpu")
@@ -110,28 +110,6 @@ def test_gradient_is_autograds():
                 torch.testing.assert_close(mine.squeeze(0)[: len(expected)], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cosine_is_pytorchs():
-    first, second = (nn.functional.normalize(torch.randn(2, 8, 5), dim=-1) for _ in range(2))
-    expected = nn.functional.cosine_similarity(first, second, dim=-1)
-    torch.testing.assert_close(pairwise_cosine(first, second), expected)
-
-
-@pytest.mark.parametrize("dim", [2, 10, 32])
-def test_the_twins_cosine_and_its_gradient_are_autograds(dim):
-    outputs = torch.randn(3, 14, dim, requires_grad=True)
-    unit = nn.functional.normalize(outputs, dim=-1)
-    expected = (unit[:, :7] * unit[:, 7:]).sum(-1)
-    towards = torch.randn(3, 7)
-    (gradient,) = torch.autograd.grad((expected * towards).sum(), outputs)
-    cosine = TwinCosine(outputs.detach())
-    torch.testing.assert_close(cosine.value, expected.detach())
-    torch.testing.assert_close(cosine.backward(towards), gradient)
-
-
-def test_a_vector_of_zeros_has_the_cosine_zero():
-    assert TwinCosine(torch.zeros(1, 2, 4)).value.item() == 0
-
-
 def test_a_linear_compressor_begins_as_a_random_projection():
     """Orthonormal rows, distributed as SciPy's orthogonal matrices; what lies at the centre is projected to 0."""
     centre = np.random.default_rng(0).random(20)
@@ -159,10 +137,3 @@ def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_pack
     differing = (bits[:, None] != bits[None]).sum(-1)  # cosine of signs = 1 - 2 * Hamming distance / dim
     np.testing.assert_allclose((signs @ signs.T).numpy(), 1 - 2 * differing / 16, atol=1e-6)
     assert torch.equal(Compressor(layers).represent(vectors), compressor.compress(vectors))
-
-
-def test_gradient_through_the_length_is_autograds():
-    outputs = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
-    towards = torch.randn(2, 6, 5, dtype=torch.float64)
-    (nn.functional.normalize(outputs, dim=-1) * towards).sum().backward()
-    torch.testing.assert_close(TwinCosine(outputs.detach()).backward_unit(towards), outputs.grad)

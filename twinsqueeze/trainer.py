@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
-from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Directions, Layer, TwinCosine, layer_sizes
+from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, layer_sizes
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.metrics import nearest
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
@@ -22,6 +22,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
 from twinsqueeze.threads import BLAS
+from twinsqueeze.twins import Directions, TwinCosine
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 

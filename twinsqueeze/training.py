@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from twinsqueeze.compressor import Compressor, Compressors, pairwise_cosine
+from twinsqueeze.compressor import Compressor, Compressors
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.head import train_heads
@@ -24,6 +24,7 @@ from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.trainer import Trainer
+from twinsqueeze.twins import pairwise_cosine
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 T = TypeVar("T")
