@@ -6,6 +6,7 @@ compute. Threads that each go through a piece alone wait nowhere, and what they 
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import RLock
@@ -46,3 +47,18 @@ def threaded(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
+
+
+@contextmanager
+def as_in_company(replicas: int) -> Iterator[None]:
+    """Has one replica's products computed as those of several are.
+
+    Of a batch of products MKL gives each to a thread, while it cuts a single one between threads, on some processors
+    along the axis that is summed over: then a replica's last bits would tell whether it was trained alone.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if replicas == 1 else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -28,7 +28,7 @@ from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
-from twinsqueeze.threads import BLAS
+from twinsqueeze.threads import BLAS, as_in_company
 from twinsqueeze.twins import AsymmetricCosine, Directions, TwinCosine
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -147,10 +147,11 @@ class Trainer:
         twins = self.twins[:, order].transpose(0, 1).to(device)  # (S, 2, P)
         labels = self.labels[order].to(device)  # (S, P)
         total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
-        for start in range(0, pairs, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            loss = self._step(twins[:, :, batch], labels[:, batch])
-            total += loss * labels[0, batch].numel()
+        with as_in_company(len(self.model)):
+            for start in range(0, pairs, self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                loss = self._step(twins[:, :, batch], labels[:, batch])
+                total += loss * labels[0, batch].numel()
         return (total / pairs).cpu().numpy()
 
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
