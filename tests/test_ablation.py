@@ -176,6 +176,7 @@ def test_the_table_is_that_of_the_runs(place, compared):
         "PCA to 8, whitened",
         "signs of 384, centred",
         *(f"{name} to 8, {kept}".replace("first to", "first") for kept in ("int8", "signs") for name in SMALLER),
+        "signs of 384, centred, float queries",
         "uncompressed, int8",
     ]
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import permutations
 
 import faiss
 import numpy as np
@@ -73,6 +74,7 @@ def test_bytes_are_those_of_a_stored_vector(found):
         "PCA to 8": 32,
         "PCA to 8, whitened": 32,
         "signs of 64, centred": 8,
+        "signs of 64, centred, float queries": 8,
         "first 8, int8": 8,
         "random projection to 8, int8": 8,
         "PCA to 8, int8": 8,
@@ -81,11 +83,17 @@ def test_bytes_are_those_of_a_stored_vector(found):
         "PCA to 8, signs": 1,
         "uncompressed, int8": 64,
         "FAISS PQ, 16 bytes": 16,
+        "FAISS PQ, float queries, 16 bytes": 16,
         "FAISS PQ, 32 bytes": 32,
+        "FAISS PQ, float queries, 32 bytes": 32,
         "FAISS PQ, 64 bytes": 64,
+        "FAISS PQ, float queries, 64 bytes": 64,
         "FAISS OPQ+PQ, 16 bytes": 16,
+        "FAISS OPQ+PQ, float queries, 16 bytes": 16,
         "FAISS OPQ+PQ, 32 bytes": 32,
+        "FAISS OPQ+PQ, float queries, 32 bytes": 32,
         "FAISS OPQ+PQ, 64 bytes": 64,
+        "FAISS OPQ+PQ, float queries, 64 bytes": 64,
     }
     assert [name for name, row in found.items() if not row.only_search][-1] == "signs of 64, centred"
     assert {method(row.name, row.dim) for row in found.values()} == {
@@ -102,8 +110,11 @@ def test_bytes_are_those_of_a_stored_vector(found):
         "PCA, signs",
         "PCA, whitened",
         "signs of 64, centred",
+        "signs of 64, centred, float queries",
         "FAISS PQ",
+        "FAISS PQ, float queries",
         "FAISS OPQ+PQ",
+        "FAISS OPQ+PQ, float queries",
     }
 
 
@@ -158,12 +169,35 @@ def test_quantisers_are_those_of_faiss(found, task):
     assert kept == sorted(kept)
 
 
+def test_queries_in_floats_are_searched_as_by_faiss_in_what_it_restores(found, task):
+    """Cosines of vectors that are not quantised with what codes restore (asymmetric distance computation)."""
+    split = task.splits["dev"]
+    unit = split.embeddings / np.linalg.norm(split.embeddings, axis=1, keepdims=True)
+    index = faiss.index_factory(64, "PQ16np", faiss.METRIC_INNER_PRODUCT)
+    index.train(task.train)
+    restored = index.sa_decode(index.sa_encode(split.embeddings))
+    flat = faiss.IndexFlatIP(64)
+    flat.add(restored / np.linalg.norm(restored, axis=1, keepdims=True))
+    similarity, ids = flat.search(unit, len(unit))
+    table = np.empty((len(unit), len(unit)))
+    np.put_along_axis(table, ids, similarity, 1)
+    spearmans = [stats.spearmanr(table[a, b], split.scores)[0] for a, b in permutations((split.first, split.second))]
+    scores = found["FAISS PQ, float queries, 16 bytes"].scores["dev"]
+    assert scores["spearman"] == pytest.approx(np.mean(spearmans), abs=0.002)
+    np.fill_diagonal(table, -1)
+    reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(split.embeddings).kneighbors()[1]
+    pairs = zip(reference, np.argsort(-table, 1)[:, :10], strict=True)
+    kept = np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
+    assert scores["neighbours_kept"] == pytest.approx(kept, abs=0.002)
+    assert kept > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbours_kept"]
+
+
 def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
     """FAISS would abort the process, which no code of ours could tell anybody of."""
     task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {}, {})
     rows = cached_baselines(task, DIM, Cache(tmp_path))
     names = [row.name for row in rows if row.name.startswith("FAISS")]
-    assert names == [f"FAISS PQ, {size} bytes" for size in quantisers.SIZES]
+    assert names == [f"FAISS PQ{asked}, {size} bytes" for size in quantisers.SIZES for asked in ("", ", float queries")]
     assert "as many distinct train sentences" in what_is_missing(rows)
 
 
@@ -174,10 +208,10 @@ def test_a_rotation_helps_where_numbers_go_together(tmp_path):
     vectors = (hidden @ np.linalg.qr(generator.normal(size=(64, 64)))[0]).astype(np.float32)
     train, others = vectors[:600], vectors[600:]
     errors = {
-        name: np.square(transform(others) - others).sum()
-        for name, _, transform in quantisers.product_quantisers(train, Cache(tmp_path), lambda _: None)
+        (name, size): np.square(transform(others) - others).sum()
+        for name, size, transform in quantisers.product_quantisers(train, Cache(tmp_path), lambda _: None)
     }
-    assert errors["FAISS OPQ+PQ, 16 bytes"] < 0.9 * errors["FAISS PQ, 16 bytes"]
+    assert errors["FAISS OPQ+PQ", 16] < 0.9 * errors["FAISS PQ", 16]
 
 
 def test_every_row_has_every_score(found):

@@ -41,6 +41,8 @@ def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
 def test_the_best_recipe_is_that_of_its_grid():
     for recipe in read_grid(str(ROOT / "experiments" / "best.yaml")):
         assert recipe == Recipe(**{**BEST, "dim": recipe.dim, "seed": recipe.seed})
+    for recipe in read_grid(str(ROOT / "experiments" / "best-16.yaml")):
+        assert recipe == Recipe(**{**BEST, "dim": 64, "epochs": 60, "seed": recipe.seed})
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

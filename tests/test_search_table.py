@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 
 from tests.test_ablation_table import KIND, trained
-from twinsqueeze import report, search_table
+from twinsqueeze import model_card, report, search_table
 from twinsqueeze.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, metric_name, tabulate
 from twinsqueeze.baselines import BaselineScores
+from twinsqueeze.model_card import Choice
 from twinsqueeze.seeds import Spread
 
-AT = {"float32": 0.3, "int8": 0.2, "binary": 0.1}
+AT = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
 NAN = float("nan")
 
 
 def searched(spearman: float, **recipe):
-    """A run whose every score of search is 0.3, 0.2 or 0.1 less than its seed's hundredth, by precision."""
+    """A run whose every score of search is 0.3, 0.2, 0.1 or 0.4 less than its seed's hundredth, by precision."""
     run = trained(spearman, **recipe)
     names = {
         metric_name(split, score, precision): value + run.recipe.seed / 100
@@ -80,23 +81,35 @@ def test_runs_from_before_search_was_measured_have_what_they_have():
 
 def test_a_run_without_ranges_has_no_row_at_int8():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
-    assessment = SimpleNamespace(scores=scores, quantised={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
+    assessment = SimpleNamespace(scores=scores, otherwise={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
     rows = search_table.of_run("x", "float32", 12, {"dev": assessment}, [baseline])
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
     assert search_table.as_text(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
 
 
-def test_what_was_trained_as_bits_has_no_other_row():
+def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
-    assessment = SimpleNamespace(scores=scores, quantised={})
-    (row,) = search_table.of_run("x", "binary", 12, {"dev": assessment}, [])
-    assert search_table.as_text([row], ["dev"])[1] == [["x", "2", "0.5000", *["0.50"] * 4]]
+    assessment = SimpleNamespace(scores=scores, otherwise={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
+    rows = search_table.of_run("x", "binary", 12, {"dev": assessment}, [])
+    assert search_table.as_text(rows, ["dev"])[1] == [
+        ["x", "2", "0.5000", *["0.50"] * 4],
+        ["x, float queries", "2", "0.7500", *["0.75"] * 4],
+    ]
     (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
-    (row,) = search_table.of_table(table)
+    row, other = search_table.of_table(table)
     assert (row.name, row.bytes) == ("linear64-binary, alpha 0.75", 8)
     assert row.scores["dev/spearman"].mean == 0.8
     assert row.scores["test/mrr"].mean == 0.3
+    assert (other.name, other.bytes) == ("linear64-binary, alpha 0.75, float queries", 8)
+    assert other.scores["dev/spearman"].mean == AT["asymmetric"] == other.scores["test/mrr"].mean
+
+
+def test_the_card_of_codes_says_what_float_queries_find():
+    (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
+    (row,) = table.rows
+    text = "\n".join(model_card._results(Choice("dev/spearman", row, row.runs[0], 1, [])))
+    assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
 
 
 def test_the_figure_has_every_method_where_its_bytes_are(table):
@@ -126,4 +139,4 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
     assert lines["trained linear as codes, binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
     assert lines["FAISS PQ"].get_xydata().tolist() == [[0.6, 0.6], [0.6, 0.6]]
     written = [text.get_text() for text in figure.axes[0].texts]
-    assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "1,536", "16", "64"])
+    assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "8", "1,536", "16", "64"])

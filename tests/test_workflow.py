@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import mlflow.models
@@ -153,6 +154,7 @@ def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
         "first 8, signs",
         "random projection to 8, signs",
         "PCA to 8, signs",
+        "signs of 384, centred, float queries",
         "uncompressed, int8",
     ]
 
@@ -319,6 +321,9 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, pairs_folde
     np.testing.assert_allclose(predicted, cosine, atol=1e-5)
     spearman = stats.spearmanr(predicted, dev.scores)[0]
     assert run.data.metrics["dev/spearman"] == pytest.approx(spearman, abs=1e-6)
+    ways = [(unit[a] * restored[b]).sum(1) for a, b in permutations((dev.first, dev.second))]
+    spearman = np.mean([stats.spearmanr(way, dev.scores)[0] for way in ways])
+    assert run.data.metrics["dev/spearman_asymmetric"] == pytest.approx(spearman, abs=1e-4)
     finished(workplace.command("evaluate", "--model", run.info.run_id))
     evaluated, _ = workplace.runs()
     for name, value in evaluated.data.metrics.items():
@@ -372,7 +377,7 @@ def test_demo_says_so_everywhere(workplace):
     assert all(0 < run.data.metrics[name] <= 1 for name in names)
     assert done.stderr.count("training FAISS") == 6
     baselines = json.loads(workplace.download(run.info.run_id, "baselines.json").read_text())
-    assert sum(row[0].startswith("FAISS") for row in baselines["data"]) == 6
+    assert sum(row[0].startswith("FAISS") for row in baselines["data"]) == 6 * 2  # and with float queries
     assert "FAISS OPQ+PQ, 32 bytes" in done.stdout
 
 

@@ -17,20 +17,22 @@ SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept", "recall_at_1",
 # What a search is measured by, at every precision that vectors are kept in.
 SEARCH_SCORES = SCORES[3:]
 PRECISIONS = ("float32", "int8", "binary")
+# Queries in floats with what is stored in fewer bits.
+ASYMMETRIC = "asymmetric"
 LOSSES = ("train/loss", "train/clean_loss")
 CHOSEN_BY = "dev/spearman"
 # Metrics of how long searches take.
 SEARCH_COST = "search_cost"
 # What tells compressors of one name from each other.
 TELLING = (
-    "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "nearest", "synthetic",
-    "temperature", "teacher", "head_alpha",
+    "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "comparison", "neighbourhood", "nearest",
+    "synthetic", "temperature", "teacher", "head_alpha",
 )  # fmt: skip
 
 
-def metric_name(split: str, score: str, precision: str = "float32") -> str:
-    """What MLflow knows a score by, such as dev/mrr and dev/mrr_int8."""
-    return f"{split}/{score}" + ("" if precision == "float32" else f"_{precision}")
+def metric_name(split: str, score: str, compared: str = "float32") -> str:
+    """What MLflow knows a score by, such as dev/mrr, dev/mrr_int8 and dev/mrr_asymmetric."""
+    return f"{split}/{score}" + ("" if compared == "float32" else f"_{compared}")
 
 
 def speed_name(index: str) -> str:
@@ -40,7 +42,7 @@ def speed_name(index: str) -> str:
 
 _RECORDED = (
     *(metric_name(split, score) for split in SPLITS for score in SCORES),
-    *(metric_name(split, score, p) for p in PRECISIONS[1:] for split in SPLITS for score in SEARCH_SCORES),
+    *(metric_name(s, score, way) for way in (*PRECISIONS[1:], ASYMMETRIC) for s in SPLITS for score in SEARCH_SCORES),
 )
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import cosines, nearest, score
+from twinsqueeze.metrics import asymmetric_scores, cosines, nearest, score
 from twinsqueeze.precision import comparable, int8_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
 from twinsqueeze.retrieval import Partners, partners, search
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
 from twinsqueeze.threads import BLAS
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -26,7 +26,7 @@ Transform = Callable[[FloatArray], FloatArray]
 
 PROJECTION_DRAWS = 20
 # Part of the cache key: raise it when a baseline is computed in another way.
-CACHE_VERSION = "4"
+CACHE_VERSION = "5"
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,17 @@ class BaselineScores:
 
 
 class Baseline(NamedTuple):
-    """What is to be scored, as in `BaselineScores`, with a transform for each draw."""
+    """What is to be scored, as in `BaselineScores`, with a transform for each draw.
+
+    `queries` is what those that search are made into, where that is another than what they search among.
+    """
 
     name: str
     dim: int | None
     bytes: int
     only_search: bool
     transforms: Sequence[Transform]
+    queries: Transform | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,14 @@ def encodings(train: FloatArray, cache: Cache, on_training: Callable[[str], None
     """What is the same at every dim: all numbers, in floats and fewer bits, and FAISS's product quantisers."""
     dimension = train.shape[1]
     yield Baseline("uncompressed", None, bytes_a_vector("float32", dimension), False, [_unchanged])
-    signs = [_signs(_unchanged, train)]
-    yield Baseline(f"signs of {dimension}, centred", None, bytes_a_vector("binary", dimension), False, signs)
+    signs, centre = [_signs(_unchanged, train)], train.mean(0)
+    name, size = f"signs of {dimension}, centred", bytes_a_vector("binary", dimension)
+    yield Baseline(name, None, size, False, signs)
+    yield Baseline(f"{name}, {FLOAT_QUERIES}", None, size, True, signs, lambda vectors: vectors - centre)
     yield Baseline("uncompressed, int8", None, bytes_a_vector("int8", dimension), True, [_at_int8(_unchanged, train)])
     for name, size, transform in product_quantisers(train, cache, on_training):
-        yield Baseline(name, None, size, True, [transform])
+        yield Baseline(f"{name}, {size} bytes", None, size, True, [transform])
+        yield Baseline(f"{name}, {FLOAT_QUERIES}, {size} bytes", None, size, True, [transform], _unchanged)
 
 
 def _unchanged(vectors: FloatArray) -> FloatArray:
@@ -174,7 +181,8 @@ def score_baselines(
             draws = []
             for transform in baseline.transforms:
                 on_scored(baseline.name)
-                draws.append(_score(transform, split, task.labels[name], reference[name], wanted[name]))
+                measured_with = split, task.labels[name], reference[name], wanted[name]
+                draws.append(_score(transform, baseline.queries, *measured_with))
             table = np.array([list(draw.values()) for draw in draws])
             spread = table.std(0, ddof=1) if len(table) > 1 else np.zeros(table.shape[1])
             scores[name] = dict(zip(draws[0], map(float, table.mean(0)), strict=True))
@@ -184,11 +192,20 @@ def score_baselines(
 
 
 def _score(
-    transform: Transform, split: EncodedPairs, labels: FloatArray, reference: Any, wanted: Partners
+    transform: Transform,
+    asks: Transform | None,
+    split: EncodedPairs,
+    labels: FloatArray,
+    reference: Any,
+    wanted: Partners,
 ) -> dict[str, float]:
     vectors = transform(split.embeddings)
-    scores = score(cosines(vectors, split.first, split.second), labels).as_floats()
-    return scores | search(vectors, reference, wanted).as_floats()
+    queries = asks(split.embeddings) if asks else None
+    if queries is None:
+        scores = score(cosines(vectors, split.first, split.second), labels).as_floats()
+    else:
+        scores = asymmetric_scores(queries, vectors, split.first, split.second, labels)
+    return scores | search(vectors, reference, wanted, queries=queries).as_floats()
 
 
 def cached_baselines(

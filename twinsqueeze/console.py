@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to impo
     from twinsqueeze.search_cost import IndexCost
 
 PLAIN_LINES = 10
-NARROWEST = 130
+NARROWEST = 150
 
 SECONDS_A_LINE = 10
 

@@ -8,7 +8,7 @@ import torch
 
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import Interval, Resamples, cosines, nearest, score
+from twinsqueeze.metrics import Interval, Resamples, asymmetric_scores, cosines, nearest, score
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.precision import Ranges, comparable
 from twinsqueeze.retrieval import partners, search
@@ -26,15 +26,16 @@ class Assessment:
         labels: (P,) what they should be.
         scores: mse, mae, pearson, spearman and what `retrieval.SearchScores` has.
         intervals: 95% bootstrap intervals over pairs of the first four.
-        quantised: Spearman and what `retrieval.SearchScores` has of the same vectors at int8 (where the model has
-            ranges to scale it by) and binary; nothing of a compressor that was trained at fewer bits.
+        otherwise: Spearman and what `retrieval.SearchScores` has of the same vectors, compared in another way: those
+            of a compressor that was trained in floats at int8 (where the model has ranges to scale it by) and binary;
+            those of one that was trained at fewer bits asymmetric, queries in floats with what is stored.
     """
 
     predicted: FloatArray
     labels: FloatArray
     scores: dict[str, float]
     intervals: dict[str, Interval]
-    quantised: dict[str, dict[str, float]]
+    otherwise: dict[str, dict[str, float]]
 
     @property
     def losses(self) -> FloatArray:
@@ -68,20 +69,28 @@ class Evaluator:
         """
         predicted = predict(compressor, self._vectors, self.split)
         vectors = compressor.represent(self._vectors).cpu().numpy()
+        if compressor.precision == "float32":
+            otherwise = {
+                precision: self._quantised(comparable(vectors, precision, ranges))
+                for precision in ("int8", "binary")
+                if precision != "int8" or ranges
+            }
+        else:
+            otherwise = {"asymmetric": self._asymmetric(compressor.compress(self._vectors).cpu().numpy(), vectors)}
         return Assessment(
             predicted=predicted,
             labels=self.labels,
             scores=score(predicted, self.labels).as_floats() | self._search(vectors),
             intervals=self._resamples.intervals(predicted),
-            quantised={
-                precision: self._quantised(comparable(vectors, precision, ranges))
-                for precision in ("int8", "binary")
-                if compressor.precision == "float32" and (precision != "int8" or ranges)
-            },
+            otherwise=otherwise,
         )
 
-    def _search(self, vectors: FloatArray) -> dict[str, float]:
-        return search(vectors, self._nearest, self._partners).as_floats()
+    def _search(self, vectors: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
+        return search(vectors, self._nearest, self._partners, queries=queries).as_floats()
+
+    def _asymmetric(self, queries: FloatArray, stored: FloatArray) -> dict[str, float]:
+        scores = asymmetric_scores(queries, stored, self.split.first, self.split.second, self.labels)
+        return {"spearman": scores["spearman"]} | self._search(stored, queries)
 
     def _quantised(self, vectors: FloatArray) -> dict[str, float]:
         cosine = cosines(vectors, self.split.first, self.split.second)

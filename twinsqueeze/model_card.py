@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from math import isnan
 
 from twinsqueeze import report
-from twinsqueeze.ablation_table import PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun, metric_name
+from twinsqueeze.ablation_table import ASYMMETRIC, PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun, metric_name
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.metrics import METRICS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.report import ABSENT, NAMES
 from twinsqueeze.seeds import Spread
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
 from twinsqueeze.texts import markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
@@ -110,7 +110,7 @@ def _trained_as(recipe: Recipe) -> str:
     }[recipe.precision]
     return (
         f"It was trained to be kept as {recipe.precision}, {recipe.vector_bytes:,} bytes a vector, and all figures "
-        f"below are of such vectors: {what}"
+        f"below are of such vectors, both of a pair, but for rows with {FLOAT_QUERIES}: {what}"
     )
 
 
@@ -160,15 +160,17 @@ def _results(choice: Choice) -> list[str]:
 
 
 def _quantised(choice: Choice) -> str | None:
-    """The recipe's vectors in fewer bytes, means over seeds; None where that was not measured."""
+    """The recipe's vectors in fewer bytes or with float queries, means over seeds; None where that was not measured."""
     recipe = choice.row.recipe
+    forms = {precision: (precision, bytes_a_vector(precision, recipe.dim)) for precision in PRECISIONS[1:]}
+    forms[ASYMMETRIC] = f"{recipe.precision}, {FLOAT_QUERIES}", recipe.vector_bytes
     rows = []
-    for precision in PRECISIONS[1:]:
-        names = [metric_name(split, score, precision) for split in SPLITS for score in ("spearman", "neighbours_kept")]
+    for compared, (form, size) in forms.items():
+        names = [metric_name(split, score, compared) for split in SPLITS for score in ("spearman", "neighbours_kept")]
         found = [choice.row.scores[name].mean for name in names]
         if not isnan(found[0]):
             cells = (ABSENT if isnan(value) else f"{value:.{2 if i % 2 else 4}f}" for i, value in enumerate(found))
-            rows.append([precision, f"{bytes_a_vector(precision, recipe.dim):,}", *cells])
+            rows.append([form, f"{size:,}", *cells])
     if not rows:
         return None
     header = ["its recipe kept as", "bytes", *(f"{s} {c}" for s in SPLITS for c in ("Spearman", "neighbours"))]

@@ -44,7 +44,7 @@ def product_quantisers(
         on_training: Told the names of those that the cache lacks, before they are trained, which takes up to a minute.
 
     Yields:
-        The name, its bytes a vector, and a function from vectors to what is left of them in these bytes.
+        The name without its size, its bytes a vector, and a function from vectors to what is left of them in so many.
     """
     wanted = SIZES if faiss_version() and len(train) >= CENTROIDS else ()
     train = np.ascontiguousarray(train, np.float32)
@@ -58,16 +58,16 @@ def product_quantisers(
     kept = {what: payload for what, key in keys.items() if (payload := cache.get(key)) is not None}
     if missing := [what for what in keys if what not in kept]:
         for size, rotated in missing:
-            on_training(_name(size, rotated))
+            on_training(f"{_name(rotated)}, {size} bytes")
         for what, payload in _trained(train, missing).items():
             cache.put(keys[what], payload)
             kept[what] = payload
     for size, rotated in keys:
-        yield _name(size, rotated), size, _transform(kept[size, rotated])
+        yield _name(rotated), size, _transform(kept[size, rotated])
 
 
-def _name(size: int, rotated: bool) -> str:
-    return f"FAISS {'OPQ+' if rotated else ''}PQ, {size} bytes"
+def _name(rotated: bool) -> str:
+    return f"FAISS {'OPQ+' if rotated else ''}PQ"
 
 
 def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:

@@ -248,6 +248,7 @@ BEST: dict[str, Any] = {
     "architecture": "linear",
     "start": "head",
     "precision": "product",
+    "comparison": "asymmetric",
     "dim": 128,
     "objective": "pearson",
     "labels": "linear",

@@ -275,8 +275,8 @@ def _scores(split: str, assessment: Assessment) -> dict[str, float]:
 def _particulars(split: str, assessment: Assessment) -> dict[str, float]:
     """What is measured once. Intervals have a section of their own, which the UI's charts show last."""
     values = {metric_name(split, name): value for name, value in assessment.scores.items() if name not in METRICS}
-    for precision, scores in assessment.quantised.items():
-        values |= {metric_name(split, name, precision): value for name, value in scores.items()}
+    for compared, scores in assessment.otherwise.items():
+        values |= {metric_name(split, name, compared): value for name, value in scores.items()}
     for name, interval in assessment.intervals.items():
         values[f"uncertainty/{split}_{name}_low"] = interval.low
         values[f"uncertainty/{split}_{name}_high"] = interval.high

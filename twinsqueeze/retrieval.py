@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinsqueeze.metrics import NEIGHBOURS, nearest, neighbours_kept
+from twinsqueeze.metrics import NEIGHBOURS, nearest, neighbours_kept, unit_tensors
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -65,25 +65,28 @@ class SearchScores:
         return asdict(self)
 
 
-def search(vectors: FloatArray, reference: Any, wanted: Partners, *, block: int = 1024) -> SearchScores:
+def search(
+    vectors: FloatArray, reference: Any, wanted: Partners, *, queries: FloatArray | None = None, block: int = 1024
+) -> SearchScores:
     """Searches every vector among all the others, by cosine.
 
     Args:
         vectors: (N, d) of any length.
         reference: (N, k) indices from `metrics.nearest` of the uncompressed vectors.
         wanted: The partners.
+        queries: (N, d) what searches, where that is another than the vectors, which are what is found.
         block: Rows of the N x N similarities that are held at a time, so that memory stays bounded.
     """
-    kept = neighbours_kept(reference, nearest(vectors, reference.shape[1], block=block))
-    unit = torch.nn.functional.normalize(torch.as_tensor(vectors, dtype=torch.float32), dim=1)
+    kept = neighbours_kept(reference, nearest(vectors, reference.shape[1], queries=queries, block=block))
+    unit, asked = unit_tensors(vectors, queries)
     cases = range(0, len(wanted.queries), block)
-    ranks = [_ranks(unit, wanted.queries[i : i + block], wanted.targets[i : i + block]) for i in cases]
+    ranks = [_ranks(unit, asked, wanted.queries[i : i + block], wanted.targets[i : i + block]) for i in cases]
     return SearchScores(kept, *_retrieval(wanted.queries, np.concatenate([*ranks, np.empty(0)])))
 
 
-def _ranks(unit: torch.Tensor, queries: Any, targets: Any) -> FloatArray:
+def _ranks(unit: torch.Tensor, asked: torch.Tensor, queries: Any, targets: Any) -> FloatArray:
     """The rank of each target among what its query finds, 1 for the nearest; equal ones share their mean rank."""
-    similarity = (unit[queries] @ unit.T).numpy()
+    similarity = (asked[queries] @ unit.T).numpy()
     rows = np.arange(len(queries))
     similarity[rows, queries] = -np.inf
     own = similarity[rows, targets][:, None]

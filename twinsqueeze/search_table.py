@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from twinsqueeze.ablation_table import (
+    ASYMMETRIC,
     CHOSEN_BY,
     PRECISIONS,
     SEARCH_SCORES,
@@ -25,7 +26,7 @@ from twinsqueeze.ablation_table import (
 )
 from twinsqueeze.figures import quality_against_bytes, similarity_against_neighbours
 from twinsqueeze.seeds import Spread
-from twinsqueeze.sizes import TIMED_QUANTISER, bytes_a_vector
+from twinsqueeze.sizes import FLOAT_QUERIES, TIMED_QUANTISER, bytes_a_vector
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
@@ -41,10 +42,13 @@ NAMES = {
     "mrr": "MRR",
 }
 INDEXES = {"flat": "flat", "hnsw": "HNSW"}
+# FAISS compares codes with queries in floats.
+_TIMED_AS = {"product": None, ASYMMETRIC: "product"}
 ABSENT = "n/a"
 OURS = "trained"
 EXPLANATION = (
-    "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored. "
+    "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored, "
+    "or, where the row says so, the one that searches in floats (asymmetric distances, Jégou et al. 2011). "
     "Neighbours: the share of the ten nearest uncompressed sentences among the ten nearest found. Recall and MRR: of "
     "the partner, for the pairs scored 4 or more. The rows of ours are of each compressor's best alpha by Spearman on "
     "dev; the others need no labels. Times as fast: a query at a time, against all numbers in a flat index, where "
@@ -95,7 +99,7 @@ def of_run(
         found = {
             metric_name(split, score): Spread.of([scores[score]])
             for split, assessment in assessments.items()
-            if (scores := assessment.scores if kept_as == precision else assessment.quantised.get(kept_as))
+            if (scores := assessment.scores if kept_as == precision else assessment.otherwise.get(kept_as))
             for score in SEARCH_SCORES
         }
         if found:
@@ -119,34 +123,36 @@ def of_table(table: AblationTable) -> list[SearchRow]:
         precision, dim, group = best.recipe.precision, best.recipe.dim, f"{OURS} {best.recipe.architecture}"
         for kept in _kept_as(precision):
             row = _ours(alpha, group, precision, kept, dim, _at(best, kept))
-            rows.append(replace(row, speeds=_speeds(best.runs, kept)))
+            rows.append(replace(row, speeds=_speeds(best.runs, _TIMED_AS.get(kept, kept))))
     runs = [run for row in table.rows for run in row.runs]
     rows += [replace(_baseline(row), speeds=_speeds(runs, _stored(row.name))) for row in table.baselines]
     return _sorted(rows)
 
 
-def _speeds(runs: Sequence[TrainedRun], stored: str) -> dict[str, Spread]:
-    """How fast vectors that are stored in some way are searched, of the runs that have had it timed."""
+def _speeds(runs: Sequence[TrainedRun], stored: str | None) -> dict[str, Spread]:
+    """How fast vectors that are stored in some way are searched, of the runs that have had it timed; None for none."""
     found = {index: values(runs, speed_name(f"{index}_{stored}")) for index in INDEXES}
     return {index: Spread.of(timed) for index, timed in found.items() if timed}
 
 
 def _stored(baseline: str) -> str:
     """What `search_cost` calls a baseline's vectors."""
-    if baseline.startswith("signs of"):
+    if baseline.startswith("signs of") and not baseline.endswith(FLOAT_QUERIES):
         return "signs"
-    return "pq" if baseline == f"FAISS PQ, {TIMED_QUANTISER} bytes" else baseline
+    return "pq" if baseline == f"FAISS PQ, {FLOAT_QUERIES}, {TIMED_QUANTISER} bytes" else baseline
 
 
 def _kept_as(precision: str) -> Sequence[str]:
-    """What vectors are kept as: those trained in floats in fewer bits too, the others as they were trained."""
-    return PRECISIONS if precision == "float32" else (precision,)
+    """How vectors are compared: those trained in floats in fewer bits too, the others with queries in floats too."""
+    return PRECISIONS if precision == "float32" else (precision, ASYMMETRIC)
 
 
 def _ours(name: str, group: str, precision: str, kept_as: str, dim: int, scores: Mapping[str, Spread]) -> SearchRow:
     if precision == "float32":
         return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_a_vector(kept_as, dim), True, scores)
-    return SearchRow(name, f"{group} as codes, {precision}", bytes_a_vector(kept_as, dim), True, scores)
+    asked = f", {FLOAT_QUERIES}" if kept_as == ASYMMETRIC else ""
+    size = bytes_a_vector(precision, dim)
+    return SearchRow(f"{name}{asked}", f"{group} as codes, {precision}{asked}", size, True, scores)
 
 
 def _at(row: Row, kept_as: str) -> dict[str, Spread]:

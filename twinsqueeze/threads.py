@@ -6,8 +6,8 @@ compute. Threads that each go through a piece alone wait nowhere, and what they 
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from threading import RLock
 from typing import TypeVar
