@@ -342,6 +342,75 @@ def test_folds_that_are_cut_at_rows_leave_out_of_train_what_shares_a_sentence(tm
     assert not (tmp_path / "folds" / "3").exists()
 
 
+PARAGRAPH = (
+    "It has a paragraph number {} of plain words, which goes on for long enough to be taken for prose by who reads it."
+)
+PACKAGE = '''
+def first():
+    """Say what the first one does.
+
+    {}
+
+    Parameters
+    ----------
+    it : int
+        Which is of no interest here, since a list of parameters is what a reader skips who is looking for words.
+    """
+
+
+class Second:
+    """Say what the second one does.
+
+    >>> Second().is_no_prose_since_it_is_code() and so_is_this_and_that_and_what_comes_below(it, too)
+
+    {}
+    """
+
+
+def third():
+    """Has no paragraph below it."""
+
+
+def fourth():
+    """Too short.
+
+    {}
+    """
+
+
+def fifth():
+    """Say what the second one does.
+
+    {}
+    """
+'''
+
+
+def test_pairs_of_docstrings_are_a_summary_with_its_own_paragraph_and_with_anothers(tmp_path):
+    folder = write(tmp_path / "data", ".csv", [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)])
+    package = tmp_path / "made_up_package"
+    (package / "tests").mkdir(parents=True)
+    wanted = [PARAGRAPH.format(i) for i in range(4)]
+    (package / "__init__.py").write_text(PACKAGE.format(*wanted))
+    (package / "tests" / "test_it.py").write_text(PACKAGE.format(*wanted).replace("Say", "Test"))
+    (package / "broken.py").write_text("{{ a template }}")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPTS.parent}"}
+
+    def make(number: int) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(SCRIPTS / "make_docstrings.py"), str(folder), str(tmp_path / "made")]
+        options = ["--packages", package.name, "--pairs", str(number)]
+        return subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+
+    assert make(3).stderr == "the packages have 2 docstrings with a paragraph: ask for as many at most\n"
+    assert make(2).returncode == 0
+    test = load_pairs(str(tmp_path / "made")).splits["test"]
+    rows = sorted(zip(test.scores, test.sentence1, test.sentence2, strict=True))
+    first, second = (f"Say what the {which} one does." for which in ("first", "second"))
+    assert rows == [
+        (0, first, wanted[1]), (0, second, wanted[0]), (5, first, wanted[0]), (5, second, wanted[1]),
+    ]  # fmt: skip
+
+
 @pytest.mark.stsb
 def test_stsb_has_its_published_size(stsb_folder):
     data = load_pairs(str(stsb_folder))
