@@ -142,11 +142,6 @@ class Branched(nn.Module):
         ("wide", "float32", 0.0, 0, "random", "encoder", 0),
         ("wide", "binary", 0.3, 0, "random", "encoder", 0),
         ("wide", "product", 0.3, 3, "head", "head", 90),
-        ("linear", "asymmetric binary", 0.0, 0, "random", "encoder", 0),
-        ("linear", "asymmetric binary", 0.3, 3, "random", "encoder", 0),
-        ("linear", "asymmetric product", 0.3, 0, "head", "head", 90),
-        ("wide", "asymmetric product", 0.3, 3, "head", "head", 0),
-        ("linear", "asymmetric float32", 0.3, 0, "random", "encoder", 0),
     ],
 )
 def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
@@ -157,10 +152,9 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     Of sentences without scores there are some that are in no pair.
     """
     monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", 30)
-    comparison, precision = f"symmetric {precision}".split()[-2:]
     decay = 0.05 if architecture == "linear" else 0.0  # of what carries a layer past ReLU it would be another one
     recipe = Recipe(
-        architecture=architecture, objective="pearson", labels="linear", precision=precision, comparison=comparison,
+        architecture=architecture, objective="pearson", labels="linear", precision=precision,
         neighbourhood=neighbourhood, nearest=nearest, start=start, teacher=teacher, temperature=0.1,
         dim=8, epochs=3, lr=1e-3, weight_decay=decay, schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
@@ -188,10 +182,10 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=15)
 
-    def near(vectors: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-        cosines = functional.normalize(vectors, dim=1) @ functional.normalize(among, dim=1).T
-        off = ~torch.eye(len(cosines), dtype=torch.bool)
-        return functional.log_softmax((cosines / 0.1)[off].view(len(cosines), -1), -1)
+    def near(vectors: torch.Tensor) -> torch.Tensor:
+        unit = functional.normalize(vectors, dim=1)
+        off = ~torch.eye(len(unit), dtype=torch.bool)
+        return functional.log_softmax((unit @ unit.T / 0.1)[off].view(len(unit), -1), -1)
 
     def drawn() -> list[int]:
         """30 sentences, each followed by its nearest, none twice."""
@@ -217,22 +211,19 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
             )
             noise = 2 * streams.noise.random(clean.shape, dtype=np.float32) - 1
             outputs = model(torch.tensor(clean + noise * 0.75 / np.sqrt(24), dtype=torch.float32))
-            stored = measured(outputs)
-            queries = outputs if comparison == "asymmetric" else stored
-            cosines = functional.cosine_similarity(queries, stored.roll(len(rows), 0)).chunk(2)
+            compared = measured(outputs)
+            cosine = functional.cosine_similarity(*compared.chunk(2))
             label = torch.tensor(small_train.scores[rows] / 5, dtype=torch.float32)
-            loss = 1 - sum(torch.corrcoef(torch.stack([cosine, label]))[0, 1] for cosine in cosines) / 2
+            loss = 1 - torch.corrcoef(torch.stack([cosine, label]))[0, 1]
             summed += loss.item() * len(rows)
             held = torch.tensor(clean)
             if nearest:
                 held = known[drawn()]
                 noise = 2 * streams.noise.random(held.shape, dtype=np.float32) - 1
-                outputs = model(held + torch.tensor(noise) * 0.75 / np.sqrt(24))
-                stored = measured(outputs)
-                queries = outputs if comparison == "asymmetric" else stored
+                compared = measured(model(held + torch.tensor(noise) * 0.75 / np.sqrt(24)))
             if teacher == "head":
                 held = held @ head[0].T + head[1]
-            apart = functional.kl_div(near(queries, stored), near(held, held), log_target=True, reduction="batchmean")
+            apart = functional.kl_div(near(compared), near(held), log_target=True, reduction="batchmean")
             optimizer.zero_grad()
             (loss + neighbourhood * apart).backward()
             optimizer.step()
@@ -278,7 +269,6 @@ def same_bits(a: Fitted, b: Fitted) -> bool:
 
 LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01, "schedule": "cosine"}
 WIDE = LINEAR | {"architecture": "wide"}
-ASYMMETRIC = LINEAR | {"comparison": "asymmetric", "neighbourhood": 1}
 
 
 @pytest.mark.parametrize(
@@ -289,9 +279,6 @@ ASYMMETRIC = LINEAR | {"comparison": "asymmetric", "neighbourhood": 1}
         (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
         (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
         (20, LINEAR | {"precision": "product", "neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
-        (20, ASYMMETRIC | {"precision": "product", "start": "head", "teacher": "head"}),
-        (36, ASYMMETRIC | {"precision": "product", "nearest": 3, "start": "head", "teacher": "head"}),
-        (256, ASYMMETRIC | {"precision": "binary", "batch_size": 64}),
         (32, LINEAR | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
         (20, WIDE | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
         (33, WIDE | {"neighbourhood": 0.1}),

@@ -25,8 +25,8 @@ CHOSEN_BY = "dev/spearman"
 SEARCH_COST = "search_cost"
 # What tells compressors of one name from each other.
 TELLING = (
-    "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "comparison", "neighbourhood", "nearest",
-    "synthetic", "temperature", "teacher", "head_alpha",
+    "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "nearest", "synthetic",
+    "temperature", "teacher", "head_alpha",
 )  # fmt: skip
 
 

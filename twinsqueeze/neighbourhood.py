@@ -35,18 +35,17 @@ def draw_with_nearest(generator: np.random.Generator, nearest: IntArray) -> IntA
     return rows[np.sort(places)[: len(first)]]
 
 
-def distributions(queries: torch.Tensor, stored: torch.Tensor, temperature: float) -> torch.Tensor:
+def distributions(unit: torch.Tensor, temperature: float) -> torch.Tensor:
     """Each vector's log-probabilities over the others.
 
     Args:
-        queries: (…, N, d) vectors of length 1.
-        stored: The same sentences as they are found; the same vectors, or what a quantiser leaves of them.
+        unit: (…, N, d) vectors of length 1.
         temperature: Of the softmax: at 0.05 a cosine that is 0.1 higher has 7.4 times the weight.
 
     Returns:
         (…, N, N), -inf on the diagonal.
     """
-    logits = (queries @ stored.transpose(-1, -2)).div_(temperature)
+    logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     return torch.log_softmax(logits, -1)
 
@@ -54,44 +53,22 @@ def distributions(queries: torch.Tensor, stored: torch.Tensor, temperature: floa
 def divergence(unit: torch.Tensor, reference: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean divergence KL(p || q) of the vectors' distributions q from those of the reference, p.
 
+    With logits z = u u' / T: dKL/dz = (q - p) / N, and u stands on both sides of z.
+
     Args:
-        unit: (R, N, dim) compressed vectors of length 1, which stand on both sides of every cosine.
+        unit: (R, N, dim) compressed vectors of length 1.
         reference: (S, N, N) log-probabilities, of which replica r is held to the r mod S'th.
         temperature: That of the reference.
 
     Returns:
         (R,), at least 0, and its gradient with respect to `unit`, (R, N, dim).
     """
-    loss, of_logits = _of_logits(unit, unit, reference, temperature)
-    return loss, (of_logits + of_logits.transpose(-1, -2)) @ unit
-
-
-def asymmetric_divergence(
-    queries: torch.Tensor, stored: torch.Tensor, reference: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same of queries among what is stored.
-
-    Args:
-        queries: (R, N, dim) compressed vectors of length 1.
-        stored: What a quantiser leaves of them, of length 1.
-        reference: As for `divergence`.
-        temperature: That of the reference.
-
-    Returns:
-        (R,), at least 0, and its gradients with respect to `queries` and `stored`, each (R, N, dim).
-    """
-    loss, of_logits = _of_logits(queries, stored, reference, temperature)
-    return loss, of_logits @ stored, of_logits.transpose(-1, -2) @ queries
-
-
-def _of_logits(
-    queries: torch.Tensor, stored: torch.Tensor, reference: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The divergence, and its gradient with respect to the cosines: with z = cosine / T, dKL/dz = (q - p) / N."""
     seeds, size = reference.shape[:2]
-    found = distributions(queries, stored, temperature).view(-1, *reference.shape)  # (A, S, N, N)
+    found = distributions(unit, temperature).view(-1, *reference.shape)  # (A, S, N, N)
     wanted = reference.exp()
     terms = wanted * (reference - found).nan_to_num_(0.0)  # of the diagonal: -inf less -inf
     loss = terms.sum((-1, -2)) / size
-    assert len(queries) % seeds == 0
-    return loss.view(-1), (found.exp() - wanted).view(-1, size, size).div_(size * temperature)
+    of_logits = (found.exp() - wanted).view(-1, size, size).div_(size * temperature)
+    gradient = (of_logits + of_logits.transpose(-1, -2)) @ unit
+    assert len(unit) % seeds == 0
+    return loss.view(-1), gradient

@@ -100,12 +100,6 @@ class Recipe(BaseModel):
         "What vectors are trained and measured as, through the quantiser. product: each four numbers become one of 256 "
         "centroids, a byte; binary: the signs, a bit each.",
     )
-    comparison: Literal["symmetric", "asymmetric"] = _field(
-        "symmetric",
-        "symmetric or asymmetric",
-        "What is compared in training through a quantiser. symmetric: two sentences as they are stored; asymmetric: "
-        "one as a query, not quantised, with another as it is stored, each way once. Nothing where there is none.",
-    )
     objective: Literal["mse", "pearson"] = _field(
         "mse",
         "mse or pearson",
@@ -248,7 +242,6 @@ BEST: dict[str, Any] = {
     "architecture": "linear",
     "start": "head",
     "precision": "product",
-    "comparison": "asymmetric",
     "dim": 128,
     "objective": "pearson",
     "labels": "linear",

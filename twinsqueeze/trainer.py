@@ -15,21 +15,14 @@ from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, la
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.metrics import nearest
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
-from twinsqueeze.neighbourhood import (
-    DRAWN,
-    IntArray,
-    asymmetric_divergence,
-    distributions,
-    divergence,
-    draw_with_nearest,
-)
+from twinsqueeze.neighbourhood import DRAWN, IntArray, distributions, divergence, draw_with_nearest
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
 from twinsqueeze.threads import BLAS, as_in_company
-from twinsqueeze.twins import AsymmetricCosine, Directions, TwinCosine
+from twinsqueeze.twins import Directions, TwinCosine
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -156,69 +149,33 @@ class Trainer:
 
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
+        seeds, _, batch = twins.shape
         drawn = None if self.nearest is None else self._drawn(self.nearest)
         sentences = twins.flatten(1) if drawn is None else torch.cat([twins.flatten(1), drawn], 1)
         activations = self.model.forward(self._inputs(sentences))
-        wanted = None
-        if self.recipe.neighbourhood:
-            reference = self._reference(twins.flatten(1) if drawn is None else drawn)
-            wanted = distributions(reference, reference, self.recipe.temperature)
+        outputs = activations[-1]
+
         quantiser = self.model.quantiser
-        if quantiser and self.recipe.comparison == "asymmetric":
-            loss, gradient = self._asymmetric(activations[-1], quantiser, labels, wanted)
-        else:
-            loss, gradient = self._symmetric(activations[-1], quantiser, labels, wanted)
+        levels, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
+        cosine = TwinCosine(levels[:, : 2 * batch])
+        loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
+        loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
+        if weight := self.recipe.neighbourhood:
+            compared = cosine if drawn is None else Directions(levels[:, 2 * batch :])
+            rows = twins.reshape(seeds, -1) if drawn is None else drawn
+            temperature = self.recipe.temperature
+            wanted = distributions(self._reference(rows), temperature)
+            _, of_unit = divergence(compared.unit, wanted, temperature)
+            of_outputs = compared.backward_unit(of_unit).mul_(weight)
+            gradient = gradient.add_(of_outputs) if drawn is None else torch.cat([gradient, of_outputs], 1)
+        if straight_through:
+            gradient = straight_through(gradient)
 
         self.model.backward(activations, gradient)
         self.optimizer.lr = learning_rate(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
         self.optimizer.step()
         self.steps_done += 1
         return loss
-
-    def _symmetric(
-        self, outputs: torch.Tensor, quantiser: Quantiser | None, labels: torch.Tensor, wanted: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of sentences as they are measured, both of a pair: the losses, (R,), and the gradient of the outputs.
-
-        Args:
-            outputs: (R, N, dim or more) of the pairs' sentences, and of those that are drawn.
-            quantiser: What they are measured through.
-            labels: (S, B).
-            wanted: (S, M, M) the neighbourhoods that the last M sentences are held to, None for none.
-        """
-        seeds, batch = labels.shape
-        levels, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
-        cosine = TwinCosine(levels[:, : 2 * batch])
-        loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
-        loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
-        if wanted is not None:
-            of_pairs = levels.shape[1] == 2 * batch
-            compared = cosine if of_pairs else Directions(levels[:, 2 * batch :])
-            _, of_unit = divergence(compared.unit, wanted, self.recipe.temperature)
-            of_outputs = compared.backward_unit(of_unit).mul_(self.recipe.neighbourhood)
-            gradient = gradient.add_(of_outputs) if of_pairs else torch.cat([gradient, of_outputs], 1)
-        return loss, straight_through(gradient) if straight_through else gradient
-
-    def _asymmetric(
-        self, outputs: torch.Tensor, quantiser: Quantiser, labels: torch.Tensor, wanted: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of queries, which are not quantised, and what is."""
-        seeds, batch = labels.shape
-        levels, straight_through = quantiser.straight_through(outputs)
-        queries, stored = Directions(outputs), Directions(levels)
-        cosine = AsymmetricCosine(queries.unit[:, : 2 * batch], stored.unit[:, : 2 * batch])
-        loss, gradient = self.objective(cosine.value.view(-1, seeds, 2, batch), labels[:, None])  # (A, S, 2, B)
-        of_queries, of_stored = cosine.backward(gradient.view(-1, 2, batch) / 2)
-        if wanted is not None:
-            size, weight = wanted.shape[-1], self.recipe.neighbourhood
-            last = queries.unit[:, -size:], stored.unit[:, -size:]
-            _, *of_last = asymmetric_divergence(*last, wanted, self.recipe.temperature)
-            if outputs.shape[1] > 2 * batch:
-                of_queries, of_stored = (functional.pad(of, (0, 0, 0, size)) for of in (of_queries, of_stored))
-            of_queries[:, -size:].add_(of_last[0], alpha=weight)
-            of_stored[:, -size:].add_(of_last[1], alpha=weight)
-        of_outputs = queries.backward_unit(of_queries)
-        return loss.mean(-1).view(-1), of_outputs.add_(straight_through(stored.backward_unit(of_stored)))
 
     def _drawn(self, near: IntArray) -> torch.Tensor:
         """Sentences whose neighbourhoods are kept in this step, (S, N)."""

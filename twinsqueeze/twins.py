@@ -64,31 +64,3 @@ class TwinCosine(Directions):
         result.addcmul_(self._twins, self.value[:, None, :, None], value=-1)
         result.mul_(gradient[:, None, :, None])
         return result.view(len(result), -1, result.shape[-1]).mul_(self._inverse_length)
-
-
-class AsymmetricCosine:
-    """The cosines of twins of which one is a query, as a layer puts it out, and the other is stored, each way once.
-
-    So does a search compare what is stored in few bits: asymmetric distance computation (Jégou et al. 2011).
-
-    Args:
-        queries: (R, 2B, dim) of length 1: in every replica the B first twins, then the B second ones.
-        stored: What is left of them, of that shape and length.
-
-    Attributes:
-        value: (R, 2, B) the cosines with the first twins as queries, and with the second ones.
-    """
-
-    def __init__(self, queries: torch.Tensor, stored: torch.Tensor) -> None:
-        shape = len(queries), 2, -1, queries.shape[-1]
-        self._queries, self._partners = queries.view(shape), stored.view(shape).flip(1)
-        self.value = pairwise_cosine(self._queries, self._partners)
-
-    def backward(self, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradients of the loss with respect to the queries' unit vectors and to the stored ones.
-
-        Args:
-            gradient: (R, 2, B), of the loss with respect to `value`.
-        """
-        towards = gradient[..., None]
-        return (towards * self._partners).flatten(1, 2), (towards * self._queries).flip(1).flatten(1, 2)
