@@ -210,7 +210,10 @@ def test_a_model_of_product_codes_gives_what_faiss_searches(compress, workplace,
     np.testing.assert_array_equal(index.sa_encode(unit), codes)
     index.add_sa_codes(codes)
     restored = index.sa_decode(codes)
-    _, found = index.search(unit[:100], 5)
+    similarities, found = index.search(unit[:100], 5)
+    cosines = similarities / np.linalg.norm(index.reconstruct_n(0, index.ntotal), axis=1)[found]
+    directions = restored / np.linalg.norm(restored, axis=1, keepdims=True)
+    np.testing.assert_allclose(cosines, np.take_along_axis(unit[:100] @ directions.T, found, 1), atol=1e-5)
     best = np.sort(unit[:100] @ restored.T, 1)[:, -5:]
     np.testing.assert_allclose(np.sort(np.take_along_axis(unit[:100] @ restored.T, found, 1), 1), best, atol=1e-5)
 

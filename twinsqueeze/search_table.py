@@ -42,7 +42,7 @@ NAMES = {
     "mrr": "MRR",
 }
 INDEXES = {"flat": "flat", "hnsw": "HNSW"}
-# FAISS compares codes with queries in floats.
+# FAISS's index of codes takes float queries.
 _TIMED_AS = {"product": None, ASYMMETRIC: "product"}
 ABSENT = "n/a"
 OURS = "trained"

@@ -2,7 +2,7 @@
 
 # Numbers that product codes make one byte of.
 PART = 4
-# Said of rows where stored vectors are compared with queries that are not quantised, as FAISS compares codes.
+# Said of rows where queries that are not quantised are compared with stored vectors, as in a search of codes.
 FLOAT_QUERIES = "float queries"
 # The product quantiser of FAISS's whose search is timed.
 TIMED_QUANTISER = 32
