@@ -138,5 +138,8 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
     assert lines["trained mlp, float32"].get_xydata() == pytest.approx(np.array([[0.3, 0.85], [0.305, 0.8]]))
     assert lines["trained linear as codes, binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
     assert lines["FAISS PQ"].get_xydata().tolist() == [[0.6, 0.6], [0.6, 0.6]]
+    asked = lines["trained linear as codes, binary, float queries"]
+    assert asked.get_xydata() == pytest.approx(np.array([[0.4, 0.4]]))
+    assert (asked.get_marker(), asked.get_markerfacecolor()) == ("^", "white")
     written = [text.get_text() for text in figure.axes[0].texts]
     assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "8", "1,536", "16", "64"])

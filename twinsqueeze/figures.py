@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from twinsqueeze.sizes import FLOAT_QUERIES
 from twinsqueeze.texts import unmathed
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -186,7 +187,10 @@ def _power_of_ten(value: float, _: float) -> str:
 
 
 def _styles(methods: Iterable[str], ours: str) -> dict[str, dict[str, Any]]:
-    """How each method's line is drawn: a colour a family, a marker a precision, and ours larger and above."""
+    """How each method's line is drawn: a colour a family, a marker a precision, and ours larger and above.
+
+    Markers are open of vectors at int8 that need no labels, and where a method is searched with float queries.
+    """
     families = dict.fromkeys(_family(name)[0] for name in methods)
     trained = [name for name in families if name.startswith(ours)]
     colours = dict(zip(trained, cycle(OUR_COLOURS), strict=False))
@@ -195,18 +199,20 @@ def _styles(methods: Iterable[str], ours: str) -> dict[str, dict[str, Any]]:
     for name in methods:
         family, precision = _family(name)
         stands_out = family in trained
+        is_open = name.endswith(FLOAT_QUERIES) or (precision == "int8" and not stands_out)
         styles[name] = {
             "color": colours[family],
             "marker": PRECISION_MARKERS.get(precision, "D"),
             "ms": 8 if stands_out else 5,
             "zorder": 3 if stands_out else 2,
-            "mfc": colours[family] if stands_out or precision != "int8" else "white",
+            "mfc": "white" if is_open else colours[family],
         }
     return styles
 
 
 def _family(method: str) -> tuple[str, str]:
-    """A method's name without its precision, and the precision; float32 where the name has none."""
+    """A method's name without its precision and float queries, and the precision; float32 where the name has none."""
+    method = method.removesuffix(f", {FLOAT_QUERIES}")
     family, _, last = method.rpartition(", ")
     return (family, last) if last in PRECISION_MARKERS else (method, "PQ" if "PQ" in method else "float32")
 
