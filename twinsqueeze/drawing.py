@@ -41,7 +41,7 @@ def here(drawings: Mapping[Path, Drawing]) -> Iterator[None]:
 
 @contextmanager
 def processes(replicas: int) -> Iterator[Draw]:
-    """A `Draw` for a grid, with processes that start at once, and end soon after the context or with this process.
+    """A `Draw` for a grid, with processes that start at once, and end with the context or with this process.
 
     Args:
         replicas: How many runs will have their figures drawn. For a few, and where there can be no processes, they are
@@ -57,7 +57,9 @@ def _pool(stack: ExitStack) -> ProcessPoolExecutor | None:
     count = min(os.cpu_count() or 1, MOST_PROCESSES)
     try:
         pool = ProcessPoolExecutor(count, Spawned(), _begin)
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        # Waits until they have ended: Python does so at its own end at the latest, and then, before 3.12, may complain
+        # that a pipe of theirs is closed.
+        stack.callback(pool.shutdown, cancel_futures=True)
         with starting():
             for _ in range(count):
                 pool.submit(_nothing)  # a process starts when there is something to do
