@@ -64,17 +64,17 @@ def test_the_reciprocal_rank_of_single_partners_is_scikit_learns(sentences):
 def test_queries_that_are_not_what_is_found_are_scikit_learns(sentences):
     vectors, reference, first, second, scores = sentences
     wanted = partners(first, second, scores)
-    stored = np.sign(vectors)
+    stored = vectors.round()  # no two are level, as signs would be
     found = NearestNeighbors(metric="cosine", algorithm="brute").fit(stored).kneighbors(vectors, 90)[1]
     others = [row[row != query] for query, row in enumerate(found)]
     ours = search(stored, reference, wanted, queries=vectors, block=32)
     kept = [len(set(them[:10]) & set(before)) / 10 for them, before in zip(others, reference, strict=True)]
-    assert ours.neighbours_kept == pytest.approx(np.mean(kept), abs=0.005)  # in float64 others are level
+    assert ours.neighbours_kept == pytest.approx(np.mean(kept))
     best = [
         1 / (1 + min(others[query].tolist().index(target) for target in wanted.targets[wanted.queries == query]))
         for query in np.unique(wanted.queries)
     ]
-    assert ours.mrr == pytest.approx(np.mean(best), abs=0.001)
+    assert ours.mrr == pytest.approx(np.mean(best))
     assert ours != search(stored, reference, wanted)
 
 

@@ -131,7 +131,7 @@ def of_table(table: AblationTable) -> list[SearchRow]:
 
 def _speeds(runs: Sequence[TrainedRun], stored: str | None) -> dict[str, Spread]:
     """How fast vectors that are stored in some way are searched, of the runs that have had it timed; None for none."""
-    found = {index: values(runs, speed_name(f"{index}_{stored}")) for index in INDEXES}
+    found = {index: values(runs, speed_name(f"{index}_{stored}")) for index in INDEXES} if stored else {}
     return {index: Spread.of(timed) for index, timed in found.items() if timed}
 
 
