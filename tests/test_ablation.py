@@ -231,7 +231,7 @@ def test_runs_from_before_a_field_was_there_are_of_the_same_recipe(place, compar
     run = of_kind(place, "train")[0]
     recipe = comparison._trained_run(run, None).recipe
     assert recipe.digest == run.data.tags["twinsqueeze.recipe_digest"]
-    for later in ("nearest", "synthetic"):
+    for later in ("nearest", "synthetic", "part"):
         del run.data.params[later]
     assert comparison._trained_run(run, None).recipe == recipe
     del run.data.params["alpha"]

@@ -50,8 +50,10 @@ def refused(outcome: tuple[int, str, str], workplace, made: Collection[str] = ()
         (["--start", "head"], "start must be random, or for a linear or wide compressor components or head, not"),
         (
             ["--architecture", "linear", "--dim", "30", "--precision", "product"],
-            "precision must be float32 or",
+            "precision must be float32 or binary, or product for a linear or wide compressor whose dim is a multiple",
         ),
+        (["--architecture", "linear", "--part", "6", "--precision", "product"], "precision must be float32 or binary"),
+        (["--part", "0"], "part must be a whole number of at least 1, not '0'"),
         (["--synthetic", "-1"], "synthetic must be a whole number from 0 to 100000, not '-1'"),
         (["--temperature", "0"], "temperature must be a finite number above 0"),
         (["--labels", "none"], "labels must be tanh or linear"),

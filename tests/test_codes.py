@@ -8,7 +8,6 @@ from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, balanced, fit_codebooks
-from twinsqueeze.sizes import PART
 
 REPLICAS, ROWS, DIM = 2, 300, 12
 
@@ -17,10 +16,10 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-@pytest.fixture
-def codebooks() -> torch.Tensor:
+@pytest.fixture(params=[3, 4, 6])
+def codebooks(request) -> torch.Tensor:
     vectors = unit(REPLICAS, 900, DIM, seed=1).numpy()
-    return torch.stack([fit_codebooks(part, seed) for seed, part in enumerate(vectors)])
+    return torch.stack([fit_codebooks(each, request.param, seed) for seed, each in enumerate(vectors)])
 
 
 def faiss_index(codebooks: torch.Tensor) -> faiss.IndexPQ:
@@ -45,11 +44,12 @@ def test_codes_are_faisss(codebooks):
         np.testing.assert_array_equal(quantiser.replica(r).levels(vectors[r : r + 1]).numpy()[0], decoded[r])
 
 
-def test_codebooks_are_as_good_as_faisss():
+@pytest.mark.parametrize("part", [4, 6])
+def test_codebooks_are_as_good_as_faisss(part):
     vectors = unit(2000, DIM, seed=2).numpy()
-    ours = fit_codebooks(vectors, 0)
-    assert ours.shape == (DIM // PART, 256, PART)
-    index = faiss.IndexPQ(DIM, DIM // PART, 8)
+    ours = fit_codebooks(vectors, part, 0)
+    assert ours.shape == (DIM // part, 256, part)
+    index = faiss.IndexPQ(DIM, DIM // part, 8)
     index.train(vectors)
 
     def distortion(restored: np.ndarray) -> float:
@@ -58,8 +58,8 @@ def test_codebooks_are_as_good_as_faisss():
     mine = ProductCodes(ours[None])
     lost = distortion(mine.levels(torch.from_numpy(vectors)[None])[0].numpy())
     assert lost < 1.05 * distortion(index.sa_decode(index.sa_encode(vectors)))
-    assert torch.equal(fit_codebooks(vectors, 0), ours)
-    assert not torch.equal(fit_codebooks(vectors, 1), ours)
+    assert torch.equal(fit_codebooks(vectors, part, 0), ours)
+    assert not torch.equal(fit_codebooks(vectors, part, 1), ours)
 
 
 def test_codebooks_do_not_depend_on_the_number_of_threads():
@@ -67,15 +67,15 @@ def test_codebooks_do_not_depend_on_the_number_of_threads():
 
     def fitted(threads: int) -> torch.Tensor:
         with threadpool_limits(threads):
-            return fit_codebooks(vectors, 0)
+            return fit_codebooks(vectors, 4, 0)
 
     assert torch.equal(fitted(1), fitted(2))
 
 
 def test_few_vectors_have_as_many_centroids():
     vectors = unit(5, 8).numpy()
-    codebooks = fit_codebooks(np.concatenate([vectors, vectors[:1]]), 0)
-    assert codebooks.shape == (2, 6, PART)
+    codebooks = fit_codebooks(np.concatenate([vectors, vectors[:1]]), 4, 0)
+    assert codebooks.shape == (2, 6, 4)
     found = ProductCodes(codebooks[None]).levels(torch.from_numpy(vectors)[None])[0]
     np.testing.assert_allclose(found.numpy(), vectors, atol=1e-6)
 
@@ -111,11 +111,12 @@ def test_the_gradient_goes_straight_through(kind, codebooks):
     torch.testing.assert_close(found[..., :DIM], outputs.grad[..., :DIM], atol=1e-5, rtol=1e-4)
 
 
-def test_parts_have_about_equal_tasks():
+@pytest.mark.parametrize("part", [2, 4, 8])
+def test_parts_have_about_equal_tasks(part):
     variances = 0.8 ** np.arange(32)
-    order = balanced(variances.tolist())
+    order = balanced(variances.tolist(), part)
     assert sorted(order) == list(range(32))
-    products = np.log(variances[order].reshape(-1, PART)).sum(1)
-    assert np.ptp(products) < 0.2 * np.ptp(np.log(variances.reshape(-1, PART)).sum(1))
+    products = np.log(variances[order].reshape(-1, part)).sum(1)
+    assert np.ptp(products) < 0.2 * np.ptp(np.log(variances.reshape(-1, part)).sum(1))
     # Two parts, by hand: 256 | 128, then 64 and 32 to the smaller product each time, and so on.
-    assert balanced([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0]) == [0, 3, 4, 7, 1, 2, 5, 6]
+    assert balanced([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0], 4) == [0, 3, 4, 7, 1, 2, 5, 6]

@@ -62,8 +62,8 @@ def _codes(known: dict) -> bytes:
     """What a training of product codes writes."""
     layers = orthogonal_layer((384, 16), np.random.default_rng(0), None)
     begun = Compressor([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
-    quantiser = ProductCodes(fit_codebooks(begun.numpy(), 0)[None])
-    recipe = Recipe(dim=16, architecture="linear", precision="product")
+    quantiser = ProductCodes(fit_codebooks(begun.numpy(), 8, 0)[None])
+    recipe = Recipe(dim=16, architecture="linear", part=8, precision="product")
     return write_checkpoint(Compressor([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
 
 
@@ -199,7 +199,7 @@ def test_a_model_of_product_codes_gives_what_faiss_searches(compress, workplace,
     """Without a precision, what it was trained as; in FAISS, an index with the codebooks that travel with the model."""
     np.save(workplace.folder / "in.npy", vectors)
     codes, _ = compress("in.npy", model="codes")
-    assert (codes.dtype, codes.shape) == (np.uint8, (ROWS, 4))
+    assert (codes.dtype, codes.shape) == (np.uint8, (ROWS, 2))
     unit, _ = compress("in.npy", "--precision", "float32", "--overwrite", "true", model="codes")
     codebooks = load_file(models / "codes" / "compressor.safetensors")["codebooks"]
     parts, centroids, width = codebooks.shape

@@ -67,7 +67,7 @@ def test_indexes_hold_what_a_compressor_was_trained_as(sentences):
     assert "flat_binary" in costs_of(linear(16, Signs()), sentences)
     assert "flat_float32" not in costs_of(linear(16, Signs()), sentences)
     begun = linear(16).compress(torch.from_numpy(sentences)).numpy()
-    codes = ProductCodes(fit_codebooks(begun, 0)[None])
+    codes = ProductCodes(fit_codebooks(begun, 4, 0)[None])
     costs = costs_of(linear(16, codes), sentences)
     assert costs["flat_product"].bytes == 4
     assert {"flat_float32", "flat_binary", "hnsw_float32"}.isdisjoint(costs)

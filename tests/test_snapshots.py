@@ -28,7 +28,7 @@ RECIPES = {
     "published": {},
     "ten numbers": {"dim": 10, "lr": 1e-3},
     "signs": LINEAR | {"precision": "binary", "neighbourhood": 0.1},
-    "codes": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "components", "dim": 12},
+    "codes": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "components", "dim": 12, "part": 6},
     "heads": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head", "dim": 12},
     "teachers": LINEAR | {"neighbourhood": 1, "nearest": 2, "teacher": "head"},
     "wide": LINEAR | {"architecture": "wide", "neighbourhood": 1, "nearest": 2, "start": "head", "teacher": "head"},

@@ -5,7 +5,6 @@ from sklearn.decomposition import PCA
 
 from tests.conftest import random_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.sizes import PART
 from twinsqueeze.starts import components, initial_layers
 
 VECTORS = random_pairs(pairs=10, sentences=500, dimension=24, seed=1).embeddings
@@ -63,8 +62,8 @@ def test_a_compressor_begins_at_a_scale_and_keeps_the_cosines(precision, start):
     if precision == "binary":  # turned, so that no bit has all to say
         assert spread.max() / spread.min() < 0.5 * expected.var(0).max() / expected.var(0).min()
     if precision == "product":
-        parts = np.log(spread.reshape(-1, PART)).sum(1)
-        assert np.ptp(parts) < np.ptp(np.log(np.sort(spread).reshape(-1, PART)).sum(1))
+        parts = np.log(spread.reshape(-1, recipe.part)).sum(1)
+        assert np.ptp(parts) < np.ptp(np.log(np.sort(spread).reshape(-1, recipe.part)).sum(1))
 
 
 def test_seeds_turn_signs_in_ways_of_their_own():

@@ -92,11 +92,11 @@ class Signs(torch.autograd.Function):
 
 
 class Levels(torch.autograd.Function):
-    """The nearest centroids of each four numbers, whose gradient is taken as that of the identity."""
+    """The nearest centroids of each part, whose gradient is taken as that of the identity."""
 
     @staticmethod
     def forward(ctx, x, codebooks):
-        parts = x.view(len(x), -1, 1, 4)
+        parts = x.view(len(x), -1, 1, codebooks.shape[-1])
         nearest = (parts - codebooks).square().sum(-1).argmin(-1)
         return torch.cat([codebook[found] for codebook, found in zip(codebooks, nearest.T, strict=True)], 1)
 
@@ -129,23 +129,23 @@ class Branched(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "precision", "neighbourhood", "nearest", "start", "teacher", "others"),
+    ("architecture", "precision", "part", "neighbourhood", "nearest", "start", "teacher", "others"),
     [
-        ("linear", "float32", 0.0, 0, "random", "encoder", 0),
-        ("linear", "float32", 0.3, 0, "random", "encoder", 0),
-        ("linear", "float32", 0.3, 2, "random", "encoder", 0),
-        ("linear", "float32", 0.3, 2, "random", "encoder", 90),
-        ("linear", "binary", 0.0, 0, "random", "encoder", 0),
-        ("linear", "binary", 0.3, 0, "random", "encoder", 90),
-        ("linear", "product", 0.3, 0, "head", "head", 0),
-        ("linear", "product", 0.3, 3, "head", "head", 0),
-        ("wide", "float32", 0.0, 0, "random", "encoder", 0),
-        ("wide", "binary", 0.3, 0, "random", "encoder", 0),
-        ("wide", "product", 0.3, 3, "head", "head", 90),
+        ("linear", "float32", 4, 0.0, 0, "random", "encoder", 0),
+        ("linear", "float32", 4, 0.3, 0, "random", "encoder", 0),
+        ("linear", "float32", 4, 0.3, 2, "random", "encoder", 0),
+        ("linear", "float32", 4, 0.3, 2, "random", "encoder", 90),
+        ("linear", "binary", 4, 0.0, 0, "random", "encoder", 0),
+        ("linear", "binary", 4, 0.3, 0, "random", "encoder", 90),
+        ("linear", "product", 4, 0.3, 0, "head", "head", 0),
+        ("linear", "product", 2, 0.3, 3, "head", "head", 0),
+        ("wide", "float32", 4, 0.0, 0, "random", "encoder", 0),
+        ("wide", "binary", 4, 0.3, 0, "random", "encoder", 0),
+        ("wide", "product", 4, 0.3, 3, "head", "head", 90),
     ],
 )
 def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
-    architecture, precision, neighbourhood, nearest, start, teacher, others, small_train, small_dev, monkeypatch
+    architecture, precision, part, neighbourhood, nearest, start, teacher, others, small_train, small_dev, monkeypatch
 ):
     """A linear layer, alone or with a branch, Pearson's correlation, AdamW, codes and neighbours, with autograd.
 
@@ -154,7 +154,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", 30)
     decay = 0.05 if architecture == "linear" else 0.0  # of what carries a layer past ReLU it would be another one
     recipe = Recipe(
-        architecture=architecture, objective="pearson", labels="linear", precision=precision,
+        architecture=architecture, objective="pearson", labels="linear", part=part, precision=precision,
         neighbourhood=neighbourhood, nearest=nearest, start=start, teacher=teacher, temperature=0.1,
         dim=8, epochs=3, lr=1e-3, weight_decay=decay, schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
@@ -175,7 +175,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
         linear = recipe.model_copy(update={"architecture": "linear"})
         ((weight, bias),) = initial_layers(linear, known.numpy(), streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
-        codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), 7)
+        codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), part, 7)
     model: nn.Module = layer
     if architecture == "wide":
         model = Branched(layer, streams.weights)
@@ -278,6 +278,7 @@ WIDE = LINEAR | {"architecture": "wide"}
         (33, LINEAR | {"neighbourhood": 0.1}),
         (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
         (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
+        (48, LINEAR | {"precision": "product", "part": 8, "neighbourhood": 1, "start": "head"}),
         (20, LINEAR | {"precision": "product", "neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
         (32, LINEAR | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
         (20, WIDE | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),

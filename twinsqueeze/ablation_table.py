@@ -26,7 +26,7 @@ SEARCH_COST = "search_cost"
 # What tells compressors of one name from each other.
 TELLING = (
     "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "nearest", "synthetic",
-    "temperature", "teacher", "head_alpha",
+    "temperature", "teacher", "head_alpha", "part",
 )  # fmt: skip
 
 

@@ -13,14 +13,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
-from twinsqueeze.sizes import PART
-
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Backward = Callable[[torch.Tensor], torch.Tensor]
 
 # Vectors are divided by no less, as by `torch.nn.functional.normalize`.
 SHORTEST = 1e-12
-# Of a product code: so many numbers become one of 256 centroids, a byte.
+# Of a part of a product code, which becomes one of them, a byte.
 CENTROIDS = 256
 KMEANS_ITERATIONS = 25
 # Vectors that are compared with all centroids at a time, so that memory stays bounded.
@@ -76,33 +74,38 @@ class ProductCodes:
     """A product quantiser (Jégou et al. 2011) of vectors of length 1: each part becomes the nearest of its centroids.
 
     Args:
-        codebooks: (R, M, K, PART) float32, the K centroids of each of the M parts.
+        codebooks: (R, M, K, P) float32, the K centroids of each of the M parts, of P numbers each.
     """
 
     precision = "product"
 
     def __init__(self, codebooks: torch.Tensor) -> None:
         self.codebooks = codebooks
-        # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest: with a 1 behind x, one product, (R, M, PART + 1, K).
+        # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest: with a 1 behind x, one product, (R, M, P + 1, K).
         self._factors = torch.cat([codebooks, codebooks.square().sum(-1, keepdim=True) / -2], -1).mT.contiguous()
+
+    @property
+    def part(self) -> int:
+        """Numbers of a part."""
+        return int(self.codebooks.shape[3])
 
     @property
     def dim(self) -> int:
         """Numbers of a vector."""
-        return int(self.codebooks.shape[1]) * PART
+        return int(self.codebooks.shape[1]) * self.part
 
     def codes(self, unit: torch.Tensor) -> torch.Tensor:
         """The nearest centroid of each part, (R, N, M) int64, of (R, N, dim) vectors of length 1."""
         found = []
         for vectors, factors in zip(unit, self._factors, strict=True):
-            parts = functional.pad(vectors.view(len(vectors), -1, PART).transpose(0, 1), (0, 1), value=1.0)
+            parts = functional.pad(vectors.view(len(vectors), -1, self.part).transpose(0, 1), (0, 1), value=1.0)
             blocks = [_greatest(torch.bmm(part, factors)) for part in parts.split(BLOCK, 1)]
             found.append(torch.cat(blocks, 1).T)
         return torch.stack(found)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """The centroids, (R, N, dim), of (R, N, M) codes."""
-        parts = codes.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, PART)  # (R, M, N, PART)
+        parts = codes.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.part)  # (R, M, N, P)
         return self.codebooks.gather(2, parts).transpose(1, 2).flatten(2)
 
     def levels(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -134,47 +137,49 @@ def _greatest(numbers: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(numbers.numpy().argmax(-1)) if numbers.device.type == "cpu" else numbers.argmax(-1)
 
 
-def fit_codebooks(vectors: FloatArray, seed: int) -> torch.Tensor:
+def fit_codebooks(vectors: FloatArray, part: int, seed: int) -> torch.Tensor:
     """The centroids of a product quantiser, by k-means of each part.
 
     Args:
-        vectors: (N, dim) float32 of length 1, dim a multiple of `PART`.
+        vectors: (N, dim) float32 of length 1.
+        part: Numbers of a part, by which dim can be divided.
         seed: Of the vectors that k-means begins with.
 
     Returns:
-        (dim / PART, K, PART) float32, where K is `CENTROIDS`, or N if that is less.
+        (dim / part, K, part) float32, where K is `CENTROIDS`, or N if that is less.
     """
     # scikit-learn takes a second to import, which a training in floats need not pay
     from sklearn.cluster import KMeans  # noqa: PLC0415
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
 
-    parts = vectors.reshape(len(vectors), -1, PART).transpose(1, 0, 2)
+    parts = vectors.reshape(len(vectors), -1, part).transpose(1, 0, 2)
     kmeans = KMeans(
         min(CENTROIDS, len(vectors)), init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed
     )
     # On one thread: several add up their sums in whatever order they come, and the last bits are others every time.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct vectors than centroids
-        fitted = [kmeans.fit(np.ascontiguousarray(part)).cluster_centers_ for part in parts]
+        fitted = [kmeans.fit(np.ascontiguousarray(numbers)).cluster_centers_ for numbers in parts]
     return torch.from_numpy(np.stack(fitted).astype(np.float32))
 
 
-def balanced(variances: Sequence[float]) -> list[int]:
+def balanced(variances: Sequence[float], part: int) -> list[int]:
     """An order of numbers of some variances in which the parts of a product code have about equal tasks.
 
     Ge et al. 2013 (Optimized product quantization, section 3.2.1): each, from the largest on, goes to the part that is
     not full and has the least product of variances yet.
 
     Args:
-        variances: Of a multiple of `PART` numbers, each above 0.
+        variances: Of a multiple of `part` numbers, each above 0.
+        part: Numbers of a part.
 
     Returns:
-        Indices; the first `PART` are the first part.
+        Indices; the first `part` are the first part.
     """
-    parts: list[list[int]] = [[] for _ in range(len(variances) // PART)]
+    parts: list[list[int]] = [[] for _ in range(len(variances) // part)]
     # Relative to the least, so that a part with more numbers never has a smaller product.
     logarithms = np.log(np.asarray(variances) / np.min(variances)) + 1e-9
     for index in np.argsort(-logarithms, kind="stable"):
-        open_parts = [part for part in parts if len(part) < PART]
-        min(open_parts, key=lambda part: logarithms[part].sum()).append(int(index))
-    return [index for part in parts for index in part]
+        open_parts = [indices for indices in parts if len(indices) < part]
+        min(open_parts, key=lambda indices: logarithms[indices].sum()).append(int(index))
+    return [index for indices in parts for index in indices]

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch.nn import functional
 
 from twinsqueeze.codes import CENTROIDS, ProductCodes, Quantiser, Signs
-from twinsqueeze.sizes import PART
+from twinsqueeze.sizes import bytes_a_vector
 
 MLP_HIDDEN = (128, 64)
 # Units of a wide compressor besides those that carry the linear layer it begins as.
@@ -176,8 +176,13 @@ class Compressor:
 
     @property
     def codebooks(self) -> torch.Tensor | None:
-        """(M, K, PART) float32, those of product codes."""
+        """(M, K, P) float32, those of product codes: K centroids for each of M parts of P numbers."""
         return self.quantiser.codebooks[0] if isinstance(self.quantiser, ProductCodes) else None
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a compressed vector as it is measured."""
+        return bytes_a_vector(self.precision, self.dim) if self.codebooks is None else len(self.codebooks)
 
     @property
     def input_dimension(self) -> int:
@@ -265,7 +270,7 @@ class Compressor:
         compressor = cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], quantiser)
         if codebooks is not None:
             parts, centroids, numbers = codebooks.shape
-            if (parts * numbers, numbers) != (compressor.dim, PART) or not 1 <= centroids <= CENTROIDS:
+            if parts * numbers != compressor.dim or not 1 <= centroids <= CENTROIDS:
                 raise ValueError(f"codebooks of shape {tuple(codebooks.shape)} for vectors of {compressor.dim} numbers")
         return compressor
 

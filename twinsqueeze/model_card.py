@@ -47,7 +47,8 @@ class Choice:
 
 def sizes(recipe: Recipe) -> dict[str, int]:
     """Bytes of a compressed vector as it was trained and as sentence-transformers can keep it."""
-    return {precision: bytes_a_vector(precision, recipe.dim) for precision in (recipe.precision, *PRECISIONS)}
+    kept_as = {precision: bytes_a_vector(precision, recipe.dim) for precision in PRECISIONS}
+    return {recipe.precision: recipe.vector_bytes, **kept_as}
 
 
 def model_card(

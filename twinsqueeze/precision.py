@@ -21,9 +21,18 @@ Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
 
 
-def row_type(precision: str, dim: int) -> tuple[np.dtype[Any], int]:
-    """The type of the numbers of a row of `quantise`, and how many they are."""
+def row_type(precision: str, dim: int, codebooks: "torch.Tensor | None" = None) -> tuple[np.dtype[Any], int]:
+    """The type of the numbers of a row of `quantise`, and how many they are.
+
+    Args:
+        precision: One of `PRECISIONS`.
+        dim: Numbers in a compressed vector.
+        codebooks: The model's, (M, K, P); needed for product alone.
+    """
     dtype = np.dtype({"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8))
+    if precision == "product":
+        assert codebooks is not None
+        return dtype, len(codebooks)
     return dtype, bytes_a_vector(precision, dim) // dtype.itemsize
 
 
@@ -70,7 +79,7 @@ def quantise(
         vectors: (N, dim) float32.
         precision: One of `PRECISIONS`.
         ranges: The model's; needed for int8 alone.
-        codebooks: The model's, (M, K, PART); needed for product alone.
+        codebooks: The model's, (M, K, P); needed for product alone.
 
     Returns:
         (N, dim) float32 or int8, (N, M) uint8 (product), or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, one_line, short
-from twinsqueeze.sizes import PART, bytes_a_vector
+from twinsqueeze.sizes import bytes_a_vector
 
 MAX_SEED = 2**31 - 1
 MAX_COMBINATIONS = 2000
@@ -94,10 +94,17 @@ class Recipe(BaseModel):
         "components of the train sentences' vectors. head: those of a linear layer of all d numbers that is trained "
         "on the scores before.",
     )
+    part: int = _field(
+        4,
+        "a whole number of at least 1",
+        "Numbers that product codes make one byte of; nothing where there are none. Longer parts cover more numbers in "
+        "as many bytes, each less exactly.",
+        ge=1,
+    )
     precision: Literal["float32", "product", "binary"] = _field(
         "float32",
-        "float32 or binary, or product for a linear or wide compressor whose dim is a multiple of 4",
-        "What vectors are trained and measured as, through the quantiser. product: each four numbers become one of 256 "
+        "float32 or binary, or product for a linear or wide compressor whose dim is a multiple of part",
+        "What vectors are trained and measured as, through the quantiser. product: each part becomes one of 256 "
         "centroids, a byte; binary: the signs, a bit each.",
     )
     objective: Literal["mse", "pearson"] = _field(
@@ -184,7 +191,7 @@ class Recipe(BaseModel):
     def _fits_the_architecture(cls, value: str, info: ValidationInfo) -> str:
         if value in {"components", "head", "product"} and info.data.get("architecture") == "mlp":
             raise ValueError("only linear layers begin with what train sentences have")
-        if value == "product" and info.data.get("dim", 0) % PART:
+        if value == "product" and info.data.get("dim", 0) % info.data.get("part", 1):
             raise ValueError("parts are whole")
         return value
 
@@ -227,14 +234,14 @@ class Recipe(BaseModel):
 
     @property
     def compressor_name(self) -> str:
-        """The compressor without noise and seed, such as `mlp32` or `linear256-binary`."""
-        precision = "" if self.precision == "float32" else f"-{self.precision}"
+        """The compressor without noise and seed, such as `mlp32`, `linear256-binary` or `linear128-product4`."""
+        precision = {"float32": "", "product": f"-product{self.part}"}.get(self.precision, f"-{self.precision}")
         return f"{self.architecture}{self.dim}{precision}"
 
     @property
     def vector_bytes(self) -> int:
         """Bytes of a compressed vector as it is measured."""
-        return bytes_a_vector(self.precision, self.dim)
+        return self.dim // self.part if self.precision == "product" else bytes_a_vector(self.precision, self.dim)
 
 
 # What `best` trains: experiments/best.yaml has its seeds and sizes, experiments/LOG.md how it was found.
@@ -243,6 +250,7 @@ BEST: dict[str, Any] = {
     "start": "head",
     "precision": "product",
     "dim": 128,
+    "part": 4,
     "objective": "pearson",
     "labels": "linear",
     "teacher": "head",

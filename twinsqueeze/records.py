@@ -27,7 +27,6 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import LoggedData, RunWriter
 from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
-from twinsqueeze.sizes import bytes_a_vector
 from twinsqueeze.texts import markdown
 from twinsqueeze.training import Fitted
 
@@ -45,6 +44,7 @@ class Outcome:
         text: What was done, in a sentence or two.
         dim: Numbers in a compressed vector.
         precision: What it was trained as.
+        bytes: Of a compressed vector as it was trained.
         assessments: The compressor on each split that was looked at.
         baselines: The same splits with what needs no labels.
         costs: Of searches, where they were asked for.
@@ -54,19 +54,15 @@ class Outcome:
     text: str
     dim: int
     precision: str
+    bytes: int
     assessments: dict[str, Assessment]
     baselines: list[BaselineScores]
     costs: Sequence[IndexCost] = ()
 
     @property
-    def bytes(self) -> int:
-        """Of a compressed vector as it was trained."""
-        return bytes_a_vector(self.precision, self.dim)
-
-    @property
     def search(self) -> list[SearchRow]:
         """The rows of the table of search."""
-        return search_table.of_run(self.title, self.precision, self.dim, self.assessments, self.baselines)
+        return search_table.of_run(self.title, self.precision, self.dim, self.bytes, self.assessments, self.baselines)
 
 
 def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
@@ -118,6 +114,7 @@ def end_training(
         ),
         dim=recipe.dim,
         precision=recipe.precision,
+        bytes=recipe.vector_bytes,
         assessments=assessments,
         baselines=material.baselines(splits, recipe.labels, recipe.dim),
     )

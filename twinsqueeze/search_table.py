@@ -82,6 +82,7 @@ def of_run(
     title: str,
     precision: str,
     dim: int,
+    size: int,
     assessments: Mapping[str, "Assessment"],
     baselines: Sequence["BaselineScores"],
 ) -> list[SearchRow]:
@@ -91,6 +92,7 @@ def of_run(
         title: What the compressor is called.
         precision: What it was trained as.
         dim: Numbers in its vectors.
+        size: Bytes of a vector as it was trained.
         assessments: It on each split that was looked at.
         baselines: The same splits with what needs no labels.
     """
@@ -103,7 +105,7 @@ def of_run(
             for score in SEARCH_SCORES
         }
         if found:
-            rows.append(_ours(title, OURS, precision, kept_as, dim, found))
+            rows.append(_ours(title, OURS, precision, kept_as, dim, size, found))
     for baseline in baselines:
         found = {
             metric_name(split, score): Spread(scores[score], float("nan"), baseline.draws)
@@ -122,7 +124,7 @@ def of_table(table: AblationTable) -> list[SearchRow]:
         alpha = f"{name}, alpha {best.recipe.alpha:g}"
         precision, dim, group = best.recipe.precision, best.recipe.dim, f"{OURS} {best.recipe.architecture}"
         for kept in _kept_as(precision):
-            row = _ours(alpha, group, precision, kept, dim, _at(best, kept))
+            row = _ours(alpha, group, precision, kept, dim, best.bytes, _at(best, kept))
             rows.append(replace(row, speeds=_speeds(best.runs, _TIMED_AS.get(kept, kept))))
     runs = [run for row in table.rows for run in row.runs]
     rows += [replace(_baseline(row), speeds=_speeds(runs, _stored(row.name))) for row in table.baselines]
@@ -147,11 +149,12 @@ def _kept_as(precision: str) -> Sequence[str]:
     return PRECISIONS if precision == "float32" else (precision, ASYMMETRIC)
 
 
-def _ours(name: str, group: str, precision: str, kept_as: str, dim: int, scores: Mapping[str, Spread]) -> SearchRow:
+def _ours(
+    name: str, group: str, precision: str, kept_as: str, dim: int, size: int, scores: Mapping[str, Spread]
+) -> SearchRow:
     if precision == "float32":
         return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_a_vector(kept_as, dim), True, scores)
     asked = f", {FLOAT_QUERIES}" if kept_as == ASYMMETRIC else ""
-    size = bytes_a_vector(precision, dim)
     return SearchRow(f"{name}{asked}", f"{group} as codes, {precision}{asked}", size, True, scores)
 
 

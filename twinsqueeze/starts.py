@@ -51,7 +51,7 @@ def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Gene
         return _layer(weight * scale, bias * scale)
     scale = QUANTISED_SCALE / np.sqrt(np.square(outputs).mean())
     if recipe.precision == "product":
-        order = balanced(variances.tolist())
+        order = balanced(variances.tolist(), recipe.part)
         return _layer(weight[order] * scale, bias[order] * scale)
     # A sign says as little of the first component as of the last one.
     rotation = _orthogonal(generator, recipe.dim, recipe.dim) * scale

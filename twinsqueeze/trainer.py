@@ -92,7 +92,7 @@ class Trainer:
                     initial_layers(recipe, self.vectors.cpu().numpy(), streams.weights, start)
                     for streams, start in zip(self.streams, starts, strict=True)
                 ]
-                quantiser = _quantiser(recipe.precision, layers, self.vectors, seeds, len(alphas))
+                quantiser = _quantiser(recipe, layers, self.vectors, seeds, len(alphas))
             teachers = heads if recipe.teacher == "head" else None
         else:  # the weights are filled in below
             layers = [_empty(layer_sizes(recipe.architecture, dimension, recipe.dim))] * len(seeds)
@@ -203,16 +203,16 @@ class Trainer:
 
 
 def _quantiser(
-    precision: str, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
+    recipe: Recipe, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
 ) -> Quantiser | None:
     """The quantiser that the replicas of every alpha and seed are trained through, seeds running fastest."""
-    if precision != "product":
-        return _quantiser_of(precision, None)
+    if recipe.precision != "product":
+        return _quantiser_of(recipe.precision, None)
     # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
     device = vectors.device
     begun = [Compressor(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
-    codebooks = [fit_codebooks(outputs, seed) for outputs, seed in zip(begun, seeds, strict=True)]
-    return _quantiser_of(precision, torch.stack(codebooks * alphas).to(device))
+    codebooks = [fit_codebooks(outputs, recipe.part, seed) for outputs, seed in zip(begun, seeds, strict=True)]
+    return _quantiser_of(recipe.precision, torch.stack(codebooks * alphas).to(device))
 
 
 def _quantiser_of(precision: str, codebooks: torch.Tensor | None) -> Quantiser | None:

@@ -170,6 +170,7 @@ def evaluate(
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",
             dim=compressor.dim,
             precision=compressor.precision,
+            bytes=compressor.vector_bytes,
             assessments={split: material.evaluator(split, recipe.labels)(compressor.to(where), ranges)},
             baselines=material.baselines([split], recipe.labels, compressor.dim),
             costs=_time_search(compressor, ranges, material, search_vectors) if search_vectors else (),
