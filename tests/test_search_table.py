@@ -143,3 +143,12 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
     assert (asked.get_marker(), asked.get_markerfacecolor()) == ("^", "white")
     written = [text.get_text() for text in figure.axes[0].texts]
     assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "8", "1,536", "16", "64"])
+
+
+def test_points_of_one_size_are_not_joined(table):
+    codes = {"precision": "binary", "architecture": "linear"}
+    alike = tabulate([searched(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
+    for figure in (search_table.frontier(search_table.of_tables([table, *alike])),
+                   search_table.picture(search_table.of_tables([table, *alike]))()):  # fmt: skip
+        lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
+        assert (lines["trained linear as codes, binary"], lines["trained mlp, float32"]) == ("None", "-")

@@ -133,9 +133,7 @@ def quality_against_bytes(
     styles = _styles(methods, ours)
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
-            joined = len(set(sizes)) == len(sizes)  # compressors of one size differ in something else
-            line = "-" if joined else "none"
-            axes.plot(sizes, values[quality], ls=line, lw=1.2, label=unmathed(name), **styles[name])
+            axes.plot(sizes, values[quality], ls=_line(sizes), lw=1.2, label=unmathed(name), **styles[name])
         axes.set_title(title, y=TITLE)
         axes.set_xlabel("bytes a vector")
         axes.set_xscale("log", base=2)
@@ -160,8 +158,7 @@ def similarity_against_neighbours(
     for axes, (split, of_split) in zip(axes_of, methods.items(), strict=True):
         styles = _styles(of_split, ours)
         for name, (sizes, kept, spearman) in of_split.items():
-            order = np.argsort(kept)
-            axes.plot(np.take(kept, order), np.take(spearman, order), lw=0.8, label=unmathed(name), **styles[name])
+            axes.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=unmathed(name), **styles[name])
             for size, x, y in zip(sizes, kept, spearman, strict=True):
                 if np.isfinite(x) and np.isfinite(y):
                     axes.annotate(
@@ -172,6 +169,11 @@ def similarity_against_neighbours(
     handles, names = axes_of[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+def _line(sizes: Sequence[int]) -> str:
+    """How a method's points are joined: compressors of one size differ in something else, and are not."""
+    return "-" if len(set(sizes)) == len(sizes) else "none"
 
 
 def _log_ticks(axis: Axis, locator: LogLocator, labels: str | Callable[[float, float], str]) -> None:
