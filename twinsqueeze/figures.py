@@ -151,19 +151,21 @@ def similarity_against_neighbours(
 
     Args:
         methods: By split and name the bytes of each of a method's sizes, in rising order, the neighbours kept there and
-            Spearman there. Bytes stand beside the points.
+            Spearman there. Bytes stand beside the points, of lines at their ends.
         ours: As for `quality_against_bytes`.
     """
-    figure, axes_of = panels(len(methods), height=5.4)
+    figure, axes_of = panels(len(methods), height=7.2)
     for axes, (split, of_split) in zip(axes_of, methods.items(), strict=True):
         styles = _styles(of_split, ours)
         for name, (sizes, kept, spearman) in of_split.items():
             axes.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=unmathed(name), **styles[name])
-            for size, x, y in zip(sizes, kept, spearman, strict=True):
-                if np.isfinite(x) and np.isfinite(y):
+            ends = {0, len(sizes) - 1}
+            for i, (size, x, y) in enumerate(zip(sizes, kept, spearman, strict=True)):
+                # Sizes between the ends of a line can be counted.
+                if np.isfinite((x, y)).all() and (name.startswith(ours) or i in ends):
                     axes.annotate(
-                        f"{size:,}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6,
-                        color=styles[name]["color"],
+                        f"{size:,}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6,
+                        color=styles[name]["color"], zorder=4,
                     )  # fmt: skip
         axes.set(title=split, xlabel="share of the ten nearest neighbours kept", ylabel="Spearman")
     handles, names = axes_of[0].get_legend_handles_labels()
