@@ -120,3 +120,9 @@ def test_parts_have_about_equal_tasks(part):
     assert np.ptp(products) < 0.2 * np.ptp(np.log(variances.reshape(-1, part)).sum(1))
     # Two parts, by hand: 256 | 128, then 64 and 32 to the smaller product each time, and so on.
     assert balanced([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0], 4) == [0, 3, 4, 7, 1, 2, 5, 6]
+
+
+@pytest.mark.parametrize("none", [0.0, 1e-19, -1e-19])
+def test_what_rounding_leaves_of_no_variance_does_not_unbalance_the_others(none):
+    variances = [*0.8 ** np.arange(30), none, none / 10]
+    assert balanced(variances, 4) == balanced([*variances[:30], 1e-6, 1e-6], 4)

@@ -21,6 +21,8 @@ SHORTEST = 1e-12
 # Of a part of a product code, which becomes one of them, a byte.
 CENTROIDS = 256
 KMEANS_ITERATIONS = 25
+# Of the largest variance, what counts as none.
+LEAST_VARIANCE = 1e-6
 # Vectors that are compared with all centroids at a time, so that memory stays bounded.
 BLOCK = 1024
 
@@ -170,15 +172,18 @@ def balanced(variances: Sequence[float], part: int) -> list[int]:
     not full and has the least product of variances yet.
 
     Args:
-        variances: Of a multiple of `part` numbers, each above 0.
+        variances: Of a multiple of `part` numbers. Those that are no more than rounding errors of the largest one
+            count as `LEAST_VARIANCE` of it.
         part: Numbers of a part.
 
     Returns:
         Indices; the first `part` are the first part.
     """
     parts: list[list[int]] = [[] for _ in range(len(variances) // part)]
+    # An encoder's vectors may lie in fewer directions than they have numbers: MiniLM's in 381 of 384.
+    floored = np.maximum(variances, LEAST_VARIANCE * np.max(variances))
     # Relative to the least, so that a part with more numbers never has a smaller product.
-    logarithms = np.log(np.asarray(variances) / np.min(variances)) + 1e-9
+    logarithms = np.log(floored / floored.min()) + 1e-9
     for index in np.argsort(-logarithms, kind="stable"):
         open_parts = [indices for indices in parts if len(indices) < part]
         min(open_parts, key=lambda indices: logarithms[indices].sum()).append(int(index))
