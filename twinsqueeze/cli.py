@@ -358,7 +358,7 @@ def export_command(**options: Any) -> None:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="float32, int8 (a byte a number, scaled as the train sentences were), product (a byte for each four numbers, "
+    help="float32, int8 (a byte a number, scaled as the train sentences were), product (a byte for each part, "
     "of a model trained so), binary or ubinary (a bit a number); auto for what the model was trained as.",
 )
 @click.option(
