@@ -21,7 +21,7 @@ FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
 # Of what was trained, in the order in which it comes.
-OUR_COLOURS = (VERMILION, BLUE, "#000000")
+OUR_COLOURS = (VERMILION, BLUE, "#000000", "#C2185B")
 # Of what needs no labels, in the order in which it comes.
 OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
