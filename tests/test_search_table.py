@@ -105,6 +105,14 @@ def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other(
     assert other.scores["dev/spearman"].mean == AT["asymmetric"] == other.scores["test/mrr"].mean
 
 
+def test_a_byte_of_product_codes_is_a_part():
+    fields = {"dim": 64, "part": 8, "precision": "product", "architecture": "linear"}
+    (table,) = tabulate([searched(0.8, **fields)], {})
+    rows = search_table.of_table(table)
+    assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
+    assert model_card.sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
+
+
 def test_the_card_of_codes_says_what_float_queries_find():
     (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
     (row,) = table.rows
@@ -148,7 +156,7 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
 def test_points_of_one_size_are_not_joined(table):
     codes = {"precision": "binary", "architecture": "linear"}
     alike = tabulate([searched(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
-    for figure in (search_table.frontier(search_table.of_tables([table, *alike])),
-                   search_table.picture(search_table.of_tables([table, *alike]))()):  # fmt: skip
+    rows = search_table.of_tables([table, *alike])
+    for figure in (search_table.frontier(rows), search_table.picture(rows)()):
         lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
         assert (lines["trained linear as codes, binary"], lines["trained mlp, float32"]) == ("None", "-")

@@ -90,7 +90,7 @@ def compress(
                 f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of "
                 f"{source.name} have {source.dimension}: name the model that was trained for them"
             )
-        dtype, width = row_type(precision, compressor.dim, compressor.codebooks)
+        dtype, width = row_type(precision, compressor.dim, compressor.part)
         if source.rows:
             check_space(output, source.rows * width * dtype.itemsize)
         made_of = {

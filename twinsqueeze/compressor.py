@@ -180,9 +180,14 @@ class Compressor:
         return self.quantiser.codebooks[0] if isinstance(self.quantiser, ProductCodes) else None
 
     @property
+    def part(self) -> int | None:
+        """Numbers that product codes make one byte of; None where there are none."""
+        return self.quantiser.part if isinstance(self.quantiser, ProductCodes) else None
+
+    @property
     def vector_bytes(self) -> int:
         """Bytes of a compressed vector as it is measured."""
-        return bytes_a_vector(self.precision, self.dim) if self.codebooks is None else len(self.codebooks)
+        return bytes_a_vector(self.precision, self.dim, self.part)
 
     @property
     def input_dimension(self) -> int:

@@ -21,19 +21,10 @@ Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
 
 
-def row_type(precision: str, dim: int, codebooks: "torch.Tensor | None" = None) -> tuple[np.dtype[Any], int]:
-    """The type of the numbers of a row of `quantise`, and how many they are.
-
-    Args:
-        precision: One of `PRECISIONS`.
-        dim: Numbers in a compressed vector.
-        codebooks: The model's, (M, K, P); needed for product alone.
-    """
+def row_type(precision: str, dim: int, part: int | None = None) -> tuple[np.dtype[Any], int]:
+    """The type of the numbers of a row of `quantise`, and how many they are; arguments as for `bytes_a_vector`."""
     dtype = np.dtype({"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8))
-    if precision == "product":
-        assert codebooks is not None
-        return dtype, len(codebooks)
-    return dtype, bytes_a_vector(precision, dim) // dtype.itemsize
+    return dtype, bytes_a_vector(precision, dim, part) // dtype.itemsize
 
 
 def int8_ranges(vectors: AnyArray) -> Ranges:

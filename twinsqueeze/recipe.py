@@ -241,7 +241,7 @@ class Recipe(BaseModel):
     @property
     def vector_bytes(self) -> int:
         """Bytes of a compressed vector as it is measured."""
-        return self.dim // self.part if self.precision == "product" else bytes_a_vector(self.precision, self.dim)
+        return bytes_a_vector(self.precision, self.dim, self.part)
 
 
 # What `best` trains: experiments/best.yaml has its seeds and sizes, experiments/LOG.md how it was found.
@@ -250,7 +250,6 @@ BEST: dict[str, Any] = {
     "start": "head",
     "precision": "product",
     "dim": 128,
-    "part": 4,
     "objective": "pearson",
     "labels": "linear",
     "teacher": "head",

@@ -6,7 +6,16 @@ FLOAT_QUERIES = "float queries"
 TIMED_QUANTISER = 32
 
 
-def bytes_a_vector(precision: str, dim: int) -> int:
-    """Bytes of a compressed vector of `dim` numbers; those of product codes depend on their parts."""
+def bytes_a_vector(precision: str, dim: int, part: int | None = None) -> int:
+    """Bytes of a compressed vector.
+
+    Args:
+        precision: What it is stored as.
+        dim: Its numbers.
+        part: How many of them product codes make one byte of; needed for product alone.
+    """
+    if precision == "product":
+        assert part
+        return dim // part
     bits = {"float32": 32, "int8": 8, "binary": 1, "ubinary": 1}[precision]
     return -(-bits * dim // 8)

@@ -114,7 +114,7 @@ def compress_frame(
         return _compress_batches(work.value, f"partition {context.partitionId()}", batches)
 
     kinds = {np.int8: types.ByteType(), np.uint8: types.ShortType(), np.float32: types.FloatType()}
-    numbers = kinds[row_type(precision, compressor.dim, compressor.codebooks)[0].type]
+    numbers = kinds[row_type(precision, compressor.dim, compressor.part)[0].type]
     field = types.StructField(output_column, types.ArrayType(numbers, containsNull=False), nullable=False)
     return frame.mapInArrow(compress_batches, types.StructType([*frame.schema.fields, field]))
 
