@@ -1,3 +1,4 @@
+import statistics
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -141,7 +142,8 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
     bits = searched(0.9, dim=64, precision="binary", architecture="linear")
     (best,) = tabulate([replace(bits, kind=other)], {})
     figure = search_table.frontier(search_table.of_tables([table, best]))
-    assert [axes.get_title() for axes in figure.axes] == ["dev", "test"]
+    titles = ["dev", "test", "dev, its upper right, larger", "test, its upper right, larger"]
+    assert [axes.get_title() for axes in figure.axes] == titles
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert lines["trained mlp, float32"].get_xydata() == pytest.approx(np.array([[0.3, 0.85], [0.305, 0.8]]))
     assert lines["trained linear as codes, binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
@@ -149,8 +151,15 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
     asked = lines["trained linear as codes, binary, float queries"]
     assert asked.get_xydata() == pytest.approx(np.array([[0.4, 0.4]]))
     assert (asked.get_marker(), asked.get_markerfacecolor()) == ("^", "white")
-    written = [text.get_text() for text in figure.axes[0].texts]
+    dev, _, corner, _ = figure.axes
+    written = [text.get_text() for axes in (dev, corner) for text in axes.texts]
     assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "8", "1,536", "16", "64"])
+    points = np.concatenate([line.get_xydata() for line in dev.get_lines()])
+    assert points == pytest.approx(np.concatenate([line.get_xydata() for line in corner.get_lines()]))
+    assert corner.get_xlim()[0] == pytest.approx(statistics.quantiles(points[:, 0], n=4, method="inclusive")[0])
+    assert corner.get_ylim()[0] == pytest.approx(statistics.median(points[:, 1]))
+    near = {tuple(text.xy) for text in corner.texts}
+    assert near == {(x, y) for x, y in points if x >= corner.get_xlim()[0] and y >= corner.get_ylim()[0]}
 
 
 def test_points_of_one_size_are_not_joined(table):

@@ -147,30 +147,52 @@ def quality_against_bytes(
 def similarity_against_neighbours(
     methods: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]], ours: str
 ) -> Figure:
-    """Spearman against the share of neighbours kept: both are better towards the upper right.
+    """Spearman against the share of neighbours kept: both are better towards the upper right, which is drawn twice.
+
+    The points worth a choice lie close together, so that a second row of panels has them alone, with all their sizes.
 
     Args:
         methods: By split and name the bytes of each of a method's sizes, in rising order, the neighbours kept there and
-            Spearman there. Bytes stand beside the points, of lines at their ends.
+            Spearman there. Bytes stand beside the points; in the first row at the ends of lines.
         ours: As for `quality_against_bytes`.
     """
-    figure, axes_of = panels(len(methods), height=7.2)
-    for axes, (split, of_split) in zip(axes_of, methods.items(), strict=True):
+    figure, axes_of = panels(2 * len(methods), columns=len(methods), height=5.4)
+    for axes, near, (split, of_split) in zip(axes_of, axes_of[len(methods) :], methods.items(), strict=False):
         styles = _styles(of_split, ours)
+        corner = _corner(of_split.values())
         for name, (sizes, kept, spearman) in of_split.items():
-            axes.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=unmathed(name), **styles[name])
             ends = {0, len(sizes) - 1}
+            for panel in (axes, near):
+                panel.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=unmathed(name), **styles[name])
             for i, (size, x, y) in enumerate(zip(sizes, kept, spearman, strict=True)):
+                in_corner = x >= corner[0] and y >= corner[1]
                 # Sizes between the ends of a line can be counted.
-                if np.isfinite((x, y)).all() and (name.startswith(ours) or i in ends):
-                    axes.annotate(
+                if np.isfinite((x, y)).all() and (in_corner or name.startswith(ours) or i in ends):
+                    (near if in_corner else axes).annotate(
                         f"{size:,}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6,
                         color=styles[name]["color"], zorder=4,
                     )  # fmt: skip
-        axes.set(title=split, xlabel="share of the ten nearest neighbours kept", ylabel="Spearman")
+        near.set_xlim(left=corner[0])
+        near.set_ylim(bottom=corner[1])
+        for panel, title in ((axes, split), (near, f"{split}, its upper right, larger")):
+            panel.set(title=title, xlabel="share of the ten nearest neighbours kept", ylabel="Spearman")
     handles, names = axes_of[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+def _corner(methods: Iterable[tuple[Sequence[int], Sequence[float], Sequence[float]]]) -> tuple[float, float]:
+    """Where the upper right begins that is drawn again, 0 where there are no points.
+
+    It has the better half of Spearman, and of the neighbours all but the worst quarter: what was trained on scores
+    keeps fewer of them than what was not.
+    """
+    points = np.array([point for _, kept, spearman in methods for point in zip(kept, spearman, strict=True)])
+    points = points.reshape(-1, 2)
+    points = points[np.isfinite(points).all(1)]
+    if not len(points):
+        return 0.0, 0.0
+    return float(np.quantile(points[:, 0], 0.25)), float(np.quantile(points[:, 1], 0.5))
 
 
 def _line(sizes: Sequence[int]) -> str:
