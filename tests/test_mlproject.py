@@ -6,8 +6,9 @@ import yaml
 from click.testing import CliRunner
 
 from tests.processes import ROOT
+from twinsqueeze import workflow
 from twinsqueeze.cli import cli
-from twinsqueeze.recipe import BEST, Recipe, read_grid
+from twinsqueeze.recipe import Recipe, read_grid
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = PROJECT["entry_points"]
@@ -38,11 +39,16 @@ def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
     assert declared == Recipe().model_dump() | {"resume": "true"}
 
 
-def test_the_best_recipe_is_that_of_its_grid():
-    for recipe in read_grid(str(ROOT / "experiments" / "best.yaml")):
-        assert recipe == Recipe(**{**BEST, "dim": recipe.dim, "seed": recipe.seed})
-    for recipe in read_grid(str(ROOT / "experiments" / "best-16.yaml")):
-        assert recipe == Recipe(**{**BEST, "dim": 64, "epochs": 60, "seed": recipe.seed})
+@pytest.mark.parametrize("grid", ["best", "best-16"])
+def test_the_command_best_trains_the_recipes_of_its_grids(monkeypatch, grid):
+    trained = []
+    monkeypatch.setattr(workflow, "train", lambda recipe, **_: trained.append(recipe))
+    recipes = read_grid(str(ROOT / "experiments" / f"{grid}.yaml"))
+    for recipe in recipes:
+        options = ["--dim", recipe.dim, "--seed", recipe.seed]
+        options += ["--epochs", recipe.epochs] if grid != "best" else []
+        assert CliRunner().invoke(cli, ["best", *map(str, options)], catch_exceptions=False).exit_code == 0
+    assert trained == recipes
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -151,8 +151,8 @@ def _quality(tables: Sequence[AblationTable], table: AblationTable) -> list[Illu
         ),
         Illustration(
             "similarity_against_neighbours",
-            "Spearman against the share of a sentence's ten nearest neighbours that are kept, on dev and test. The "
-            f"numbers are bytes a vector, of lines those of their ends.{beside}",
+            "Spearman against the share of a sentence's ten nearest neighbours that are kept, on dev and test, and "
+            f"the upper right of both again, larger. The numbers are bytes a vector.{beside}",
             search_table.frontier(rows),
         ),
     ]
