@@ -95,8 +95,8 @@ class BaselineTask:
 def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     """What makes `dim` numbers of a vector, fitted on `train`, (N, d): in floats, and some of it in fewer bits."""
     # scikit-learn takes a second to import, which a run that finds its baselines cached need not pay
-    from sklearn.decomposition import PCA  # noqa: PLC0415
-    from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415
+    from sklearn.decomposition import PCA  # noqa: PLC0415 - as above
+    from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415 - as above
 
     single: list[tuple[str, Transform]] = [(f"first {dim}", lambda vectors: vectors[:, :dim])]
     if dim <= len(train):  # PCA finds no more components than there are sentences

@@ -61,7 +61,7 @@ def _print_traceback(kind: type[BaseException], error: BaseException, where: Tra
 
 def _end_given_run(reason: str, status: str = "FAILED") -> None:
     if os.environ.get("MLFLOW_RUN_ID"):  # gone once the run is taken up, which then ends it itself
-        from twinsqueeze.tracking import fail_given_run  # noqa: PLC0415
+        from twinsqueeze.tracking import fail_given_run  # noqa: PLC0415 - MLflow, where there is a run
 
         fail_given_run(reason, status)
 
@@ -180,7 +180,7 @@ def best_command(score_max: float | None, resume: bool, **fields: Any) -> None:
 
 def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, resume: bool) -> None:
     recipe = Recipe.parse(fields)
-    from twinsqueeze import workflow  # noqa: PLC0415
+    from twinsqueeze import workflow  # noqa: PLC0415 - help and refusals do not wait for it
 
     workflow.train(recipe, score_max=score_max, on_test=on_test, resume=resume)
 
@@ -212,7 +212,7 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, re
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
-    from twinsqueeze import workflow  # noqa: PLC0415
+    from twinsqueeze import workflow  # noqa: PLC0415 - help and refusals do not wait for it
 
     workflow.evaluate(options.pop("model"), **options)
 
@@ -246,7 +246,7 @@ def ablation_command(grid: str, **options: Any) -> None:
     """
     fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
     read_grid(grid, **fixed)
-    from twinsqueeze import ablation  # noqa: PLC0415
+    from twinsqueeze import ablation  # noqa: PLC0415 - help and refusals do not wait for it
 
     ablation.ablate(grid, **options)
 
@@ -272,7 +272,7 @@ def compare_command(**options: Any) -> None:
     Writes figures and a report too. Runs that differ by seed alone become a row; runs on other data, encoders, labels
     or objectives another table.
     """
-    from twinsqueeze import compare  # noqa: PLC0415
+    from twinsqueeze import compare  # noqa: PLC0415 - help and refusals do not wait for it
 
     compare.compare(options.pop("experiment"), **options)
 
@@ -308,7 +308,7 @@ def register_command(**options: Any) -> None:
     the champion, models:/twinsqueeze@champion, only if it is better than the present one on the same dev pairs, by the
     95% interval of a paired bootstrap; otherwise it is the challenger.
     """
-    from twinsqueeze import promotion  # noqa: PLC0415
+    from twinsqueeze import promotion  # noqa: PLC0415 - help and refusals do not wait for it
 
     promotion.register(options.pop("experiment"), **options)
 
@@ -333,7 +333,7 @@ def register_command(**options: Any) -> None:
 @switch("overwrite", "Replace an earlier export.")
 def export_command(**options: Any) -> None:
     """Write a model to a folder that needs neither MLflow nor this package."""
-    from twinsqueeze import export  # noqa: PLC0415
+    from twinsqueeze import export  # noqa: PLC0415 - help and refusals do not wait for it
 
     export.export(options.pop("model"), options.pop("output"), **options)
 
@@ -401,7 +401,7 @@ def compress_command(**options: Any) -> None:
     Recipe.parse({"device": options["device"]})
     options["column"] = None if options["column"] == "auto" else options["column"]
     options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
-    from twinsqueeze import compress  # noqa: PLC0415
+    from twinsqueeze import compress  # noqa: PLC0415 - help and refusals do not wait for it
 
     compress.compress(options.pop("input"), options.pop("model"), options.pop("output"), **options)
 
@@ -418,6 +418,6 @@ def sync_command(**options: Any) -> None:
     MLFLOW_TRACKING_URI named has all of it. This sends what was left when a command ended, or was killed; a run that
     nobody ended becomes KILLED. Nothing is sent twice, however often this is called.
     """
-    from twinsqueeze import sync  # noqa: PLC0415
+    from twinsqueeze import sync  # noqa: PLC0415 - help and refusals do not wait for it
 
     sync.sync(**options)

@@ -151,8 +151,8 @@ def fit_codebooks(vectors: FloatArray, part: int, seed: int) -> torch.Tensor:
         (dim / part, K, part) float32, where K is `CENTROIDS`, or N if that is less.
     """
     # scikit-learn takes a second to import, which a training in floats need not pay
-    from sklearn.cluster import KMeans  # noqa: PLC0415
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+    from sklearn.cluster import KMeans  # noqa: PLC0415 - as above
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - as above
 
     parts = vectors.reshape(len(vectors), -1, part).transpose(1, 0, 2)
     kmeans = KMeans(

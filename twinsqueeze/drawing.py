@@ -113,4 +113,4 @@ def _nothing() -> None:
 def _begin() -> None:
     end_with_parent()
     # what a drawing will need, while nobody waits for it
-    from twinsqueeze import figures  # noqa: F401, PLC0415
+    from twinsqueeze import figures  # noqa: F401, PLC0415 - as above

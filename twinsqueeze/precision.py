@@ -80,13 +80,13 @@ def quantise(
     if precision == "product":
         import torch  # noqa: PLC0415 - which the rest here does without
 
-        from twinsqueeze.codes import ProductCodes  # noqa: PLC0415
+        from twinsqueeze.codes import ProductCodes  # noqa: PLC0415 - it takes PyTorch
 
         assert codebooks is not None
         codes: AnyArray = ProductCodes(codebooks[None]).codes(torch.from_numpy(vectors)[None])[0].numpy()
         return codes.astype(np.uint8)
     # Takes 8 seconds to import: only where there is something to quantise.
-    from sentence_transformers.util.quantization import quantize_embeddings  # noqa: PLC0415
+    from sentence_transformers.util.quantization import quantize_embeddings  # noqa: PLC0415 - as above
 
     kind = cast(Literal["float32", "int8", "binary", "ubinary"], precision)
     scales = None if ranges is None else np.array(ranges, np.float32)

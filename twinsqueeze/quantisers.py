@@ -71,7 +71,7 @@ def _name(rotated: bool) -> str:
 
 
 def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:
-    import faiss  # noqa: PLC0415
+    import faiss  # noqa: PLC0415 - an extra
 
     index = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
 
@@ -85,7 +85,7 @@ def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:
 
 def _trained(train: FloatArray, wanted: Sequence[tuple[int, bool]]) -> dict[tuple[int, bool], bytes]:
     """Quantisers of these sizes, rotated or not: as many are trained at once as there are cores, the longest first."""
-    import faiss  # noqa: PLC0415
+    import faiss  # noqa: PLC0415 - an extra
 
     def trained(what: tuple[int, bool]) -> bytes:
         faiss.omp_set_num_threads(1)  # of the thread that calls it

@@ -206,7 +206,7 @@ def _float32(array: AnyArray) -> AnyArray:
 
 def _parquet(name: str, path: Path, column: str | None) -> Source:
     import pyarrow as pa  # noqa: PLC0415 - takes half a second to import
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415 - takes half a second to import
 
     def number(kind: Any) -> bool:
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
@@ -287,7 +287,7 @@ def arrow_vectors(array: Any) -> tuple[AnyArray, int | None]:
         (N, d) float32, and the place of the first list that is missing, lacks a number or is not as long as the first;
         None if all are whole.
     """
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.compute as pc  # noqa: PLC0415 - takes half a second to import
 
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
     bad = (lengths != lengths[0]) | (lengths <= 0)

@@ -85,10 +85,10 @@ def compress_frame(
         InputError: If something that was given can't be used. What is wrong with a row shows when Spark comes to it, as
             Spark's own exception around an `InputError`.
     """
-    from pyspark.sql import types  # noqa: PLC0415
+    from pyspark.sql import types  # noqa: PLC0415 - an extra
 
     from twinsqueeze import model_store  # noqa: PLC0415 - a worker needs no MLflow
-    from twinsqueeze.checkpoint import read_checkpoint  # noqa: PLC0415
+    from twinsqueeze.checkpoint import read_checkpoint  # noqa: PLC0415 - nor this
 
     found = model_store.find_model(model)
     compressor, origin = read_checkpoint(found.file, model)
@@ -106,7 +106,7 @@ def compress_frame(
     )
 
     def compress_batches(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
-        from pyspark import TaskContext  # noqa: PLC0415
+        from pyspark import TaskContext  # noqa: PLC0415 - an extra
 
         context = TaskContext.get()
         assert context
@@ -121,7 +121,7 @@ def compress_frame(
 
 def _column(frame: "DataFrame", column: str | None) -> tuple[str, bool]:
     """The column to compress, and whether it holds texts."""
-    from pyspark.sql.types import ArrayType, NumericType, StringType  # noqa: PLC0415
+    from pyspark.sql.types import ArrayType, NumericType, StringType  # noqa: PLC0415 - an extra
 
     kinds = {field.name: field.dataType for field in frame.schema.fields}
     vectors = [
@@ -149,8 +149,8 @@ def _send_text_model(
     session: "SparkSession", found: "FoundModel", compressor: Compressor, origin: "Provenance | None", model: str
 ) -> str:
     """Makes the text model known to Spark's workers, and returns the name that they know it under."""
-    from twinsqueeze.embeddings import open_encoder  # noqa: PLC0415
-    from twinsqueeze.text_model import text_model  # noqa: PLC0415
+    from twinsqueeze.embeddings import open_encoder  # noqa: PLC0415 - for texts alone
+    from twinsqueeze.text_model import text_model  # noqa: PLC0415 - for texts alone
 
     if not found.text_model and origin is None:
         raise InputError(f"model {model!r} does not say what it was trained on: name a run or a registered model")
@@ -172,7 +172,7 @@ def _converter(work: _Work) -> Callable[[Any, str, int], AnyArray]:
     """What turns an Arrow array into compressed vectors; made once a worker process."""
     compressor = Compressor.from_state_dict(load(work.weights))
     if work.archive:
-        from pyspark import SparkFiles  # noqa: PLC0415
+        from pyspark import SparkFiles  # noqa: PLC0415 - an extra
 
         of_texts = TextCompressor(
             load_text_model(Path(SparkFiles.get(work.archive)), "cpu"),
@@ -202,7 +202,7 @@ def _converter(work: _Work) -> Callable[[Any, str, int], AnyArray]:
 
 
 def _compress_batches(work: _Work, where: str, batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415 - comes with it
 
     convert = _converter(work)
     first = 0
@@ -242,9 +242,9 @@ def main(
 
     Texts stay beside their vectors.
     """
-    from py4j.protocol import Py4JJavaError  # noqa: PLC0415
-    from pyspark.errors import PySparkException  # noqa: PLC0415
-    from pyspark.sql import SparkSession  # noqa: PLC0415
+    from py4j.protocol import Py4JJavaError  # noqa: PLC0415 - an extra
+    from pyspark.errors import PySparkException  # noqa: PLC0415 - an extra
+    from pyspark.sql import SparkSession  # noqa: PLC0415 - an extra
 
     session = SparkSession.builder.appName("twinsqueeze compress").getOrCreate()
     try:

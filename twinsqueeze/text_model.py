@@ -38,7 +38,7 @@ def text_model(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTra
             f"{encoder.name!r} have {dimension}: name the encoder that it was trained with"
         )
     # Imported by whoever encodes, after 8 seconds that are paid by then.
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer  # noqa: PLC0415
 
     modules: list[nn.Module] = list(base)
