@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from twinsqueeze.figures import BLUE, GREEN, GREY, ORANGE, SMALLEST_LOSS, VERMILION, panels
 from twinsqueeze.texts import unmathed
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 DASHES = ("-", "--", "-.", ":")
 # Okabe and Ito's, in an order in which no pair that shares a dash is alike.

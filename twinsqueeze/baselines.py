@@ -20,8 +20,8 @@ from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quan
 from twinsqueeze.retrieval import Partners, partners, search
 from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
 from twinsqueeze.threads import BLAS
+from twinsqueeze.types import FloatArray
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Transform = Callable[[FloatArray], FloatArray]
 
 PROJECTION_DRAWS = 20

@@ -1,7 +1,7 @@
 """Vectors or texts compressed, a block at a time."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,11 +10,10 @@ from twinsqueeze.compressor import ALIGNMENT, Compressor
 from twinsqueeze.embeddings import BATCH
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import Ranges, quantise
+from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-AnyArray = np.ndarray[Any, np.dtype[Any]]
 
 
 class VectorCompressor:

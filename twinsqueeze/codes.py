@@ -6,14 +6,15 @@ The derivative of a quantiser is zero almost everywhere. The straight-through es
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
+
 Backward = Callable[[torch.Tensor], torch.Tensor]
 
 # Vectors are divided by no less, as by `torch.nn.functional.normalize`.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -23,8 +22,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.seeds import Spread
 from twinsqueeze.texts import printable, without_password
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 PAGE = 1000
 # Whoever has this has been evaluated on test.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from twinsqueeze.training import resolve_device
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-AnyArray = np.ndarray[Any, np.dtype[Any]]
 
 # Rows in a block: vectors that a core's cache holds, texts that an encoder sorts by length.
 VECTORS_A_BLOCK = 4096

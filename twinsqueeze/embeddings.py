@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -22,12 +22,11 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.hub import fetch_model
 from twinsqueeze.pairs import SPLITS, Pairs
 from twinsqueeze.paths import is_folder, local_path
+from twinsqueeze.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 OnProgress = Callable[[int, int], None]
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"

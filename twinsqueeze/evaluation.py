@@ -1,7 +1,6 @@
 """A trained compressor measured on a split."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.precision import Ranges, comparable
 from twinsqueeze.retrieval import partners, search
 from twinsqueeze.training import predict
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from twinsqueeze.paths import local_path
 from twinsqueeze.run_writer import CARD_FILE, CHECKPOINT_FILE
 from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.texts import markdown
+from twinsqueeze.types import FloatArray
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 FORMATS = ("folder", "safetensors", "onnx")
 TEXT_GRAPH = "model.onnx"

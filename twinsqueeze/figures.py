@@ -15,8 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from twinsqueeze.sizes import FLOAT_QUERIES
 from twinsqueeze.texts import unmathed
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}

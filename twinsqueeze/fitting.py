@@ -14,7 +14,6 @@ from copy import copy
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
 
 from twinsqueeze.compressor import Compressor
@@ -25,6 +24,7 @@ from twinsqueeze.processes import NO_PROCESSES, Spawned, end_with_parent, starti
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.training import Fitted, History, Progress, fit
+from twinsqueeze.types import FloatArray
 
 # Pairs in the epochs of all replicas, of which a core trains 100,000 to 200,000 a second in the published network. With
 # fewer of them processes, which take 2.4 s of a core to start, would save less.
@@ -37,7 +37,6 @@ EPOCH, HEADS, WARNING, TRAINED, FAILED = "epoch", "heads", "warning", "trained",
 # What a pipe raises whose other end is gone.
 GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 # What trains a batch: `training.fit`, or what takes and gives the same.
 Fit = Callable[..., list[Fitted]]
 

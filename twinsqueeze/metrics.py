@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 NEIGHBOURS = 10
 

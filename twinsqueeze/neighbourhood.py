@@ -8,15 +8,13 @@ near each other but for the twins, or of some that are drawn with their nearest.
 noisy sentences, the encoder's are not: noise may not change who is near whom.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
+from twinsqueeze.types import IntArray
+
 # Sentences that are compared with each other where they are drawn for it.
 DRAWN = 512
-
-IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 
 def draw_with_nearest(generator: np.random.Generator, nearest: IntArray) -> IntArray:

@@ -1,14 +1,12 @@
 """Labels and losses."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
+from twinsqueeze.types import FloatArray
+
 # Deviations from the mean are divided by no less.
 SHORTEST = 1e-12
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 def labels_from_scores(scores: FloatArray, kind: str) -> FloatArray:

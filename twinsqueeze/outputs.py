@@ -16,8 +16,7 @@ import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.interrupts import shielded
-
-AnyArray = np.ndarray[Any, np.dtype[Any]]
+from twinsqueeze.types import AnyArray
 
 SUFFIXES = (".npy", ".parquet")
 COLUMN = "vector"

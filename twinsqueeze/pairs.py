@@ -18,8 +18,7 @@ from twinsqueeze.errors import short as _short
 from twinsqueeze.hub import fetch_dataset
 from twinsqueeze.paths import is_file, is_folder, local_path
 from twinsqueeze.texts import printable
-
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+from twinsqueeze.types import FloatArray
 
 SPLITS = ("train", "dev", "test")
 STSB = "sentence-transformers/stsb"

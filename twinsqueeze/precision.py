@@ -10,11 +10,11 @@ import numpy as np
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
     import torch
 
-AnyArray = np.ndarray[Any, np.dtype[Any]]
 # The least and the greatest value of each number of a compressed vector.
 Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -1,9 +1,7 @@
 """The job register: an experiment's best run becomes a version of the registered model, in use if it is better."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 
 from twinsqueeze import addresses, comparison, console, model_store, records, registry, run_tags, tracking
@@ -20,8 +18,7 @@ from twinsqueeze.report import NAMES
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.text_model import text_model
 from twinsqueeze.training import predict, resolve_device
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 THIS_EXPERIMENT = "current"
 ONLY_DATASET = "any"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from twinsqueeze.cache import Cache
+from twinsqueeze.types import FloatArray
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 OnProgress = Callable[[int, int], None]
 
 # Bytes of a vector, one for each part that it is cut into.

@@ -29,8 +29,7 @@ from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
 from twinsqueeze.texts import markdown
 from twinsqueeze.training import Fitted
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 INPUT_EXAMPLE_ROWS = 3
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from twinsqueeze.metrics import NEIGHBOURS, nearest, neighbours_kept, unit_tensors
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 # Pairs with at least this score, 0 to 5, mean the same: each sentence is to find the other.
 PARTNER_SCORE = 4.0

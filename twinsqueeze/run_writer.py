@@ -28,6 +28,7 @@ from twinsqueeze.digests import bytes_sha256, file_sha256
 from twinsqueeze.journal import Operation, Record
 from twinsqueeze.run_tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.sender import Sender, Shipment
+from twinsqueeze.types import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from twinsqueeze.drawing import Draw, Drawing
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 LoggedData = MetaDataset
 

@@ -21,8 +21,8 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.errors import short as _short
 from twinsqueeze.paths import is_file, is_folder, local_path
 from twinsqueeze.texts import printable
+from twinsqueeze.types import AnyArray
 
-AnyArray = np.ndarray[Any, np.dtype[Any]]
 Rows = AnyArray | list[str]
 
 AUTO = "auto"

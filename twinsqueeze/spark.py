@@ -25,6 +25,7 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.precision import Ranges, check_precision, row_type
 from twinsqueeze.sources import arrow_vectors
 from twinsqueeze.text_model import load_text_model
+from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from twinsqueeze.checkpoint import Provenance
     from twinsqueeze.model_store import FoundModel
 
-AnyArray = np.ndarray[Any, np.dtype[Any]]
 
 COLUMN = "compressed"
 FORMATS = ("parquet", "json", "csv", "text", "orc")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +10,7 @@ import torch
 from twinsqueeze.codes import balanced
 from twinsqueeze.compressor import Layer, layer_sizes
 from twinsqueeze.recipe import Recipe
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray
 
 # Root mean square of the numbers that a quantised compressor begins with: small enough for the learning rate to move.
 QUANTISED_SCALE = 0.5

@@ -10,7 +10,6 @@ does not mind.
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -20,9 +19,7 @@ from twinsqueeze.embeddings import Encoder, OnProgress, cache_key, cached_vector
 from twinsqueeze.errors import InputError
 from twinsqueeze.metrics import nearest
 from twinsqueeze.pairs import Pairs
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
-IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
+from twinsqueeze.types import FloatArray, IntArray
 
 # Part of every cache key: raise it when other sentences are made.
 VERSION = "1"

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, la
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.metrics import nearest
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
-from twinsqueeze.neighbourhood import DRAWN, IntArray, distributions, divergence, draw_with_nearest
+from twinsqueeze.neighbourhood import DRAWN, distributions, divergence, draw_with_nearest
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
@@ -23,8 +22,7 @@ from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
 from twinsqueeze.threads import BLAS, as_in_company
 from twinsqueeze.twins import Directions, TwinCosine
-
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+from twinsqueeze.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

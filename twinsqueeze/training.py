@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.trainer import Trainer
 from twinsqueeze.twins import pairwise_cosine
+from twinsqueeze.types import FloatArray
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 T = TypeVar("T")
 
 # Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
