@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Trainer
+from twinsqueeze.utils.disk_cache import DiskCache
 
 
 def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
@@ -59,7 +59,7 @@ def main(dataset: str, rounds: int, epochs: int) -> None:
     """Prints the seconds of an epoch on both sides, and their ratio, as medians over rounds."""
     recipe = Recipe(dataset=dataset)
     data = load_pairs(dataset, splits=("train",))
-    train = embed_pairs(data.splits, open_encoder(recipe.encoder), Cache())["train"]
+    train = embed_pairs(data.splits, open_encoder(recipe.encoder), DiskCache())["train"]
     sides = {
         "plain loop": plain_loop(recipe, train),
         "twinsqueeze": Trainer(recipe, [recipe.alpha], [0], train, torch.device("cpu")).epoch,

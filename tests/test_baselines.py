@@ -18,9 +18,9 @@ from tests.processes import ROOT
 from twinsqueeze import baselines, quantisers
 from twinsqueeze.ablation_table import SCORES, method
 from twinsqueeze.baselines import BaselineTask, cached_baselines, what_is_missing
-from twinsqueeze.cache import Cache
 from twinsqueeze.metrics import METRICS
 from twinsqueeze.retrieval import SearchScores
+from twinsqueeze.utils.disk_cache import DiskCache
 
 DIM = 8
 
@@ -45,8 +45,8 @@ def task() -> BaselineTask:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Cache:
-    return Cache(tmp_path_factory.mktemp("cache"))
+def cache(tmp_path_factory) -> DiskCache:
+    return DiskCache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_queries_in_floats_are_searched_as_by_faiss_in_what_it_restores(found, t
 def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
     """FAISS would abort the process, which no code of ours could tell anybody of."""
     task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {}, {})
-    rows = cached_baselines(task, DIM, Cache(tmp_path))
+    rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     names = [row.name for row in rows if row.name.startswith("FAISS")]
     assert names == [f"FAISS PQ{asked}, {size} bytes" for size in quantisers.SIZES for asked in ("", ", float queries")]
     assert "as many distinct train sentences" in what_is_missing(rows)
@@ -209,7 +209,7 @@ def test_a_rotation_helps_where_numbers_go_together(tmp_path):
     train, others = vectors[:600], vectors[600:]
     errors = {
         (name, size): np.square(transform(others) - others).sum()
-        for name, size, transform in quantisers.product_quantisers(train, Cache(tmp_path), lambda _: None)
+        for name, size, transform in quantisers.product_quantisers(train, DiskCache(tmp_path), lambda _: None)
     }
     assert errors["FAISS OPQ+PQ", 16] < 0.9 * errors["FAISS PQ", 16]
 
@@ -252,7 +252,7 @@ def test_quantisers_are_the_same_whatever_threads_there_are(task, tmp_path):
     payloads = []
     for threads in (1, 2):
         faiss.omp_set_num_threads(threads)
-        kept = Cache(tmp_path / f"{threads}")
+        kept = DiskCache(tmp_path / f"{threads}")
         names = [name for name, *_ in quantisers.product_quantisers(task.train, kept, lambda _: None)]
         assert len(names) == 6
         payloads.append({file.name: file.read_bytes() for file in kept.folder.iterdir()})
@@ -263,7 +263,7 @@ def test_quantisers_are_the_same_whatever_threads_there_are(task, tmp_path):
 def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
     np.save(tmp_path / "train.npy", task.train)
     program = (
-        "import sys, numpy as np; from pathlib import Path; from twinsqueeze.cache import Cache;"
+        "import sys, numpy as np; from pathlib import Path; from twinsqueeze.utils.disk_cache import Cache;"
         "from twinsqueeze.quantisers import product_quantisers;"
         "list(product_quantisers(np.load('train.npy'), Cache(Path('kept')), lambda name: None))"
     )
@@ -281,11 +281,11 @@ def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
 def test_where_quantisers_cannot_be_had_it_is_said(task, tmp_path, monkeypatch, found):
     assert what_is_missing(list(found.values())) is None
     few = BaselineTask(task.train[:255], task.splits, task.labels)
-    rows = cached_baselines(few, DIM, Cache(tmp_path))
+    rows = cached_baselines(few, DIM, DiskCache(tmp_path))
     assert "need 256 distinct train sentences" in what_is_missing(rows)
 
     monkeypatch.setattr(quantisers, "faiss_version", lambda: None)
     monkeypatch.setattr(baselines, "faiss_version", lambda: None)
-    rows = cached_baselines(task, DIM, Cache(tmp_path))
+    rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     assert [row.name for row in rows if "FAISS" in row.name] == []
     assert what_is_missing(rows).endswith("pip install faiss-cpu")

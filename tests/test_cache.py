@@ -3,12 +3,12 @@ import os
 
 import pytest
 
-from twinsqueeze.cache import Cache, default_folder
+from twinsqueeze.utils.disk_cache import DiskCache, default_cache_dir
 
 
 @pytest.fixture
 def cache(tmp_path):
-    return Cache(tmp_path / "cache")
+    return DiskCache(tmp_path / "cache")
 
 
 def test_what_is_put_is_got(cache):
@@ -34,7 +34,7 @@ def test_a_damaged_file_is_no_result(cache, damage):
 
 def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    cache = Cache(tmp_path / "file" / "cache")
+    cache = DiskCache(tmp_path / "file" / "cache")
     cache.put("key", b"payload")
     assert cache.get("key") is None
     assert "can't be" in cache.trouble[0]
@@ -51,7 +51,7 @@ def test_nothing_half_written_is_left_when_the_disk_is_full(cache, monkeypatch):
 
 
 def write_often(folder, number):
-    cache = Cache(folder)
+    cache = DiskCache(folder)
     for _ in range(100):
         cache.put("key", bytes([number]) * 100_000)
 
@@ -61,7 +61,7 @@ def test_several_writers_never_show_a_mixture(tmp_path):
     writers = [context.Process(target=write_often, args=(tmp_path, n)) for n in (1, 2, 3)]
     for writer in writers:
         writer.start()
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     reads = 0
     while any(writer.is_alive() for writer in writers):
         payload = cache.get("key")
@@ -77,6 +77,6 @@ def test_several_writers_never_show_a_mixture(tmp_path):
 
 def test_folder_is_named_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TWINSQUEEZE_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path
+    assert default_cache_dir() == tmp_path
     monkeypatch.delenv("TWINSQUEEZE_CACHE")
-    assert default_folder().name == "twinsqueeze"
+    assert default_cache_dir().name == "twinsqueeze"

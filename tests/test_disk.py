@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.processes import Workplace
-from twinsqueeze import comparison, model_store, run_tags, storage
+from twinsqueeze import comparison, errors, model_store, run_tags
 from twinsqueeze.errors import InputError
 
 MAIN = ["main", "--epochs", "2", "--dim", "8", "--device", "cpu", "--dataset"]
@@ -140,11 +140,11 @@ def test_a_damaged_cache_is_repaired(place, run_here, tmp_path, pairs_folder, mo
 
 
 def test_what_is_no_trouble_of_a_disk_keeps_its_traceback():
-    assert storage.storage_trouble(ValueError("the disk is fine")) is None
-    assert storage.storage_trouble(FileNotFoundError(2, "No such file")) is None
+    assert errors.describe_storage_error(ValueError("the disk is fine")) is None
+    assert errors.describe_storage_error(FileNotFoundError(2, "No such file")) is None
     looped = ValueError("a")
     looped.__cause__ = looped
-    assert storage.storage_trouble(looped) is None
+    assert errors.describe_storage_error(looped) is None
 
 
 # A disk of its own in a namespace of its own: its size and options, its folder, what is copied to it, and the command.

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import BATCH, cache_key, embed_pairs, open_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.metrics import cosines
 from twinsqueeze.pairs import Pairs, load_pairs
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.similarity import pair_cosines
 
 
 class CountingEncoder:
@@ -51,7 +51,7 @@ SPLITS = {
 
 @pytest.fixture
 def cache(tmp_path):
-    return Cache(tmp_path)
+    return DiskCache(tmp_path)
 
 
 def test_vectors_belong_to_their_sentences(cache):
@@ -169,7 +169,7 @@ def test_a_second_run_does_not_import_sentence_transformers(tmp_path):
 import sys
 import numpy as np
 from pathlib import Path
-from twinsqueeze.cache import Cache
+from twinsqueeze.utils.disk_cache import Cache
 from twinsqueeze.embeddings import embed_pairs, open_encoder
 from twinsqueeze.pairs import Pairs
 pairs = {"train": Pairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
@@ -192,8 +192,8 @@ def test_the_encoder_has_the_known_spearman_on_stsb(stsb_folder: Path, tmp_path:
     from scipy import stats
 
     data = load_pairs(str(stsb_folder))
-    encoded = embed_pairs(data.splits, open_encoder("all-MiniLM-L6-v2"), Cache(tmp_path))
+    encoded = embed_pairs(data.splits, open_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
     for name, expected in (("dev", 0.8672), ("test", 0.8203)):
         split = encoded[name]
-        predicted = cosines(split.embeddings, split.first, split.second)
+        predicted = pair_cosines(split.embeddings, split.first, split.second)
         assert round(stats.spearmanr(predicted, split.scores)[0], 4) == expected

@@ -19,9 +19,10 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks import serving
 from tests.processes import Workplace
-from twinsqueeze import export, interrupts
+from twinsqueeze import export
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.utils import signals
 
 URI = "models:/twinsqueeze@champion"
 TEXTS = ["A man is playing a guitar.", "", " Zwei Hunde   laufen. ", "Ünïcödé 日本語 🙂", "word " * 600]
@@ -285,14 +286,14 @@ def test_overwriting_takes_the_whole_place_of_an_earlier_export(here):
     assert (here / "again" / "modules.json").is_file()
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), interrupts.Stopped(15)])
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), signals.Interrupted(15)])
 def test_nothing_is_left_of_an_export_that_fails(here, monkeypatch, failure):
     def full(*_: object) -> None:
         raise failure
 
     monkeypatch.setattr(export.shutil, "copyfile", full)
     before = sorted(here.iterdir())
-    with pytest.raises((InputError, interrupts.Stopped), match=r"No space left on device|SIGTERM"):
+    with pytest.raises((InputError, signals.Interrupted), match=r"No space left on device|SIGTERM"):
         export.export(URI, Path("failed"))
     assert sorted(here.iterdir()) == before
 

@@ -16,8 +16,8 @@ from twinsqueeze import fitting
 from twinsqueeze.errors import InputError
 from twinsqueeze.fitting import FEWEST_PAIRS, Fit
 from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.threads import threaded
 from twinsqueeze.training import Progress, fit
+from twinsqueeze.utils.threads import map_threaded
 
 HEADS = {"architecture": "linear", "objective": "pearson", "start": "head", "teacher": "head", "neighbourhood": 1}
 CODES = HEADS | {"precision": "product"}
@@ -81,7 +81,7 @@ def test_processes_train_the_same_bits_as_this_one(fields, fit_there, small_trai
 
     expected = [fit(recipes, small_train, small_dev, clean_every=3) for recipes in sets]
     before = children()
-    for (recipes, trained), wanted in zip(threaded(iter(sets), there, 2), expected, strict=True):
+    for (recipes, trained), wanted in zip(map_threaded(iter(sets), there, 2), expected, strict=True):
         assert all(map(same_bits, trained, wanted))
         assert [fitted.recipe for fitted in trained] == recipes
         progress = told[recipes[0].seed]

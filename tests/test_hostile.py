@@ -20,11 +20,11 @@ from benchmarks import fuzz
 from twinsqueeze import model_store
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.embeddings import open_encoder
-from twinsqueeze.errors import InputError, short
+from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.pairs import SUFFIXES, load_pairs
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.sources import FORMATS, open_source
-from twinsqueeze.texts import printable
+from twinsqueeze.utils.text import escape_control_chars
 
 # The same inputs every time: a test must not fail for who did not touch it. `benchmarks.fuzz` looks for new ones.
 tried = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
@@ -314,7 +314,7 @@ def test_the_hubs_cache_may_link_to_its_own_blobs(tmp_path):
 @tried
 @given(values)
 def test_a_value_is_shown_in_a_line(value):
-    text = short(value)
+    text = truncate_repr(value)
     assert text.isprintable()
     assert len(text) <= 100
 
@@ -323,11 +323,11 @@ def test_a_nested_value_is_shown_without_writing_it_all():
     value: list = ["x"]
     for _ in range(200):
         value = [value, value]
-    assert len(short(value)) <= 100
+    assert len(truncate_repr(value)) <= 100
 
 
 @tried
 @given(anything)
 def test_a_name_is_shown_without_commands_to_the_terminal(text):
-    assert printable(text).isprintable()
-    assert printable(printable(text)) == printable(text)
+    assert escape_control_chars(text).isprintable()
+    assert escape_control_chars(escape_control_chars(text)) == escape_control_chars(text)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.processes import ROOT, Workplace
-from twinsqueeze import interrupts
+from twinsqueeze.utils import signals
 
 LONG = ["--epochs", "100000", "--device", "cpu"]
 
@@ -85,9 +85,9 @@ def test_training_does_not_outlive_mlflow_run(workplace, pairs_folder, number):
 
 @pytest.fixture
 def no_signal_yet(monkeypatch):
-    monkeypatch.setattr(interrupts, "_pending", None)
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    interrupts.raise_on_signals()
+    monkeypatch.setattr(signals, "_pending", None)
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signals.raise_on_signals()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -97,12 +97,12 @@ def test_signals_wait_while_a_record_is_written(no_signal_yet):
     written = []
 
     def write() -> None:
-        with interrupts.shielded(then_stop=True):
+        with signals.defer_signals(then_stop=True):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
             written.append("all of it")
 
-    with pytest.raises(interrupts.Stopped) as stop:
+    with pytest.raises(signals.Interrupted) as stop:
         write()
     assert written == ["all of it"]
     assert stop.value.exit_code == 143
@@ -113,20 +113,20 @@ def test_a_signal_does_not_wait_for_what_another_thread_writes(no_signal_yet):
     found = []
 
     def write() -> None:
-        with interrupts.shielded(then_stop=False):
+        with signals.defer_signals(then_stop=False):
             begun.set()
             over.wait(60)
-            interrupts.raise_if_stopped()
+            signals.check_interrupted()
             found.append("all of it")
         try:
-            interrupts.raise_if_stopped()
-        except interrupts.Stopped:
+            signals.check_interrupted()
+        except signals.Interrupted:
             found.append("stopped")
 
     writer = Thread(target=write)
     writer.start()
     begun.wait(60)
-    with pytest.raises(interrupts.Stopped):
+    with pytest.raises(signals.Interrupted):
         signal.raise_signal(signal.SIGTERM)
     over.set()
     writer.join(60)

@@ -4,14 +4,8 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.neighbors import NearestNeighbors
 
-from twinsqueeze.metrics import (
-    METRICS,
-    Resamples,
-    cosines,
-    nearest,
-    neighbours_kept,
-    score,
-)
+from twinsqueeze.metrics import METRICS, Resamples, neighbours_kept, score
+from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
 
 @pytest.fixture
@@ -107,7 +101,7 @@ def test_equal_predictions_do_not_differ(predictions):
 def test_neighbours_are_scikit_learns():
     vectors = np.random.default_rng(1).normal(size=(150, 16)).astype(np.float32)
     expected = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors).kneighbors()[1]
-    np.testing.assert_array_equal(nearest(vectors, 10, block=64), expected)
+    np.testing.assert_array_equal(nearest_neighbors(vectors, 10, block=64), expected)
 
 
 def test_neighbours_kept_by_hand():
@@ -118,10 +112,10 @@ def test_neighbours_kept_by_hand():
 
 
 def test_few_sentences_have_few_neighbours():
-    assert nearest(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
-    assert np.isnan(neighbours_kept(nearest(np.ones((1, 2))), nearest(np.ones((1, 2)))))
+    assert nearest_neighbors(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
+    assert np.isnan(neighbours_kept(nearest_neighbors(np.ones((1, 2))), nearest_neighbors(np.ones((1, 2)))))
 
 
 def test_cosines_by_hand():
     vectors = np.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    np.testing.assert_allclose(cosines(vectors, np.array([0, 0]), np.array([1, 2])), [np.sqrt(0.5), 0])
+    np.testing.assert_allclose(pair_cosines(vectors, np.array([0, 0]), np.array([1, 2])), [np.sqrt(0.5), 0])

@@ -17,8 +17,8 @@ from mlflow.entities import Run
 
 from tests.processes import Workplace
 from twinsqueeze.left_runs import LeftRuns, end_left_runs
-from twinsqueeze.living import Process
 from twinsqueeze.snapshots import SUFFIX
+from twinsqueeze.utils.processes import ProcessIdentity
 
 # Steps of a pair each, so that some seconds of training are not thousands of epochs to record.
 MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
@@ -73,7 +73,7 @@ def check_ended(place: Workplace) -> list[Run]:
     assert {run.info.status for run in place.runs()} <= {"FINISHED", "KILLED"}
     killed = [run for run in place.runs() if run.info.status == "KILLED"]
     for run in killed:
-        process = Process.parse(run.data.tags["twinsqueeze.process"])
+        process = ProcessIdentity.parse(run.data.tags["twinsqueeze.process"])
         endings = (f"Killed: its process {process.pid} on ", "Killed: stopped by SIGTERM.")
         assert run.data.tags["mlflow.note.content"].startswith(endings)
         assert run.info.end_time
@@ -262,9 +262,9 @@ def test_twenty_kills_at_random_moments(tmp_path, shared_cache, pairs_folder):
 
 def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
-    here = Process.current()
+    here = ProcessIdentity.current()
     with subprocess.Popen(["true"]) as short:
-        gone = Process(host=here.host, pid=short.pid, started=psutil.Process(short.pid).create_time())
+        gone = ProcessIdentity(host=here.host, pid=short.pid, started=psutil.Process(short.pid).create_time())
     processes = {
         "gone": gone,
         "gone, of the same": gone,
@@ -313,7 +313,9 @@ def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsy
 
 def test_a_zombie_is_gone():
     with subprocess.Popen(["sleep", "60"]) as process:
-        known = Process(host=Process.current().host, pid=process.pid, started=psutil.Process(process.pid).create_time())
+        known = ProcessIdentity(
+            host=ProcessIdentity.current().host, pid=process.pid, started=psutil.Process(process.pid).create_time()
+        )
         assert known.state == "living"
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -3,8 +3,9 @@ import pytest
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from twinsqueeze.metrics import nearest, neighbours_kept
+from twinsqueeze.metrics import neighbours_kept
 from twinsqueeze.retrieval import Partners, partners, search
+from twinsqueeze.utils.similarity import nearest_neighbors
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def sentences():
     vectors = generator.normal(size=(90, 12)).astype(np.float32)
     first, second = generator.integers(90, size=(2, 80))
     vectors[second] += 0.6 * vectors[first]
-    return vectors, nearest(vectors), first, second, np.round(generator.uniform(0, 5, size=80), 1)
+    return vectors, nearest_neighbors(vectors), first, second, np.round(generator.uniform(0, 5, size=80), 1)
 
 
 def test_partners_are_the_pairs_of_4_and_more_each_way_once():
@@ -27,7 +28,7 @@ def test_partners_are_the_pairs_of_4_and_more_each_way_once():
 def test_a_search_by_hand():
     vectors = np.array([[1, 0], [1, 0.1], [1, 0.3], [0, 1], [0.1, 1]], np.float32)
     wanted = Partners(np.array([0, 0, 3]), np.array([1, 2, 0]))  # found first, second, and last
-    scores = search(vectors, nearest(vectors, 2), wanted)
+    scores = search(vectors, nearest_neighbors(vectors, 2), wanted)
     assert scores.neighbours_kept == 1
     assert scores.recall_at_1 == pytest.approx((1 / 2 + 0) / 2)
     assert scores.recall_at_10 == 1
@@ -83,7 +84,7 @@ def test_neighbours_kept_are_those_of_metrics_whatever_the_block(sentences):
     wanted = partners(first, second, scores)
     squeezed = vectors[:, :4]
     expected = search(squeezed, reference, wanted)
-    assert expected.neighbours_kept == neighbours_kept(reference, nearest(squeezed))
+    assert expected.neighbours_kept == neighbours_kept(reference, nearest_neighbors(squeezed))
     for block in (1, 7, 90, 1000):
         assert search(squeezed, reference, wanted, block=block) == expected
 
@@ -91,13 +92,13 @@ def test_neighbours_kept_are_those_of_metrics_whatever_the_block(sentences):
 def test_who_cannot_tell_sentences_apart_finds_no_more_than_chance():
     vectors = np.ones((101, 8), np.float32)
     wanted = Partners(np.arange(100), np.arange(1, 101))
-    scores = search(vectors, nearest(np.random.default_rng(0).normal(size=(101, 8))), wanted)
+    scores = search(vectors, nearest_neighbors(np.random.default_rng(0).normal(size=(101, 8))), wanted)
     assert (scores.recall_at_1, scores.recall_at_10) == (0, 0)
     assert scores.mrr == pytest.approx(1 / 50.5)  # the mean rank of 100
 
 
 def test_where_no_pair_is_close_there_is_nothing_to_find():
     wanted = partners(np.array([0]), np.array([1]), np.array([3.0]))
-    scores = search(np.eye(3), nearest(np.eye(3)), wanted)
+    scores = search(np.eye(3), nearest_neighbors(np.eye(3)), wanted)
     assert np.isnan([scores.recall_at_1, scores.recall_at_10, scores.mrr]).all()
     assert scores.neighbours_kept == 1

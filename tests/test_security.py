@@ -19,7 +19,7 @@ from tests.processes import ROOT, wait_until_healthy
 from twinsqueeze import addresses, model_store, registry, tracking
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.texts import without_password
+from twinsqueeze.utils.text import redact_credentials
 
 # Of the project, what git has or would take.
 LIST = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -249,7 +249,7 @@ def test_versions_from_before_digests_are_read_as_they_are(store):
     ],
 )
 def test_passwords_are_left_out_of_addresses(text, shown):
-    assert without_password(text) == shown
+    assert redact_credentials(text) == shown
 
 
 SECRETS = {

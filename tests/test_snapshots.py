@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import random_pairs
 from twinsqueeze import snapshots, training
-from twinsqueeze.checked import write_checked
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.resuming import resumable_batches
 from twinsqueeze.snapshots import Snapshot, Snapshots, State
 from twinsqueeze.training import Fitted, fit
+from twinsqueeze.utils.disk_cache import write_atomic
 
 EPOCHS = 4
 LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01, "schedule": "cosine"}
@@ -75,7 +75,7 @@ class Room:
         """Leaves what a killed process would."""
         state = State({"x": torch.arange(50.0)}, {"epoch": epoch})
         with self.store().open(recipes, resume=True) as snapshot:
-            write_checked(snapshot.path, snapshot._bytes(state))
+            write_atomic(snapshot.path, snapshot._bytes(state))
         return state
 
     def files(self) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_training_goes_on_bit_for_bit_from_every_epoch(fields, alphas, seeds, 
     for epoch, content in enumerate(watching.kept):
         store = room.store(train, dev)
         with store.open(recipes, resume=True) as snapshot:
-            write_checked(snapshot.path, content)
+            write_atomic(snapshot.path, content)
         with store.open(recipes[::-1], resume=True) as snapshot:
             assert snapshot.left.epoch == epoch
             seen = []
@@ -123,7 +123,7 @@ def test_a_training_on_cuda_goes_on(small_train, small_dev, room):
     watching = EveryEpoch(recipes)
     whole = fit(recipes, small_train, small_dev, snapshot=watching)
     with room.store().open(recipes, resume=True) as snapshot:
-        write_checked(snapshot.path, watching.kept[2])
+        write_atomic(snapshot.path, watching.kept[2])
     with room.store().open(recipes, resume=True) as snapshot:
         resumed = fit(recipes, small_train, small_dev, snapshot=snapshot)
     for a, b in zip(whole, resumed, strict=True):
@@ -138,7 +138,7 @@ def test_a_diverged_training_ends_where_it_did(small_train, small_dev, room):
     (whole,) = fit(recipes, small_train, small_dev, snapshot=watching)
     assert len(watching.kept) == len(whole.history.loss) < 50
     with room.store().open(recipes, resume=True) as snapshot:
-        write_checked(snapshot.path, watching.kept[-1])
+        write_atomic(snapshot.path, watching.kept[-1])
     with room.store().open(recipes, resume=True) as snapshot:
         (resumed,) = fit(recipes, small_train, small_dev, snapshot=snapshot)
     assert same_bits(whole, resumed)

@@ -15,7 +15,7 @@ from twinsqueeze.delivery import DATABASE_ATTEMPTS, MlflowDelivery
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import Record, record_folders
 from twinsqueeze.left_runs import LeftRuns, end_left_runs
-from twinsqueeze.living import Process
+from twinsqueeze.utils.processes import ProcessIdentity
 
 
 class Fault:
@@ -177,7 +177,7 @@ def whole(client, fault) -> str:
     with pytest.raises(InputError):
         write(fault, away=True)
     (run,) = client.search_runs(["0"])
-    gone = Process.current().model_copy(update={"started": 1.0})
+    gone = ProcessIdentity.current().model_copy(update={"started": 1.0})
     client.set_tag(run.info.run_id, run_tags.PROCESS, gone.model_dump_json())
     fault.away = False
     return run.info.run_id

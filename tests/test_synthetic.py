@@ -7,11 +7,11 @@ from scipy import stats
 
 from tests.test_embeddings import CountingEncoder, pairs
 from twinsqueeze import synthetic
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.metrics import nearest
 from twinsqueeze.synthetic import A_SUBJECT, SKIPPED, TEMPLATES, embed_synthetic, make_sentences, whole_words
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.similarity import nearest_neighbors
 
 TRAIN = [f"Seventeen {a} cat(s) saw the {b} dog in May" for a in ("small", "large", "old") for b in ("brown", "white")]
 WORDS = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(600)]
@@ -99,23 +99,23 @@ def test_there_are_as_many_as_were_asked_for_and_each_time_the_same(near):
 
 def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
     seen = []
-    first = embed_synthetic(100, PAIRS, encoder := WordsEncoder(), Cache(tmp_path), lambda *args: seen.append(args))
+    first = embed_synthetic(100, PAIRS, encoder := WordsEncoder(), DiskCache(tmp_path), lambda *args: seen.append(args))
     words = WORDS[SKIPPED:]
     texts = [text for batch in encoder.batches for text in batch]
     assert texts[: len(words)] == words
     vectors = np.concatenate([np.stack(list(map(encoder.load(), [[text]])))[0] for text in words])
     made = make_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
-                          nearest(vectors, synthetic.NEAR))  # fmt: skip
+                          nearest_neighbors(vectors, synthetic.NEAR))  # fmt: skip
     assert sorted(texts[len(words) :]) == sorted(made)
     assert seen[-1] == (len(words) + 100, len(words) + 100)
     assert first.shape == (100, 6)
 
     again = WordsEncoder()
-    np.testing.assert_array_equal(embed_synthetic(100, PAIRS, again, Cache(tmp_path)), first)
+    np.testing.assert_array_equal(embed_synthetic(100, PAIRS, again, DiskCache(tmp_path)), first)
     assert again.loaded == 0
     for count, train, fingerprint in ((101, PAIRS, "aa"), (100, pairs(("x y", "z")), "aa"), (100, PAIRS, "bb")):
         other = WordsEncoder(fingerprint)
-        embed_synthetic(count, train, other, Cache(tmp_path))
+        embed_synthetic(count, train, other, DiskCache(tmp_path))
         assert other.loaded == 1
 
 
@@ -124,7 +124,7 @@ def test_an_encoder_without_words_is_told(tokens, tmp_path):
     encoder = WordsEncoder()
     encoder.vocabulary = lambda: tokens
     with pytest.raises(InputError, match=r"no words to make sentences of: .* or train with synthetic 0"):
-        embed_synthetic(10, PAIRS, encoder, Cache(tmp_path))
+        embed_synthetic(10, PAIRS, encoder, DiskCache(tmp_path))
 
 
 def test_the_encoder_puts_sentences_about_a_subject_near_each_other(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_the_encoder_puts_sentences_about_a_subject_near_each_other(tmp_path, mo
     monkeypatch.setattr(synthetic, "WORDS", 800)
     monkeypatch.setattr(synthetic, "VARIANTS", 0)
     monkeypatch.setattr(synthetic, "longest_first", list)  # so that a subject's sentences stay together
-    found = embed_synthetic(200, PAIRS, open_encoder("all-MiniLM-L6-v2"), Cache(tmp_path))
+    found = embed_synthetic(200, PAIRS, open_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     cosine = found @ found.T
     same = np.kron(np.eye(50, dtype=bool), np.ones((4, 4), dtype=bool))

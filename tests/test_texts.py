@@ -11,13 +11,14 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from tests.test_ablation_table import KIND, trained
-from twinsqueeze import console, report, search_table
+from twinsqueeze import report, report_terminal, search_table
 from twinsqueeze.ablation_table import AblationTable, BaselineRow, tabulate
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.model_card import model_card
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Spread
-from twinsqueeze.texts import markdown, printable
+from twinsqueeze.utils import console
+from twinsqueeze.utils.text import escape_control_chars, escape_markdown
 
 # What terminals, browsers, Markdown, LaTeX, Matplotlib and rich each take for more than text.
 HOSTILE = (
@@ -85,10 +86,10 @@ def test_pictures_are_drawn_whatever_names_are(table):
 
 
 def test_the_terminal_gets_no_commands(table, capsys):
-    console.print_table(table)
-    console.tell(HOSTILE)
+    report_terminal.print_table(table)
+    console.print_result(HOSTILE)
     console.warn(HOSTILE)
-    console.print_next([("look", HOSTILE)])
+    report_terminal.print_next_steps([("look", HOSTILE)])
     captured = capsys.readouterr()
     for text in captured:
         assert text
@@ -125,6 +126,6 @@ def test_a_card_holds_names_as_text():
 
 
 def test_text_is_kept_as_far_as_it_is_harmless():
-    assert printable("שלום \U0001f600 naïve") == "שלום \U0001f600 naïve"
-    assert printable("a\nb\x1b\u202e") == r"a\nb\x1b\u202e"
-    assert markdown("all-MiniLM-L6-v2, batch_size 32 (5%)") == "all-MiniLM-L6-v2, batch_size 32 (5%)"
+    assert escape_control_chars("שלום \U0001f600 naïve") == "שלום \U0001f600 naïve"
+    assert escape_control_chars("a\nb\x1b\u202e") == r"a\nb\x1b\u202e"
+    assert escape_markdown("all-MiniLM-L6-v2, batch_size 32 (5%)") == "all-MiniLM-L6-v2, batch_size 32 (5%)"

@@ -4,7 +4,7 @@ from threading import Barrier, current_thread
 import pytest
 import torch
 
-from twinsqueeze.threads import threaded
+from twinsqueeze.utils.threads import map_threaded
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_pieces_are_handled_at_once_each_on_its_share_of_the_cores(four_cores, t
         together.wait(60)  # breaks where fewer are at it
         return piece**2, torch.get_num_threads()
 
-    found = list(threaded(iter(range(3 * threads)), handle, threads))
+    found = list(map_threaded(iter(range(3 * threads)), handle, threads))
     assert found == [(piece, (piece**2, share)) for piece in range(3 * threads)]
     assert torch.get_num_threads() == 4
 
@@ -36,7 +36,7 @@ def test_pieces_are_read_here_and_no_faster_than_results_are_taken():
             read.append((piece, current_thread().name))
             yield piece
 
-    with closing(threaded(pieces(), lambda piece: piece, 2)) as found:
+    with closing(map_threaded(pieces(), lambda piece: piece, 2)) as found:
         for piece, _ in found:
             assert len(read) <= piece + 6
     assert {name for _, name in read} == {current_thread().name}
@@ -51,7 +51,7 @@ def test_an_error_is_raised_where_its_result_is_due_and_the_rest_is_left():
             raise ValueError("piece 1")
         return piece
 
-    found = threaded(iter(range(100)), handle, 2)
+    found = map_threaded(iter(range(100)), handle, 2)
     assert next(found) == (0, 0)
     with pytest.raises(ValueError, match="piece 1"):
         next(found)

@@ -17,9 +17,9 @@ from twinsqueeze.evaluation import Evaluator, pair_losses
 from twinsqueeze.head import HEAD, train_heads
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.starts import components, initial_layers
-from twinsqueeze.threads import threaded
 from twinsqueeze.trainer import Streams, Trainer
 from twinsqueeze.training import Fitted, batches, batches_at_once, fit, resolve_device
+from twinsqueeze.utils.threads import map_threaded
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")
 
@@ -308,7 +308,7 @@ def test_trainings_at_once_have_the_bits_of_each_alone(fields):
     dev = random_pairs(pairs=60, sentences=70, dimension=384, seed=2)
     sets = [replicas([0.0, 0.75], [seed, seed + 1], dim=36, **fields) for seed in (0, 2, 4)]
     alone = [fit(recipes, train, dev) for recipes in sets]
-    for (_, together), wanted in zip(threaded(iter(sets), lambda s: fit(s, train, dev), 2), alone, strict=True):
+    for (_, together), wanted in zip(map_threaded(iter(sets), lambda s: fit(s, train, dev), 2), alone, strict=True):
         assert all(map(same_bits, together, wanted))
 
 
@@ -330,7 +330,7 @@ def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeyp
     dims = [32, 64, 96, 128]
     for dim in dims:
         begin(dim)
-    list(threaded(iter(6 * dims), begin, 3))
+    list(map_threaded(iter(6 * dims), begin, 3))
     assert [len(each) for each in found.values()] == [1] * len(dims)
 
 

@@ -11,19 +11,31 @@ from typing import Self
 
 import pandas as pd
 
-from twinsqueeze import addresses, comparison, console, drawing, fitting, records, report, resuming, run_tags, tracking
+from twinsqueeze import (
+    addresses,
+    comparison,
+    drawing,
+    fitting,
+    records,
+    report,
+    report_terminal,
+    resuming,
+    run_tags,
+    tracking,
+)
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
 from twinsqueeze.fitting import Fit
-from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
 from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.threads import threaded
 from twinsqueeze.training import DivergedError, Fitted, Progress, batches_at_once, resolve_device
+from twinsqueeze.utils import console
+from twinsqueeze.utils.signals import check_interrupted
+from twinsqueeze.utils.threads import map_threaded
 
 AS_IN_GRID = "grid"
 # Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
@@ -70,7 +82,7 @@ def ablate(
         done = {} if force else comparison.finished_recipes(found)
         todo = [recipe for recipe in recipes if _fingerprint(recipe, materials) not in done]
         if len(todo) < len(recipes):
-            console.say(
+            console.info(
                 f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
@@ -87,10 +99,10 @@ def ablate(
         notes += baselines.notes
         parent.describe(report.summary(tables, notes))
     for table in tables:
-        console.print_table(table)
+        report_terminal.print_table(table)
     for notice in notices:
         console.warn(notice)
-    console.print_next(
+    report_terminal.print_next_steps(
         [
             ("tables, figures and a report", addresses.next_run(parent, "compare")),
             ("put the best in use", addresses.next_run(parent, "register")),
@@ -196,7 +208,7 @@ def _train(
     ):
         watch = _Watch(fit, advance, epochs)
         # However this ends, trainings are told to stop, then waited for, and then their files are let go.
-        with closing(threaded(opened(held), watch.fit, at_once)) as finished, watch:
+        with closing(map_threaded(opened(held), watch.fit, at_once)) as finished, watch:
             for training, trained in finished:
                 for fitted in trained:
                     if (_source(fitted.recipe), fitted.recipe.digest) not in wanted:
@@ -273,7 +285,7 @@ class _Watch:
         self._show({})
 
     def _check(self) -> None:
-        raise_if_stopped()
+        check_interrupted()
         if self._over:
             raise self._over
 
@@ -284,7 +296,7 @@ class _Watch:
 
 
 def _record(fitted: Fitted, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
-    raise_if_stopped()
+    check_interrupted()
     with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
         inputs = records.begin_training(run, fitted.recipe, material)
         resuming.note_taken_up(run, fitted.taken_up, fitted.recipe.epochs)

@@ -14,8 +14,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from twinsqueeze.figures import BLUE, GREEN, GREY, ORANGE, SMALLEST_LOSS, VERMILION, panels
-from twinsqueeze.texts import unmathed
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.text import escape_mathtext
 
 DASHES = ("-", "--", "-.", ":")
 # Okabe and Ito's, in an order in which no pair that shares a dash is alike.
@@ -98,10 +98,10 @@ def spearman_against(
         for (name, (places, points)), colour, marker in zip(lines.items(), colours, cycle(MARKERS), strict=False):
             axes.errorbar(
                 places, points[split].means, points[split].errors,
-                color=colour, marker=marker, ms=4, capsize=3, label=unmathed(name),
+                color=colour, marker=marker, ms=4, capsize=3, label=escape_mathtext(name),
             )  # fmt: skip
         for (name, value), colour, dash in zip(references[split].items(), cycle(LEVELS), cycle(DASHES), strict=False):
-            axes.axhline(value, color=colour, ls=dash, lw=1.1, label=unmathed(name))
+            axes.axhline(value, color=colour, ls=dash, lw=1.1, label=escape_mathtext(name))
         axes.set(title=split, xlabel=what, ylabel="Spearman")
     if what == "dim":
         for axes in axes_of:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
-from twinsqueeze.texts import without_password
+from twinsqueeze.utils.text import redact_credentials
 
 if TYPE_CHECKING:
     pass
@@ -18,7 +18,7 @@ def store_uri() -> str:
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return without_password(uri)
+    return redact_credentials(uri)
 
 
 def called(uri: str) -> str:
@@ -29,7 +29,7 @@ def called(uri: str) -> str:
 def address(experiment_id: str, run_id: str | None = None) -> str:
     """Where a run, or all of an experiment, is looked at: on the tracking server or on a UI started here."""
     uri = mlflow.get_tracking_uri()
-    base = without_password(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    base = redact_credentials(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
@@ -43,7 +43,7 @@ def next_run(run: RunWriter, entry_point: str, **parameters: str) -> str:
 def where_to_look(run: RunWriter) -> list[tuple[str, str]]:
     """The steps from a run to MLflow's UI: what to do, and the command or the address."""
     uri = mlflow.get_tracking_uri()
-    shown = uri if uri == without_password(uri) else '"$MLFLOW_TRACKING_URI"'
+    shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'
     start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}")]
     return [
         *start,

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import asymmetric_scores, cosines, nearest, score
+from twinsqueeze.metrics import asymmetric_scores, score
 from twinsqueeze.precision import comparable, int8_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
 from twinsqueeze.retrieval import Partners, partners, search
 from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
-from twinsqueeze.threads import BLAS
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
+from twinsqueeze.utils.threads import BLAS_LOCK
 
 Transform = Callable[[FloatArray], FloatArray]
 
@@ -101,7 +102,7 @@ def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     single: list[tuple[str, Transform]] = [(f"first {dim}", lambda vectors: vectors[:, :dim])]
     if dim <= len(train):  # PCA finds no more components than there are sentences
         for name, whiten in ((f"PCA to {dim}", False), (f"PCA to {dim}, whitened", True)):
-            with BLAS:
+            with BLAS_LOCK:
                 pca = PCA(dim, whiten=whiten, svd_solver="covariance_eigh").fit(train)
             single.append((name, pca.transform))
     projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
@@ -119,7 +120,7 @@ def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
         yield Baseline(f"{name}, signs", dim, bytes_a_vector("binary", dim), True, signs)
 
 
-def encodings(train: FloatArray, cache: Cache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
+def encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
     """What is the same at every dim: all numbers, in floats and fewer bits, and FAISS's product quantisers."""
     dimension = train.shape[1]
     yield Baseline("uncompressed", None, bytes_a_vector("float32", dimension), False, [_unchanged])
@@ -172,7 +173,7 @@ def score_baselines(
         task: What on.
         on_scored: Told a baseline's name before each of its draws, on each split.
     """
-    reference = {name: nearest(split.embeddings) for name, split in task.splits.items()}
+    reference = {name: nearest_neighbors(split.embeddings) for name, split in task.splits.items()}
     wanted = {name: partners(split.first, split.second, split.scores) for name, split in task.splits.items()}
     results = []
     for baseline in baselines:
@@ -202,7 +203,7 @@ def _score(
     vectors = transform(split.embeddings)
     queries = asks(split.embeddings) if asks else None
     if queries is None:
-        scores = score(cosines(vectors, split.first, split.second), labels).as_floats()
+        scores = score(pair_cosines(vectors, split.first, split.second), labels).as_floats()
     else:
         scores = asymmetric_scores(queries, vectors, split.first, split.second, labels)
     return scores | search(vectors, reference, wanted, queries=queries).as_floats()
@@ -211,7 +212,7 @@ def _score(
 def cached_baselines(
     task: BaselineTask,
     dim: int,
-    cache: Cache,
+    cache: DiskCache,
     on_training: Callable[[str], None] = lambda _: None,
     on_scored: Callable[[str], None] = lambda _: None,
 ) -> list[BaselineScores]:

@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 import click
 
-from twinsqueeze import __version__, interrupts
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze import __version__
+from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.recipe import BEST, Recipe, read_grid
-from twinsqueeze.storage import storage_trouble
-from twinsqueeze.texts import printable, without_password
+from twinsqueeze.utils import signals
+from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 Command = Callable[..., None]
 
@@ -25,10 +25,10 @@ def run() -> None:
     Exits with 0; with 2 and one line on standard error for what the user can mend; with 128 + the signal's number when
     stopped; with 1 and a traceback for a fault of ours. A run that `mlflow run` made always ends with the reason.
     """
-    interrupts.raise_on_signals()
+    signals.raise_on_signals()
     sys.excepthook = _print_traceback
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        interrupts.stop_with_parent(run_id)
+        signals.exit_with_parent(run_id)
     try:
         cli(standalone_mode=False)
         if tracking := sys.modules.get("twinsqueeze.tracking"):  # else nothing was recorded
@@ -37,12 +37,12 @@ def run() -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         line = " ".join(text.split())
         _refuse(line)
-    except (interrupts.Stopped, click.Abort) as stop:
+    except (signals.Interrupted, click.Abort) as stop:
         _end_given_run(f"Killed: {stop}.", "KILLED")
         click.echo(f"twinsqueeze: {stop}", err=True)
         sys.exit(getattr(stop, "exit_code", 130))
     except Exception as error:
-        if trouble := storage_trouble(error):
+        if trouble := describe_storage_error(error):
             _refuse(f"{one_line(trouble)}. Make room, or name another place, and start again")
         _end_given_run(f"Failed: {type(error).__name__}: {error}")
         raise
@@ -50,13 +50,13 @@ def run() -> None:
 
 def _refuse(line: str) -> NoReturn:
     _end_given_run(f"Failed: {line}")
-    click.echo(f"twinsqueeze: {printable(without_password(line))}", err=True)
+    click.echo(f"twinsqueeze: {escape_control_chars(redact_credentials(line))}", err=True)
     sys.exit(2)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """Prints a traceback without the passwords of addresses, which libraries put into their errors."""
-    click.echo(without_password("".join(traceback.format_exception(kind, error, where))), err=True, nl=False)
+    click.echo(redact_credentials("".join(traceback.format_exception(kind, error, where))), err=True, nl=False)
 
 
 def _end_given_run(reason: str, status: str = "FAILED") -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from twinsqueeze import addresses, comparison, console, report, tracking
+from twinsqueeze import addresses, comparison, report, report_terminal, tracking
 from twinsqueeze.ablation_table import Row, TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.illustrations import illustrated
-from twinsqueeze.interrupts import shielded
 from twinsqueeze.report import Section
+from twinsqueeze.utils import console
+from twinsqueeze.utils.signals import defer_signals
 
 THIS_EXPERIMENT = "current"
 
@@ -41,9 +42,9 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
     tables = tabulate(found.runs, baselines.rows)
     notes = [*found.notes, *baselines.notes]
     for table in tables:
-        console.print_table(table)
+        report_terminal.print_table(table)
     for note in notes:
-        console.say(note)
+        console.info(note)
 
     with tracking.open_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
         run.params({"experiment": experiment, "compared_runs": len(found.runs)})
@@ -57,7 +58,7 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
     best = tables[0].best
     steps.append(("evaluate the best again", addresses.next_run(run, "evaluate", model=_middle(best).run_id)))
     steps.append(("put the best in use", addresses.next_run(run, "register")))
-    console.print_next([*steps, *addresses.where_to_look(run)])
+    report_terminal.print_next_steps([*steps, *addresses.where_to_look(run)])
 
 
 def _middle(row: Row) -> TrainedRun:
@@ -83,7 +84,7 @@ def _put(folder: Path, output: Path) -> None:
         # Within the output, so that it takes no more room to put them in place.
         with tempfile.TemporaryDirectory(dir=output, prefix=".") as begun:
             copies = [Path(shutil.copy(file, begun)) for file in sorted(folder.iterdir())]
-            with shielded(then_stop=True):
+            with defer_signals(then_stop=True):
                 for copy in copies:
                     copy.replace(output / copy.name)
     except OSError as error:

@@ -16,13 +16,13 @@ from mlflow.entities import Run
 
 from twinsqueeze import addresses, run_tags, tracking
 from twinsqueeze.ablation_table import SCORES, SEARCH_COST, SPLITS, BaselineRow, Kind, TrainedRun
-from twinsqueeze.digests import difference, file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.seeds import Spread
-from twinsqueeze.texts import printable, without_password
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.files import describe_file_change, file_sha256
+from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 PAGE = 1000
 # Whoever has this has been evaluated on test.
@@ -109,7 +109,7 @@ def read_runs(experiment_id: str) -> FoundRuns:
     for names, why in ((broken, "parameters are no recipe"), (unscored, "metrics on dev are missing or not finite")):
         if names:
             what, verb = ("run", "is") if len(names) == 1 else ("runs", "are")
-            shown = printable(", ".join(names[:3])) + (", …" if len(names) > 3 else "")
+            shown = escape_control_chars(", ".join(names[:3])) + (", …" if len(names) > 3 else "")
             notes.append(f"{len(names):,} {what} whose {why} {verb} left out: {shown}.")
     return FoundRuns(_with_test_digest(runs), notes)
 
@@ -128,7 +128,7 @@ def _search(experiment_id: str, kind: str) -> Iterator[Run]:
                 return
     except mlflow.MlflowException as error:
         raise InputError(
-            f"the runs of experiment {experiment_id} can't be read: {without_password(one_line(error))}"
+            f"the runs of experiment {experiment_id} can't be read: {redact_credentials(one_line(error))}"
         ) from error
 
 
@@ -168,8 +168,8 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
             labels=recipe.labels,
             objective=recipe.objective,
         ),
-        dataset=printable(tags[run_tags.DATASET]),
-        notice=tags.get(run_tags.NOTICE) and printable(tags[run_tags.NOTICE]),
+        dataset=escape_control_chars(tags[run_tags.DATASET]),
+        notice=tags.get(run_tags.NOTICE) and escape_control_chars(tags[run_tags.NOTICE]),
         metrics=metrics,
     )
 
@@ -279,9 +279,9 @@ def _artifact(run_id: str, path: str) -> Path:
         file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
         recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{run_tags.FILE_SHA256}{path}")
     except Exception as error:  # stores answer a missing file with exceptions of many kinds
-        raise InputError(f"run {run_id} has no {path}: {without_password(one_line(error))}") from error
+        raise InputError(f"run {run_id} has no {path}: {redact_credentials(one_line(error))}") from error
     with _readable(run_id, path):
-        found = recorded and difference(path, recorded, file_sha256(file))
+        found = recorded and describe_file_change(path, recorded, file_sha256(file))
     if found:
         raise InputError(f"run {run_id} is not what was recorded: {found}")
     return file

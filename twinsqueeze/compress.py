@@ -11,22 +11,23 @@ import numpy as np
 import torch
 
 import twinsqueeze
-from twinsqueeze import console, model_store, tracking
+from twinsqueeze import model_store, tracking
 from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder, open_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.interrupts import Stopped, raise_if_stopped
 from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
-from twinsqueeze.paths import local_path
 from twinsqueeze.precision import PRECISIONS, check_precision, quantise, row_type
 from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.text_model import load_text_model, text_model
-from twinsqueeze.texts import markdown
-from twinsqueeze.threads import threaded
 from twinsqueeze.training import resolve_device
+from twinsqueeze.utils import console
+from twinsqueeze.utils.files import expand_user
+from twinsqueeze.utils.signals import Interrupted, check_interrupted
+from twinsqueeze.utils.text import escape_markdown
+from twinsqueeze.utils.threads import map_threaded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -67,7 +68,7 @@ def compress(
     Raises:
         InputError: If something that the user gave can't be used.
     """
-    output = local_path(output)
+    output = expand_user(output)
     check_output(output, overwrite=overwrite)
     if precision not in {AUTO, *PRECISIONS}:
         check_precision(precision, None, None, model)
@@ -118,8 +119,8 @@ def compress(
             f"{writing.rows:,} {kind} of {source.name} compressed to {compressor.dim} numbers at {precision}, "
             f"{writing.row_bytes} bytes each: {output}"
         )
-        describe(markdown(sentence))
-        console.tell(f"{sentence} ({rate:,.0f} a second)")
+        describe(escape_markdown(sentence))
+        console.print_result(f"{sentence} ({rate:,.0f} a second)")
 
 
 @contextmanager
@@ -162,12 +163,12 @@ def _state(path: Path | None) -> list[int]:
 
 def _say_what_is_done(source: Source, writing: Output, resume: bool) -> None:
     if source.cast:
-        console.say(f"{source.name} holds {source.cast} numbers, which are cast to float32")
+        console.info(f"{source.name} holds {source.cast} numbers, which are cast to float32")
     if resume:
         begun = "what was begun is damaged" if writing.damaged else "nothing was begun"
-        console.say(f"going on behind {writing.rows:,} rows" if writing.rows else f"{begun}: all is done now")
+        console.info(f"going on behind {writing.rows:,} rows" if writing.rows else f"{begun}: all is done now")
     elif writing.left_over:
-        console.say(f"an interrupted command left {writing.left_over:,} rows, which are made again without resume")
+        console.info(f"an interrupted command left {writing.left_over:,} rows, which are made again without resume")
 
 
 @contextmanager
@@ -183,8 +184,8 @@ def _whole_or_not(writing: Output, source: Source) -> Iterator[None]:
             writing.discard()
         else:
             writing.keep()
-            if isinstance(error, Stopped):
-                console.say(f"{writing.rows:,} rows are kept: the same command with --resume goes on behind them")
+            if isinstance(error, Interrupted):
+                console.info(f"{writing.rows:,} rows are kept: the same command with --resume goes on behind them")
         raise
 
 
@@ -195,7 +196,9 @@ def _compress_vectors(source: Source, convert: VectorCompressor, writing: Output
         return block.first + len(rows)
 
     # A thread for each core, each of which runs all layers on its own block.
-    with closing(threaded(source.blocks(VECTORS_A_BLOCK, writing.rows), handle, torch.get_num_threads())) as results:
+    with closing(
+        map_threaded(source.blocks(VECTORS_A_BLOCK, writing.rows), handle, torch.get_num_threads())
+    ) as results:
         _follow(results, source, writing)
 
 
@@ -215,6 +218,6 @@ def _follow(results: Iterable[tuple[Block, int]], source: Source, writing: Outpu
     """Takes note of blocks as they are written, in their order, with the number of the row behind each."""
     with console.progress("compressing", source.unit) as advance:
         for block, end in results:
-            raise_if_stopped()
+            check_interrupted()
             writing.reach(end)
             advance(block.position, source.total, {})

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinsqueeze.processes import NO_PROCESSES, Spawned, end_with_parent, starting
+from twinsqueeze.utils.processes import SPAWN_ERRORS, DaemonSpawnContext, end_with_parent, spawning
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which is for who draws
     from matplotlib.figure import Figure
@@ -56,21 +56,21 @@ def _pool(stack: ExitStack) -> ProcessPoolExecutor | None:
     """The processes, which end with the stack, or None where they can't be had."""
     count = min(os.cpu_count() or 1, MOST_PROCESSES)
     try:
-        pool = ProcessPoolExecutor(count, Spawned(), _begin)
+        pool = ProcessPoolExecutor(count, DaemonSpawnContext(), _begin)
         # Waits until they have ended: Python does so at its own end at the latest, and then, before 3.12, may complain
         # that a pipe of theirs is closed.
         stack.callback(pool.shutdown, cancel_futures=True)
-        with starting():
+        with spawning():
             for _ in range(count):
                 pool.submit(_nothing)  # a process starts when there is something to do
-    except NO_PROCESSES:
+    except SPAWN_ERRORS:
         return None
     return pool
 
 
 @contextmanager
 def _draw(pool: ProcessPoolExecutor, drawings: Mapping[Path, Drawing]) -> Iterator[None]:
-    with starting():
+    with spawning():
         begun = {path: _begun(pool, drawing, path) for path, drawing in drawings.items()}
     try:
         yield
@@ -87,7 +87,7 @@ def _begun(pool: ProcessPoolExecutor, drawing: Drawing, path: Path) -> Future[No
     """A drawing in a process of the pool, None where that can't be."""
     try:
         return pool.submit(_save, drawing, path)
-    except NO_PROCESSES:
+    except SPAWN_ERRORS:
         return None
 
 

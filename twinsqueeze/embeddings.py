@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from safetensors.numpy import load, save
 
-from twinsqueeze.cache import Cache
-from twinsqueeze.digests import file_sha256
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.hub import fetch_model
 from twinsqueeze.pairs import SPLITS, Pairs
-from twinsqueeze.paths import is_folder, local_path
 from twinsqueeze.types import FloatArray, IntArray
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.files import expand_user, file_sha256, is_dir
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -186,8 +185,8 @@ def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
             )
         folder = Path(spec.submodule_search_locations[0], "model")
         return SentenceEncoder(DEFAULT_ENCODER, folder, DEFAULT_WEIGHTS_SHA256, device)
-    if is_folder(local_path(name)):
-        folder = local_path(name).resolve()
+    if is_dir(expand_user(name)):
+        folder = expand_user(name).resolve()
         if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
             raise InputError(
                 f"encoder {name!r} is a folder without modules.json or config.json: no sentence-transformers model"
@@ -199,7 +198,7 @@ def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
 def embed_pairs(
     splits: Mapping[str, Pairs],
     encoder: Encoder,
-    cache: Cache,
+    cache: DiskCache,
     *,
     check_dimension: Callable[[int], None] | None = None,
     on_progress: OnProgress | None = None,
@@ -282,7 +281,7 @@ def cache_key(fingerprint: str, sentences: Iterable[str]) -> str:
     return f"embeddings-{digest.hexdigest()}"
 
 
-def cached_vectors(cache: Cache, key: str, rows: int) -> FloatArray | None:
+def cached_vectors(cache: DiskCache, key: str, rows: int) -> FloatArray | None:
     """Vectors that are kept under a key, (rows, d), None if there are none."""
     if not rows:
         return np.empty((0, 0), np.float32)

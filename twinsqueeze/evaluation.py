@@ -7,12 +7,13 @@ import torch
 
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import Interval, Resamples, asymmetric_scores, cosines, nearest, score
+from twinsqueeze.metrics import Interval, Resamples, asymmetric_scores, score
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.precision import Ranges, comparable
 from twinsqueeze.retrieval import partners, search
 from twinsqueeze.training import predict
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Evaluator:
         self.labels = labels_from_scores(split.scores, label_kind)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
         self._resamples = Resamples(self.labels)
-        self._nearest = nearest(split.embeddings)
+        self._nearest = nearest_neighbors(split.embeddings)
         self._partners = partners(split.first, split.second, split.scores)
 
     def __call__(self, compressor: Compressor, ranges: Ranges | None = None) -> Assessment:
@@ -91,7 +92,7 @@ class Evaluator:
         return {"spearman": scores["spearman"]} | self._search(stored, queries)
 
     def _quantised(self, vectors: FloatArray) -> dict[str, float]:
-        cosine = cosines(vectors, self.split.first, self.split.second)
+        cosine = pair_cosines(vectors, self.split.first, self.split.second)
         return {"spearman": float(score(cosine, self.labels).spearman)} | self._search(vectors)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
-from twinsqueeze import console, interrupts, model_store, tracking
+from twinsqueeze import model_store, tracking
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.codes import SHORTEST
 from twinsqueeze.compressor import Compressor
@@ -22,11 +22,12 @@ from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
 from twinsqueeze.model_store import FoundModel
-from twinsqueeze.paths import local_path
 from twinsqueeze.run_writer import CARD_FILE, CHECKPOINT_FILE
 from twinsqueeze.text_model import load_text_model, text_model
-from twinsqueeze.texts import markdown
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils import console, signals
+from twinsqueeze.utils.files import expand_user
+from twinsqueeze.utils.text import escape_markdown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -61,7 +62,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     if format == "onnx":
         _check_onnx()
-    output = local_path(output).resolve()
+    output = expand_user(output).resolve()
     _check_output(output, overwrite)
     found = model_store.find_model(model)
     compressor, provenance = read_checkpoint(found.file, model)
@@ -83,10 +84,10 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     except (OSError, SafetensorError) as error:
         raise InputError(f"output {str(output)!r} can't be written: {one_line(error)}") from error
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    console.tell(f"Written to {output}: {', '.join(files)}.")
+    console.print_result(f"Written to {output}: {', '.join(files)}.")
     if tracking.given_run():  # `mlflow run` has made one, which should say what it was for
         with tracking.open_run("export", "export") as run:
-            run.describe(markdown(f"Wrote model {model} to {output} ({format})."))
+            run.describe(escape_markdown(f"Wrote model {model} to {output} ({format})."))
 
 
 def _check_onnx() -> None:
@@ -141,7 +142,7 @@ def _card(
 
 def _put(made: Path, output: Path, before: Path) -> None:
     """Puts what was made in the output's place, and what was there before into another."""
-    with interrupts.shielded(then_stop=False):
+    with signals.defer_signals(then_stop=False):
         if output.is_dir():
             output.replace(before)
         try:
@@ -233,7 +234,7 @@ def _write_graph(file: Path, module: nn.Module, example: list[torch.Tensor], nam
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # traces of what was called here, with this machine's paths
         program.save(file, external_data=False)
-    except (OSError, interrupts.Stopped):
+    except (OSError, signals.Interrupted):
         raise
     except Exception as error:  # an encoder may hold whatever its authors wrote
         raise InputError(f"the model can't be written as ONNX ({one_line(error)}): export it as a folder") from error

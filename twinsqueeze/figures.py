@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from twinsqueeze.sizes import FLOAT_QUERIES
-from twinsqueeze.texts import unmathed
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.text import escape_mathtext
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
@@ -132,7 +132,7 @@ def quality_against_bytes(
     styles = _styles(methods, ours)
     for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
         for name, (sizes, values) in methods.items():
-            axes.plot(sizes, values[quality], ls=_line(sizes), lw=1.2, label=unmathed(name), **styles[name])
+            axes.plot(sizes, values[quality], ls=_line(sizes), lw=1.2, label=escape_mathtext(name), **styles[name])
         axes.set_title(title, y=TITLE)
         axes.set_xlabel("bytes a vector")
         axes.set_xscale("log", base=2)
@@ -162,7 +162,7 @@ def similarity_against_neighbours(
         for name, (sizes, kept, spearman) in of_split.items():
             ends = {0, len(sizes) - 1}
             for panel in (axes, near):
-                panel.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=unmathed(name), **styles[name])
+                panel.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=escape_mathtext(name), **styles[name])
             for i, (size, x, y) in enumerate(zip(sizes, kept, spearman, strict=True)):
                 in_corner = x >= corner[0] and y >= corner[1]
                 # Sizes between the ends of a line can be counted.

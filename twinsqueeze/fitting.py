@@ -19,12 +19,12 @@ import torch
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.interrupts import POLL_SECONDS, raise_if_stopped
-from twinsqueeze.processes import NO_PROCESSES, Spawned, end_with_parent, starting
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.training import Fitted, History, Progress, fit
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.processes import SPAWN_ERRORS, DaemonSpawnContext, end_with_parent, spawning
+from twinsqueeze.utils.signals import POLL_SECONDS, check_interrupted
 
 # Pairs in the epochs of all replicas, of which a core trains 100,000 to 200,000 a second in the published network. With
 # fewer of them processes, which take 2.4 s of a core to start, would save less.
@@ -64,7 +64,7 @@ def processes(pairs: int, threads: int) -> Iterator[Fit]:
                     mine.process = _TrainingProcess()
                     stack.callback(mine.process.end)
                 trains: Fit = mine.process.fit
-            except NO_PROCESSES:
+            except SPAWN_ERRORS:
                 trains = fit
             try:
                 return trains(*arguments, **named)
@@ -81,15 +81,15 @@ class _TrainingProcess:
     """A process that trains one batch after the other.
 
     Raises:
-        OSError: Or whatever else is in `NO_PROCESSES`, if it can't be had.
+        OSError: Or whatever else is in `SPAWN_ERRORS`, if it can't be had.
     """
 
     def __init__(self) -> None:
-        context = Spawned()
+        context = DaemonSpawnContext()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="training")
         try:
-            with starting():
+            with spawning():
                 self._process.start()
             theirs.close()  # so that its end can be heard
             self._hear()
@@ -126,7 +126,7 @@ class _TrainingProcess:
 
     def _hear(self) -> Any:
         while not self._connection.poll(POLL_SECONDS):
-            raise_if_stopped()
+            check_interrupted()
         return self._connection.recv()
 
     @contextmanager

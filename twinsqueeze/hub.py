@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.texts import without_password
+from twinsqueeze.utils.text import redact_credentials
 
 ANSWER_SECONDS = 4.5
 FETCH_SECONDS = 300.0
@@ -59,15 +59,15 @@ def _probe() -> str | None:
             with urllib.request.urlopen(f"{endpoint()}/{PROBE}", timeout=ANSWER_SECONDS) as answer:  # noqa: S310
                 answer.read(1)
         except urllib.error.HTTPError as error:
-            return None if error.code < 500 else f"{without_password(endpoint())} answers with {error.code}"
+            return None if error.code < 500 else f"{redact_credentials(endpoint())} answers with {error.code}"
         except (OSError, ValueError) as error:
-            return without_password(f"{endpoint()} does not answer: {one_line(getattr(error, 'reason', error))}")
+            return redact_credentials(f"{endpoint()} does not answer: {one_line(getattr(error, 'reason', error))}")
         return None
 
     try:
         return within(ANSWER_SECONDS, ask)
     except TimeoutError:  # hangs in a way that the socket's own limit does not see, such as a byte every second
-        return f"{without_password(endpoint())} does not answer within 5 seconds"
+        return f"{redact_credentials(endpoint())} does not answer within 5 seconds"
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -120,7 +120,7 @@ def fetch_dataset(name: str, folder: Path | None = None) -> Any:
     try:
         return within(FETCH_SECONDS, load)
     except Exception as error:  # the client has no common base for what can go wrong
-        reason = f"{offline}, and it has not been downloaded before" if offline else without_password(one_line(error))
+        reason = f"{offline}, and it has not been downloaded before" if offline else redact_credentials(one_line(error))
         raise InputError(
             f"dataset {name!r} can't be had from the Hub ({reason}): give demo, or a folder with train, dev and test"
         ) from error
@@ -149,7 +149,7 @@ def fetch_model(name: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(load())
     except Exception as error:  # as above
-        reason = f"{offline}, and it has not been downloaded before" if offline else without_password(one_line(error))
+        reason = f"{offline}, and it has not been downloaded before" if offline else redact_credentials(one_line(error))
         raise InputError(
             f"encoder {name!r} can't be had ({reason}): give all-MiniLM-L6-v2, which is installed, or a folder"
         ) from error

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from twinsqueeze import ablation_figures, comparison, console, search_table
+from twinsqueeze import ablation_figures, comparison, search_table
 from twinsqueeze.ablation_figures import Curves, Points
 from twinsqueeze.ablation_table import SPLITS, AblationTable, BaselineRow, Row, TrainedRun
 from twinsqueeze.errors import InputError
-from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.report import Illustration, Section
 from twinsqueeze.seeds import Spread
+from twinsqueeze.utils import console
+from twinsqueeze.utils.signals import check_interrupted
 
 # Of a table, since every one of them has figures of its own; the largest come first.
 MOST_FAMILIES = 12
@@ -29,7 +30,7 @@ def illustrated(tables: Sequence[AblationTable]) -> list[Section]:
 
         def read(runs: int) -> None:
             nonlocal done
-            raise_if_stopped()
+            check_interrupted()
             done += runs
             advance(done, max(total, 1), {})
 
@@ -44,7 +45,7 @@ def _families(table: AblationTable) -> Mapping[str, Sequence[Row]]:
     found = {name: rows for name, rows in table.families().items() if len(rows) > 1}
     ordered = sorted(found, key=lambda name: -sum(len(row.runs) for row in found[name]))
     if len(ordered) > MOST_FAMILIES:
-        console.say(
+        console.info(
             f"{table.title}: figures are drawn for {MOST_FAMILIES} of {len(ordered)} compressors, those with most runs"
         )
     return {name: found[name] for name in ordered[:MOST_FAMILIES]}

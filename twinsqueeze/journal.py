@@ -18,9 +18,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from twinsqueeze.digests import first_difference, folder_sha256
 from twinsqueeze.errors import InputError
-from twinsqueeze.state import state_folder
+from twinsqueeze.utils.files import describe_change, dir_sha256, state_dir
 
 Operation = Mapping[str, Any]
 
@@ -36,7 +35,7 @@ class InUseError(Exception):
 
 def records_folder() -> Path:
     """Where the records are."""
-    return state_folder() / "records"
+    return state_dir() / "records"
 
 
 def _line(number: int, operation: Operation) -> bytes:
@@ -183,7 +182,7 @@ class Record:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        return {"folder": folder.relative_to(self.folder).as_posix(), "sha256": folder_sha256(folder, ())}
+        return {"folder": folder.relative_to(self.folder).as_posix(), "sha256": dir_sha256(folder, ())}
 
     def sealed(self, operation: Operation) -> Path:
         """The folder of files of an operation.
@@ -192,7 +191,7 @@ class Record:
             InputError: If they are not those that were sealed.
         """
         folder = self.folder / str(operation["folder"])
-        if difference := first_difference(operation["sha256"], folder_sha256(folder, ())):
+        if difference := describe_change(operation["sha256"], dir_sha256(folder, ())):
             raise InputError(f"the files in {folder} are not what was recorded: {difference}")
         return folder
 

@@ -8,8 +8,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze import run_tags
 from twinsqueeze.kept import kept_records
-from twinsqueeze.living import Process
-from twinsqueeze.texts import markdown
+from twinsqueeze.utils.processes import ProcessIdentity
+from twinsqueeze.utils.text import escape_markdown
 
 # More runs than this are not written at once.
 MOST_RUNS = 1000
@@ -44,7 +44,7 @@ def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], boo
     found = LeftRuns()
     whole = {record.run_id for record in kept_records() if record.ended}
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MOST_RUNS):
-        process = Process.parse(run.data.tags.get(run_tags.PROCESS, ""))
+        process = ProcessIdentity.parse(run.data.tags.get(run_tags.PROCESS, ""))
         run_id, same = str(run.info.run_id), is_same(run.data.tags)
         if process is None or process.state == "living" or run_id in whole:
             continue
@@ -52,7 +52,7 @@ def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], boo
             if same:
                 found.elsewhere[run_id] = process.host
             continue
-        reason = markdown(f"Killed: its process {process.pid} on {process.host.split()[0]} is gone.")
+        reason = escape_markdown(f"Killed: its process {process.pid} on {process.host.split()[0]} is gone.")
         client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{reason} {story}" if same else reason)
         client.set_terminated(run_id, "KILLED")
         (found.same if same else found.others).append(run_id)

@@ -7,15 +7,16 @@ from itertools import count
 
 import torch
 
-from twinsqueeze import console, tracking
+from twinsqueeze import tracking
 from twinsqueeze.baselines import BaselineScores, BaselineTask, cached_baselines
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, open_encoder
 from twinsqueeze.evaluation import Evaluator
-from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.pairs import PairDataset, load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.synthetic import embed_synthetic
+from twinsqueeze.utils import console
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.signals import check_interrupted
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Material:
     encoded: dict[str, EncodedPairs]
     device: torch.device
     score_max: float | None
-    _cache: Cache
+    _cache: DiskCache
     _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
     _training_pairs: dict[int, EncodedPairs] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Material:
                 scored = count()
 
                 def on_scored(baseline: str) -> None:
-                    raise_if_stopped()
+                    check_interrupted()
                     advance(next(scored), None, {"now": baseline})
 
                 self._baselines[key] = cached_baselines(task, dim, self._cache, _on_training, on_scored)
@@ -90,8 +91,8 @@ class Material:
 
 
 def _on_training(quantiser: str) -> None:
-    raise_if_stopped()
-    console.say(f"training {quantiser}, to compare with; it is kept for these data")
+    check_interrupted()
+    console.info(f"training {quantiser}, to compare with; it is kept for these data")
 
 
 def gather(
@@ -121,7 +122,7 @@ def gather(
         console.warn(data.notice)
     encoder = open_encoder(encoder_name, device.type)
     tracking.check_server()
-    cache = Cache()
+    cache = DiskCache()
     with _encoding("encoding") as on_progress:
         encoded = embed_pairs(data.splits, encoder, cache, check_dimension=check_dimension, on_progress=on_progress)
     material = Material(data, encoder, encoded, device, score_max, cache)
@@ -134,7 +135,7 @@ def _encoding(what: str) -> Iterator[OnProgress]:
     with console.progress(what, "sentence") as advance:
 
         def on_progress(done: int, total: int) -> None:
-            raise_if_stopped()
+            check_interrupted()
             advance(done, total, {})
 
         yield on_progress

@@ -12,7 +12,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.report import ABSENT, NAMES
 from twinsqueeze.seeds import Spread
 from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
-from twinsqueeze.texts import markdown
+from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
 COLUMNS = {**NAMES, "neighbours_kept": "neighbours"}
@@ -78,21 +78,21 @@ def model_card(
     parts = [
         f"# TwinSqueeze {recipe.name}",
         f"Text to vectors of {dim} numbers and length 1, whose cosine says how much two sentences mean the same. "
-        f"The sentence encoder {markdown(recipe.encoder)} gives {input_dimension} numbers ({before} bytes), a "
+        f"The sentence encoder {escape_markdown(recipe.encoder)} gives {input_dimension} numbers ({before} bytes), a "
         f"compressor makes them {dim}.",
         *([_trained_as(recipe)] if recipe.precision != "float32" else []),
         "## Bytes a vector",
         f"{shown}; {before} before compression.",
         "## Data",
-        f"Scored sentence pairs {markdown(provenance.dataset)}, digest of train and dev "
-        f"{markdown(provenance.dataset_digest)}. "
+        f"Scored sentence pairs {escape_markdown(provenance.dataset)}, digest of train and dev "
+        f"{escape_markdown(provenance.dataset_digest)}. "
         "Trained on train, chosen on dev. Test took no part in any choice.",
-        *([f"**{markdown(choice.run.notice)}**"] if choice and choice.run.notice else []),
+        *([f"**{escape_markdown(choice.run.notice)}**"] if choice and choice.run.notice else []),
         "## Recipe",
         report.markdown_table(["field", "value"], fields),
-        f"Made by TwinSqueeze {markdown(provenance.version)}"
+        f"Made by TwinSqueeze {escape_markdown(provenance.version)}"
         + (f", run {run_id}." if run_id else ".")
-        + f" Encoder's fingerprint: {markdown(provenance.encoder_fingerprint[:16])}.",
+        + f" Encoder's fingerprint: {escape_markdown(provenance.encoder_fingerprint[:16])}.",
     ]
     if choice:
         parts += ["## How it was chosen", _chosen(choice), *([verdict] if verdict else []), "## Results"]
@@ -203,8 +203,8 @@ def _licence(provenance: Provenance) -> str:
     of_encoder = ENCODER_LICENCES.get(encoder.removeprefix("sentence-transformers/"), UNKNOWN)
     return (
         "The compressor's weights and TwinSqueeze: Apache 2.0. "
-        f"The encoder ({markdown(encoder)}), whose weights are part of a text model: {of_encoder} "
-        f"The data ({markdown(data)}): {DATA_LICENCES.get(provenance.dataset_digest, UNKNOWN)}"
+        f"The encoder ({escape_markdown(encoder)}), whose weights are part of a text model: {of_encoder} "
+        f"The data ({escape_markdown(data)}): {DATA_LICENCES.get(provenance.dataset_digest, UNKNOWN)}"
     )
 
 
@@ -234,7 +234,7 @@ def _better_untrained(choice: Choice) -> str:
     sign = -1 if choice.metric.partition("/")[2] in LOWER_IS_BETTER else 1
     ours = sign * choice.row.scores[choice.metric].mean
     found = [
-        f"{markdown(row.name)} ({row.scores[choice.metric].mean:.4f}, {row.bytes:,} bytes)"
+        f"{escape_markdown(row.name)} ({row.scores[choice.metric].mean:.4f}, {row.bytes:,} bytes)"
         for row in choice.baselines
         if row.dim in {None, choice.row.recipe.dim}
         and row.bytes <= choice.row.bytes

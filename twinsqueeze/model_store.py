@@ -12,10 +12,9 @@ from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from twinsqueeze import run_tags, run_writer, tracking
-from twinsqueeze.digests import difference, file_sha256, first_difference, folder_sha256
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.paths import is_folder, local_path
-from twinsqueeze.texts import without_password
+from twinsqueeze.utils.files import describe_change, describe_file_change, dir_sha256, expand_user, file_sha256, is_dir
+from twinsqueeze.utils.text import redact_credentials
 
 # Of a registered version and its model: the SHA-256 of all files, as JSON.
 FILES_SHA256 = "twinsqueeze.files_sha256"
@@ -53,20 +52,20 @@ def find_model(model: str) -> FoundModel:
     Raises:
         InputError: If there is no such thing, no compressor in it, or its files are not those that were recorded.
     """
-    folder = local_path(model)
+    folder = expand_user(model)
     origin = None
-    if not is_folder(folder):
+    if not is_dir(folder):
         origin = _origin(_model_uri(model), model)
         folder = _download(origin.uri, model)
     files = _files(folder, model)
     if origin and (all_files := origin.tags.get(FILES_SHA256)):
-        _refuse(first_difference(json.loads(all_files), folder_sha256(folder, LEFT_BY_READING)), model)
+        _refuse(describe_change(json.loads(all_files), dir_sha256(folder, LEFT_BY_READING)), model)
     weights = [path for path in files if path.name == run_writer.CHECKPOINT_FILE]
     weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
     if origin and (recorded := origin.tags.get(f"{run_tags.FILE_SHA256}{run_writer.CHECKPOINT_FILE}")):
-        _refuse(difference(run_writer.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
+        _refuse(describe_file_change(run_writer.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
     text_models = sorted(path.parent for path in files if path.name == "modules.json")
     card = weights[0].with_name(run_writer.CARD_FILE)
     beside = text_models[0] if text_models else None, card if card.is_file() else None
@@ -120,7 +119,7 @@ def _model_uri(model: str) -> str:
     try:
         run = mlflow.get_run(model)
     except mlflow.MlflowException as error:
-        store = without_password(mlflow.get_tracking_uri())
+        store = redact_credentials(mlflow.get_tracking_uri())
         raise InputError(f"model {model!r} is no run in {store}: {_line(error)}") from error
     if not run.outputs or not run.outputs.model_outputs:
         raise InputError(f"run {model} has no model, its status is {run.info.status}: name a run that was trained")
@@ -172,7 +171,7 @@ def model_sha256(model_id: str) -> str:
         InputError: If it can't be read.
     """
     uri = f"models:/{model_id}"
-    return json.dumps(folder_sha256(_download(uri, uri), LEFT_BY_READING))
+    return json.dumps(dir_sha256(_download(uri, uri), LEFT_BY_READING))
 
 
 def _download(uri: str, model: str) -> Path:
@@ -183,4 +182,4 @@ def _download(uri: str, model: str) -> Path:
 
 
 def _line(error: BaseException) -> str:
-    return without_password(one_line(error, limit=500))
+    return redact_credentials(one_line(error, limit=500))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.interrupts import shielded
 from twinsqueeze.types import AnyArray
+from twinsqueeze.utils.signals import defer_signals
 
 SUFFIXES = (".npy", ".parquet")
 COLUMN = "vector"
@@ -168,7 +168,7 @@ class Output:
 
     def note(self) -> None:
         """Makes the rows safe that are there, and says so in the journal."""
-        with shielded(then_stop=True), self._writing():
+        with defer_signals(then_stop=True), self._writing():
             os.fsync(self._file)
             new = self.journal.with_suffix(".new")
             journal = {"rows": self.rows, "end": self._end(), "crc32": self._crc32, "made_of": self.made_of}
@@ -192,7 +192,7 @@ class Output:
                 made = self.part
                 self._write(self._header(), 0)
                 os.fsync(self._file)
-            with shielded(then_stop=True):
+            with defer_signals(then_stop=True):
                 made.replace(self.path)
                 self.discard()
 
@@ -217,7 +217,7 @@ class Output:
 
     def keep(self) -> None:
         """Leaves the rows that are there to be gone on from."""
-        with shielded(then_stop=False):
+        with defer_signals(then_stop=False):
             self.note()
             os.close(self._file)
 

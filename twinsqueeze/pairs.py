@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.errors import short as _short
+from twinsqueeze.errors import truncate_repr as _short
 from twinsqueeze.hub import fetch_dataset
-from twinsqueeze.paths import is_file, is_folder, local_path
-from twinsqueeze.texts import printable
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.files import expand_user, is_dir, is_file
+from twinsqueeze.utils.text import escape_control_chars
 
 SPLITS = ("train", "dev", "test")
 STSB = "sentence-transformers/stsb"
@@ -105,9 +105,9 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
             return _folder("demo", DEMO_FOLDER, wanted, None, notice)
     if dataset == "demo":
         return _folder("demo", DEMO_FOLDER, wanted, score_max, DEMO_NOTICE)
-    folder = local_path(dataset)
-    if dataset != "stsb" and is_folder(folder):
-        return _folder(printable(folder.resolve().name), folder, wanted, score_max, None)
+    folder = expand_user(dataset)
+    if dataset != "stsb" and is_dir(folder):
+        return _folder(escape_control_chars(folder.resolve().name), folder, wanted, score_max, None)
     if is_file(folder) or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or not dataset.isprintable():
         raise InputError(
             f"dataset {_short(dataset)} is no folder that is here: give stsb, demo, a Hub id, or a folder with train, "
@@ -148,7 +148,7 @@ def _folder(name: str, folder: Path, wanted: Sequence[str], score_max: float | N
                 f"{files[1].name}: keep one"
             )
         rows[split] = _read(files[0])
-    return PairDataset(name, printable(str(folder.resolve())), _check(rows, name, score_max), notice)
+    return PairDataset(name, escape_control_chars(str(folder.resolve())), _check(rows, name, score_max), notice)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -208,7 +208,7 @@ def _read_csv(path: Path, shown: str, here: dict[str, Any]) -> Any:
 def _columns(table: Any, where: str) -> dict[str, list[Any]]:
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
-        there = printable(", ".join(map(str, table.column_names[:10])))[:200] or "none"
+        there = escape_control_chars(", ".join(map(str, table.column_names[:10])))[:200] or "none"
         raise InputError(f"{where} lacks the column {missing[0]}; its columns are {there}")
     return {column: list(table[column]) for column in COLUMNS}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from twinsqueeze import addresses, comparison, console, model_store, records, registry, run_tags, tracking
+from twinsqueeze import addresses, comparison, model_store, records, registry, report_terminal, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
@@ -19,6 +19,7 @@ from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.text_model import text_model
 from twinsqueeze.training import predict, resolve_device
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils import console
 
 THIS_EXPERIMENT = "current"
 ONLY_DATASET = "any"
@@ -95,7 +96,7 @@ def register(
         # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
         version = known_version or _register(run, candidate, material, choice, verdict)
         while not registry.settle(version, champion, promoted=verdict.promoted):
-            console.say("another process has changed the champion: comparing with the new one")
+            console.info("another process has changed the champion: comparing with the new one")
             champion = registry.champion()
             verdict = _compare(candidate, material, champion, choice)
             if not known_version:
@@ -106,7 +107,7 @@ def register(
         run.params({"version": version.number})
     alias = registry.CHAMPION if verdict.promoted else registry.CHALLENGER
     done = "That run was registered before, and compared again: it is" if known_version else "Registered as"
-    console.tell(_chosen(choice), f"{done} version {version.number}, {alias}. {verdict.text}")
+    console.print_result(_chosen(choice), f"{done} version {version.number}, {alias}. {verdict.text}")
     if material.data.notice:
         console.warn(material.data.notice)
     after = (
@@ -114,7 +115,7 @@ def register(
         if verdict.promoted
         else ("put it in use all the same", _by_hand(version.number))
     )
-    console.print_next([*_uses(alias), after, *addresses.where_to_look(run)])
+    report_terminal.print_next_steps([*_uses(alias), after, *addresses.where_to_look(run)])
 
 
 def _roll_back() -> None:
@@ -124,8 +125,8 @@ def _roll_back() -> None:
         text = f"Rolled back: version {back.number} is the champion again{left}."
         run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
         run.describe(text)
-    console.tell(text)
-    console.print_next([*_uses(registry.CHAMPION), *addresses.where_to_look(run)])
+    console.print_result(text)
+    report_terminal.print_next_steps([*_uses(registry.CHAMPION), *addresses.where_to_look(run)])
 
 
 def _uses(alias: str) -> list[tuple[str, str]]:
@@ -150,7 +151,7 @@ def _leave(choice: Choice, version: Version, metric: str) -> None:
     with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
         run.params({"metric": metric, "trained_run": choice.run.run_id, "version": version.number})
         run.describe(text)
-    console.tell(_chosen(choice), text)
+    console.print_result(_chosen(choice), text)
 
 
 def _choose(experiment_id: str, metric: str, dataset: str) -> Choice:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from twinsqueeze.cache import Cache
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.disk_cache import DiskCache
 
 OnProgress = Callable[[int, int], None]
 
@@ -33,7 +33,7 @@ def faiss_version() -> str | None:
 
 
 def product_quantisers(
-    train: FloatArray, cache: Cache, on_training: Callable[[str], None]
+    train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]
 ) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
     """PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at 16, 32 and 64 bytes; none where FAISS is not installed.
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from twinsqueeze.errors import InputError, one_line, short
+from twinsqueeze.errors import InputError, one_line, truncate_repr
 from twinsqueeze.sizes import bytes_a_vector
 
 MAX_SEED = 2**31 - 1
@@ -268,10 +268,10 @@ def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if name not in fields:
-        return f"{short(name)} is no field of the recipe; the fields are {', '.join(fields)}"
+        return f"{truncate_repr(name)} is no field of the recipe; the fields are {', '.join(fields)}"
     extra = fields[name].json_schema_extra
     assert isinstance(extra, dict)
-    return f"{name} must be {extra['allowed']}, not {short(first['input'])}"
+    return f"{name} must be {extra['allowed']}, not {truncate_repr(first['input'])}"
 
 
 class _GridLoader(yaml.SafeLoader):
@@ -285,7 +285,7 @@ class _GridLoader(yaml.SafeLoader):
 
 
 def _field_name(name: object) -> str:
-    return name if isinstance(name, str) else short(name)
+    return name if isinstance(name, str) else truncate_repr(name)
 
 
 def read_grid(file: str, **fixed: Any) -> list[Recipe]:
@@ -327,7 +327,7 @@ def read_grid(file: str, **fixed: Any) -> list[Recipe]:
         recipes = [Recipe.parse(dict(zip(values, some, strict=True))) for some in product(*values.values())]
         for name, options in values.items():
             if len({getattr(recipe, name) for recipe in recipes}) < len(options):
-                raise InputError(f"{name} has the same value twice: {', '.join(map(short, options))}")
+                raise InputError(f"{name} has the same value twice: {', '.join(map(truncate_repr, options))}")
     except InputError as error:
         raise InputError(f"grid {file!r}: {error}") from None
     return recipes

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 import twinsqueeze
-from twinsqueeze import addresses, console, drawing, figures, report, run_tags, search_table
+from twinsqueeze import addresses, drawing, figures, report, report_terminal, run_tags, search_table
 from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
 from twinsqueeze.baselines import BaselineScores, what_is_missing
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
@@ -27,9 +27,10 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import LoggedData, RunWriter
 from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
-from twinsqueeze.texts import markdown
 from twinsqueeze.training import Fitted
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils import console
+from twinsqueeze.utils.text import escape_markdown
 
 INPUT_EXAMPLE_ROWS = 3
 
@@ -107,7 +108,7 @@ def end_training(
         text=(
             f"A compressor ({recipe.architecture}, {compressor.input_dimension} numbers to {recipe.dim} "
             f"{'signs' if recipe.precision == 'binary' else 'numbers'}) trained for "
-            f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {markdown(material.data.name)} "
+            f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {escape_markdown(material.data.name)} "
             f"with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
             + (f" It was interrupted, and gone on with from epoch {fitted.taken_up}." if fitted.taken_up else "")
         ),
@@ -190,10 +191,10 @@ def _record(run: RunWriter, outcome: Outcome, material: Material) -> None:
     run.table("predictions", _predictions(material, assessments))
     run.table("baselines", baseline_table(outcome.baselines))
     run.metrics({f"{SEARCH_COST}/bytes_a_vector": outcome.bytes})
-    notice = [f"**{markdown(material.data.notice)}**"] if material.data.notice else []
-    sentences = " ".join([outcome.text, *(console.sentence(s, a) for s, a in assessments.items())])
+    notice = [f"**{escape_markdown(material.data.notice)}**"] if material.data.notice else []
+    sentences = " ".join([outcome.text, *(report_terminal.scores_sentence(s, a) for s, a in assessments.items())])
     tables = [
-        report.markdown_table(*console.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),
+        report.markdown_table(*report_terminal.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),
         "What search keeps:",
         report.markdown_table(*search_table.as_text(outcome.search, assessments)),
     ]
@@ -205,17 +206,17 @@ def _record(run: RunWriter, outcome: Outcome, material: Material) -> None:
 
 def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
-    console.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
-    console.print_costs(outcome.costs)
+    report_terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
+    report_terminal.print_costs(outcome.costs)
     if missing := what_is_missing(outcome.baselines):
-        console.say(missing)
+        console.info(missing)
     if material.data.notice:
         console.warn(material.data.notice)
     steps = []
     if trained_run:
         steps.append(("evaluate it again", addresses.next_run(run, "evaluate", model=trained_run)))
         steps.append(("put the best in use", addresses.next_run(run, "register")))
-    console.print_next([*steps, *addresses.where_to_look(run)])
+    report_terminal.print_next_steps([*steps, *addresses.where_to_look(run)])
 
 
 def facts(material: Material) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze import console, interrupts, model_store, run_tags, run_writer, tracking
+from twinsqueeze import model_store, run_tags, run_writer, tracking
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.texts import without_password
+from twinsqueeze.utils import console, signals
+from twinsqueeze.utils.text import redact_credentials
 
 NAME = "twinsqueeze"
 CHAMPION = "champion"
@@ -68,7 +69,7 @@ def check_registry() -> None:
         mlflow.MlflowClient().search_registered_models(max_results=1)
     except Exception as error:  # stores that are not there answer with exceptions of many kinds
         raise InputError(
-            f"the model registry {without_password(uri)} can't be used ({without_password(one_line(error))}): point "
+            f"the model registry {redact_credentials(uri)} can't be used ({redact_credentials(one_line(error))}): point "
             "MLFLOW_REGISTRY_URI, or MLFLOW_TRACKING_URI, at one that is there"
         ) from error
 
@@ -170,16 +171,16 @@ def _alone() -> Iterator[None]:
     client = mlflow.MlflowClient()
     seen, since = None, time.monotonic()
     while not _make(LOCK, "Some process is changing which version of twinsqueeze is in use, and removes this."):
-        interrupts.raise_if_stopped()
+        signals.check_interrupted()
         found = client.search_registered_models(f"name = '{LOCK}'")
         made = found[0].creation_timestamp if found else None
         if made is None or made != seen:
             seen, since = made, time.monotonic()
         elif time.monotonic() - since > DEAD_SECONDS:
-            console.say(f"the process that was changing the champion for {DEAD_SECONDS:.0f} seconds is taken for dead")
+            console.info(f"the process that was changing the champion for {DEAD_SECONDS:.0f} seconds is taken for dead")
             _remove(LOCK)
         time.sleep(WAIT_SECONDS)
-    with interrupts.shielded(then_stop=True):
+    with signals.defer_signals(then_stop=True):
         try:
             yield
         finally:
@@ -212,7 +213,7 @@ def _remove(name: str) -> None:
 def promote(version: Version, former: Version | None) -> None:
     """Makes a version the champion; the former one keeps `previous`."""
     client = mlflow.MlflowClient()
-    with interrupts.shielded(then_stop=True):
+    with signals.defer_signals(then_stop=True):
         if former:
             client.set_model_version_tag(NAME, str(version.number), REPLACES, str(former.number))
             client.set_registered_model_alias(NAME, PREVIOUS, str(former.number))
@@ -238,7 +239,7 @@ def roll_back() -> tuple[Version | None, Version]:
     with _alone():
         known = versions()
         if not known:
-            store = without_password(mlflow.get_registry_uri())
+            store = redact_credentials(mlflow.get_registry_uri())
             raise InputError(f"there is no registered model {NAME!r} in {store}: `register` makes one of the best run")
         former = next((version for version in known if CHAMPION in version.aliases), None)
         back = next((version for version in known if PREVIOUS in version.aliases), None)

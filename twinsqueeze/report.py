@@ -15,8 +15,8 @@ from matplotlib.transforms import Bbox
 from twinsqueeze import search_table
 from twinsqueeze.ablation_table import SPLITS, AblationTable, BaselineRow, Row
 from twinsqueeze.seeds import Difference, Spread
-from twinsqueeze.texts import markdown as plain
-from twinsqueeze.texts import printable, unmathed
+from twinsqueeze.utils.text import escape_control_chars, escape_mathtext
+from twinsqueeze.utils.text import escape_markdown as plain
 
 NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
 AFTER_SCORES = ("Spearman gain", "neighbours")
@@ -185,7 +185,7 @@ def latex(tables: Sequence[AblationTable]) -> str:
     parts = ["% Needs \\usepackage{booktabs}."]
     for table in tables:
         search = search_table.of_table(table)
-        title = printable(table.title)  # a line's end would end the comment
+        title = escape_control_chars(table.title)  # a line's end would end the comment
         for split in SPLITS:
             text = _tabular(columns([split]), cells(table, [split]), split)
             parts.append(f"% {title}: {split}\n{text}")
@@ -195,7 +195,7 @@ def latex(tables: Sequence[AblationTable]) -> str:
 
 
 def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]], split: str) -> str:
-    shown = [[printable(cell) for cell in row] for row in rows]
+    shown = [[escape_control_chars(cell) for cell in row] for row in rows]
     frame = pd.DataFrame(shown, columns=[name.removeprefix(f"{split} ") for name in header])
     text = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
     return str(text).replace("±", "$\\pm$")
@@ -211,9 +211,9 @@ def picture(table: AblationTable) -> Figure:
     for i, (split, (header, rows)) in enumerate(zip(SPLITS, parts, strict=True)):
         axes = figure.add_subplot(len(parts), 1, i + 1)
         axes.axis("off")
-        axes.set_title(f"{unmathed(table.title)}: {split}", fontsize=8, loc="left", y=1 - 1 / lines)
+        axes.set_title(f"{escape_mathtext(table.title)}: {split}", fontsize=8, loc="left", y=1 - 1 / lines)
         drawn = axes.table(
-            cellText=[[unmathed(cell) for cell in row] for row in rows],
+            cellText=[[escape_mathtext(cell) for cell in row] for row in rows],
             colLabels=header,
             colWidths=[width / sum(widths) for width in widths],
             cellLoc="right",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from twinsqueeze import addresses, console, left_runs, records, run_tags
+from twinsqueeze import addresses, left_runs, records, run_tags
 from twinsqueeze.errors import one_line
 from twinsqueeze.kept import kept_records, send
 from twinsqueeze.material import Material
@@ -10,8 +10,9 @@ from twinsqueeze.patience import STOP_SECONDS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.snapshots import Snapshot, Snapshots
-from twinsqueeze.texts import without_password
 from twinsqueeze.training import batches
+from twinsqueeze.utils import console
+from twinsqueeze.utils.text import redact_credentials
 
 
 def open_snapshots(material: Material, clean_every: int) -> Snapshots:
@@ -38,14 +39,14 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
         if found.same:
             run.tags({run_tags.CONTINUES: ", ".join(found.same)})
     except Exception as error:  # a training is not given up because another one's record can't be mended
-        console.warn(f"runs that dead processes left can't be looked after: {without_password(one_line(error))}")
+        console.warn(f"runs that dead processes left can't be looked after: {redact_credentials(one_line(error))}")
         return
     kept = {record.run_id for record in kept_records()}
     for run_id in (*found.same, *found.others):
         rest = "; `python -m twinsqueeze sync` sends what else was recorded of it" if run_id in kept else ""
-        console.say(f"run {run_id} was RUNNING and its process is gone: it is KILLED now{rest}")
+        console.info(f"run {run_id} was RUNNING and its process is gone: it is KILLED now{rest}")
     for run_id, host in found.elsewhere.items():
-        console.say(f"run {run_id} is at the same on {host}, as far as is known: it is left alone")
+        console.info(f"run {run_id} is at the same on {host}, as far as is known: it is left alone")
 
 
 def _send_whole(experiment_id: str) -> None:
@@ -56,7 +57,7 @@ def _send_whole(experiment_id: str) -> None:
             continue
         sent = send(record, STOP_SECONDS)
         if sent.why is None:
-            console.say(f"{record} had ended, and its process was gone before all of it was sent: it is there now")
+            console.info(f"{record} had ended, and its process was gone before all of it was sent: it is there now")
         else:
             console.warn(f"{record} is kept, and `python -m twinsqueeze sync` sends it later: {sent.why}")
         if sent.fails:
@@ -67,7 +68,7 @@ def say_taken_up(snapshot: Snapshot, recipes: Sequence[Recipe]) -> None:
     """Says from where interrupted trainings go on, if any were."""
     if snapshot.left:
         what = "an interrupted training goes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings go"
-        console.say(f"{what} on from epoch {snapshot.left.epoch} of {recipes[0].epochs} (--resume false begins anew)")
+        console.info(f"{what} on from epoch {snapshot.left.epoch} of {recipes[0].epochs} (--resume false begins anew)")
 
 
 def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinsqueeze.metrics import NEIGHBOURS, nearest, neighbours_kept, unit_tensors
+from twinsqueeze.metrics import neighbours_kept
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.similarity import NEIGHBOURS, nearest_neighbors, unit_tensors
 
 # Pairs with at least this score, 0 to 5, mean the same: each sentence is to find the other.
 PARTNER_SCORE = 4.0
@@ -71,12 +72,12 @@ def search(
 
     Args:
         vectors: (N, d) of any length.
-        reference: (N, k) indices from `metrics.nearest` of the uncompressed vectors.
+        reference: (N, k) indices from `metrics.nearest_neighbors` of the uncompressed vectors.
         wanted: The partners.
         queries: (N, d) what searches, where that is another than the vectors, which are what is found.
         block: Rows of the N x N similarities that are held at a time, so that memory stays bounded.
     """
-    kept = neighbours_kept(reference, nearest(vectors, reference.shape[1], queries=queries, block=block))
+    kept = neighbours_kept(reference, nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block))
     unit, asked = unit_tensors(vectors, queries)
     cases = range(0, len(wanted.queries), block)
     ranks = [_ranks(unit, asked, wanted.queries[i : i + block], wanted.targets[i : i + block]) for i in cases]

@@ -24,11 +24,11 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
 from twinsqueeze.delivery import METRICS_A_CALL, MlflowDelivery
-from twinsqueeze.digests import bytes_sha256, file_sha256
 from twinsqueeze.journal import Operation, Record
 from twinsqueeze.run_tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.sender import Sender, Shipment
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.files import bytes_sha256, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.journal import Operation, Record
 from twinsqueeze.patience import FIRST_PAUSE, LONGEST_PAUSE, UPLOAD_SECONDS
-from twinsqueeze.texts import printable, without_password
+from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 SECONDS_A_LINE = 10
 LOOK_SECONDS = 0.1
@@ -211,8 +211,8 @@ class Sender:
 
 def _tell(text: str) -> None:
     """A line on standard error, above a bar that may be there."""
-    tqdm.write(printable(text), file=sys.stderr)
+    tqdm.write(escape_control_chars(text), file=sys.stderr)
 
 
 def _line(error: BaseException) -> str:
-    return without_password(one_line(error, limit=500))
+    return redact_credentials(one_line(error, limit=500))

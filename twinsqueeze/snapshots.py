@@ -18,11 +18,11 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 
-from twinsqueeze.checked import UNFINISHED, DamagedError, read_checked, write_checked
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.interrupts import shielded
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.state import state_folder
+from twinsqueeze.utils.disk_cache import UNFINISHED, ChecksumError, read_verified, write_atomic
+from twinsqueeze.utils.files import state_dir
+from twinsqueeze.utils.signals import defer_signals
 
 SUFFIX = ".snapshot"
 LOCK = ".lock"
@@ -119,9 +119,9 @@ class Snapshot:
         start = time.perf_counter()
         if self.seconds + self._next > self._share * (start - self._began):
             return
-        with shielded(then_stop=True):
+        with defer_signals(then_stop=True):
             try:
-                write_checked(self.path, self._bytes(state()))
+                write_atomic(self.path, self._bytes(state()))
             except OSError as error:
                 if not self._failed:
                     self.say(f"the training can't be kept against interruptions: {error}")
@@ -158,7 +158,7 @@ class Snapshots:
         say: Callable[[str], None],
         folder: Path | None = None,
     ) -> None:
-        self.folder = folder or state_folder() / "trainings"
+        self.folder = folder or state_dir() / "trainings"
         self._say = say
         self._made_of = _made_of(train, dev, facts)
 
@@ -209,10 +209,10 @@ class Snapshots:
 
     def _read(self, path: Path) -> Left | None:
         try:
-            payload = read_checked(path)
+            payload = read_verified(path)
         except FileNotFoundError:
             return None
-        except (OSError, DamagedError) as error:
+        except (OSError, ChecksumError) as error:
             self._say(f"an interrupted training can't be gone on with and begins anew: {error}")
             _remove(path)
             return None

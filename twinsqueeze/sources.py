@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.errors import short as _short
-from twinsqueeze.paths import is_file, is_folder, local_path
-from twinsqueeze.texts import printable
+from twinsqueeze.errors import truncate_repr as _short
 from twinsqueeze.types import AnyArray
+from twinsqueeze.utils.files import expand_user, is_dir, is_file
+from twinsqueeze.utils.text import escape_control_chars
 
 Rows = AnyArray | list[str]
 
@@ -93,9 +93,9 @@ def open_source(given: str, format_: str = AUTO, column: str | None = None) -> S
         raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, not {format_!r}")
     if given == STANDARD_INPUT:
         return _from_standard_input(format_, column)
-    path = local_path(given)
+    path = expand_user(given)
     if not is_file(path):
-        raise InputError(f"input {given!r} is {'a folder' if is_folder(path) else 'not there'}: name a file")
+        raise InputError(f"input {given!r} is {'a folder' if is_dir(path) else 'not there'}: name a file")
     if format_ == AUTO:
         format_ = path.suffix.removeprefix(".").lower()
         if format_ not in FORMATS:
@@ -320,7 +320,7 @@ def _only(name: str, vectors: Sequence[str], texts: Sequence[str], columns: Sequ
 
 
 def _listed(columns: Any) -> str:
-    return printable(", ".join(list(columns)[:10]))[:200]
+    return escape_control_chars(", ".join(list(columns)[:10]))[:200]
 
 
 class _Counted(io.RawIOBase):

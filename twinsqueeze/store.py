@@ -16,7 +16,7 @@ import mlflow
 from filelock import FileLock, Timeout
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.texts import without_password
+from twinsqueeze.utils.text import redact_credentials
 
 # Making the tables takes a second or two, and others may be before us.
 OPENING_SECONDS = 120.0
@@ -55,7 +55,7 @@ def open_store(uri: str, what: str, setting: str) -> None:
         ) from error
     except Exception as error:  # what is damaged, of another version or can't be written has errors of many kinds
         raise InputError(
-            f"the {what} {without_password(uri)} can't be used ({one_line(error)}): put it right, or point "
+            f"the {what} {redact_credentials(uri)} can't be used ({one_line(error)}): put it right, or point "
             f"{setting} at another"
         ) from error
 

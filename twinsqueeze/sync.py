@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from twinsqueeze import addresses, console, tracking
+from twinsqueeze import addresses, tracking
 from twinsqueeze.errors import InputError
 from twinsqueeze.journal import Record, records_folder
 from twinsqueeze.kept import Kept, kept_records, send
 from twinsqueeze.patience import patience
+from twinsqueeze.utils import console
 
 
 def sync(*, listed: bool = False, discard: str | None = None) -> None:
@@ -25,10 +26,10 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
         _discard(kept, discard)
         return
     if not kept:
-        console.tell(f"No record is kept in {records_folder()}: everything has been sent.")
+        console.print_result(f"No record is kept in {records_folder()}: everything has been sent.")
         return
     if listed:
-        console.tell(*map(_shown, kept))
+        console.print_result(*map(_shown, kept))
         return
     patience()
     left = [f"{record}: {record.damage}" for record in kept if record.damage]
@@ -38,9 +39,9 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
         if record.damage:
             continue
         if record.used:
-            console.say(f"{record} is left out: its command is running")
+            console.info(f"{record} is left out: its command is running")
         elif record.uri != here:
-            console.say(f"{record} is left out: it is for {record.uri}, and MLFLOW_TRACKING_URI names {here}")
+            console.info(f"{record} is left out: it is for {record.uri}, and MLFLOW_TRACKING_URI names {here}")
         else:
             ours.append(record)
     if ours:
@@ -68,7 +69,7 @@ def _discard(kept: Sequence[Kept], run_id: str) -> None:
         if record.used:
             raise InputError(f"the record of {record} is being written by a command that is running: stop that first")
         Record.at(record.folder).remove()
-        console.tell(f"The record of {record} is deleted.")
+        console.print_result(f"The record of {record} is deleted.")
         return
     raise InputError(f"no record in {records_folder()} is of a run {run_id!r}: `sync --list` says which there are")
 
@@ -81,7 +82,7 @@ def _send(kept: Sequence[Kept], in_use_runs: set[str]) -> list[str]:
         for number, record in enumerate(kept, 1):
             result = send(record, patience(), taken_up=record.run_id in in_use_runs)
             if result.why is None:
-                console.tell(f"Sent {record}.")
+                console.print_result(f"Sent {record}.")
             else:
                 left.append(f"{record}: {result.why}")
             advance(number, len(kept), {"left": str(len(left))} if left else {})

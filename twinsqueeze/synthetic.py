@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 from safetensors.numpy import save
 
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import Encoder, OnProgress, cache_key, cached_vectors, encoded_batches, longest_first
 from twinsqueeze.errors import InputError
-from twinsqueeze.metrics import nearest
 from twinsqueeze.pairs import Pairs
 from twinsqueeze.types import FloatArray, IntArray
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.similarity import nearest_neighbors
 
 # Part of every cache key: raise it when other sentences are made.
 VERSION = "1"
@@ -87,7 +87,7 @@ She wrote about {} and {}.
 
 
 def embed_synthetic(
-    count: int, train: Pairs, encoder: Encoder, cache: Cache, on_progress: OnProgress = lambda *_: None
+    count: int, train: Pairs, encoder: Encoder, cache: DiskCache, on_progress: OnProgress = lambda *_: None
 ) -> FloatArray:
     """The vectors of synthetic sentences, encoded where the cache lacks them.
 
@@ -124,7 +124,7 @@ def embed_synthetic(
             on_progress(sum(map(len, vectors)), len(words) + count)
         return np.concatenate(vectors[begun:])
 
-    made = make_sentences(count, sentences, words, nearest(embed(words), NEAR))
+    made = make_sentences(count, sentences, words, nearest_neighbors(embed(words), NEAR))
     encoded = embed(longest_first(made))
     cache.put(key, save({"embeddings": encoded}))
     return encoded

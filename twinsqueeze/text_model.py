@@ -11,7 +11,7 @@ from torch import nn
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.embeddings import SentenceEncoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.paths import is_folder, local_path
+from twinsqueeze.utils.files import expand_user, is_dir
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +45,7 @@ def text_model(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTra
     if isinstance(
         modules[0], Transformer
     ):  # MLflow writes down what it was called, which must be no path of this machine
-        local = is_folder(local_path(encoder.name))
+        local = is_dir(expand_user(encoder.name))
         modules[0].auto_model.name_or_path = encoder.folder.name if local else encoder.name
     if not isinstance(modules[-1], Normalize):  # compressors are trained on vectors of length 1
         modules.append(Normalize())

@@ -19,14 +19,15 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from twinsqueeze import interrupts, store
+from twinsqueeze import store
 from twinsqueeze.delivery import MlflowDelivery
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.journal import Record, records_folder
-from twinsqueeze.living import Process
 from twinsqueeze.patience import SERVER_SECONDS, STOP_SECONDS, impatient, patience
 from twinsqueeze.sender import Sender
-from twinsqueeze.texts import markdown, without_password
+from twinsqueeze.utils import signals
+from twinsqueeze.utils.processes import ProcessIdentity
+from twinsqueeze.utils.text import escape_markdown, redact_credentials
 
 if TYPE_CHECKING:
     pass
@@ -81,7 +82,7 @@ def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_
     thread.join(SERVER_SECONDS)
     if failure:
         raise InputError(
-            f"the {what} {without_password(uri)} does not answer ({failure[0]}): start it, or point {setting} elsewhere"
+            f"the {what} {redact_credentials(uri)} does not answer ({failure[0]}): start it, or point {setting} elsewhere"
         )
 
 
@@ -90,10 +91,10 @@ def fail_given_run(reason: str, status: str = "FAILED") -> None:
     run_id = given_run()
     if not run_id:
         return
-    with interrupts.shielded(then_stop=False), impatient():
+    with signals.defer_signals(then_stop=False), impatient():
         try:
             client = mlflow.MlflowClient()
-            client.set_tag(run_id, MLFLOW_RUN_NOTE, markdown(without_password(reason)))
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, escape_markdown(redact_credentials(reason)))
             client.set_terminated(run_id, status)
         except Exception as error:  # the reason itself matters more, and is printed by the caller
             print(f"twinsqueeze: run {run_id} can't be ended: {_line(error)}", file=sys.stderr)
@@ -126,14 +127,14 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
     run: RunWriter | None = None
     monitor: SystemMetricsMonitor | None = None
     try:
-        with interrupts.shielded(then_stop=True):
+        with signals.defer_signals(then_stop=True):
             run = _start_nested(name, kind) if nested else _start(name, kind)
         if not nested:
             _parents.append(run)
             monitor = _monitor(run)
         yield run
         run.end("FINISHED")
-    except interrupts.Stopped as stop:
+    except signals.Interrupted as stop:
         _end(run, "KILLED", f"Killed: {stop}.")
         raise
     except BaseException as error:
@@ -182,7 +183,7 @@ def _start_nested(name: str, kind: str) -> RunWriter:
 
 def _known_tags(kind: str) -> dict[str, str]:
     """What a run has from its beginning, so that it has it however soon this process is killed."""
-    return {KIND: kind, PROCESS: Process.current().model_dump_json()}
+    return {KIND: kind, PROCESS: ProcessIdentity.current().model_dump_json()}
 
 
 def _begin(record: Record, sender: Sender, what: Mapping[str, Any]) -> RunWriter:
@@ -204,8 +205,8 @@ def _monitor(run: RunWriter) -> SystemMetricsMonitor | None:
 def _end(run: RunWriter | None, status: str, reason: str) -> None:
     if run is None:
         return
-    with interrupts.shielded(then_stop=False):
-        run.describe(markdown(reason))
+    with signals.defer_signals(then_stop=False):
+        run.describe(escape_markdown(reason))
         run.end(status)
         if run in _parents:
             _parents.remove(run)
@@ -218,7 +219,7 @@ def _close(sender: Sender, seconds: float, *, aloud: bool = False) -> bool:
     """Waits for a sender, and lets it go once it has sent everything; whether it has."""
     try:
         done = sender.wait(seconds, aloud=aloud)
-    except interrupts.Stopped:
+    except signals.Interrupted:
         sender.tell(_kept(sender))
         _give_up(sender)
         raise
@@ -265,4 +266,4 @@ def delivery(record: Record) -> MlflowDelivery:
 
 
 def _line(error: BaseException) -> str:
-    return without_password(one_line(error, limit=500))
+    return redact_credentials(one_line(error, limit=500))

@@ -12,7 +12,6 @@ from torch.nn import functional
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
 from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, layer_sizes
 from twinsqueeze.embeddings import EncodedPairs
-from twinsqueeze.metrics import nearest
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
 from twinsqueeze.neighbourhood import DRAWN, distributions, divergence, draw_with_nearest
 from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
@@ -20,9 +19,10 @@ from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
 from twinsqueeze.starts import initial_layers
-from twinsqueeze.threads import BLAS, as_in_company
 from twinsqueeze.twins import Directions, TwinCosine
 from twinsqueeze.types import FloatArray, IntArray
+from twinsqueeze.utils.similarity import nearest_neighbors
+from twinsqueeze.utils.threads import BLAS_LOCK, batch_invariant_matmul
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Trainer:
         self.streams = [Streams.of(seed) for seed in seeds]
         if left is None:
             starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
-            with BLAS:
+            with BLAS_LOCK:
                 layers = [
                     initial_layers(recipe, self.vectors.cpu().numpy(), streams.weights, start)
                     for streams, start in zip(self.streams, starts, strict=True)
@@ -106,7 +106,9 @@ class Trainer:
         self.steps_done = 0
         if left is not None:
             self._go_on_from(left)
-        self.nearest = nearest(train.sentences, recipe.nearest) if recipe.neighbourhood and recipe.nearest else None
+        self.nearest = (
+            nearest_neighbors(train.sentences, recipe.nearest) if recipe.neighbourhood and recipe.nearest else None
+        )
 
     def state(self) -> State:
         """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
@@ -138,7 +140,7 @@ class Trainer:
         twins = self.twins[:, order].transpose(0, 1).to(device)  # (S, 2, P)
         labels = self.labels[order].to(device)  # (S, P)
         total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
-        with as_in_company(len(self.model)):
+        with batch_invariant_matmul(len(self.model)):
             for start in range(0, pairs, self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 loss = self._step(twins[:, :, batch], labels[:, batch])

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze import console, model_store, records, resuming, run_tags, tracking
+from twinsqueeze import model_store, records, resuming, run_tags, tracking
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
-from twinsqueeze.interrupts import raise_if_stopped
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
 from twinsqueeze.precision import Ranges
@@ -21,6 +20,8 @@ from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
 from twinsqueeze.snapshots import Snapshot
 from twinsqueeze.training import Fitted, Progress, fit, resolve_device
+from twinsqueeze.utils import console
+from twinsqueeze.utils.signals import check_interrupted
 
 SAME_DATASET = "same"
 # Epochs between measurements of the clean loss.
@@ -74,7 +75,7 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot)
     with console.progress("training", "epoch") as advance:
 
         def on_epoch(progress: Progress) -> None:
-            raise_if_stopped()
+            check_interrupted()
             dev = {name: value[0] for name, value in asdict(progress.dev).items()}
             loss, clean_loss = progress.loss[0], progress.clean_loss[0]
             run.metrics(records.epoch_metrics(progress.epoch, progress.epochs, loss, clean_loss, dev), progress.epoch)
@@ -82,7 +83,7 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot)
             advance(progress.epoch, progress.epochs, figures)
 
         def on_heads(done: int, total: int) -> None:
-            raise_if_stopped()
+            check_interrupted()
             advance(0, recipe.epochs, {"heads": f"{done} of {total} epochs"})
 
         (fitted,) = fit(
@@ -155,7 +156,7 @@ def evaluate(
     title = recipe.name if origin else Path(model).name
     ranges = origin.int8_ranges if origin else None
     if ranges is None:
-        console.say(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
+        console.info(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
     if search_vectors:
         check_train(len(material.encoded["train"].embeddings))
     with tracking.open_run(f"{title}-{split}", "evaluation") as run:
@@ -187,7 +188,7 @@ def _time_search(
         steps = count(1)
 
         def on_progress(what: str) -> None:
-            raise_if_stopped()
+            check_interrupted()
             advance(next(steps), None, {"done": what})
 
         train = material.encoded["train"].embeddings

@@ -33,7 +33,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
 from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records, training
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.evaluation import Evaluator
 from twinsqueeze.objectives import labels_from_scores
@@ -43,6 +42,7 @@ from twinsqueeze.recipe import Recipe, read_grid
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.trainer import Trainer
 from twinsqueeze.training import batches, batches_at_once
+from twinsqueeze.utils.disk_cache import DiskCache
 
 ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
@@ -230,7 +230,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
 
 def _again_with_baselines(grid: str, dataset: str) -> float:
     """Seconds of the same grid, trained again, with all of its cache gone but the baselines."""
-    for file in Cache().folder.glob("embeddings-*"):
+    for file in DiskCache().folder.glob("embeddings-*"):
         file.unlink()
     start = time.perf_counter()
     ablation.ablate(grid, dataset=dataset, force=True)

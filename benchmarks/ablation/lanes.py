@@ -7,12 +7,12 @@ from typing import Self
 
 import torch
 
-from twinsqueeze.cache import Cache
 from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
 from twinsqueeze.pairs import load_pairs
-from twinsqueeze.processes import Spawned, end_with_parent
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Trainer
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.processes import DaemonSpawnContext, end_with_parent
 
 # Of this process, if it is one of the lanes.
 _trainers: list[Trainer] = []
@@ -31,7 +31,7 @@ class Lanes:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        pools = [ProcessPoolExecutor(1, Spawned(), _begin, (self._cut,)) for _ in range(self._count)]
+        pools = [ProcessPoolExecutor(1, DaemonSpawnContext(), _begin, (self._cut,)) for _ in range(self._count)]
         self._pools = [self._stack.enter_context(pool) for pool in pools]
         return self
 
@@ -46,7 +46,7 @@ class Lanes:
 
 def demo(encoder: str) -> EncodedPairs:
     """The train split of the demo."""
-    return embed_pairs(load_pairs("demo", splits=("train",)).splits, open_encoder(encoder), Cache())["train"]
+    return embed_pairs(load_pairs("demo", splits=("train",)).splits, open_encoder(encoder), DiskCache())["train"]
 
 
 def trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> Trainer:

@@ -16,13 +16,16 @@ import torch
 
 # For NumPy's linear algebra where bits count: its BLAS has one number of threads for the whole process, which k-means
 # in another thread sets to one while it runs, and with another number results have other last bits.
-BLAS = RLock()
+BLAS_LOCK = RLock()
+
 
 Piece = TypeVar("Piece")
+
+
 Result = TypeVar("Result")
 
 
-def threaded(
+def map_threaded(
     pieces: Iterator[Piece], handle: Callable[[Piece], Result], threads: int
 ) -> Generator[tuple[Piece, Result]]:
     """Pieces and what `handle` gives for them, in their order; some are handled at once.
@@ -50,7 +53,7 @@ def threaded(
 
 
 @contextmanager
-def as_in_company(replicas: int) -> Iterator[None]:
+def batch_invariant_matmul(replicas: int) -> Iterator[None]:
     """Has one replica's products computed as those of several are.
 
     Of a batch of products MKL gives each to a thread, while it cuts a single one between threads, on some processors

@@ -3,7 +3,7 @@
 import re
 
 
-def printable(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """The text on one line, with control characters and those that change the direction of writing as escapes.
 
     A terminal obeys the first, and the second show a name as another.
@@ -11,17 +11,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """The text as it stands, where Markdown is read: no markup, no HTML, no picture that is fetched from elsewhere."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", escape_control_chars(text))
 
 
-def unmathed(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """The text as it stands, where Matplotlib takes what is between dollars for mathematics."""
-    return printable(text).replace("$", r"\$")
+    return escape_control_chars(text).replace("$", r"\$")
 
 
-def without_password(text: str) -> str:
+def redact_credentials(text: str) -> str:
     """The text without the users' names, passwords and tokens that may stand in its addresses."""
     # A database's password may have slashes in it, what stands before the @ of another address may not.
     text = re.sub(r"((?:postgres|mysql|mssql|sqlite|oracle)[\w+]*://)[^@\s]*@", r"\1", text)

@@ -10,10 +10,12 @@ from types import FrameType
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 POLL_SECONDS = 0.5
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """The process was told to stop. No `Exception`, so that nothing that handles errors swallows it."""
 
     def __init__(self, number: int) -> None:
@@ -22,17 +24,19 @@ class Stopped(BaseException):
 
 
 class _Shields(threading.local):
-    """How many `shielded` the thread is in; signals raise in the main thread, and others look for them."""
+    """How many `defer_signals` the thread is in; signals raise in the main thread, and others look for them."""
 
     count = 0
 
 
 _shields = _Shields()
+
+
 _pending: int | None = None
 
 
 def raise_on_signals() -> None:
-    """From now on Ctrl-C, SIGTERM and SIGHUP raise `Stopped` in the main thread."""
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise `Interrupted` in the main thread."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for SIGHUP to be ignored
             signal.signal(number, _handle)
@@ -42,17 +46,17 @@ def _handle(number: int, frame: FrameType | None) -> None:
     del frame
     global _pending  # noqa: PLW0603 - a signal handler has no other place
     _pending = number
-    raise_if_stopped()
+    check_interrupted()
 
 
-def raise_if_stopped() -> None:
-    """Raises `Stopped` if a signal has come; for loops, since an exception raised in a finaliser is lost."""
+def check_interrupted() -> None:
+    """Raises `Interrupted` if a signal has come; for loops, since an exception raised in a finaliser is lost."""
     if _pending is not None and not _shields.count:
-        raise Stopped(_pending)
+        raise Interrupted(_pending)
 
 
 @contextmanager
-def shielded(*, then_stop: bool) -> Iterator[None]:
+def defer_signals(*, then_stop: bool) -> Iterator[None]:
     """Holds signals back from this thread while a record is being written.
 
     Args:
@@ -64,10 +68,10 @@ def shielded(*, then_stop: bool) -> Iterator[None]:
     finally:
         _shields.count -= 1
     if then_stop:
-        raise_if_stopped()
+        check_interrupted()
 
 
-def stop_with_parent(run_id: str) -> None:
+def exit_with_parent(run_id: str) -> None:
     """Stops this process when the `mlflow run` above it is gone, however it went.
 
     `mlflow run` starts us through a shell and hands both of us the run's id in the environment, which it does not have

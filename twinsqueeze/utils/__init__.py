@@ -1,0 +1,1 @@
+"""Helpers that know nothing of embeddings: files, caches, text, console, signals, processes, threads."""
