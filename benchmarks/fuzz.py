@@ -42,11 +42,11 @@ def pairs(data: bytes, folder: Path, suffix: str = "") -> None:
 
 def grids(data: bytes, folder: Path) -> None:
     """A grid's file."""
-    from twinsqueeze.recipe import read_grid
+    from twinsqueeze.grid import load_grid
 
     file = folder / "grid.yaml"
     file.write_bytes(data)
-    _tolerate(lambda: read_grid(str(file)))
+    _tolerate(lambda: load_grid(str(file)))
 
 
 def vectors(data: bytes, folder: Path, suffix: str = "") -> None:

@@ -125,11 +125,11 @@ def test_the_dimension_is_checked_before_much_is_encoded_cached_or_not(cache):
 
     encoder = CountingEncoder()
     with pytest.raises(InputError, match="not 6"):
-        embed_pairs(SPLITS, encoder, cache, check_dimension=check)
+        embed_pairs(SPLITS, encoder, cache, validate_dim=check)
     assert len(encoder.batches) == 1
     embed_pairs(SPLITS, CountingEncoder(), cache)
     with pytest.raises(InputError, match="not 6"):
-        embed_pairs(SPLITS, encoder, cache, check_dimension=check)
+        embed_pairs(SPLITS, encoder, cache, validate_dim=check)
     assert len(encoder.batches) == 1
 
 

@@ -21,8 +21,9 @@ from twinsqueeze import model_store
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.errors import InputError, truncate_repr
+from twinsqueeze.grid import load_grid
 from twinsqueeze.pairs import SUFFIXES, load_pairs
-from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.sources import FORMATS, open_source
 from twinsqueeze.utils.text import escape_control_chars
 
@@ -94,14 +95,14 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(InputError, match="alias" if "*" in text else "grid "):
-        read_grid(str(tmp_path / "grid.yaml"))
+        load_grid(str(tmp_path / "grid.yaml"))
 
 
 @tried
 @given(names)
 def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
-    for find in (read_grid, load_pairs, open_source, model_store.find_model, open_encoder):
+    for find in (load_grid, load_pairs, open_source, model_store.find_model, open_encoder):
         with pytest.raises(InputError) as refused:
             find(name)
         assert "\n" not in str(refused.value)

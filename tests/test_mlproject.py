@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from tests.processes import ROOT
 from twinsqueeze import workflow
 from twinsqueeze.cli import cli
-from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.grid import load_grid
+from twinsqueeze.recipe import Recipe
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = PROJECT["entry_points"]
@@ -43,7 +44,7 @@ def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
 def test_the_command_best_trains_the_recipes_of_its_grids(monkeypatch, grid):
     trained = []
     monkeypatch.setattr(workflow, "train", lambda recipe, **_: trained.append(recipe))
-    recipes = read_grid(str(ROOT / "experiments" / f"{grid}.yaml"))
+    recipes = load_grid(str(ROOT / "experiments" / f"{grid}.yaml"))
     for recipe in recipes:
         options = ["--dim", recipe.dim, "--seed", recipe.seed]
         options += ["--epochs", recipe.epochs] if grid != "best" else []

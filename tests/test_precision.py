@@ -8,8 +8,7 @@ from twinsqueeze.codes import ProductCodes, Signs
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import PRECISIONS, check_precision, comparable, int8_ranges, quantise, row_type
-from twinsqueeze.recipe import Recipe
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.recipe import Recipe, bytes_per_vector
 
 
 def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -52,7 +51,7 @@ def test_bytes_are_those_of_the_arrays(precision, dim, part):
     given, codebooks = vectors(3, dim, 3), torch.rand(dim // part, 256, part)
     stored = quantise(given, precision, int8_ranges(given), codebooks)
     assert (stored.dtype, stored.shape[1]) == row_type(precision, dim, part)
-    assert bytes_a_vector(precision, dim, part) == stored.nbytes // 3
+    assert bytes_per_vector(precision, dim, part) == stored.nbytes // 3
     quantiser = {"product": ProductCodes(codebooks[None]), "binary": Signs(), "float32": None}
     if precision in quantiser:  # what is trained
         compressor = Compressor([(torch.zeros(dim, 384), torch.zeros(dim))], quantiser[precision])

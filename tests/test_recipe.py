@@ -4,7 +4,8 @@ import pytest
 
 from tests.processes import ROOT
 from twinsqueeze.errors import InputError
-from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.grid import load_grid
+from twinsqueeze.recipe import Recipe
 
 
 def test_defaults_are_those_of_the_study():
@@ -87,13 +88,13 @@ def grid(tmp_path, text: str) -> str:
 
 
 def test_a_grid_is_every_combination(tmp_path):
-    recipes = read_grid(grid(tmp_path, "alpha: [0, 0.75]\nseed: [0, 1, 2]\ndim: 8\nlr: 1e-3\n"))
+    recipes = load_grid(grid(tmp_path, "alpha: [0, 0.75]\nseed: [0, 1, 2]\ndim: 8\nlr: 1e-3\n"))
     assert [(r.alpha, r.seed) for r in recipes] == [(0, 0), (0, 1), (0, 2), (0.75, 0), (0.75, 1), (0.75, 2)]
     assert {(r.dim, r.lr, r.epochs) for r in recipes} == {(8, 0.001, 200)}
 
 
 def test_what_is_given_with_the_command_overrides_the_file(tmp_path):
-    recipes = read_grid(grid(tmp_path, "dataset: [demo, stsb]\nalpha: [0, 1]\n"), dataset="elsewhere")
+    recipes = load_grid(grid(tmp_path, "dataset: [demo, stsb]\nalpha: [0, 1]\n"), dataset="elsewhere")
     assert [(r.dataset, r.alpha) for r in recipes] == [("elsewhere", 0), ("elsewhere", 1)]
 
 
@@ -116,19 +117,19 @@ def test_what_is_given_with_the_command_overrides_the_file(tmp_path):
 )
 def test_what_is_no_grid_is_refused(tmp_path, text, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        read_grid(grid(tmp_path, text))
+        load_grid(grid(tmp_path, text))
     assert "grid.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_grid_that_is_not_there_or_not_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not there"):
-        read_grid(str(tmp_path / "absent.yaml"))
+        load_grid(str(tmp_path / "absent.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="can't be read as YAML"):
-        read_grid(str(tmp_path / "binary.yaml"))
+        load_grid(str(tmp_path / "binary.yaml"))
 
 
 @pytest.mark.parametrize(("name", "count"), [("neftune", 90), ("published", 25), ("dimensions", 50), ("quick", 4)])
 def test_the_projects_grids(name, count):
-    assert len(read_grid(str(ROOT / "experiments" / f"{name}.yaml"))) == count
+    assert len(load_grid(str(ROOT / "experiments" / f"{name}.yaml"))) == count

@@ -27,9 +27,10 @@ from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
 from twinsqueeze.fitting import Fit
+from twinsqueeze.grid import load_grid
 from twinsqueeze.material import Material, gather
 from twinsqueeze.pairs import SPLITS
-from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.snapshots import Snapshot
 from twinsqueeze.training import DivergedError, Fitted, Progress, batches_at_once, resolve_device
@@ -58,7 +59,7 @@ def ablate(
     Recipes that a finished run of the experiment has on the same data are not trained again.
 
     Args:
-        grid: A YAML file, see `read_grid`.
+        grid: A YAML file, see `load_grid`.
         dataset: As in a recipe, or "grid" for what the file says.
         device: As in a recipe, or "grid" for what the file says.
         score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
@@ -69,7 +70,7 @@ def ablate(
         InputError: If something that the user gave can't be used, or every training diverges.
     """
     fixed = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != AS_IN_GRID}
-    recipes = read_grid(grid, **fixed)
+    recipes = load_grid(grid, **fixed)
     materials = _gather(recipes, score_max)
     notices = dict.fromkeys(m.data.notice for m in materials.values() if m.data.notice)
     with tracking.open_run(Path(grid).stem, "ablation") as parent:
@@ -129,7 +130,7 @@ def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, 
             resolve_device(recipe.device),
             SPLITS,
             score_max=score_max,
-            check_dimension=recipe.check_dimension,
+            validate_dim=recipe.validate_dim,
         )
         for source, recipe in widest.items()
     }

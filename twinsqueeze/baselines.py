@@ -16,8 +16,8 @@ from twinsqueeze.embeddings import EncodedPairs
 from twinsqueeze.metrics import asymmetric_scores, score
 from twinsqueeze.precision import comparable, int8_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
+from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.retrieval import Partners, partners, search
-from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
@@ -110,25 +110,25 @@ def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     in_floats = [(name, [transform]) for name, transform in single]
     in_floats.insert(1, (f"random projection to {dim}", drawn))
     for name, transforms in in_floats:
-        yield Baseline(name, dim, bytes_a_vector("float32", dim), False, transforms)
+        yield Baseline(name, dim, bytes_per_vector("float32", dim), False, transforms)
     kept = in_floats[:3]  # whitened or not, int8 stretches every number to the same steps, and a sign is a sign
     for name, transforms in kept:
         at_int8 = [_at_int8(transform, train) for transform in transforms]
-        yield Baseline(f"{name}, int8", dim, bytes_a_vector("int8", dim), True, at_int8)
+        yield Baseline(f"{name}, int8", dim, bytes_per_vector("int8", dim), True, at_int8)
     for name, transforms in kept:
         signs = [_signs(transform, train) for transform in transforms]
-        yield Baseline(f"{name}, signs", dim, bytes_a_vector("binary", dim), True, signs)
+        yield Baseline(f"{name}, signs", dim, bytes_per_vector("binary", dim), True, signs)
 
 
 def encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
     """What is the same at every dim: all numbers, in floats and fewer bits, and FAISS's product quantisers."""
     dimension = train.shape[1]
-    yield Baseline("uncompressed", None, bytes_a_vector("float32", dimension), False, [_unchanged])
+    yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_unchanged])
     signs, centre = [_signs(_unchanged, train)], train.mean(0)
-    name, size = f"signs of {dimension}, centred", bytes_a_vector("binary", dimension)
+    name, size = f"signs of {dimension}, centred", bytes_per_vector("binary", dimension)
     yield Baseline(name, None, size, False, signs)
     yield Baseline(f"{name}, {FLOAT_QUERIES}", None, size, True, signs, lambda vectors: vectors - centre)
-    yield Baseline("uncompressed, int8", None, bytes_a_vector("int8", dimension), True, [_at_int8(_unchanged, train)])
+    yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_at_int8(_unchanged, train)])
     for name, size, transform in product_quantisers(train, cache, on_training):
         yield Baseline(f"{name}, {size} bytes", None, size, True, [transform])
         yield Baseline(f"{name}, {FLOAT_QUERIES}, {size} bytes", None, size, True, [transform], _unchanged)

@@ -12,7 +12,8 @@ import click
 
 from twinsqueeze import __version__
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
-from twinsqueeze.recipe import BEST, Recipe, read_grid
+from twinsqueeze.grid import load_grid
+from twinsqueeze.recipe import BEST, Recipe
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
@@ -245,7 +246,7 @@ def ablation_command(grid: str, **options: Any) -> None:
     it is started again.
     """
     fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
-    read_grid(grid, **fixed)
+    load_grid(grid, **fixed)
     from twinsqueeze import ablation  # noqa: PLC0415 - help and refusals do not wait for it
 
     ablation.ablate(grid, **options)

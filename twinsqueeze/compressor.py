@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch.nn import functional
 
 from twinsqueeze.codes import CENTROIDS, ProductCodes, Quantiser, Signs
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.recipe import bytes_per_vector
 
 MLP_HIDDEN = (128, 64)
 # Units of a wide compressor besides those that carry the linear layer it begins as.
@@ -187,7 +187,7 @@ class Compressor:
     @property
     def vector_bytes(self) -> int:
         """Bytes of a compressed vector as it is measured."""
-        return bytes_a_vector(self.precision, self.dim, self.part)
+        return bytes_per_vector(self.precision, self.dim, self.part)
 
     @property
     def input_dimension(self) -> int:

@@ -200,7 +200,7 @@ def embed_pairs(
     encoder: Encoder,
     cache: DiskCache,
     *,
-    check_dimension: Callable[[int], None] | None = None,
+    validate_dim: Callable[[int], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, EncodedPairs]:
     """The splits with vectors for their sentences, encoding what the cache lacks.
@@ -209,7 +209,7 @@ def embed_pairs(
         splits: Train, then dev, then test, none left out before the last: a sentence belongs to the first that has it.
         encoder: Asked for vectors of what is not cached; not loaded otherwise.
         cache: Where vectors are kept.
-        check_dimension: Called with the vectors' dimension; may raise `InputError` before much has been encoded.
+        validate_dim: Called with the vectors' dimension; may raise `InputError` before much has been encoded.
         on_progress: Told how many of the sentences to encode are done, and how many there are.
 
     Raises:
@@ -232,8 +232,8 @@ def embed_pairs(
         assert encode
         batches = []
         for vectors in encoded_batches(encode, unit):
-            if check_dimension:
-                check_dimension(vectors.shape[1])
+            if validate_dim:
+                validate_dim(vectors.shape[1])
             batches.append(vectors)
             done += len(vectors)
             if on_progress:
@@ -242,8 +242,8 @@ def embed_pairs(
         cache.put(keys[name], save({"embeddings": encoded}))
 
     vectors = np.concatenate([v for v in found.values() if v is not None and len(v)])
-    if check_dimension:
-        check_dimension(vectors.shape[1])
+    if validate_dim:
+        validate_dim(vectors.shape[1])
     row = {text: i for i, text in enumerate(text for unit in units.values() for text in unit)}
     return {name: _encoded(splits[name], vectors, row) for name in units}
 

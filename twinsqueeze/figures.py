@@ -13,7 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from twinsqueeze.sizes import FLOAT_QUERIES
+from twinsqueeze.recipe import FLOAT_QUERIES
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 

@@ -102,7 +102,7 @@ def gather(
     splits: Sequence[str],
     *,
     score_max: float | None = None,
-    check_dimension: Callable[[int], None],
+    validate_dim: Callable[[int], None],
 ) -> Material:
     """Reads pairs and encodes their sentences.
 
@@ -112,10 +112,10 @@ def gather(
         device: Where to encode and to train.
         splits: Which to read.
         score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
-        check_dimension: Called with the dimension of the encoder's vectors, before anything is encoded.
+        validate_dim: Called with the dimension of the encoder's vectors, before anything is encoded.
 
     Raises:
-        InputError: If data, encoder or tracking server can't be had, or by `check_dimension`.
+        InputError: If data, encoder or tracking server can't be had, or by `validate_dim`.
     """
     data = load_pairs(dataset, splits=splits, score_max=score_max)
     if data.notice:
@@ -124,7 +124,7 @@ def gather(
     tracking.check_server()
     cache = DiskCache()
     with _encoding("encoding") as on_progress:
-        encoded = embed_pairs(data.splits, encoder, cache, check_dimension=check_dimension, on_progress=on_progress)
+        encoded = embed_pairs(data.splits, encoder, cache, validate_dim=validate_dim, on_progress=on_progress)
     material = Material(data, encoder, encoded, device, score_max, cache)
     material._say_trouble()
     return material

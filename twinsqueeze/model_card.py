@@ -8,10 +8,9 @@ from twinsqueeze import report
 from twinsqueeze.ablation_table import ASYMMETRIC, PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun, metric_name
 from twinsqueeze.checkpoint import Provenance
 from twinsqueeze.metrics import METRICS
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
 from twinsqueeze.report import ABSENT, NAMES
 from twinsqueeze.seeds import Spread
-from twinsqueeze.sizes import FLOAT_QUERIES, bytes_a_vector
 from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
@@ -47,7 +46,7 @@ class Choice:
 
 def sizes(recipe: Recipe) -> dict[str, int]:
     """Bytes of a compressed vector as it was trained and as sentence-transformers can keep it."""
-    kept_as = {precision: bytes_a_vector(precision, recipe.dim) for precision in PRECISIONS}
+    kept_as = {precision: bytes_per_vector(precision, recipe.dim) for precision in PRECISIONS}
     return {recipe.precision: recipe.vector_bytes, **kept_as}
 
 
@@ -72,7 +71,7 @@ def model_card(
     """
     recipe = provenance.recipe
     dim = recipe.dim
-    before = f"{bytes_a_vector('float32', input_dimension):,}"
+    before = f"{bytes_per_vector('float32', input_dimension):,}"
     shown = ", ".join(f"{size:,} as {name}" for name, size in sizes(recipe).items())
     fields = [[name, str(value)] for name, value in recipe.model_dump().items()]
     parts = [
@@ -163,7 +162,7 @@ def _results(choice: Choice) -> list[str]:
 def _quantised(choice: Choice) -> str | None:
     """The recipe's vectors in fewer bytes or with float queries, means over seeds; None where that was not measured."""
     recipe = choice.row.recipe
-    forms = {precision: (precision, bytes_a_vector(precision, recipe.dim)) for precision in PRECISIONS[1:]}
+    forms = {precision: (precision, bytes_per_vector(precision, recipe.dim)) for precision in PRECISIONS[1:]}
     forms[ASYMMETRIC] = f"{recipe.precision}, {FLOAT_QUERIES}", recipe.vector_bytes
     rows = []
     for compared, (form, size) in forms.items():

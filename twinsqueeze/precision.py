@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.recipe import bytes_per_vector
 from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
 
 
 def row_type(precision: str, dim: int, part: int | None = None) -> tuple[np.dtype[Any], int]:
-    """The type of the numbers of a row of `quantise`, and how many they are; arguments as for `bytes_a_vector`."""
+    """The type of the numbers of a row of `quantise`, and how many they are; arguments as for `bytes_per_vector`."""
     dtype = np.dtype({"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8))
-    return dtype, bytes_a_vector(precision, dim, part) // dtype.itemsize
+    return dtype, bytes_per_vector(precision, dim, part) // dtype.itemsize
 
 
 def int8_ranges(vectors: AnyArray) -> Ranges:

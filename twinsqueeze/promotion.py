@@ -216,7 +216,7 @@ def _dev_pairs(trained: Trained, encoder: str, run: TrainedRun) -> Material:
         resolve_device("auto"),
         ("train", SPLIT),
         score_max=provenance.score_max,
-        check_dimension=lambda _: None,
+        validate_dim=lambda _: None,
     )
     if material.data.digest != run.kind.dataset_digest:
         raise InputError(

@@ -6,23 +6,15 @@ MLflow's parameters are its fields.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from itertools import product
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from twinsqueeze.errors import InputError, one_line, truncate_repr
-from twinsqueeze.sizes import bytes_a_vector
+from twinsqueeze.errors import InputError, truncate_repr
 
 MAX_SEED = 2**31 - 1
-MAX_COMBINATIONS = 2000
-# Characters of a grid: PyYAML takes a second for a tenth of a million, so a wrong file must not be read through.
-MAX_GRID = 100_000
 
 
 def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
@@ -205,15 +197,15 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError(_explain(error, cls.model_fields)) from None
+            raise InputError(_format_error(error, cls.model_fields)) from None
 
-    def check_dimension(self, dimension: int) -> None:
+    def validate_dim(self, dimension: int) -> None:
         """Raises an `InputError` if `dim` is more than the encoder's vectors have."""
         if self.dim > dimension:
             raise InputError(f"dim must be at most {dimension}, the numbers of the encoder's vectors, not {self.dim}")
 
     @property
-    def wants_heads(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether a linear layer of all of the encoder's numbers is trained before the compressor."""
         return self.start == "head" or (self.teacher == "head" and self.neighbourhood > 0)
 
@@ -241,7 +233,7 @@ class Recipe(BaseModel):
     @property
     def vector_bytes(self) -> int:
         """Bytes of a compressed vector as it is measured."""
-        return bytes_a_vector(self.precision, self.dim, self.part)
+        return bytes_per_vector(self.precision, self.dim, self.part)
 
 
 # What `best` trains: experiments/best.yaml has its seeds and sizes, experiments/LOG.md how it was found.
@@ -264,7 +256,7 @@ BEST: dict[str, Any] = {
 }
 
 
-def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
+def _format_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if name not in fields:
@@ -274,60 +266,24 @@ def _explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     return f"{name} must be {extra['allowed']}, not {truncate_repr(first['input'])}"
 
 
-class _GridLoader(yaml.SafeLoader):
-    """YAML's safe part without aliases: merged ones of merged ones would grow without end in a few lines."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name), which grids do without: write the value")
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
+# Said of rows where queries that are not quantised are compared with stored vectors, as in a search of codes.
+FLOAT_QUERIES = "float queries"
 
 
-def _field_name(name: object) -> str:
-    return name if isinstance(name, str) else truncate_repr(name)
+# The product quantiser of FAISS's whose search is timed.
+TIMED_QUANTISER = 32
 
 
-def read_grid(file: str, **fixed: Any) -> list[Recipe]:
-    """The recipes of a grid: every combination of its values, the first field varying slowest.
+def bytes_per_vector(precision: str, dim: int, part: int | None = None) -> int:
+    """Bytes of a compressed vector.
 
     Args:
-        file: A YAML mapping of the recipe's fields to a value or a list of values; the rest has its default.
-        fixed: Fields that override the file's.
-
-    Raises:
-        InputError: If the file can't be read, is no such mapping, or has more than 2,000 combinations.
+        precision: What it is stored as.
+        dim: Its numbers.
+        part: How many of them product codes make one byte of; needed for product alone.
     """
-    try:
-        with Path(file).open(encoding="utf-8") as stream:
-            text = stream.read(MAX_GRID + 1)
-        if len(text) > MAX_GRID:
-            raise InputError(f"grid {file!r} is longer than {MAX_GRID:,} characters, which no grid is")
-        content = _GridLoader(text).get_single_data()
-    except FileNotFoundError:
-        raise InputError(f"grid {file!r} is not there: name a YAML file such as experiments/published.yaml") from None
-    except InputError:
-        raise
-    except Exception as error:  # its parser lets IndexError, KeyError, AttributeError and RecursionError through
-        raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        what = "is empty" if content is None else "is no mapping"
-        raise InputError(
-            f"grid {file!r} {what}: it gives fields of the recipe a value or a list of values, as in `alpha: [0, 0.75]`"
-        )
-    values = {_field_name(name): value if isinstance(value, list) else [value] for name, value in content.items()}
-    values |= {name: [value] for name, value in fixed.items()}
-    try:
-        for name, options in values.items():
-            if not options:
-                raise InputError(f"{name} has no value")
-        count = math.prod(map(len, values.values()))
-        if count > MAX_COMBINATIONS:
-            raise InputError(f"{count:,} combinations are more than {MAX_COMBINATIONS:,}: cut it into several files")
-        recipes = [Recipe.parse(dict(zip(values, some, strict=True))) for some in product(*values.values())]
-        for name, options in values.items():
-            if len({getattr(recipe, name) for recipe in recipes}) < len(options):
-                raise InputError(f"{name} has the same value twice: {', '.join(map(truncate_repr, options))}")
-    except InputError as error:
-        raise InputError(f"grid {file!r}: {error}") from None
-    return recipes
+    if precision == "product":
+        assert part
+        return dim // part
+    bits = {"float32": 32, "int8": 8, "binary": 1, "ubinary": 1}[precision]
+    return -(-bits * dim // 8)

@@ -24,7 +24,7 @@ from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import Ranges, quantise
 from twinsqueeze.quantisers import BITS, CENTROIDS, faiss_version
-from twinsqueeze.sizes import TIMED_QUANTISER
+from twinsqueeze.recipe import TIMED_QUANTISER
 from twinsqueeze.utils.similarity import NEIGHBOURS
 
 NOISE = 0.5

@@ -25,8 +25,8 @@ from twinsqueeze.ablation_table import (
     values,
 )
 from twinsqueeze.figures import quality_against_bytes, similarity_against_neighbours
+from twinsqueeze.recipe import FLOAT_QUERIES, TIMED_QUANTISER, bytes_per_vector
 from twinsqueeze.seeds import Spread
-from twinsqueeze.sizes import FLOAT_QUERIES, TIMED_QUANTISER, bytes_a_vector
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.baselines import BaselineScores
@@ -153,7 +153,7 @@ def _ours(
     name: str, group: str, precision: str, kept_as: str, dim: int, size: int, scores: Mapping[str, Spread]
 ) -> SearchRow:
     if precision == "float32":
-        return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_a_vector(kept_as, dim), True, scores)
+        return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_per_vector(kept_as, dim), True, scores)
     asked = f", {FLOAT_QUERIES}" if kept_as == ASYMMETRIC else ""
     return SearchRow(f"{name}{asked}", f"{group} as codes, {precision}{asked}", size, True, scores)
 

@@ -213,8 +213,8 @@ def fit(
 
     device = resolve_device(shared.device)
     left = snapshot.begin() if snapshot else None
-    wants_heads = shared.wants_heads and left is None
-    heads = train_heads(seeds, shared.head_alpha, train, device, on_heads) if wants_heads else None
+    needs_teacher = shared.needs_teacher and left is None
+    heads = train_heads(seeds, shared.head_alpha, train, device, on_heads) if needs_teacher else None
     trainer = Trainer(shared, alphas, seeds, train, device, heads, left)
     model = trainer.model
     objective = OBJECTIVES[shared.objective]

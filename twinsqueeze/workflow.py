@@ -46,7 +46,7 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resu
         resolve_device(recipe.device),
         SPLITS if on_test else SPLITS[:2],
         score_max=score_max,
-        check_dimension=recipe.check_dimension,
+        validate_dim=recipe.validate_dim,
     )
     with resuming.open_snapshots(material, CLEAN_EVERY).open([recipe], resume=resume) as snapshot:
         with tracking.open_run(recipe.name, "train") as run:
@@ -140,7 +140,7 @@ def evaluate(
         score_max = score_max or origin.score_max
     encoder = encoder or recipe.encoder
 
-    def check_dimension(dimension: int) -> None:
+    def validate_dim(dimension: int) -> None:
         if dimension != compressor.input_dimension:
             raise InputError(
                 f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of encoder "
@@ -149,7 +149,7 @@ def evaluate(
 
     # Earlier splits are read too: a sentence is encoded with the first that has it, and baselines are fitted on train.
     splits = SPLITS[: SPLITS.index(split) + 1]
-    material = gather(dataset, encoder, where, splits, score_max=score_max, check_dimension=check_dimension)
+    material = gather(dataset, encoder, where, splits, score_max=score_max, validate_dim=validate_dim)
     if origin and origin.encoder_fingerprint != material.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
 

@@ -35,10 +35,11 @@ from benchmarks.ablation.lanes import Lanes, demo, trainer
 from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records, training
 from twinsqueeze.embeddings import open_encoder
 from twinsqueeze.evaluation import Evaluator
+from twinsqueeze.grid import load_grid
 from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.optimizer import Adam
 from twinsqueeze.pairs import load_pairs
-from twinsqueeze.recipe import Recipe, read_grid
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.trainer import Trainer
 from twinsqueeze.training import batches, batches_at_once
@@ -189,7 +190,7 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
 @click.option("--epochs", default=5, show_default=True, help="Epochs of the plain run that are timed.")
 def main(dataset: str, grid: str, epochs: int) -> None:
     """Prints the seconds of both sides, their ratio, and the parts of ours."""
-    recipes = read_grid(grid, dataset=str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset)
+    recipes = load_grid(grid, dataset=str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset)
     file = str(Path(grid).resolve())
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         os.environ |= {"TWINSQUEEZE_CACHE": str(Path(folder, "cache")), "TWINSQUEEZE_STATE": str(Path(folder, "state"))}
@@ -240,7 +241,7 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Seconds of an epoch of one of so many replicas that train together on one core, by part."""
     encoded = material.gather(
-        recipe.dataset, recipe.encoder, torch.device("cpu"), ("train", "dev"), check_dimension=recipe.check_dimension
+        recipe.dataset, recipe.encoder, torch.device("cpu"), ("train", "dev"), validate_dim=recipe.validate_dim
     ).encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
