@@ -31,7 +31,7 @@ PROVENANCE = json.dumps(
 
 def pairs(data: bytes, folder: Path, suffix: str = "") -> None:
     """Scored pairs from a folder with one file; without a suffix the first byte chooses one."""
-    from twinsqueeze.pairs import SUFFIXES, load_pairs
+    from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 
     suffix, data = (suffix, data) if suffix else _chosen(data, SUFFIXES)
     for old in folder.glob("dev.*"):

@@ -12,8 +12,8 @@ import faiss
 import numpy as np
 import torch
 
-from twinsqueeze.embeddings import embed_pairs, open_encoder
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.search_cost import measure
@@ -41,7 +41,7 @@ def main(
     """Prints for every index its bytes a vector, its speed against all numbers, and what it finds of the nearest."""
     name = str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset
     recipe = Recipe(dataset=name, dim=dim, epochs=epochs)
-    encoded = embed_pairs(load_pairs(name).splits, open_encoder(recipe.encoder), DiskCache())
+    encoded = embed_pairs(load_pairs(name).splits, resolve_encoder(recipe.encoder), DiskCache())
     (fitted,) = fit([recipe], encoded["train"], encoded["dev"])
     train = encoded["train"].embeddings
     found = measure(

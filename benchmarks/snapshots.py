@@ -12,8 +12,8 @@ from unittest.mock import patch
 import click
 import torch
 
-from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, Snapshots, State
 from twinsqueeze.training import fit
@@ -57,7 +57,7 @@ def main(dataset: str, epochs: int) -> None:
     """Prints the share for one training and for 25 together."""
     recipe = Recipe(dataset=dataset, epochs=epochs, device="cpu")
     data = load_pairs(dataset, splits=("train", "dev"))
-    encoded = embed_pairs(data.splits, open_encoder(recipe.encoder), DiskCache())
+    encoded = embed_pairs(data.splits, resolve_encoder(recipe.encoder), DiskCache())
     grid = [recipe.model_copy(update={"alpha": alpha, "seed": seed}) for alpha in ALPHAS for seed in SEEDS]
     print(f"{data.name}: {len(encoded['train']):,} pairs, {epochs} epochs, {torch.get_num_threads()} threads")
     for recipes in ([recipe], grid):

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
-from twinsqueeze.objectives import labels_from_scores
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Trainer
 from twinsqueeze.utils.disk_cache import DiskCache
@@ -32,7 +31,7 @@ def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     vectors = torch.from_numpy(train.embeddings)
-    labels = torch.from_numpy(labels_from_scores(train.scores, recipe.labels).astype(np.float32))
+    labels = torch.from_numpy(scores_to_labels(train.scores, recipe.labels).astype(np.float32))
     pairs = TensorDataset(vectors[train.first], vectors[train.second], labels)
     loader = DataLoader(pairs, batch_size=recipe.batch_size, shuffle=True)
     scale = recipe.alpha / dimension**0.5
@@ -59,7 +58,7 @@ def main(dataset: str, rounds: int, epochs: int) -> None:
     """Prints the seconds of an epoch on both sides, and their ratio, as medians over rounds."""
     recipe = Recipe(dataset=dataset)
     data = load_pairs(dataset, splits=("train",))
-    train = embed_pairs(data.splits, open_encoder(recipe.encoder), DiskCache())["train"]
+    train = embed_pairs(data.splits, resolve_encoder(recipe.encoder), DiskCache())["train"]
     sides = {
         "plain loop": plain_loop(recipe, train),
         "twinsqueeze": Trainer(recipe, [recipe.alpha], [0], train, torch.device("cpu")).epoch,

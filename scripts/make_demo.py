@@ -27,7 +27,7 @@ from demo_frames import AGENTS, DETAILS, FRAMES, Frame
 
 SEED = 20261124
 SIZES = {"train": 1600, "dev": 320, "test": 320}
-FOLDER = Path(__file__).resolve().parent.parent / "twinsqueeze" / "demo"
+FOLDER = Path(__file__).resolve().parent.parent / "twinsqueeze" / "data" / "demo"
 
 DETAIL, PLACE, AGENT, THING = 0.6, 0.9, 1.3, 1.6
 LOWEST_SAME_EVENT, SAME_TOPIC, OTHER_TOPIC = 1.2, 1.0, 0.0

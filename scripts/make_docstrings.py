@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.sentence_pairs import load_pairs
 
 PACKAGES = ("matplotlib", "mlflow", "networkx", "pandas", "scipy", "sklearn", "sqlalchemy", "sympy", "torch")
 # Words of a summary and, at least, of a paragraph; the share of its characters that are in words of letters alone.

@@ -21,7 +21,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupKFold
 
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.sentence_pairs import load_pairs
 
 
 def groups(pairs: pd.DataFrame) -> np.ndarray:

@@ -20,7 +20,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from tests.processes import Workplace, write_pairs
 from twinsqueeze import cli
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
 
 
 def pytest_configure() -> None:

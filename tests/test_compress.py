@@ -25,7 +25,7 @@ from tests.processes import Workplace
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.codes import ProductCodes, fit_codebooks
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.sources import open_source
 from twinsqueeze.starts import orthogonal_layer
@@ -77,7 +77,7 @@ def models(network, ranges, tmp_path_factory):
         "dataset": "demo",
         "dataset_digest": "0",
         "score_max": None,
-        "encoder_fingerprint": open_encoder("all-MiniLM-L6-v2").fingerprint,
+        "encoder_fingerprint": resolve_encoder("all-MiniLM-L6-v2").fingerprint,
         "version": twinsqueeze.__version__,
     }
     files = {
@@ -238,7 +238,7 @@ def test_an_array_that_lies_column_by_column(compress, workplace, vectors, expec
 @pytest.fixture(scope="module")
 def text_vectors(network) -> np.ndarray:
     """By sentence-transformers and PyTorch."""
-    model = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    model = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu")
     with torch.inference_mode():
         encoded = model.encode(TEXTS, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
         return nn.functional.normalize(network(encoded), dim=1).numpy()

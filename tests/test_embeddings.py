@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinsqueeze.embeddings import BATCH, cache_key, embed_pairs, open_encoder
+from twinsqueeze.data.encoder import BATCH, cache_key, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import ScoredPairs, load_pairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.pairs import Pairs, load_pairs
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import pair_cosines
 
@@ -39,7 +39,7 @@ def vector_of(text, dimension):
 
 def pairs(*rows):
     first, second = zip(*rows, strict=True)
-    return Pairs(first, second, np.linspace(0, 5, len(rows)))
+    return ScoredPairs(first, second, np.linspace(0, 5, len(rows)))
 
 
 SPLITS = {
@@ -144,7 +144,7 @@ def test_vectors_that_are_not_finite_are_refused(cache):
 
 
 def test_changed_weights_are_refused(tmp_path):
-    encoder = open_encoder("all-MiniLM-L6-v2")
+    encoder = resolve_encoder("all-MiniLM-L6-v2")
     folder = tmp_path / "model"
     shutil.copytree(encoder.folder, folder)
     weights = folder / "model.safetensors"
@@ -159,7 +159,7 @@ def test_changed_weights_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["./no/such/folder", "", "no-such-encoder"])
 def test_an_encoder_that_cannot_be_had_is_one_line(name, tmp_path):
     with pytest.raises(InputError) as caught:
-        open_encoder(name or str(tmp_path))
+        resolve_encoder(name or str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -170,8 +170,8 @@ import sys
 import numpy as np
 from pathlib import Path
 from twinsqueeze.utils.disk_cache import Cache
-from twinsqueeze.embeddings import embed_pairs, open_encoder
-from twinsqueeze.pairs import Pairs
+from twinsqueeze.data.encoder import embed_pairs, open_encoder
+from twinsqueeze.data.sentence_pairs import Pairs
 pairs = {"train": Pairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
 encoded = embed_pairs(pairs, open_encoder("all-MiniLM-L6-v2"), Cache(Path(sys.argv[1])))["train"]
 print("sentence_transformers" in sys.modules, encoded.embeddings.astype(float).sum())
@@ -192,7 +192,7 @@ def test_the_encoder_has_the_known_spearman_on_stsb(stsb_folder: Path, tmp_path:
     from scipy import stats
 
     data = load_pairs(str(stsb_folder))
-    encoded = embed_pairs(data.splits, open_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
+    encoded = embed_pairs(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
     for name, expected in (("dev", 0.8672), ("test", 0.8203)):
         split = encoded[name]
         predicted = pair_cosines(split.embeddings, split.first, split.second)

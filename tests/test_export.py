@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks import serving
 from tests.processes import Workplace
 from twinsqueeze import export
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils import signals
 
@@ -51,7 +51,7 @@ def trained(place) -> str:
 @pytest.fixture(scope="module")
 def vectors(place, trained):
     """What the encoder and the weights that training logged give, by NumPy."""
-    hidden = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu").encode(TEXTS)
+    hidden = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu").encode(TEXTS)
     state = load_file(next(place.model(place.client.get_run(trained)).rglob("*.safetensors")))
     for i in (0, 2, 4):
         hidden = (np.maximum(hidden, 0) if i else hidden) @ state[f"{i}.weight"].T + state[f"{i}.bias"]
@@ -193,7 +193,7 @@ def test_the_compressor_refuses_numbers_that_are_none(place, trained):
 
 def test_the_compressor_alone_takes_vectors(place, trained, vectors):
     """Those that a user has from the encoder already."""
-    encoder = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    encoder = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu")
     np.save(place.folder / "mine.npy", encoder.encode(TEXTS))
     program = """
 import mlflow
@@ -208,7 +208,7 @@ assert "torch" not in sys.modules
 def test_onnxruntime_takes_both_graphs(place, exported, vectors):
     """With a tokenizer and without PyTorch, one text alone and all together."""
     (place.folder / "texts.json").write_text(json.dumps(TEXTS))
-    encoder = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    encoder = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu")
     np.save(place.folder / "mine.npy", encoder.encode(TEXTS))
     program = """
 import json

@@ -19,10 +19,10 @@ from safetensors.numpy import save
 from benchmarks import fuzz
 from twinsqueeze import model_store
 from twinsqueeze.checkpoint import read_checkpoint
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.grid import load_grid
-from twinsqueeze.pairs import SUFFIXES, load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.sources import FORMATS, open_source
 from twinsqueeze.utils.text import escape_control_chars
@@ -102,7 +102,7 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
 @given(names)
 def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
-    for find in (load_grid, load_pairs, open_source, model_store.find_model, open_encoder):
+    for find in (load_grid, load_pairs, open_source, model_store.find_model, resolve_encoder):
         with pytest.raises(InputError) as refused:
             find(name)
         assert "\n" not in str(refused.value)

@@ -3,20 +3,21 @@ import pytest
 import torch
 from scipy import stats
 
-from twinsqueeze.objectives import labels_from_scores, mse, pearson
+from twinsqueeze.data.sentence_pairs import scores_to_labels
+from twinsqueeze.objectives import mse, pearson
 
 
 def test_labels_by_hand():
     scores = np.array([0.0, 1.25, 2.5, 5.0])
-    np.testing.assert_allclose(labels_from_scores(scores, "linear"), [0, 0.25, 0.5, 1])
+    np.testing.assert_allclose(scores_to_labels(scores, "linear"), [0, 0.25, 0.5, 1])
     # tanh(2) = 0.9640275800758169, tanh(1) = 0.7615941559557649
     by_hand = [(1 - 0.9640275800758169) / 2, (1 - 0.7615941559557649) / 2, 0.5, (1 + 0.9640275800758169) / 2]
-    np.testing.assert_allclose(labels_from_scores(scores, "tanh"), by_hand)
+    np.testing.assert_allclose(scores_to_labels(scores, "tanh"), by_hand)
 
 
 def test_unknown_labels_are_refused():
     with pytest.raises(ValueError, match="unknown labels 'rank'"):
-        labels_from_scores(np.zeros(1), "rank")
+        scores_to_labels(np.zeros(1), "rank")
 
 
 def test_mse_and_its_gradient_are_pytorchs_for_each_replica():

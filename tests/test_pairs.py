@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from tests import hub
+from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, SPLITS, load_pairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.pairs import DEMO_FOLDER, SPLITS, load_pairs
 
 # Sentences that readers of CSV like to lose.
 ROWS = [
@@ -179,7 +179,7 @@ def test_unknown_splits_are_refused():
 PROGRAM = """
 import json, sys, time
 from twinsqueeze.errors import InputError
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.sentence_pairs import load_pairs
 start = time.monotonic()
 try:
     data = load_pairs(sys.argv[1])

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from tests.processes import ROOT, wait_until_healthy
 from twinsqueeze import addresses, model_store, registry, tracking
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.text import redact_credentials
 
@@ -107,7 +107,7 @@ def hostile_encoder(tmp_path) -> Path:
     """The default encoder's folder, with a module of its own that leaves a file when it is imported."""
     folder = tmp_path / "encoder"
     folder.mkdir()
-    for path in open_encoder("all-MiniLM-L6-v2").folder.iterdir():
+    for path in resolve_encoder("all-MiniLM-L6-v2").folder.iterdir():
         (folder / path.name).symlink_to(path)
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
     return folder
@@ -127,7 +127,7 @@ def test_a_module_of_the_encoders_own_is_not_imported(hostile_encoder, tmp_path,
     monkeypatch.syspath_prepend(str(hostile_encoder))  # as where a command is run in that folder
     replace_json(hostile_encoder, "modules.json", lambda modules: [{**modules[0], "type": reference}, *modules[1:]])
     with pytest.raises(InputError, match="can't be loaded"):
-        open_encoder(str(hostile_encoder)).load()
+        resolve_encoder(str(hostile_encoder)).load()
     assert not (tmp_path / "ran").exists()
     assert "evil" not in sys.modules
 
@@ -138,7 +138,7 @@ def test_a_model_class_of_the_encoders_own_is_not_imported(hostile_encoder, tmp_
 
     replace_json(hostile_encoder, "config.json", mapped)
     with pytest.raises(InputError, match="can't be loaded"):
-        open_encoder(str(hostile_encoder)).load()
+        resolve_encoder(str(hostile_encoder)).load()
     assert not (tmp_path / "ran").exists()
 
 
@@ -148,7 +148,7 @@ def test_weights_that_need_unpickling_are_not_loaded(hostile_encoder, tmp_path):
     ran = str(tmp_path / "ran")
     (hostile_encoder / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + ran.encode() + b"\nVw\ntR.")
     with pytest.raises(InputError, match="can't be loaded"):
-        open_encoder(str(hostile_encoder)).load()
+        resolve_encoder(str(hostile_encoder)).load()
     assert not (tmp_path / "ran").exists()
 
 

@@ -20,7 +20,7 @@ from tests.processes import ROOT, Workplace
 from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.codes import ProductCodes
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import int8_ranges
 from twinsqueeze.recipe import Recipe
@@ -58,7 +58,7 @@ def provenance() -> Provenance:
         dataset="demo",
         dataset_digest="0",
         score_max=None,
-        encoder_fingerprint=open_encoder("all-MiniLM-L6-v2").fingerprint,
+        encoder_fingerprint=resolve_encoder("all-MiniLM-L6-v2").fingerprint,
         version=twinsqueeze.__version__,
         int8_ranges=ranges,
     )

@@ -6,10 +6,17 @@ import pytest
 from scipy import stats
 
 from tests.test_embeddings import CountingEncoder, pairs
-from twinsqueeze import synthetic
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data import synthetic
+from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.data.synthetic import (
+    SENTENCES_PER_TOPIC,
+    SKIPPED,
+    TEMPLATES,
+    embed_synthetic,
+    make_sentences,
+    whole_words,
+)
 from twinsqueeze.errors import InputError
-from twinsqueeze.synthetic import A_SUBJECT, SKIPPED, TEMPLATES, embed_synthetic, make_sentences, whole_words
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import nearest_neighbors
 
@@ -50,7 +57,7 @@ def test_whole_words_are_told_by_the_tokenizers_mark(mark):
 
 
 def test_the_encoders_own_words():
-    words = whole_words(open_encoder("all-MiniLM-L6-v2").vocabulary())
+    words = whole_words(resolve_encoder("all-MiniLM-L6-v2").vocabulary())
     assert len(words) == len(set(words)) > SKIPPED + synthetic.WORDS
     assert {"and", "house", "weather", "philosophy"} <= set(words)
     assert words.index("the") < SKIPPED < words.index("philosophy")
@@ -75,9 +82,9 @@ def test_sentences_about_a_subject_have_its_words(near):
     made = make_sentences(6000, TRAIN, WORDS, near)[2000:]
     shapes = [re.compile(re.escape(t).replace(r"\{\}", "([a-z]+)"), re.IGNORECASE) for t in TEMPLATES]
     used, of_subject, drawn = set(), 0, 0
-    for start in range(0, len(made), A_SUBJECT):
+    for start in range(0, len(made), SENTENCES_PER_TOPIC):
         found = []
-        for sentence in made[start : start + A_SUBJECT]:
+        for sentence in made[start : start + SENTENCES_PER_TOPIC]:
             shape, match = next((s, m) for s in shapes if (m := s.fullmatch(sentence)))
             used.add(shape)
             found.append([WORDS.index(word.lower()) for word in match.groups()])
@@ -105,7 +112,7 @@ def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
     assert texts[: len(words)] == words
     vectors = np.concatenate([np.stack(list(map(encoder.load(), [[text]])))[0] for text in words])
     made = make_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
-                          nearest_neighbors(vectors, synthetic.NEAR))  # fmt: skip
+                          nearest_neighbors(vectors, synthetic.NUM_NEIGHBORS))  # fmt: skip
     assert sorted(texts[len(words) :]) == sorted(made)
     assert seen[-1] == (len(words) + 100, len(words) + 100)
     assert first.shape == (100, 6)
@@ -132,7 +139,7 @@ def test_the_encoder_puts_sentences_about_a_subject_near_each_other(tmp_path, mo
     monkeypatch.setattr(synthetic, "WORDS", 800)
     monkeypatch.setattr(synthetic, "VARIANTS", 0)
     monkeypatch.setattr(synthetic, "longest_first", list)  # so that a subject's sentences stay together
-    found = embed_synthetic(200, PAIRS, open_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
+    found = embed_synthetic(200, PAIRS, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     cosine = found @ found.T
     same = np.kron(np.eye(50, dtype=bool), np.ones((4, 4), dtype=bool))

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import SentenceEncoder, open_encoder
+from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.starts import uniform_layers
 from twinsqueeze.text_model import text_model
@@ -29,7 +29,7 @@ def compressor(*sizes: int) -> Compressor:
 @pytest.mark.parametrize("sizes", [(384, 128, 64, 32), (384, 16), (384, 384)], ids=["mlp", "linear", "as wide"])
 def test_its_vectors_are_the_compressors_of_the_encoders(sizes, tmp_path):
     """The folder is loaded by sentence-transformers alone."""
-    encoder = open_encoder("all-MiniLM-L6-v2", "cpu")
+    encoder = resolve_encoder("all-MiniLM-L6-v2", "cpu")
     small = compressor(*sizes)
     text_model(encoder, small).save(str(tmp_path))
     vectors = SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS)
@@ -39,7 +39,7 @@ def test_its_vectors_are_the_compressors_of_the_encoders(sizes, tmp_path):
 
 
 def test_its_modules_are_sentence_transformers_own(tmp_path):
-    text_model(open_encoder("all-MiniLM-L6-v2", "cpu"), compressor(384, 128, 64, 32)).save(str(tmp_path))
+    text_model(resolve_encoder("all-MiniLM-L6-v2", "cpu"), compressor(384, 128, 64, 32)).save(str(tmp_path))
     kinds = [module["type"] for module in json.loads((tmp_path / "modules.json").read_text())]
     assert all(kind.startswith("sentence_transformers.") for kind in kinds)
     names = [kind.rpartition(".")[2] for kind in kinds]
@@ -50,9 +50,9 @@ def test_its_modules_are_sentence_transformers_own(tmp_path):
 @pytest.fixture
 def unusual_encoder(tmp_path) -> SentenceEncoder:
     """One that does not normalise and whose weights are of half precision."""
-    base = SentenceTransformer(str(open_encoder("all-MiniLM-L6-v2").folder), device="cpu")
+    base = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu")
     SentenceTransformer(modules=list(base)[:2]).half().save(str(tmp_path / "encoder"))
-    return open_encoder(str(tmp_path / "encoder"), "cpu")
+    return resolve_encoder(str(tmp_path / "encoder"), "cpu")
 
 
 def test_an_encoder_that_neither_normalises_nor_is_float32(unusual_encoder):
@@ -66,4 +66,4 @@ def test_an_encoder_of_another_dimension_is_refused():
     with pytest.raises(
         InputError, match="takes vectors of 24 numbers, and those of encoder 'all-MiniLM-L6-v2' have 384"
     ):
-        text_model(open_encoder("all-MiniLM-L6-v2", "cpu"), compressor(24, 8))
+        text_model(resolve_encoder("all-MiniLM-L6-v2", "cpu"), compressor(24, 8))

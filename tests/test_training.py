@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tests.conftest import random_pairs
 from twinsqueeze.codes import fit_codebooks
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
 from twinsqueeze.head import HEAD, train_heads

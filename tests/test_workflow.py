@@ -17,10 +17,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from tests.processes import Workplace, write_pairs
 from twinsqueeze.checkpoint import read_checkpoint
-from twinsqueeze.embeddings import embed_pairs, open_encoder
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.recipe import BEST, Recipe
-from twinsqueeze.synthetic import embed_synthetic
 from twinsqueeze.utils.disk_cache import DiskCache
 
 EPOCHS = 12
@@ -56,7 +56,9 @@ def model_folder(place, main_run):
 
 @pytest.fixture(scope="module")
 def encoded(pairs_folder, shared_cache, main_run):
-    return embed_pairs(load_pairs(str(pairs_folder)).splits, open_encoder("all-MiniLM-L6-v2"), DiskCache(shared_cache))
+    return embed_pairs(
+        load_pairs(str(pairs_folder)).splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(shared_cache)
+    )
 
 
 def test_a_run_is_named_tagged_and_finished(main_run, pairs_folder):
@@ -337,7 +339,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     run_here, workplace, pairs_folder, encoded, monkeypatch
 ):
     """By scikit-learn's components of the train sentences and the synthetic ones together."""
-    monkeypatch.setattr("twinsqueeze.synthetic.WORDS", 300)
+    monkeypatch.setattr("twinsqueeze.data.synthetic.WORDS", 300)
     fields = {
         "architecture": "linear",
         "start": "components",
@@ -355,7 +357,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     assert run.data.params["synthetic"] == "80"
     train = load_pairs(str(pairs_folder)).splits["train"]
     others = embed_synthetic(
-        80, train, open_encoder("all-MiniLM-L6-v2"), DiskCache(Path(workplace.environment["TWINSQUEEZE_CACHE"]))
+        80, train, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(Path(workplace.environment["TWINSQUEEZE_CACHE"]))
     )
     state = load_file(workplace.model(run) / "artifacts" / "compressor.safetensors")
     rows = state["0.weight"] / np.linalg.norm(state["0.weight"], axis=1, keepdims=True)
@@ -402,7 +404,7 @@ def test_the_figures_of_the_study_are_met(stsb_folder, tmp_path):
     from twinsqueeze.training import fit
 
     data = load_pairs(str(stsb_folder), splits=("train", "dev"))
-    encoded = embed_pairs(data.splits, open_encoder("all-MiniLM-L6-v2"), DiskCache())
+    encoded = embed_pairs(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache())
     recipes = [Recipe(alpha=alpha, seed=seed) for alpha in (0.0, 0.75) for seed in range(5)]
     fitted = fit(recipes, encoded["train"], encoded["dev"], clean_every=200)
     spearman = np.array([f.history.dev["spearman"][-1] for f in fitted]).reshape(2, 5).mean(1)

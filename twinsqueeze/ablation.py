@@ -24,12 +24,12 @@ from twinsqueeze import (
     tracking,
 )
 from twinsqueeze.ablation_table import TrainedRun, tabulate
+from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
 from twinsqueeze.fitting import Fit
 from twinsqueeze.grid import load_grid
 from twinsqueeze.material import Material, gather
-from twinsqueeze.pairs import SPLITS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.snapshots import Snapshot

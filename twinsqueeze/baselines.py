@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.metrics import asymmetric_scores, score
 from twinsqueeze.precision import comparable, int8_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from twinsqueeze.compressor import ALIGNMENT, Compressor
-from twinsqueeze.embeddings import BATCH
+from twinsqueeze.data.encoder import BATCH
 from twinsqueeze.errors import InputError
 from twinsqueeze.precision import Ranges, quantise
 from twinsqueeze.types import AnyArray

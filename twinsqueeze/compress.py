@@ -15,7 +15,7 @@ from twinsqueeze import model_store, tracking
 from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import SentenceEncoder, open_encoder
+from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
@@ -147,7 +147,7 @@ def _text_model(
         return load_text_model(found.text_model, device.type), fingerprint
     if name is None and origin is None:
         raise InputError(f"model {model!r} does not say what it was trained on: name the encoder")
-    encoder = open_encoder(name or (origin.recipe.encoder if origin else ""), device.type)
+    encoder = resolve_encoder(name or (origin.recipe.encoder if origin else ""), device.type)
     if origin and origin.encoder_fingerprint != encoder.fingerprint:
         console.warn(f"the files of encoder {encoder.name!r} are not those that the model was trained with")
     return text_model(encoder, compressor), encoder.fingerprint

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.metrics import Interval, Resamples, asymmetric_scores, score
-from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.precision import Ranges, comparable
 from twinsqueeze.retrieval import partners, search
 from twinsqueeze.training import predict
@@ -53,7 +53,7 @@ class Evaluator:
 
     def __init__(self, split: EncodedPairs, label_kind: str, device: torch.device) -> None:
         self.split = split
-        self.labels = labels_from_scores(split.scores, label_kind)
+        self.labels = scores_to_labels(split.scores, label_kind)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
         self._resamples = Resamples(self.labels)
         self._nearest = nearest_neighbors(split.embeddings)
@@ -99,4 +99,4 @@ class Evaluator:
 def pair_losses(compressor: Compressor, split: EncodedPairs, label_kind: str) -> FloatArray:
     """Each pair's squared error, (P,), where nothing else of an assessment is wanted."""
     vectors = torch.from_numpy(split.embeddings).to(compressor.device)
-    return np.square(predict(compressor, vectors, split) - labels_from_scores(split.scores, label_kind))
+    return np.square(predict(compressor, vectors, split) - scores_to_labels(split.scores, label_kind))

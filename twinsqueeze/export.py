@@ -18,7 +18,7 @@ from twinsqueeze import model_store, tracking
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.codes import SHORTEST
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model_card import model_card
 from twinsqueeze.model_store import FoundModel
@@ -121,7 +121,7 @@ def _text_model(
         raise InputError(
             f"model {model!r} does not say which encoder it was trained with: export it as safetensors, or name a run"
         )
-    encoder = open_encoder(provenance.recipe.encoder, "cpu")
+    encoder = resolve_encoder(provenance.recipe.encoder, "cpu")
     if encoder.fingerprint != provenance.encoder_fingerprint:
         raise InputError(
             f"the files of encoder {encoder.name!r} are not those that the model was trained with: put them back"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State

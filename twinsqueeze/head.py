@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from twinsqueeze.compressor import Layer
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Trainer
 

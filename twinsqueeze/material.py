@@ -9,11 +9,11 @@ import torch
 
 from twinsqueeze import tracking
 from twinsqueeze.baselines import BaselineScores, BaselineTask, cached_baselines
-from twinsqueeze.embeddings import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, open_encoder
+from twinsqueeze.data.encoder import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
+from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.evaluation import Evaluator
-from twinsqueeze.pairs import PairDataset, load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.synthetic import embed_synthetic
 from twinsqueeze.utils import console
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.signals import check_interrupted
@@ -120,7 +120,7 @@ def gather(
     data = load_pairs(dataset, splits=splits, score_max=score_max)
     if data.notice:
         console.warn(data.notice)
-    encoder = open_encoder(encoder_name, device.type)
+    encoder = resolve_encoder(encoder_name, device.type)
     tracking.check_server()
     cache = DiskCache()
     with _encoding("encoding") as on_progress:

@@ -1,32 +1,9 @@
 """Labels and losses."""
 
-import numpy as np
 import torch
-
-from twinsqueeze.types import FloatArray
 
 # Deviations from the mean are divided by no less.
 SHORTEST = 1e-12
-
-
-def labels_from_scores(scores: FloatArray, kind: str) -> FloatArray:
-    """What the twins' cosine is trained towards.
-
-    Args:
-        scores: Human similarity, 0 to 5, any shape.
-        kind: "tanh": (tanh(4 * (s/5 - 0.5)) + 1) / 2, which pulls middling scores apart; its ends are 0.018 and 0.982.
-            "linear": s/5.
-
-    Returns:
-        Labels of the shape and dtype of `scores`, 0 to 1.
-    """
-    unit = scores / 5.0
-    if kind == "linear":
-        return unit
-    if kind == "tanh":
-        squashed: FloatArray = (np.tanh(4.0 * (unit - 0.5)) + 1.0) / 2.0
-        return squashed
-    raise ValueError(f"unknown labels {kind!r}")
 
 
 def mse(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

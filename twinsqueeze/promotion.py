@@ -8,11 +8,11 @@ from twinsqueeze import addresses, comparison, model_store, records, registry, r
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.compressor import Compressor
+from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
 from twinsqueeze.metrics import METRICS, Resamples
 from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
-from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.registry import Version
 from twinsqueeze.report import NAMES
 from twinsqueeze.run_writer import RunWriter
@@ -258,7 +258,7 @@ def _compare(candidate: Trained, material: Material, champion: Version | None, c
     if other.provenance.encoder_fingerprint != material.encoder.fingerprint:
         theirs = _dev_pairs(candidate, other.provenance.recipe.encoder, choice.run)
         _check_encoder(other, theirs)
-    resamples = Resamples(labels_from_scores(material.encoded[SPLIT].scores, labels))
+    resamples = Resamples(scores_to_labels(material.encoded[SPLIT].scores, labels))
     ours = _predictions(candidate, material)
     difference, interval = resamples.difference(ours, _predictions(other, theirs), name)
     # Better is above zero, whatever the score.

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.utils.disk_cache import UNFINISHED, ChecksumError, read_verified, write_atomic
 from twinsqueeze.utils.files import state_dir

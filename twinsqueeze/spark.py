@@ -149,7 +149,7 @@ def _send_text_model(
     session: "SparkSession", found: "FoundModel", compressor: Compressor, origin: "Provenance | None", model: str
 ) -> str:
     """Makes the text model known to Spark's workers, and returns the name that they know it under."""
-    from twinsqueeze.embeddings import open_encoder  # noqa: PLC0415 - for texts alone
+    from twinsqueeze.data.encoder import resolve_encoder  # noqa: PLC0415 - for texts alone
     from twinsqueeze.text_model import text_model  # noqa: PLC0415 - for texts alone
 
     if not found.text_model and origin is None:
@@ -161,7 +161,7 @@ def _send_text_model(
     if folder is None:
         assert origin
         folder = Path(temporary, "model")
-        text_model(open_encoder(origin.recipe.encoder, "cpu"), compressor).save(str(folder), create_model_card=False)
+        text_model(resolve_encoder(origin.recipe.encoder, "cpu"), compressor).save(str(folder), create_model_card=False)
     archive = shutil.make_archive(str(Path(temporary, name)), "zip", folder)
     session.sparkContext.addArchive(archive)
     return Path(archive).name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from twinsqueeze.compressor import Compressor
-from twinsqueeze.embeddings import SentenceEncoder
+from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.files import expand_user, is_dir
 

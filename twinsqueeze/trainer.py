@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
 from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, layer_sizes
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
 from twinsqueeze.neighbourhood import DRAWN, distributions, divergence, draw_with_nearest
-from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
+from twinsqueeze.objectives import OBJECTIVES
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
@@ -72,7 +73,7 @@ class Trainer:
         self.objective = OBJECTIVES[recipe.objective]
         self.vectors = torch.from_numpy(train.sentences).to(device)
         self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
-        labels = labels_from_scores(train.scores, recipe.labels)
+        labels = scores_to_labels(train.scores, recipe.labels)
         self.labels = torch.from_numpy(labels.astype(np.float32))
 
         dimension = train.dimension

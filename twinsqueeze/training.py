@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from twinsqueeze.compressor import Compressor, Compressors
-from twinsqueeze.embeddings import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.head import train_heads
 from twinsqueeze.metrics import METRICS, Scores, score
-from twinsqueeze.objectives import OBJECTIVES, labels_from_scores
+from twinsqueeze.objectives import OBJECTIVES
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.trainer import Trainer
@@ -219,8 +220,8 @@ def fit(
     model = trainer.model
     objective = OBJECTIVES[shared.objective]
     dev_vectors = torch.from_numpy(dev.embeddings).to(device)
-    train_labels = torch.from_numpy(labels_from_scores(train.scores, shared.labels))
-    dev_labels = labels_from_scores(dev.scores, shared.labels)
+    train_labels = torch.from_numpy(scores_to_labels(train.scores, shared.labels))
+    dev_labels = scores_to_labels(dev.scores, shared.labels)
     # Of every epoch the loss, the clean loss and the scores on dev, each of every replica.
     curves = list(left.tensors[CURVES].numpy()) if left else []
 

