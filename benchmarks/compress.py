@@ -20,12 +20,12 @@ import torch
 from tqdm import tqdm
 
 import twinsqueeze
-from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.compress import compress
-from twinsqueeze.compressor import Compressor, layer_sizes
-from twinsqueeze.precision import Ranges, int8_ranges, quantise
+from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.compressor import Compressor, layer_sizes
+from twinsqueeze.model.initialization import uniform_layers
+from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges, quantize
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.starts import uniform_layers
 
 CORES = 2
 BLOCKS = (2048, 8192, 32_768, 131_072)
@@ -48,7 +48,7 @@ def main(rows: int, rounds: int) -> None:
         compressor = Compressor(layers)
         _make_model(folder / "model", compressor, sample, recipe)
         for precision in PRECISIONS:
-            quantise(sample[:1, : recipe.dim], precision, _ranges(compressor, sample))  # imports what takes seconds
+            quantize(sample[:1, : recipe.dim], precision, _ranges(compressor, sample))  # imports what takes seconds
         speeds: dict[str, list[float]] = {"matrix products": []} | {precision: [] for precision in PRECISIONS}
         for _ in range(rounds):
             speeds["matrix products"].append(max(_bare(layers, block, rows) for block in BLOCKS))
@@ -84,11 +84,11 @@ def _make_model(folder: Path, compressor: Compressor, sample: np.ndarray, recipe
         int8_ranges=_ranges(compressor, sample),
     )
     folder.mkdir()
-    (folder / "compressor.safetensors").write_bytes(write_checkpoint(compressor, provenance))
+    (folder / "compressor.safetensors").write_bytes(serialize_checkpoint(compressor, provenance))
 
 
-def _ranges(compressor: Compressor, sample: np.ndarray) -> Ranges:
-    return int8_ranges(compressor.compress(torch.from_numpy(sample)).numpy())
+def _ranges(compressor: Compressor, sample: np.ndarray) -> Int8Ranges:
+    return int8_calibration_ranges(compressor.compress(torch.from_numpy(sample)).numpy())
 
 
 def _bare(layers: list[tuple[torch.Tensor, torch.Tensor]], block: int, rows: int) -> float:

@@ -68,14 +68,14 @@ def checkpoints(data: bytes, folder: Path) -> None:
     """A compressor's file, and what it makes of a vector."""
     import torch
 
-    from twinsqueeze.checkpoint import read_checkpoint
+    from twinsqueeze.model.checkpoint import read_checkpoint
 
     file = folder / "compressor.safetensors"
     file.write_bytes(data)
 
     def read() -> None:
         compressor, _ = read_checkpoint(file, "fuzzed")
-        assert compressor.represent(torch.ones(2, compressor.input_dimension)).shape == (2, compressor.dim)
+        assert compressor.compress_as_stored(torch.ones(2, compressor.input_dimension)).shape == (2, compressor.dim)
 
     _tolerate(read)
 

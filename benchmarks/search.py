@@ -14,7 +14,7 @@ import torch
 
 from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
-from twinsqueeze.precision import int8_ranges
+from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.search_cost import measure
 from twinsqueeze.training import fit
@@ -48,7 +48,7 @@ def main(
         train,
         np.concatenate([split.embeddings for split in encoded.values()]),
         fitted.compressor,
-        int8_ranges(fitted.compressor.compress(torch.from_numpy(train)).numpy()),
+        int8_calibration_ranges(fitted.compressor.compress(torch.from_numpy(train)).numpy()),
         vectors=vectors,
         queries=queries,
         alone=alone,

@@ -15,8 +15,8 @@ from scipy import stats
 
 from tests.processes import Workplace
 from twinsqueeze import ablation, comparison, fitting
-from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.checkpoint import read_checkpoint
 
 GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
 

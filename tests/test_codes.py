@@ -7,7 +7,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
-from twinsqueeze.codes import ProductCodes, Quantiser, Signs, balanced, fit_codebooks
+from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, balance_subspaces, fit_codebooks
 
 REPLICAS, ROWS, DIM = 2, 300, 12
 
@@ -31,17 +31,17 @@ def faiss_index(codebooks: torch.Tensor) -> faiss.IndexPQ:
 
 
 def test_codes_are_faisss(codebooks):
-    quantiser, vectors = ProductCodes(codebooks), unit(REPLICAS, ROWS, DIM)
+    quantiser, vectors = ProductQuantizer(codebooks), unit(REPLICAS, ROWS, DIM)
     codes = quantiser.codes(vectors)
     decoded = quantiser.decode(codes).numpy()
-    levels = quantiser.levels(3 * vectors).numpy()
+    dequantized = quantiser.dequantized(3 * vectors).numpy()
     for r in range(REPLICAS):
         index = faiss_index(codebooks[r])
         theirs = index.sa_encode(vectors[r].numpy())
         np.testing.assert_array_equal(codes[r].numpy(), theirs)
         np.testing.assert_allclose(decoded[r], index.sa_decode(theirs), atol=1e-6)
-        np.testing.assert_allclose(levels[r], decoded[r], atol=1e-6)
-        np.testing.assert_array_equal(quantiser.replica(r).levels(vectors[r : r + 1]).numpy()[0], decoded[r])
+        np.testing.assert_allclose(dequantized[r], decoded[r], atol=1e-6)
+        np.testing.assert_array_equal(quantiser.replica(r).dequantized(vectors[r : r + 1]).numpy()[0], decoded[r])
 
 
 @pytest.mark.parametrize("part", [4, 6])
@@ -55,8 +55,8 @@ def test_codebooks_are_as_good_as_faisss(part):
     def distortion(restored: np.ndarray) -> float:
         return float(np.square(restored - vectors).sum(1).mean())
 
-    mine = ProductCodes(ours[None])
-    lost = distortion(mine.levels(torch.from_numpy(vectors)[None])[0].numpy())
+    mine = ProductQuantizer(ours[None])
+    lost = distortion(mine.dequantized(torch.from_numpy(vectors)[None])[0].numpy())
     assert lost < 1.05 * distortion(index.sa_decode(index.sa_encode(vectors)))
     assert torch.equal(fit_codebooks(vectors, part, 0), ours)
     assert not torch.equal(fit_codebooks(vectors, part, 1), ours)
@@ -76,7 +76,7 @@ def test_few_vectors_have_as_many_centroids():
     vectors = unit(5, 8).numpy()
     codebooks = fit_codebooks(np.concatenate([vectors, vectors[:1]]), 4, 0)
     assert codebooks.shape == (2, 6, 4)
-    found = ProductCodes(codebooks[None]).levels(torch.from_numpy(vectors)[None])[0]
+    found = ProductQuantizer(codebooks[None]).dequantized(torch.from_numpy(vectors)[None])[0]
     np.testing.assert_allclose(found.numpy(), vectors, atol=1e-6)
 
 
@@ -84,9 +84,9 @@ class Straight(torch.autograd.Function):
     """Levels whose gradient is that of the identity, where `passes` says so."""
 
     @staticmethod
-    def forward(ctx, x, levels, passes):
+    def forward(ctx, x, dequantized, passes):
         ctx.save_for_backward(passes)
-        return levels
+        return dequantized
 
     @staticmethod
     def backward(ctx, gradient):
@@ -98,14 +98,14 @@ def test_the_gradient_goes_straight_through(kind, codebooks):
     filled = DIM + 4  # the trainer fills outputs up with zeros
     outputs = functional.pad(2 * torch.randn(REPLICAS, ROWS, DIM), (0, filled - DIM)).requires_grad_()
     towards = torch.randn(REPLICAS, ROWS, filled)
-    quantiser: Quantiser = Signs() if kind == "binary" else ProductCodes(codebooks)
-    levels, backward = quantiser.straight_through(outputs.detach())
-    assert not levels[..., DIM:].any()
-    np.testing.assert_allclose(levels.numpy(), quantiser.levels(outputs.detach()).numpy(), atol=1e-6)
+    quantiser: Quantizer = SignQuantizer() if kind == "binary" else ProductQuantizer(codebooks)
+    dequantized, backward = quantiser.straight_through(outputs.detach())
+    assert not dequantized[..., DIM:].any()
+    np.testing.assert_allclose(dequantized.numpy(), quantiser.dequantized(outputs.detach()).numpy(), atol=1e-6)
     if kind == "binary":
         compared = Straight.apply(outputs, outputs.sign(), outputs.abs() <= 1)
     else:
-        compared = Straight.apply(functional.normalize(outputs, dim=-1), levels, torch.ones_like(levels))
+        compared = Straight.apply(functional.normalize(outputs, dim=-1), dequantized, torch.ones_like(dequantized))
     (compared * towards).sum().backward()
     found = backward(towards.clone())
     torch.testing.assert_close(found[..., :DIM], outputs.grad[..., :DIM], atol=1e-5, rtol=1e-4)
@@ -114,15 +114,15 @@ def test_the_gradient_goes_straight_through(kind, codebooks):
 @pytest.mark.parametrize("part", [2, 4, 8])
 def test_parts_have_about_equal_tasks(part):
     variances = 0.8 ** np.arange(32)
-    order = balanced(variances.tolist(), part)
+    order = balance_subspaces(variances.tolist(), part)
     assert sorted(order) == list(range(32))
     products = np.log(variances[order].reshape(-1, part)).sum(1)
     assert np.ptp(products) < 0.2 * np.ptp(np.log(variances.reshape(-1, part)).sum(1))
     # Two parts, by hand: 256 | 128, then 64 and 32 to the smaller product each time, and so on.
-    assert balanced([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0], 4) == [0, 3, 4, 7, 1, 2, 5, 6]
+    assert balance_subspaces([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0], 4) == [0, 3, 4, 7, 1, 2, 5, 6]
 
 
 @pytest.mark.parametrize("none", [0.0, 1e-19, -1e-19])
 def test_what_rounding_leaves_of_no_variance_does_not_unbalance_the_others(none):
     variances = [*0.8 ** np.arange(30), none, none / 10]
-    assert balanced(variances, 4) == balanced([*variances[:30], 1e-6, 1e-6], 4)
+    assert balance_subspaces(variances, 4) == balance_subspaces([*variances[:30], 1e-6, 1e-6], 4)

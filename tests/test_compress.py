@@ -22,13 +22,13 @@ from torch import nn
 
 import twinsqueeze
 from tests.processes import Workplace
-from twinsqueeze.checkpoint import Provenance, write_checkpoint
-from twinsqueeze.codes import ProductCodes, fit_codebooks
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.initialization import orthogonal_layer
+from twinsqueeze.model.quantizers import ProductQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.sources import open_source
-from twinsqueeze.starts import orthogonal_layer
 
 ROWS = 9_001  # three blocks, the last of which has few rows and not a multiple of 16
 TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
@@ -62,9 +62,9 @@ def _codes(known: dict) -> bytes:
     """What a training of product codes writes."""
     layers = orthogonal_layer((384, 16), np.random.default_rng(0), None)
     begun = Compressor([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
-    quantiser = ProductCodes(fit_codebooks(begun.numpy(), 8, 0)[None])
+    quantiser = ProductQuantizer(fit_codebooks(begun.numpy(), 8, 0)[None])
     recipe = Recipe(dim=16, architecture="linear", part=8, precision="product")
-    return write_checkpoint(Compressor([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
+    return serialize_checkpoint(Compressor([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def models(network, ranges, tmp_path_factory):
     }
     files = {
         "codes": _codes(known),
-        "trained": write_checkpoint(compressor, Provenance(**known, int8_ranges=ranges.tolist())),
-        "older": write_checkpoint(compressor, Provenance(**known)),
+        "trained": serialize_checkpoint(compressor, Provenance(**known, int8_ranges=ranges.tolist())),
+        "older": serialize_checkpoint(compressor, Provenance(**known)),
         "foreign": compressor.to_bytes({}),
     }
     for name, content in files.items():

@@ -7,9 +7,9 @@ from safetensors.torch import load
 from scipy import stats
 from torch import nn
 
-from twinsqueeze.codes import Signs
-from twinsqueeze.compressor import Compressor, Compressors, layer_sizes
-from twinsqueeze.starts import orthogonal_layer, uniform_layers
+from twinsqueeze.model.compressor import Compressor, CompressorBatch, layer_sizes
+from twinsqueeze.model.initialization import orthogonal_layer, uniform_layers
+from twinsqueeze.model.quantizers import SignQuantizer
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_weights_of_another_program_give_the_same_vectors(tmp_path):
 
 
 def test_a_file_of_ours_loads_into_pytorchs_sequential():
-    compressor = Compressors([uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
+    compressor = CompressorBatch([uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
     model = sequential((24, 128, 64, 10))
     model.load_state_dict(load(compressor.to_bytes({"note": "text"})))
     vectors = torch.randn(5, 24)
@@ -90,7 +90,7 @@ def test_gradient_is_autograds():
     for dim in (10, 16):
         sizes = (24, 128, 64, dim)
         replicas = [uniform_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
-        model = Compressors(replicas, CPU)
+        model = CompressorBatch(replicas, CPU)
         vectors, towards = torch.randn(3, 9, 24), torch.randn(3, 9, dim)
         activations = model.forward(vectors)
         gradient = torch.zeros_like(activations[-1])
@@ -129,11 +129,11 @@ def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_pack
     from sentence_transformers.util.quantization import quantize_embeddings
 
     layers = [orthogonal_layer((24, 16), np.random.default_rng(0), None)]
-    compressor = Compressor(layers, Signs())
+    compressor = Compressor(layers, SignQuantizer())
     vectors = torch.randn(30, 24)
     bits = np.unpackbits(quantize_embeddings(compressor.compress(vectors).numpy(), precision="ubinary"), axis=1)
-    signs = compressor.represent(vectors)
+    signs = compressor.compress_as_stored(vectors)
     np.testing.assert_array_equal(signs.numpy() > 0, bits == 1)
     differing = (bits[:, None] != bits[None]).sum(-1)  # cosine of signs = 1 - 2 * Hamming distance / dim
     np.testing.assert_allclose((signs @ signs.T).numpy(), 1 - 2 * differing / 16, atol=1e-6)
-    assert torch.equal(Compressor(layers).represent(vectors), compressor.compress(vectors))
+    assert torch.equal(Compressor(layers).compress_as_stored(vectors), compressor.compress(vectors))

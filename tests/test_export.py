@@ -22,6 +22,7 @@ from tests.processes import Workplace
 from twinsqueeze import export
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.model import onnx
 from twinsqueeze.utils import signals
 
 URI = "models:/twinsqueeze@champion"
@@ -299,11 +300,11 @@ def test_nothing_is_left_of_an_export_that_fails(here, monkeypatch, failure):
 
 
 def test_a_graph_that_differs_from_pytorch_is_refused(here, monkeypatch):
-    class Wrong(export._CompressorGraph):
+    class Wrong(onnx._CompressorGraph):
         def forward(self, vectors):
             return export.functional.normalize(vectors[:, :9])
 
-    monkeypatch.setattr(export, "_CompressorGraph", Wrong)
+    monkeypatch.setattr(onnx, "_CompressorGraph", Wrong)
     with pytest.raises(InputError, match="differ from PyTorch's by"):
         export.export(URI, Path("wrong"), format="onnx")
     assert not (here / "wrong").exists()

@@ -18,11 +18,11 @@ from safetensors.numpy import save
 
 from benchmarks import fuzz
 from twinsqueeze import model_store
-from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.grid import load_grid
+from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.sources import FORMATS, open_source
 from twinsqueeze.utils.text import escape_control_chars

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from twinsqueeze.codes import ProductCodes, Signs
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import PRECISIONS, check_precision, comparable, int8_ranges, quantise, row_type
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import (
+    PRECISIONS,
+    check_precision,
+    dequantize,
+    int8_calibration_ranges,
+    quantize,
+    storage_dtype,
+)
+from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer
 from twinsqueeze.recipe import Recipe, bytes_per_vector
 
 
@@ -18,12 +25,12 @@ def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
 
 def test_int8_cuts_each_numbers_range_into_256_steps():
     train, others = vectors(300, 12, 0), vectors(200, 12, 1)
-    ranges = int8_ranges(train)
+    ranges = int8_calibration_ranges(train)
     assert np.shape(ranges) == (2, 12)
     low, high = np.array(ranges)
     np.testing.assert_array_equal(low, train.min(0))
     np.testing.assert_array_equal(high, train.max(0))
-    found = quantise(others, "int8", ranges)
+    found = quantize(others, "int8", ranges)
     assert found.dtype == np.int8
     step = (high - low) / 255
     restored = low + (found.astype(np.float64) + 128 + 0.5) * step
@@ -37,10 +44,10 @@ def test_int8_cuts_each_numbers_range_into_256_steps():
 @pytest.mark.parametrize("dim", [8, 12, 32])
 def test_binary_keeps_the_signs_eight_to_a_byte(dim):
     given = vectors(50, dim, 2)
-    packed = quantise(given, "ubinary")
+    packed = quantize(given, "ubinary")
     assert packed.dtype == np.uint8
     np.testing.assert_array_equal(np.unpackbits(packed, axis=1)[:, :dim], given > 0)
-    signed = quantise(given, "binary")
+    signed = quantize(given, "binary")
     assert signed.dtype == np.int8
     np.testing.assert_array_equal(signed.astype(int) + 128, packed)
 
@@ -49,10 +56,10 @@ def test_binary_keeps_the_signs_eight_to_a_byte(dim):
 @pytest.mark.parametrize(("dim", "part"), [(2, 2), (8, 4), (12, 3), (12, 6), (384, 4), (384, 12)])
 def test_bytes_are_those_of_the_arrays(precision, dim, part):
     given, codebooks = vectors(3, dim, 3), torch.rand(dim // part, 256, part)
-    stored = quantise(given, precision, int8_ranges(given), codebooks)
-    assert (stored.dtype, stored.shape[1]) == row_type(precision, dim, part)
+    stored = quantize(given, precision, int8_calibration_ranges(given), codebooks)
+    assert (stored.dtype, stored.shape[1]) == storage_dtype(precision, dim, part)
     assert bytes_per_vector(precision, dim, part) == stored.nbytes // 3
-    quantiser = {"product": ProductCodes(codebooks[None]), "binary": Signs(), "float32": None}
+    quantiser = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
     if precision in quantiser:  # what is trained
         compressor = Compressor([(torch.zeros(dim, 384), torch.zeros(dim))], quantiser[precision])
         recipe = Recipe(architecture="linear", part=part, precision=precision, dim=dim)
@@ -73,10 +80,10 @@ def test_what_is_refused():
 def test_what_search_compares_is_what_sentence_transformers_stores(dim):
     train, others = vectors(300, dim, 0), vectors(200, dim, 1)
     train[:, 1] = others[:, 1] = 0.25  # a number that says nothing has no range
-    ranges = int8_ranges(train)
-    stored = quantise(others, "int8", ranges)
-    np.testing.assert_array_equal(comparable(others, "int8", ranges), stored)
-    signs = np.unpackbits(quantise(others, "ubinary"), axis=1)[:, :dim]
-    np.testing.assert_array_equal(comparable(others, "binary"), 2.0 * signs - 1)
-    np.testing.assert_array_equal(comparable(others, "float32"), others)
-    assert comparable(others, "int8", ranges).dtype == comparable(others, "binary").dtype == np.float32
+    ranges = int8_calibration_ranges(train)
+    stored = quantize(others, "int8", ranges)
+    np.testing.assert_array_equal(dequantize(others, "int8", ranges), stored)
+    signs = np.unpackbits(quantize(others, "ubinary"), axis=1)[:, :dim]
+    np.testing.assert_array_equal(dequantize(others, "binary"), 2.0 * signs - 1)
+    np.testing.assert_array_equal(dequantize(others, "float32"), others)
+    assert dequantize(others, "int8", ranges).dtype == dequantize(others, "binary").dtype == np.float32

@@ -6,10 +6,10 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.neighbors import NearestNeighbors
 
 from tests.processes import Workplace, write_pairs
-from twinsqueeze.codes import ProductCodes, Signs, fit_codebooks
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import int8_ranges
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import int8_calibration_ranges
+from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.search_cost import IndexCost, corpus, measure
 
 VECTORS, QUERIES = 1500, 40
@@ -41,7 +41,7 @@ def share_found(wide, asked, narrow, queries, metric) -> float:
 
 def test_what_is_found_is_what_scikit_learn_finds(sentences):
     compressor = linear(16)
-    ranges = int8_ranges(compressor.compress(torch.from_numpy(sentences)).numpy())
+    ranges = int8_calibration_ranges(compressor.compress(torch.from_numpy(sentences)).numpy())
     costs = costs_of(compressor, sentences, ranges)
     sizes = {"flat_uncompressed": 256, "flat_signs": 8, "flat_pq": 32, "flat_float32": 64, "flat_int8": 16}
     links = {"hnsw_uncompressed": 256 + 256, "hnsw_float32": 64 + 256}
@@ -64,15 +64,15 @@ def test_what_is_found_is_what_scikit_learn_finds(sentences):
 
 
 def test_indexes_hold_what_a_compressor_was_trained_as(sentences):
-    assert "flat_binary" in costs_of(linear(16, Signs()), sentences)
-    assert "flat_float32" not in costs_of(linear(16, Signs()), sentences)
+    assert "flat_binary" in costs_of(linear(16, SignQuantizer()), sentences)
+    assert "flat_float32" not in costs_of(linear(16, SignQuantizer()), sentences)
     begun = linear(16).compress(torch.from_numpy(sentences)).numpy()
-    codes = ProductCodes(fit_codebooks(begun, 4, 0)[None])
+    codes = ProductQuantizer(fit_codebooks(begun, 4, 0)[None])
     costs = costs_of(linear(16, codes), sentences)
     assert costs["flat_product"].bytes == 4
     assert {"flat_float32", "flat_binary", "hnsw_float32"}.isdisjoint(costs)
     # Four numbers a byte lose less than eight to a byte do, of the same vectors.
-    assert costs["flat_product"].found > costs_of(linear(16, Signs()), sentences)["flat_binary"].found
+    assert costs["flat_product"].found > costs_of(linear(16, SignQuantizer()), sentences)["flat_binary"].found
 
 
 def test_threads_and_thresholds_of_faiss_are_left_as_they_were(sentences):

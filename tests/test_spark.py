@@ -17,15 +17,15 @@ from safetensors.torch import load
 
 import twinsqueeze
 from tests.processes import ROOT, Workplace
-from twinsqueeze.checkpoint import Provenance, write_checkpoint
-from twinsqueeze.codes import ProductCodes
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import int8_ranges
+from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.initialization import uniform_layers
+from twinsqueeze.model.precision import int8_calibration_ranges
+from twinsqueeze.model.quantizers import ProductQuantizer
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.spark import _compress_batches, _Work
-from twinsqueeze.starts import uniform_layers
 
 ROWS = 1_000_000
 GROUP = 25_000
@@ -52,7 +52,7 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
 @pytest.fixture(scope="module")
 def provenance() -> Provenance:
     compressor = Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
-    ranges = int8_ranges(compressor.compress(torch.from_numpy(unit_vectors(2000, 9))).numpy())
+    ranges = int8_calibration_ranges(compressor.compress(torch.from_numpy(unit_vectors(2000, 9))).numpy())
     return Provenance(
         recipe=Recipe(),
         dataset="demo",
@@ -66,7 +66,7 @@ def provenance() -> Provenance:
 
 @pytest.fixture(scope="module")
 def weights(provenance) -> bytes:
-    return write_checkpoint(Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance)
+    return serialize_checkpoint(Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def coded_weights(provenance) -> bytes:
     codebooks = torch.randn(8, 256, 4, generator=torch.Generator().manual_seed(0)) / 6
     layers = uniform_layers((384, 32), np.random.default_rng(1))
     recipe = Recipe(architecture="linear", precision="product")
-    return write_checkpoint(
-        Compressor(layers, ProductCodes(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
+    return serialize_checkpoint(
+        Compressor(layers, ProductQuantizer(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
     )
 
 
@@ -127,7 +127,7 @@ def test_product_codes_are_numbers_that_spark_has(coded_weights):
     assert found["short"].type.value_type == pa.int16()
     compressor = Compressor.from_state_dict(load(coded_weights))
     unit = compressor.compress(torch.from_numpy(vectors))
-    expected = ProductCodes(compressor.codebooks[None]).codes(unit[None])[0].numpy()
+    expected = ProductQuantizer(compressor.codebooks[None]).codes(unit[None])[0].numpy()
     np.testing.assert_array_equal(np.stack(found["short"].to_numpy(zero_copy_only=False)), expected)
     assert expected.max() > 127
 

@@ -4,8 +4,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from tests.conftest import random_pairs
+from twinsqueeze.model.initialization import initial_layers, pca_layer
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.starts import components, initial_layers
 
 VECTORS = random_pairs(pairs=10, sentences=500, dimension=24, seed=1).embeddings
 
@@ -19,7 +19,7 @@ def head() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_components_are_those_of_scikit_learn():
-    weight, bias, variances = components(VECTORS, 6)
+    weight, bias, variances = pca_layer(VECTORS, 6)
     pca = PCA(6).fit(VECTORS.astype(np.float64))
     ours, theirs = VECTORS @ weight.T + bias, pca.transform(VECTORS.astype(np.float64))
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-6)
@@ -29,12 +29,12 @@ def test_components_are_those_of_scikit_learn():
 def test_components_of_a_head_are_of_its_directions():
     slope, offset = (part.numpy().astype(np.float64) for part in head())
     outputs = VECTORS @ slope.T + offset
-    weight, bias, variances = components(VECTORS, 6, head())
+    weight, bias, variances = pca_layer(VECTORS, 6, head())
     pca = PCA(6).fit(outputs / np.linalg.norm(outputs, axis=1, keepdims=True))
     centred = (outputs - outputs.mean(0)) @ pca.components_.T
     np.testing.assert_allclose(np.abs(VECTORS @ weight.T + bias), np.abs(centred), atol=1e-6)
     np.testing.assert_allclose(variances, pca.explained_variance_, rtol=1e-5)
-    full, _, _ = components(VECTORS, 24, head())  # all of them are the head, turned
+    full, _, _ = pca_layer(VECTORS, 24, head())  # all of them are the head, turned
     np.testing.assert_allclose(full.T @ full, slope.T @ slope, atol=1e-9)
 
 
@@ -50,7 +50,7 @@ def test_a_compressor_begins_at_a_scale_and_keeps_the_cosines(precision, start):
         assert np.linalg.norm(outputs, axis=1).mean() == pytest.approx(1, abs=1e-5)
     else:
         assert np.sqrt(np.square(outputs).mean()) == pytest.approx(0.5, abs=1e-5)
-    plain, offset, _ = components(VECTORS, 8, given)
+    plain, offset, _ = pca_layer(VECTORS, 8, given)
     expected = VECTORS @ plain.T + offset
 
     def cosines(vectors: np.ndarray) -> np.ndarray:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.starts import uniform_layers
-from twinsqueeze.text_model import text_model
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.initialization import uniform_layers
+from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -31,7 +31,7 @@ def test_its_vectors_are_the_compressors_of_the_encoders(sizes, tmp_path):
     """The folder is loaded by sentence-transformers alone."""
     encoder = resolve_encoder("all-MiniLM-L6-v2", "cpu")
     small = compressor(*sizes)
-    text_model(encoder, small).save(str(tmp_path))
+    build_sentence_transformer(encoder, small).save(str(tmp_path))
     vectors = SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS)
     separate = small.compress(torch.from_numpy(SentenceTransformer(str(encoder.folder), device="cpu").encode(TEXTS)))
     assert vectors.dtype == np.float32
@@ -39,7 +39,9 @@ def test_its_vectors_are_the_compressors_of_the_encoders(sizes, tmp_path):
 
 
 def test_its_modules_are_sentence_transformers_own(tmp_path):
-    text_model(resolve_encoder("all-MiniLM-L6-v2", "cpu"), compressor(384, 128, 64, 32)).save(str(tmp_path))
+    build_sentence_transformer(resolve_encoder("all-MiniLM-L6-v2", "cpu"), compressor(384, 128, 64, 32)).save(
+        str(tmp_path)
+    )
     kinds = [module["type"] for module in json.loads((tmp_path / "modules.json").read_text())]
     assert all(kind.startswith("sentence_transformers.") for kind in kinds)
     names = [kind.rpartition(".")[2] for kind in kinds]
@@ -57,7 +59,7 @@ def unusual_encoder(tmp_path) -> SentenceEncoder:
 
 def test_an_encoder_that_neither_normalises_nor_is_float32(unusual_encoder):
     small = compressor(384, 8)
-    vectors = text_model(unusual_encoder, small).encode(TEXTS)
+    vectors = build_sentence_transformer(unusual_encoder, small).encode(TEXTS)
     separate = small.compress(torch.from_numpy(unusual_encoder.load()(TEXTS).astype(np.float32)))
     np.testing.assert_allclose(vectors, separate.numpy(), atol=2e-3)  # what half precision leaves
 
@@ -66,4 +68,4 @@ def test_an_encoder_of_another_dimension_is_refused():
     with pytest.raises(
         InputError, match="takes vectors of 24 numbers, and those of encoder 'all-MiniLM-L6-v2' have 384"
     ):
-        text_model(resolve_encoder("all-MiniLM-L6-v2", "cpu"), compressor(24, 8))
+        build_sentence_transformer(resolve_encoder("all-MiniLM-L6-v2", "cpu"), compressor(24, 8))

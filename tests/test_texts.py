@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tests.test_ablation_table import KIND, trained
 from twinsqueeze import report, report_terminal, search_table
 from twinsqueeze.ablation_table import AblationTable, BaselineRow, tabulate
-from twinsqueeze.checkpoint import Provenance
+from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.model_card import model_card
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.seeds import Spread

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from tests.conftest import random_pairs
-from twinsqueeze.codes import fit_codebooks
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
 from twinsqueeze.head import HEAD, train_heads
+from twinsqueeze.model.initialization import initial_layers, pca_layer
+from twinsqueeze.model.quantizers import fit_codebooks
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.starts import components, initial_layers
 from twinsqueeze.trainer import Streams, Trainer
 from twinsqueeze.training import Fitted, batches, batches_at_once, fit, resolve_device
 from twinsqueeze.utils.threads import map_threaded
@@ -237,7 +237,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
         wanted = model.as_plain_layers()
     for found, expected in zip(ours.compressor.layers, wanted, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-    ends = ours.compressor.represent(torch.from_numpy(small_train.embeddings))
+    ends = ours.compressor.compress_as_stored(torch.from_numpy(small_train.embeddings))
     cosine = functional.cosine_similarity(ends[small_train.first], ends[small_train.second]).numpy()
     assert ours.history.clean_loss[-1] == pytest.approx(1 - stats.pearsonr(cosine, small_train.scores)[0], abs=1e-5)
     expected = functional.normalize(model(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
@@ -318,7 +318,7 @@ def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeyp
     found = defaultdict(set)
 
     def recorded(vectors, dim, *head):
-        result = components(vectors, dim, *head)
+        result = pca_layer(vectors, dim, *head)
         found[dim].add(result[0].tobytes())  # as float64: rounded, most of them would be the same
         return result
 
@@ -326,7 +326,7 @@ def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeyp
         (recipe,) = replicas([0.0], [0], dim=dim, **LINEAR | {"precision": "product", "start": "components"})
         Trainer(recipe, [0.0], [0], train, torch.device("cpu"))
 
-    monkeypatch.setattr("twinsqueeze.starts.components", recorded)
+    monkeypatch.setattr("twinsqueeze.model.initialization.pca_layer", recorded)
     dims = [32, 64, 96, 128]
     for dim in dims:
         begin(dim)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from twinsqueeze.twins import TwinCosine, pairwise_cosine
+from twinsqueeze.twins import TwinCosine
+from twinsqueeze.utils.similarity import pairwise_cosine
 
 
 def test_cosine_is_pytorchs():

@@ -16,10 +16,10 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from tests.processes import Workplace, write_pairs
-from twinsqueeze.checkpoint import read_checkpoint
 from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.synthetic import embed_synthetic
+from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import BEST, Recipe
 from twinsqueeze.utils.disk_cache import DiskCache
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.metrics import asymmetric_scores, score
-from twinsqueeze.precision import comparable, int8_ranges
+from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.retrieval import Partners, partners, search
@@ -139,14 +139,14 @@ def _unchanged(vectors: FloatArray) -> FloatArray:
 
 
 def _at_int8(transform: Transform, train: FloatArray) -> Transform:
-    ranges = int8_ranges(transform(train))
-    return lambda vectors: comparable(transform(vectors), "int8", ranges)
+    ranges = int8_calibration_ranges(transform(train))
+    return lambda vectors: dequantize(transform(vectors), "int8", ranges)
 
 
 def _signs(transform: Transform, train: FloatArray) -> Transform:
     """Signs about the centre of `train`; of random projections those of Charikar (2002)."""
     centre = transform(train).mean(0)
-    return lambda vectors: comparable(transform(vectors) - centre, "binary")
+    return lambda vectors: dequantize(transform(vectors) - centre, "binary")
 
 
 def what_is_missing(baselines: Sequence[BaselineScores]) -> str | None:

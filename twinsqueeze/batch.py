@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from twinsqueeze.compressor import ALIGNMENT, Compressor
 from twinsqueeze.data.encoder import BATCH
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import Ranges, quantise
+from twinsqueeze.model.compressor import ALIGNMENT, Compressor
+from twinsqueeze.model.precision import Int8Ranges, quantize
 from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ class VectorCompressor:
 
     Args:
         compressor: On the CPU.
-        precision: As for `quantise`.
-        ranges: As for `quantise`.
+        precision: As for `quantize`.
+        ranges: As for `quantize`.
     """
 
-    def __init__(self, compressor: Compressor, precision: str, ranges: Ranges | None) -> None:
+    def __init__(self, compressor: Compressor, precision: str, ranges: Int8Ranges | None) -> None:
         self.compressor = compressor
         self.precision = precision
         self.ranges = ranges
@@ -39,7 +39,7 @@ class VectorCompressor:
             first: The number of the first row there.
 
         Returns:
-            (N, dim), or as `quantise` packs it.
+            (N, dim), or as `quantize` packs it.
 
         Raises:
             InputError: If a vector is not finite, or so long that its compressed vector is not.
@@ -52,7 +52,7 @@ class VectorCompressor:
         # One sum is cheaper than a look at every number, and not finite wherever one of them is not.
         if not (given.sum().isfinite() and compressed.sum().isfinite()):
             _check_finite(vectors, compressed.numpy(), where, first)
-        return quantise(compressed.numpy()[:rows], self.precision, self.ranges, self.compressor.codebooks)
+        return quantize(compressed.numpy()[:rows], self.precision, self.ranges, self.compressor.codebooks)
 
 
 def _check_finite(vectors: AnyArray, compressed: AnyArray, where: str, first: int) -> None:
@@ -67,9 +67,9 @@ class TextCompressor:
 
     Args:
         model: Encoder and compressor, such as `text_model` joins.
-        precision: As for `quantise`.
-        ranges: As for `quantise`.
-        codebooks: As for `quantise`.
+        precision: As for `quantize`.
+        ranges: As for `quantize`.
+        codebooks: As for `quantize`.
 
     Attributes:
         limit: Tokens of a text that the encoder looks at; None where it has no limit.
@@ -80,7 +80,7 @@ class TextCompressor:
         self,
         model: "SentenceTransformer",
         precision: str,
-        ranges: Ranges | None,
+        ranges: Int8Ranges | None,
         codebooks: torch.Tensor | None = None,
     ) -> None:
         self.model = model
@@ -91,10 +91,10 @@ class TextCompressor:
         self.cut = 0
 
     def __call__(self, texts: Sequence[str]) -> AnyArray:
-        """Compresses a block of N texts: (N, dim), or as `quantise` packs it."""
+        """Compresses a block of N texts: (N, dim), or as `quantize` packs it."""
         self.cut += sum(map(self._is_cut, texts))
         vectors = self.model.encode(list(texts), batch_size=BATCH, show_progress_bar=False)
-        return quantise(vectors, self.precision, self.ranges, self.codebooks)
+        return quantize(vectors, self.precision, self.ranges, self.codebooks)
 
     def _is_cut(self, text: str) -> bool:
         # No token is shorter than a character, but for the two that mark the beginning and the end.

@@ -13,15 +13,15 @@ import torch
 import twinsqueeze
 from twinsqueeze import model_store, tracking
 from twinsqueeze.batch import TextCompressor, VectorCompressor
-from twinsqueeze.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import PRECISIONS, check_precision, quantize, storage_dtype
+from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
 from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
-from twinsqueeze.precision import PRECISIONS, check_precision, quantise, row_type
 from twinsqueeze.sources import AUTO, Block, Source, open_source
-from twinsqueeze.text_model import load_text_model, text_model
 from twinsqueeze.training import resolve_device
 from twinsqueeze.utils import console
 from twinsqueeze.utils.files import expand_user
@@ -90,7 +90,7 @@ def compress(
                 f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of "
                 f"{source.name} have {source.dimension}: name the model that was trained for them"
             )
-        dtype, width = row_type(precision, compressor.dim, compressor.part)
+        dtype, width = storage_dtype(precision, compressor.dim, compressor.part)
         if source.rows:
             check_space(output, source.rows * width * dtype.itemsize)
         made_of = {
@@ -105,7 +105,7 @@ def compress(
         }
         writing = Output(output, dtype, width, made_of, resume=resume)
         _say_what_is_done(source, writing, resume)
-        quantise(np.zeros((1, compressor.dim), np.float32), precision, ranges, compressor.codebooks)  # imports, untimed
+        quantize(np.zeros((1, compressor.dim), np.float32), precision, ranges, compressor.codebooks)  # imports, untimed
         before, started = writing.rows, time.monotonic()
         with _whole_or_not(writing, source):
             if texts:
@@ -144,13 +144,13 @@ def _text_model(
     """What texts are compressed with, and the fingerprint of the encoder's files."""
     if name is None and found.text_model:
         fingerprint = SentenceEncoder(model, found.text_model).fingerprint
-        return load_text_model(found.text_model, device.type), fingerprint
+        return load_sentence_transformer(found.text_model, device.type), fingerprint
     if name is None and origin is None:
         raise InputError(f"model {model!r} does not say what it was trained on: name the encoder")
     encoder = resolve_encoder(name or (origin.recipe.encoder if origin else ""), device.type)
     if origin and origin.encoder_fingerprint != encoder.fingerprint:
         console.warn(f"the files of encoder {encoder.name!r} are not those that the model was trained with")
-    return text_model(encoder, compressor), encoder.fingerprint
+    return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
 def _state(path: Path | None) -> list[int]:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.metrics import Interval, Resamples, asymmetric_scores, score
-from twinsqueeze.precision import Ranges, comparable
+from twinsqueeze.model.compressor import Compressor, pair_cosines_of
+from twinsqueeze.model.precision import Int8Ranges, dequantize
 from twinsqueeze.retrieval import partners, search
-from twinsqueeze.training import predict
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
@@ -59,18 +58,18 @@ class Evaluator:
         self._nearest = nearest_neighbors(split.embeddings)
         self._partners = partners(split.first, split.second, split.scores)
 
-    def __call__(self, compressor: Compressor, ranges: Ranges | None = None) -> Assessment:
+    def __call__(self, compressor: Compressor, ranges: Int8Ranges | None = None) -> Assessment:
         """Measures a compressor.
 
         Args:
             compressor: Its input dimension is that of the split's embeddings; on the evaluator's device.
             ranges: What its vectors are scaled by for int8; None leaves int8 out.
         """
-        predicted = predict(compressor, self._vectors, self.split)
-        vectors = compressor.represent(self._vectors).cpu().numpy()
+        predicted = pair_cosines_of(compressor, self._vectors, self.split)
+        vectors = compressor.compress_as_stored(self._vectors).cpu().numpy()
         if compressor.precision == "float32":
             otherwise = {
-                precision: self._quantised(comparable(vectors, precision, ranges))
+                precision: self._quantised(dequantize(vectors, precision, ranges))
                 for precision in ("int8", "binary")
                 if precision != "int8" or ranges
             }
@@ -99,4 +98,4 @@ class Evaluator:
 def pair_losses(compressor: Compressor, split: EncodedPairs, label_kind: str) -> FloatArray:
     """Each pair's squared error, (P,), where nothing else of an assessment is wanted."""
     vectors = torch.from_numpy(split.embeddings).to(compressor.device)
-    return np.square(predict(compressor, vectors, split) - scores_to_labels(split.scores, label_kind))
+    return np.square(pair_cosines_of(compressor, vectors, split) - scores_to_labels(split.scores, label_kind))

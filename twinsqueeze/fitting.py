@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.training import Fitted, History, Progress, fit

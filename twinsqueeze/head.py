@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from twinsqueeze.compressor import Layer
 from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.trainer import Trainer
 

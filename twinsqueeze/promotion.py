@@ -6,18 +6,18 @@ import torch
 
 from twinsqueeze import addresses, comparison, model_store, records, registry, report_terminal, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
-from twinsqueeze.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
 from twinsqueeze.metrics import METRICS, Resamples
+from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.model.compressor import Compressor, pair_cosines_of
+from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
 from twinsqueeze.registry import Version
 from twinsqueeze.report import NAMES
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.text_model import text_model
-from twinsqueeze.training import predict, resolve_device
+from twinsqueeze.training import resolve_device
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
 
@@ -277,13 +277,13 @@ def _compare(candidate: Trained, material: Material, champion: Version | None, c
 def _predictions(trained: Trained, material: Material) -> FloatArray:
     split = material.encoded[SPLIT]
     vectors = torch.from_numpy(split.embeddings).to(material.device)
-    return predict(trained.compressor.to(material.device), vectors, split)
+    return pair_cosines_of(trained.compressor.to(material.device), vectors, split)
 
 
 def _register(run: RunWriter, candidate: Trained, material: Material, choice: Choice, verdict: Verdict) -> Version:
     """Makes the text model, logs it with its card and registers it."""
     run_id = choice.run.run_id
-    model = text_model(material.encoder, candidate.compressor)
+    model = build_sentence_transformer(material.encoder, candidate.compressor)
     card = _card(candidate, choice, verdict, model.max_seq_length)
     name = run.text_model(model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump())
     tracking.settle()

@@ -17,12 +17,12 @@ import twinsqueeze
 from twinsqueeze import addresses, drawing, figures, report, report_terminal, run_tags, search_table
 from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
 from twinsqueeze.baselines import BaselineScores, what_is_missing
-from twinsqueeze.checkpoint import Provenance, write_checkpoint
 from twinsqueeze.drawing import Draw, Drawing
 from twinsqueeze.evaluation import Assessment, pair_losses
 from twinsqueeze.material import Material
 from twinsqueeze.metrics import METRICS
-from twinsqueeze.precision import int8_ranges
+from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import LoggedData, RunWriter
 from twinsqueeze.search_cost import IndexCost
@@ -98,7 +98,7 @@ def end_training(
         score_max=material.score_max,
         encoder_fingerprint=material.encoder.fingerprint,
         version=twinsqueeze.__version__,
-        int8_ranges=int8_ranges(placed.compress(train).cpu().numpy()),
+        int8_ranges=int8_calibration_ranges(placed.compress(train).cpu().numpy()),
     )
     splits = [split for split in material.encoded if split != "train"]
     assessments = {split: material.evaluator(split, recipe.labels)(placed, provenance.int8_ranges) for split in splits}
@@ -125,7 +125,7 @@ def end_training(
     }
     example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
     with run.figures(drawings, draw):
-        model_id = run.model(write_checkpoint(compressor, provenance), example, compressor.dim, recipe.model_dump())
+        model_id = run.model(serialize_checkpoint(compressor, provenance), example, compressor.dim, recipe.model_dump())
         for split, assessment in assessments.items():
             last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
             run.metrics(_scores(split, assessment), last, model_id, inputs[split])

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError
-from twinsqueeze.precision import Ranges, quantise
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import Int8Ranges, quantize
 from twinsqueeze.quantisers import BITS, CENTROIDS, faiss_version
 from twinsqueeze.recipe import TIMED_QUANTISER
 from twinsqueeze.utils.similarity import NEIGHBOURS
@@ -101,7 +101,7 @@ def measure(
     train: Vectors,
     sentences: Vectors,
     compressor: Compressor,
-    ranges: Ranges | None,
+    ranges: Int8Ranges | None,
     *,
     vectors: int = 200_000,
     queries: int = 1000,
@@ -182,7 +182,7 @@ class _Contender:
 
 
 def _contenders(
-    faiss: Any, train: Vectors, wide: Vectors, asked: Vectors, compressor: Compressor, ranges: Ranges | None
+    faiss: Any, train: Vectors, wide: Vectors, asked: Vectors, compressor: Compressor, ranges: Int8Ranges | None
 ) -> Iterator[_Contender]:
     """Every index, filled; the uncompressed flat one first."""
     dimension, dim = wide.shape[1], compressor.dim
@@ -204,7 +204,7 @@ def _contenders(
     all_numbers = f"{dimension} numbers"
     yield filled("flat_uncompressed", f"flat, {all_numbers}", 4 * dimension, faiss.IndexFlatIP(dimension), wide, asked)
     centre = train.mean(0)
-    signs = [quantise(v - centre, "ubinary") for v in (wide, asked)]
+    signs = [quantize(v - centre, "ubinary") for v in (wide, asked)]
     yield filled(
         "flat_signs", f"flat, signs of {dimension}", signs[0].shape[1],
         faiss.IndexBinaryFlat(8 * signs[0].shape[1]), *signs,
@@ -218,10 +218,10 @@ def _contenders(
         yield filled("flat_float32", f"flat, {ours}, float32", 4 * dim, faiss.IndexFlatIP(dim), narrow, queries)
     if compressor.precision == "float32" and ranges:
         signed = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed)
-        codes = [quantise(v, "int8", ranges).astype(np.float32) for v in (narrow, queries)]
+        codes = [quantize(v, "int8", ranges).astype(np.float32) for v in (narrow, queries)]
         yield filled("flat_int8", f"flat, {ours}, int8", dim, signed, *codes)
     if compressor.precision in {"float32", "binary"}:
-        bits = [quantise(v, "ubinary") for v in (narrow, queries)]
+        bits = [quantize(v, "ubinary") for v in (narrow, queries)]
         width = bits[0].shape[1]
         yield filled("flat_binary", f"flat, {ours}, binary", width, faiss.IndexBinaryFlat(8 * width), *bits)
     if compressor.codebooks is not None:

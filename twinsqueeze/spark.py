@@ -20,18 +20,18 @@ import torch
 from safetensors.torch import load
 
 from twinsqueeze.batch import TextCompressor, VectorCompressor
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.precision import Ranges, check_precision, row_type
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import Int8Ranges, check_precision, storage_dtype
+from twinsqueeze.model.sentence_transformer import load_sentence_transformer
 from twinsqueeze.sources import arrow_vectors
-from twinsqueeze.text_model import load_text_model
 from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-    from twinsqueeze.checkpoint import Provenance
+    from twinsqueeze.model.checkpoint import Provenance
     from twinsqueeze.model_store import FoundModel
 
 
@@ -58,7 +58,7 @@ class _Work:
     output_column: str
     weights: bytes
     precision: str
-    ranges: Ranges | None
+    ranges: Int8Ranges | None
     archive: str | None
 
 
@@ -88,7 +88,7 @@ def compress_frame(
     from pyspark.sql import types  # noqa: PLC0415 - an extra
 
     from twinsqueeze import model_store  # noqa: PLC0415 - a worker needs no MLflow
-    from twinsqueeze.checkpoint import read_checkpoint  # noqa: PLC0415 - nor this
+    from twinsqueeze.model.checkpoint import read_checkpoint  # noqa: PLC0415 - nor this
 
     found = model_store.find_model(model)
     compressor, origin = read_checkpoint(found.file, model)
@@ -114,7 +114,7 @@ def compress_frame(
         return _compress_batches(work.value, f"partition {context.partitionId()}", batches)
 
     kinds = {np.int8: types.ByteType(), np.uint8: types.ShortType(), np.float32: types.FloatType()}
-    numbers = kinds[row_type(precision, compressor.dim, compressor.part)[0].type]
+    numbers = kinds[storage_dtype(precision, compressor.dim, compressor.part)[0].type]
     field = types.StructField(output_column, types.ArrayType(numbers, containsNull=False), nullable=False)
     return frame.mapInArrow(compress_batches, types.StructType([*frame.schema.fields, field]))
 
@@ -150,7 +150,7 @@ def _send_text_model(
 ) -> str:
     """Makes the text model known to Spark's workers, and returns the name that they know it under."""
     from twinsqueeze.data.encoder import resolve_encoder  # noqa: PLC0415 - for texts alone
-    from twinsqueeze.text_model import text_model  # noqa: PLC0415 - for texts alone
+    from twinsqueeze.model.sentence_transformer import build_sentence_transformer  # noqa: PLC0415 - for texts alone
 
     if not found.text_model and origin is None:
         raise InputError(f"model {model!r} does not say what it was trained on: name a run or a registered model")
@@ -161,7 +161,9 @@ def _send_text_model(
     if folder is None:
         assert origin
         folder = Path(temporary, "model")
-        text_model(resolve_encoder(origin.recipe.encoder, "cpu"), compressor).save(str(folder), create_model_card=False)
+        build_sentence_transformer(resolve_encoder(origin.recipe.encoder, "cpu"), compressor).save(
+            str(folder), create_model_card=False
+        )
     archive = shutil.make_archive(str(Path(temporary, name)), "zip", folder)
     session.sparkContext.addArchive(archive)
     return Path(archive).name
@@ -175,7 +177,7 @@ def _converter(work: _Work) -> Callable[[Any, str, int], AnyArray]:
         from pyspark import SparkFiles  # noqa: PLC0415 - an extra
 
         of_texts = TextCompressor(
-            load_text_model(Path(SparkFiles.get(work.archive)), "cpu"),
+            load_sentence_transformer(Path(SparkFiles.get(work.archive)), "cpu"),
             work.precision,
             work.ranges,
             compressor.codebooks,

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from twinsqueeze.codes import ProductCodes, Quantiser, Signs, fit_codebooks
-from twinsqueeze.compressor import CODEBOOKS, Compressor, Compressors, Layer, layer_sizes
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
+from twinsqueeze.model.compressor import CODEBOOKS, Compressor, CompressorBatch, Layer, layer_sizes
+from twinsqueeze.model.initialization import initial_layers
+from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
 from twinsqueeze.neighbourhood import DRAWN, distributions, divergence, draw_with_nearest
 from twinsqueeze.objectives import OBJECTIVES
 from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import State
-from twinsqueeze.starts import initial_layers
 from twinsqueeze.twins import Directions, TwinCosine
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.similarity import nearest_neighbors
@@ -98,9 +98,9 @@ class Trainer:
             codebooks = left.tensors.get(CODEBOOKS)
             quantiser = _quantiser_of(recipe.precision, None if codebooks is None else codebooks.clone().to(device))
             teachers = _empty([dimension, dimension]) * len(seeds) if TEACHERS in left.tensors else None
-        self.teachers = Compressors([[head] for head in teachers], device) if teachers else None
+        self.teachers = CompressorBatch([[head] for head in teachers], device) if teachers else None
         carried = recipe.dim if recipe.architecture == "wide" else 0
-        self.model = Compressors(layers * len(alphas), device, quantiser, carried)
+        self.model = CompressorBatch(layers * len(alphas), device, quantiser, carried)
         self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
         self.recipe = recipe
         self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
@@ -115,7 +115,7 @@ class Trainer:
         """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
         streams = [{name: getattr(each, name).bit_generator.state for name in STREAMS} for each in self.streams]
         tensors = self._tensors()
-        if isinstance(self.model.quantiser, ProductCodes):
+        if isinstance(self.model.quantiser, ProductQuantizer):
             tensors[CODEBOOKS] = self.model.quantiser.codebooks
         return State(tensors, {"steps_done": self.steps_done, "streams": streams})
 
@@ -157,12 +157,12 @@ class Trainer:
         outputs = activations[-1]
 
         quantiser = self.model.quantiser
-        levels, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
-        cosine = TwinCosine(levels[:, : 2 * batch])
+        dequantized, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
+        cosine = TwinCosine(dequantized[:, : 2 * batch])
         loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
         loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
         if weight := self.recipe.neighbourhood:
-            compared = cosine if drawn is None else Directions(levels[:, 2 * batch :])
+            compared = cosine if drawn is None else Directions(dequantized[:, 2 * batch :])
             rows = twins.reshape(seeds, -1) if drawn is None else drawn
             temperature = self.recipe.temperature
             wanted = distributions(self._reference(rows), temperature)
@@ -205,7 +205,7 @@ class Trainer:
 
 def _quantiser(
     recipe: Recipe, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
-) -> Quantiser | None:
+) -> Quantizer | None:
     """The quantiser that the replicas of every alpha and seed are trained through, seeds running fastest."""
     if recipe.precision != "product":
         return _quantiser_of(recipe.precision, None)
@@ -216,10 +216,10 @@ def _quantiser(
     return _quantiser_of(recipe.precision, torch.stack(codebooks * alphas).to(device))
 
 
-def _quantiser_of(precision: str, codebooks: torch.Tensor | None) -> Quantiser | None:
+def _quantiser_of(precision: str, codebooks: torch.Tensor | None) -> Quantizer | None:
     if codebooks is not None:
-        return ProductCodes(codebooks)
-    return Signs() if precision == "binary" else None
+        return ProductQuantizer(codebooks)
+    return SignQuantizer() if precision == "binary" else None
 
 
 def _empty(sizes: Sequence[int]) -> list[Layer]:

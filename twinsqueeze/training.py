@@ -15,25 +15,29 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from twinsqueeze.compressor import Compressor, Compressors
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.head import train_heads
 from twinsqueeze.metrics import METRICS, Scores, score
+from twinsqueeze.model.compressor import Compressor, pair_cosines_of_each
 from twinsqueeze.objectives import OBJECTIVES
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.snapshots import Snapshot, State
 from twinsqueeze.trainer import Trainer
-from twinsqueeze.twins import pairwise_cosine
 from twinsqueeze.types import FloatArray
 
 T = TypeVar("T")
 
+
 # Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
 LARGEST_BATCH = {"cpu": 5, "cuda": 25}
+
+
 # Batches that train at once on a CPU, at most: threads take turns at Python, processes take 0.5 GB each.
 MOST_AT_ONCE = 4
+
+
 # In a snapshot, beside the trainer's state.
 CURVES = "curves"
 
@@ -242,10 +246,10 @@ def fit(
         if snapshot:
             snapshot.offer(state)
         loss = trainer.epoch()
-        scores = score(predict_each(model, dev_vectors, dev), dev_labels)
+        scores = score(pair_cosines_of_each(model, dev_vectors, dev), dev_labels)
         clean_loss = np.full(len(model), np.nan)
         if epoch % clean_every == 0 or epoch in (1, shared.epochs):
-            predicted = torch.from_numpy(predict_each(model, trainer.vectors[: len(train.embeddings)], train))
+            predicted = torch.from_numpy(pair_cosines_of_each(model, trainer.vectors[: len(train.embeddings)], train))
             clean_loss = objective(predicted.double(), train_labels)[0].numpy()
         curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
         tell(epoch)
@@ -269,19 +273,3 @@ def fit(
         )
         for recipe, r in zip(recipes, wanted, strict=True)
     ]
-
-
-def predict(compressor: Compressor, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
-    """The twins' cosine of every pair, (P,) float32; `vectors` are the pairs' embeddings on the compressor's device."""
-    compressed = compressor.represent(vectors)
-    cosine = pairwise_cosine(compressed[pairs.first], compressed[pairs.second])
-    return cosine.cpu().numpy()
-
-
-def predict_each(model: Compressors, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
-    """Each replica's `predict`, (R, P).
-
-    One replica after the other: the products are large enough to fill the machine, memory does not grow with R, and a
-    replica's bits can't depend on its company.
-    """
-    return np.stack([predict(model.replica(r), vectors, pairs) for r in range(len(model))])

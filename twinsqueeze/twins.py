@@ -2,12 +2,8 @@
 
 import torch
 
-from twinsqueeze.codes import SHORTEST
-
-
-def pairwise_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """res[…, i] = first[…, i] · second[…, i], the cosine of unit vectors: (…, P, d) twice gives (…, P)."""
-    return (first * second).sum(-1)
+from twinsqueeze.model.quantizers import EPSILON
+from twinsqueeze.utils.similarity import pairwise_cosine
 
 
 class Directions:
@@ -22,7 +18,7 @@ class Directions:
 
     def __init__(self, outputs: torch.Tensor) -> None:
         length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True)
-        self._inverse_length: torch.Tensor = length.clamp_min_(SHORTEST).reciprocal_()
+        self._inverse_length: torch.Tensor = length.clamp_min_(EPSILON).reciprocal_()
         self.unit = outputs * self._inverse_length
 
     def backward_unit(self, gradient: torch.Tensor) -> torch.Tensor:

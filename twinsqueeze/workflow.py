@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from twinsqueeze import model_store, records, resuming, run_tags, tracking
-from twinsqueeze.checkpoint import read_checkpoint
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
-from twinsqueeze.precision import Ranges
+from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
 from twinsqueeze.run_writer import RunWriter
@@ -181,7 +181,7 @@ def evaluate(
 
 
 def _time_search(
-    compressor: Compressor, ranges: Ranges | None, material: Material, vectors: int
+    compressor: Compressor, ranges: Int8Ranges | None, material: Material, vectors: int
 ) -> Sequence[IndexCost]:
     sentences = np.concatenate([split.embeddings for split in material.encoded.values()])
     with console.progress("timing searches", "step") as advance:

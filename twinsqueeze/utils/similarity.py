@@ -58,3 +58,8 @@ def unit_tensors(vectors: FloatArray, queries: FloatArray | None) -> tuple[torch
     """Vectors scaled to length 1 and what asks for them, float32: the same where there are no queries."""
     unit = torch.nn.functional.normalize(torch.as_tensor(vectors, dtype=torch.float32), dim=1)
     return unit, unit if queries is None else unit_tensors(queries, None)[0]
+
+
+def pairwise_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """res[…, i] = first[…, i] · second[…, i], the cosine of unit vectors: (…, P, d) twice gives (…, P)."""
+    return (first * second).sum(-1)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.utils.files import expand_user, is_dir
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-def text_model(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTransformer":
+def build_sentence_transformer(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTransformer":
     """The encoder's modules, then the compressor's layers as Dense modules, then Normalize.
 
     The vectors are those that the compressor makes of the encoder's. They are float32 whatever the encoder's weights
@@ -70,7 +70,7 @@ def text_model(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTra
     return model.float().eval()
 
 
-def load_text_model(folder: Path, device: str) -> "SentenceTransformer":
+def load_sentence_transformer(folder: Path, device: str) -> "SentenceTransformer":
     """A text model that was saved, from its folder alone.
 
     Args:

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     import torch
 
 # The least and the greatest value of each number of a compressed vector.
-Ranges = tuple[tuple[float, ...], tuple[float, ...]]
+Int8Ranges = tuple[tuple[float, ...], tuple[float, ...]]
+
 
 PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
 
 
-def row_type(precision: str, dim: int, part: int | None = None) -> tuple[np.dtype[Any], int]:
-    """The type of the numbers of a row of `quantise`, and how many they are; arguments as for `bytes_per_vector`."""
+def storage_dtype(precision: str, dim: int, part: int | None = None) -> tuple[np.dtype[Any], int]:
+    """The type of the numbers of a row of `quantize`, and how many they are; arguments as for `bytes_per_vector`."""
     dtype = np.dtype({"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8))
     return dtype, bytes_per_vector(precision, dim, part) // dtype.itemsize
 
 
-def int8_ranges(vectors: AnyArray) -> Ranges:
+def int8_calibration_ranges(vectors: AnyArray) -> Int8Ranges:
     """The ranges that int8 is scaled by.
 
     Args:
@@ -36,8 +37,8 @@ def int8_ranges(vectors: AnyArray) -> Ranges:
     return tuple(vectors.min(0).tolist()), tuple(vectors.max(0).tolist())
 
 
-def check_precision(precision: str, ranges: Ranges | None, codebooks: Any, model: str) -> None:
-    """Refuses what `quantise` can't do for a model.
+def check_precision(precision: str, ranges: Int8Ranges | None, codebooks: Any, model: str) -> None:
+    """Refuses what `quantize` can't do for a model.
 
     Args:
         precision: As the user typed it.
@@ -61,8 +62,8 @@ def check_precision(precision: str, ranges: Ranges | None, codebooks: Any, model
         )
 
 
-def quantise(
-    vectors: AnyArray, precision: str, ranges: Ranges | None = None, codebooks: "torch.Tensor | None" = None
+def quantize(
+    vectors: AnyArray, precision: str, ranges: Int8Ranges | None = None, codebooks: "torch.Tensor | None" = None
 ) -> AnyArray:
     """Compressed vectors at a precision.
 
@@ -80,10 +81,10 @@ def quantise(
     if precision == "product":
         import torch  # noqa: PLC0415 - which the rest here does without
 
-        from twinsqueeze.codes import ProductCodes  # noqa: PLC0415 - it takes PyTorch
+        from twinsqueeze.model.quantizers import ProductQuantizer  # noqa: PLC0415 - it takes PyTorch
 
         assert codebooks is not None
-        codes: AnyArray = ProductCodes(codebooks[None]).codes(torch.from_numpy(vectors)[None])[0].numpy()
+        codes: AnyArray = ProductQuantizer(codebooks[None]).codes(torch.from_numpy(vectors)[None])[0].numpy()
         return codes.astype(np.uint8)
     # Takes 8 seconds to import: only where there is something to quantise.
     from sentence_transformers.util.quantization import quantize_embeddings  # noqa: PLC0415 - as above
@@ -94,10 +95,10 @@ def quantise(
     return cast(AnyArray, quantised)
 
 
-def comparable(vectors: AnyArray, precision: str, ranges: Ranges | None = None) -> AnyArray:
+def dequantize(vectors: AnyArray, precision: str, ranges: Int8Ranges | None = None) -> AnyArray:
     """What a search compares by cosine in vectors of a precision: int8 as it is, signs as 1 and -1.
 
-    `quantise` without sentence-transformers, whose import every training would wait for.
+    `quantize` without sentence-transformers, whose import every training would wait for.
 
     Args:
         vectors: (N, dim) float32.

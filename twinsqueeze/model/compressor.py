@@ -8,20 +8,31 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch.nn import functional
 
-from twinsqueeze.codes import CENTROIDS, ProductCodes, Quantiser, Signs
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.model.quantizers import CENTROIDS, ProductQuantizer, Quantizer, SignQuantizer
 from twinsqueeze.recipe import bytes_per_vector
+from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.similarity import pairwise_cosine
 
 MLP_HIDDEN = (128, 64)
+
+
 # Units of a wide compressor besides those that carry the linear layer it begins as.
 WIDE_HIDDEN = 1024
+
+
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
 ALIGNMENT = 16
+
+
 # A state's tensor beside those of layers.
 CODEBOOKS = "codebooks"
+
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 
@@ -38,7 +49,7 @@ def layer_sizes(architecture: str, encoder_dimension: int, dim: int) -> tuple[in
     raise ValueError(f"unknown architecture {architecture!r}")
 
 
-class Compressors:
+class CompressorBatch:
     """R compressors of one shape, to be trained.
 
     All weights lie in one flat tensor and their gradient in another, so that an optimiser's step is one kernel. The
@@ -63,7 +74,7 @@ class Compressors:
         self,
         replicas: Sequence[Sequence[Layer]],
         device: torch.device,
-        quantiser: Quantiser | None = None,
+        quantiser: Quantizer | None = None,
         carried: int = 0,
     ) -> None:
         self.carried = carried
@@ -115,9 +126,9 @@ class Compressors:
                 gradient = torch.bmm(gradient, self.layers[i][0])
                 gradient = torch.ops.aten.threshold_backward(gradient, activations[i], 0)  # of ReLU
         if self.carried:
-            self._tie()
+            self._tie_skip_gradients()
 
-    def _tie(self) -> None:
+    def _tie_skip_gradients(self) -> None:
         """Makes the gradient of the units that carry a linear layer that of this layer.
 
         Of z = ReLU(z) - ReLU(-z), the gradient reaches one half where z > 0 and the other, negated, elsewhere. Adam
@@ -154,7 +165,7 @@ class Compressor:
         ValueError: If the layers do not fit one behind the other.
     """
 
-    def __init__(self, layers: Sequence[Layer], quantiser: Quantiser | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], quantiser: Quantizer | None = None) -> None:
         if not layers:
             raise ValueError("a compressor needs at least one layer")
         if not all(weight.numel() for weight, _ in layers):
@@ -177,12 +188,12 @@ class Compressor:
     @property
     def codebooks(self) -> torch.Tensor | None:
         """(M, K, P) float32, those of product codes: K centroids for each of M parts of P numbers."""
-        return self.quantiser.codebooks[0] if isinstance(self.quantiser, ProductCodes) else None
+        return self.quantiser.codebooks[0] if isinstance(self.quantiser, ProductQuantizer) else None
 
     @property
     def part(self) -> int | None:
         """Numbers that product codes make one byte of; None where there are none."""
-        return self.quantiser.part if isinstance(self.quantiser, ProductCodes) else None
+        return self.quantiser.part if isinstance(self.quantiser, ProductQuantizer) else None
 
     @property
     def vector_bytes(self) -> int:
@@ -220,20 +231,20 @@ class Compressor:
         return functional.normalize(hidden, dim=-1)
 
     @torch.inference_mode()
-    def represent(self, vectors: torch.Tensor) -> torch.Tensor:
+    def compress_as_stored(self, vectors: torch.Tensor) -> torch.Tensor:
         """What is measured: `compress` as its precision leaves it, (N, dim) float32 of length 1 too."""
         compressed = self.compress(vectors)
         if self.quantiser is None:
             return compressed
-        return functional.normalize(self.quantiser.levels(compressed[None])[0], dim=-1)
+        return functional.normalize(self.quantiser.dequantized(compressed[None])[0], dim=-1)
 
     def to(self, device: torch.device) -> "Compressor":
         """The same compressor on a device."""
         layers = [(weight.to(device), bias.to(device)) for weight, bias in self.layers]
         return Compressor(layers, self._quantiser_on(device))
 
-    def _quantiser_on(self, device: torch.device) -> Quantiser | None:
-        return self.quantiser if self.codebooks is None else ProductCodes(self.codebooks[None].to(device))
+    def _quantiser_on(self, device: torch.device) -> Quantizer | None:
+        return self.quantiser if self.codebooks is None else ProductQuantizer(self.codebooks[None].to(device))
 
     def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
         """A safetensors file of `state_dict`, with text about it in its header."""
@@ -269,9 +280,9 @@ class Compressor:
         if strangers or missing:
             raise ValueError(f"not a stack of linear layers: {', '.join(sorted(strangers | missing))}")
         stems.sort(key=_natural)
-        quantiser: Quantiser | None = Signs() if precision == "binary" else None
+        quantiser: Quantizer | None = SignQuantizer() if precision == "binary" else None
         if codebooks is not None:
-            quantiser = ProductCodes(codebooks.float()[None])
+            quantiser = ProductQuantizer(codebooks.float()[None])
         compressor = cls([(state[f"{stem}weight"], state[f"{stem}bias"]) for stem in stems], quantiser)
         if codebooks is not None:
             parts, centroids, numbers = codebooks.shape
@@ -284,3 +295,19 @@ def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts layer 10 behind layer 9."""
     words = "".join(c if c.isdigit() else f" {c} " for c in name).split()
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
+
+
+def pair_cosines_of(compressor: Compressor, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+    """The twins' cosine of every pair, (P,) float32; `vectors` are the pairs' embeddings on the compressor's device."""
+    compressed = compressor.compress_as_stored(vectors)
+    cosine = pairwise_cosine(compressed[pairs.first], compressed[pairs.second])
+    return cosine.cpu().numpy()
+
+
+def pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+    """Each replica's `pair_cosines_of`, (R, P).
+
+    One replica after the other: the products are large enough to fill the machine, memory does not grow with R, and a
+    replica's bits can't depend on its company.
+    """
+    return np.stack([pair_cosines_of(model.replica(r), vectors, pairs) for r in range(len(model))])

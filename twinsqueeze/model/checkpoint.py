@@ -5,9 +5,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
-from twinsqueeze.compressor import Compressor
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.precision import Ranges
+from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 
 HEADER = "twinsqueeze"
@@ -27,10 +27,10 @@ class Provenance(BaseModel):
     score_max: float | None
     encoder_fingerprint: str
     version: str
-    int8_ranges: Ranges | None = None
+    int8_ranges: Int8Ranges | None = None
 
 
-def write_checkpoint(compressor: Compressor, provenance: Provenance) -> bytes:
+def serialize_checkpoint(compressor: Compressor, provenance: Provenance) -> bytes:
     """The file's bytes."""
     return compressor.to_bytes({HEADER: provenance.model_dump_json()})
 

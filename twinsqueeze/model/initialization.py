@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from twinsqueeze.codes import balanced
-from twinsqueeze.compressor import Layer, layer_sizes
+from twinsqueeze.model.compressor import Layer, layer_sizes
+from twinsqueeze.model.quantizers import balance_subspaces
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.types import FloatArray
 
@@ -34,7 +34,7 @@ def initial_layers(
     if recipe.architecture == "mlp":
         return uniform_layers(sizes, generator)
     layer = _linear_layer(recipe, vectors, generator, head)
-    return [layer] if recipe.architecture == "linear" else widened(layer, sizes[1], generator)
+    return [layer] if recipe.architecture == "linear" else add_residual_branch(layer, sizes[1], generator)
 
 
 def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Generator, head: Layer | None) -> Layer:
@@ -42,21 +42,21 @@ def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Gene
         # Signs tell most where half the sentences are on either side.
         centre = None if recipe.precision == "float32" else vectors.mean(0)
         return orthogonal_layer((vectors.shape[1], recipe.dim), generator, centre)
-    weight, bias, variances = components(vectors, recipe.dim, head)
+    weight, bias, variances = pca_layer(vectors, recipe.dim, head)
     outputs = vectors @ weight.T + bias
     if recipe.precision == "float32":
         scale = 1 / np.linalg.norm(outputs, axis=1).mean()
         return _layer(weight * scale, bias * scale)
     scale = QUANTISED_SCALE / np.sqrt(np.square(outputs).mean())
     if recipe.precision == "product":
-        order = balanced(variances.tolist(), recipe.part)
+        order = balance_subspaces(variances.tolist(), recipe.part)
         return _layer(weight[order] * scale, bias[order] * scale)
     # A sign says as little of the first component as of the last one.
     rotation = _orthogonal(generator, recipe.dim, recipe.dim) * scale
     return _layer(rotation @ weight, rotation @ bias)
 
 
-def widened(layer: Layer, hidden: int, generator: np.random.Generator) -> list[Layer]:
+def add_residual_branch(layer: Layer, hidden: int, generator: np.random.Generator) -> list[Layer]:
     """Two layers with ReLU between them that do what a linear one does, with units to learn more.
 
     A number z is carried as ReLU(z) and ReLU(-z), whose difference it is. The other units begin as PyTorch's do,
@@ -112,7 +112,7 @@ def orthogonal_layer(sizes: Sequence[int], generator: np.random.Generator, centr
     return _layer(weight, np.zeros(len(weight)) if centre is None else -(weight @ centre))
 
 
-def components(vectors: FloatArray, dim: int, head: Layer | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
+def pca_layer(vectors: FloatArray, dim: int, head: Layer | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
     """A linear layer to the first principal components of some vectors, or of what a head makes of them.
 
     With the head's outputs y = V x + c and the first eigenvectors P of the covariance of y / |y|, the layer is

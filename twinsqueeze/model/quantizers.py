@@ -17,18 +17,27 @@ from twinsqueeze.types import FloatArray
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
 
+
 # Vectors are divided by no less, as by `torch.nn.functional.normalize`.
-SHORTEST = 1e-12
+EPSILON = 1e-12
+
+
 # Of a part of a product code, which becomes one of them, a byte.
 CENTROIDS = 256
+
+
 KMEANS_ITERATIONS = 25
+
+
 # Of the largest variance, what counts as none.
 LEAST_VARIANCE = 1e-6
+
+
 # Vectors that are compared with all centroids at a time, so that memory stays bounded.
 BLOCK = 1024
 
 
-class Quantiser(Protocol):
+class Quantizer(Protocol):
     """Of R compressors' vectors.
 
     Attributes:
@@ -37,7 +46,7 @@ class Quantiser(Protocol):
 
     precision: str
 
-    def levels(self, vectors: torch.Tensor) -> torch.Tensor:
+    def dequantized(self, vectors: torch.Tensor) -> torch.Tensor:
         """What is left of some vectors, whatever their lengths: (R, N, dim or more) float32, and as much."""
 
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
@@ -50,30 +59,30 @@ class Quantiser(Protocol):
             The levels, of that shape, and a function that may change its argument.
         """
 
-    def replica(self, index: int) -> "Quantiser":
+    def replica(self, index: int) -> "Quantizer":
         """That of one of the compressors."""
 
 
-class Signs:
+class SignQuantizer:
     """-1, 0 or 1; the gradient passes where an output is not beyond them."""
 
     precision = "binary"
 
-    def levels(self, vectors: torch.Tensor) -> torch.Tensor:
-        """As in `Quantiser`."""
+    def dequantized(self, vectors: torch.Tensor) -> torch.Tensor:
+        """As in `Quantizer`."""
         return vectors.sign()
 
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
-        """As in `Quantiser`."""
+        """As in `Quantizer`."""
         return outputs.sign(), lambda gradient: gradient.mul_(outputs.abs() <= 1)
 
-    def replica(self, index: int) -> "Signs":
-        """As in `Quantiser`."""
+    def replica(self, index: int) -> "SignQuantizer":
+        """As in `Quantizer`."""
         del index
         return self
 
 
-class ProductCodes:
+class ProductQuantizer:
     """A product quantiser (Jégou et al. 2011) of vectors of length 1: each part becomes the nearest of its centroids.
 
     Args:
@@ -102,7 +111,7 @@ class ProductCodes:
         found = []
         for vectors, factors in zip(unit, self._factors, strict=True):
             parts = functional.pad(vectors.view(len(vectors), -1, self.part).transpose(0, 1), (0, 1), value=1.0)
-            blocks = [_greatest(torch.bmm(part, factors)) for part in parts.split(BLOCK, 1)]
+            blocks = [_argmax(torch.bmm(part, factors)) for part in parts.split(BLOCK, 1)]
             found.append(torch.cat(blocks, 1).T)
         return torch.stack(found)
 
@@ -111,13 +120,13 @@ class ProductCodes:
         parts = codes.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.part)  # (R, M, N, P)
         return self.codebooks.gather(2, parts).transpose(1, 2).flatten(2)
 
-    def levels(self, vectors: torch.Tensor) -> torch.Tensor:
-        """As in `Quantiser`."""
+    def dequantized(self, vectors: torch.Tensor) -> torch.Tensor:
+        """As in `Quantizer`."""
         return self._nearest(functional.normalize(vectors, dim=-1))
 
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
-        """As in `Quantiser`: with u = x / |x|, dL/dx = (g - (g . u) u) / |x|."""
-        inverse_length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True).clamp_min_(SHORTEST).reciprocal_()
+        """As in `Quantizer`: with u = x / |x|, dL/dx = (g - (g . u) u) / |x|."""
+        inverse_length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True).clamp_min_(EPSILON).reciprocal_()
         unit = outputs * inverse_length
 
         def backward(gradient: torch.Tensor) -> torch.Tensor:
@@ -126,16 +135,16 @@ class ProductCodes:
 
         return self._nearest(unit), backward
 
-    def replica(self, index: int) -> "ProductCodes":
-        """As in `Quantiser`."""
-        return ProductCodes(self.codebooks[index : index + 1])
+    def replica(self, index: int) -> "ProductQuantizer":
+        """As in `Quantizer`."""
+        return ProductQuantizer(self.codebooks[index : index + 1])
 
     def _nearest(self, unit: torch.Tensor) -> torch.Tensor:
         filled = unit.shape[-1] - self.dim
         return functional.pad(self.decode(self.codes(unit[..., : self.dim])), (0, filled))
 
 
-def _greatest(numbers: torch.Tensor) -> torch.Tensor:
+def _argmax(numbers: torch.Tensor) -> torch.Tensor:
     """Where the last axis is greatest. NumPy takes a sixth of PyTorch's time for it."""
     return torch.from_numpy(numbers.numpy().argmax(-1)) if numbers.device.type == "cpu" else numbers.argmax(-1)
 
@@ -166,7 +175,7 @@ def fit_codebooks(vectors: FloatArray, part: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(fitted).astype(np.float32))
 
 
-def balanced(variances: Sequence[float], part: int) -> list[int]:
+def balance_subspaces(variances: Sequence[float], part: int) -> list[int]:
     """An order of numbers of some variances in which the parts of a product code have about equal tasks.
 
     Ge et al. 2013 (Optimized product quantization, section 3.2.1): each, from the largest on, goes to the part that is

@@ -1,0 +1,1 @@
+"""The compressor: layers, quantizers, initialization, files."""
