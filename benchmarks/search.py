@@ -17,7 +17,7 @@ from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.search_cost import measure
-from twinsqueeze.training import fit
+from twinsqueeze.training.loop import train_replicas
 from twinsqueeze.utils.disk_cache import DiskCache
 
 
@@ -42,7 +42,7 @@ def main(
     name = str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset
     recipe = Recipe(dataset=name, dim=dim, epochs=epochs)
     encoded = embed_pairs(load_pairs(name).splits, resolve_encoder(recipe.encoder), DiskCache())
-    (fitted,) = fit([recipe], encoded["train"], encoded["dev"])
+    (fitted,) = train_replicas([recipe], encoded["train"], encoded["dev"])
     train = encoded["train"].embeddings
     found = measure(
         train,

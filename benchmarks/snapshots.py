@@ -15,8 +15,8 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.snapshots import Snapshot, Snapshots, State
-from twinsqueeze.training import fit
+from twinsqueeze.training.checkpointing import CheckpointStore, TrainerState, TrainingCheckpoint
+from twinsqueeze.training.loop import train_replicas
 from twinsqueeze.utils.disk_cache import DiskCache
 
 # Of the grid in experiments/published.yaml.
@@ -27,8 +27,10 @@ def measure(recipes: list[Recipe], encoded: dict[str, EncodedPairs]) -> str:
     """Trains with snapshots and says what they took."""
     sizes: list[int] = []
 
-    def counting(write: Callable[[Snapshot, State], bytes]) -> Callable[[Snapshot, State], bytes]:
-        def counted(snapshot: Snapshot, state: State) -> bytes:
+    def counting(
+        write: Callable[[TrainingCheckpoint, TrainerState], bytes],
+    ) -> Callable[[TrainingCheckpoint, TrainerState], bytes]:
+        def counted(snapshot: TrainingCheckpoint, state: TrainerState) -> bytes:
             content = write(snapshot, state)
             sizes.append(len(content))
             return content
@@ -36,14 +38,14 @@ def measure(recipes: list[Recipe], encoded: dict[str, EncodedPairs]) -> str:
         return counted
 
     with (
-        patch.object(Snapshot, "_bytes", counting(Snapshot._bytes)),
+        patch.object(TrainingCheckpoint, "_bytes", counting(TrainingCheckpoint._bytes)),
         tempfile.TemporaryDirectory(dir=".") as folder,  # where /tmp may be memory
     ):
         start = time.perf_counter()
-        store = Snapshots(encoded["train"], encoded["dev"], {}, print, Path(folder, "trainings"))
+        store = CheckpointStore(encoded["train"], encoded["dev"], {}, print, Path(folder, "trainings"))
         with store.open(recipes, resume=True) as snapshot:
             opening = time.perf_counter() - start
-            fit(recipes, encoded["train"], encoded["dev"], clean_every=10, snapshot=snapshot)
+            train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=10, snapshot=snapshot)
             snapshot.discard()
         total = time.perf_counter() - start
     written = f"{len(sizes)} of {max(sizes) / 1e6:.1f} MB, {snapshot.seconds / len(sizes) * 1e3:.0f} ms each"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.trainer import Trainer
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.disk_cache import DiskCache
 
 
@@ -61,7 +61,7 @@ def main(dataset: str, rounds: int, epochs: int) -> None:
     train = embed_pairs(data.splits, resolve_encoder(recipe.encoder), DiskCache())["train"]
     sides = {
         "plain loop": plain_loop(recipe, train),
-        "twinsqueeze": Trainer(recipe, [recipe.alpha], [0], train, torch.device("cpu")).epoch,
+        "twinsqueeze": BatchedTrainer(recipe, [recipe.alpha], [0], train, torch.device("cpu")).epoch,
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for epoch in sides.values():

@@ -14,9 +14,10 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
-from twinsqueeze import ablation, comparison, fitting
+from twinsqueeze import ablation, comparison
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.training import worker_pool
 
 GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
 
@@ -128,8 +129,8 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
 def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, monkeypatch, fewest_pairs, bad, other):
     """Two batches train at once; one fails, and the other one would train for hours."""
     monkeypatch.setattr(ablation, "batches_at_once", lambda _: 2)
-    monkeypatch.setattr(fitting, "FEWEST_PAIRS", fewest_pairs)
-    where = fitting if fewest_pairs else fitting._TrainingProcess
+    monkeypatch.setattr(worker_pool, "FEWEST_PAIRS", fewest_pairs)
+    where = worker_pool if fewest_pairs else worker_pool._Worker
     fit, begun, stopped = where.fit, Event(), []
 
     def failing(*arguments, **options):

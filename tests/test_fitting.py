@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from tests.test_snapshots import Room, recipes_of, same_bits
-from twinsqueeze import fitting
 from twinsqueeze.errors import InputError
-from twinsqueeze.fitting import FEWEST_PAIRS, Fit
-from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.training import Progress, fit
+from twinsqueeze.training import worker_pool
+from twinsqueeze.training.checkpointing import TrainingCheckpoint
+from twinsqueeze.training.loop import EpochMetrics, train_replicas
+from twinsqueeze.training.worker_pool import FEWEST_PAIRS, TrainFunction
 from twinsqueeze.utils.threads import map_threaded
 
 HEADS = {"architecture": "linear", "objective": "pearson", "start": "head", "teacher": "head", "neighbourhood": 1}
@@ -29,7 +29,7 @@ import multiprocessing, sys, threading, time
 from tests.conftest import random_pairs
 from tests.test_snapshots import recipes_of
 from twinsqueeze import fitting
-from twinsqueeze.snapshots import Snapshot
+from twinsqueeze.training.checkpointing import Snapshot
 pairs = random_pairs(pairs=150, sentences=120, dimension=24, seed=1)
 recipes = recipes_of(epochs=10**6)
 begun = threading.Event()
@@ -49,10 +49,19 @@ def nothing(*_: object) -> None:
 
 
 def train(
-    fit: Fit, recipes, train, dev, *, on_epoch: Callable[[Progress], None] = nothing, on_heads=nothing, snapshot=None
+    fit: TrainFunction,
+    recipes,
+    train,
+    dev,
+    *,
+    on_epoch: Callable[[EpochMetrics], None] = nothing,
+    on_teacher_epoch=nothing,
+    snapshot=None,
 ):
-    snapshot = snapshot or Snapshot(None, recipes)
-    return fit(recipes, train, dev, clean_every=3, on_epoch=on_epoch, on_heads=on_heads, snapshot=snapshot)
+    snapshot = snapshot or TrainingCheckpoint(None, recipes)
+    return fit(
+        recipes, train, dev, clean_loss_every=3, on_epoch=on_epoch, on_teacher_epoch=on_teacher_epoch, snapshot=snapshot
+    )
 
 
 def children() -> set[BaseProcess]:
@@ -60,9 +69,9 @@ def children() -> set[BaseProcess]:
 
 
 @pytest.fixture
-def fit_there() -> Iterator[Fit]:
+def fit_there() -> Iterator[TrainFunction]:
     before = children()
-    with fitting.processes(FEWEST_PAIRS, 2) as found:
+    with worker_pool.training_pool(FEWEST_PAIRS, 2) as found:
         yield found
     assert children() == before
 
@@ -70,16 +79,21 @@ def fit_there() -> Iterator[Fit]:
 @pytest.mark.parametrize("fields", [{}, CODES, SIGNS, DRAWN], ids=["published", "codes", "signs", "drawn"])
 def test_processes_train_the_same_bits_as_this_one(fields, fit_there, small_train, small_dev):
     sets = [recipes_of(fields, [0, 0.75], [seed, seed + 1]) for seed in (0, 2, 4)]
-    told: dict[int, list[Progress]] = {0: [], 2: [], 4: []}
+    told: dict[int, list[EpochMetrics]] = {0: [], 2: [], 4: []}
     heads: list[tuple[int, int]] = []
 
     def there(recipes):
         on_epoch = told[recipes[0].seed].append
         return train(
-            fit_there, recipes, small_train, small_dev, on_epoch=on_epoch, on_heads=lambda *done: heads.append(done)
+            fit_there,
+            recipes,
+            small_train,
+            small_dev,
+            on_epoch=on_epoch,
+            on_teacher_epoch=lambda *done: heads.append(done),
         )
 
-    expected = [fit(recipes, small_train, small_dev, clean_every=3) for recipes in sets]
+    expected = [train_replicas(recipes, small_train, small_dev, clean_loss_every=3) for recipes in sets]
     before = children()
     for (recipes, trained), wanted in zip(map_threaded(iter(sets), there, 2), expected, strict=True):
         assert all(map(same_bits, trained, wanted))
@@ -89,7 +103,7 @@ def test_processes_train_the_same_bits_as_this_one(fields, fit_there, small_trai
         assert progress[-1].loss.tolist() == [fitted.history.loss[-1] for fitted in trained]
     started = [psutil.Process(child.pid) for child in children() - before]
     assert len(started) == 2
-    assert {process.nice() for process in started} == {min(os.nice(0) + fitting.LESS_URGENT, 19)}
+    assert {process.nice() for process in started} == {min(os.nice(0) + worker_pool.LESS_URGENT, 19)}
     assert bool(heads) == ("start" in fields)
 
 
@@ -98,7 +112,7 @@ def test_what_is_told_may_end_a_training_and_the_next_goes_on_with_it(fit_there,
     recipes = recipes_of(alphas=[0, 0.75], epochs=2000)
     reached = []
 
-    def stop_when_kept(progress: Progress) -> None:
+    def stop_when_kept(progress: EpochMetrics) -> None:
         if room.folder.exists() and ".snapshot" in room.files():
             reached.append(progress.epoch)
             raise BrokenPipeError("enough")  # as when nobody reads what is said of the progress
@@ -108,8 +122,8 @@ def test_what_is_told_may_end_a_training_and_the_next_goes_on_with_it(fit_there,
     with room.store().open(recipes, resume=True) as snapshot:
         assert 0 < snapshot.left.epoch <= reached[0] + 1
         resumed = train(fit_there, recipes, small_train, small_dev, snapshot=snapshot)
-    assert {fitted.taken_up for fitted in resumed} == {snapshot.left.epoch}
-    assert all(map(same_bits, resumed, fit(recipes, small_train, small_dev, clean_every=3)))
+    assert {fitted.resumed_from_epoch for fitted in resumed} == {snapshot.left.epoch}
+    assert all(map(same_bits, resumed, train_replicas(recipes, small_train, small_dev, clean_loss_every=3)))
 
 
 def test_what_goes_wrong_there_is_raised_here(fit_there, small_train, small_dev):
@@ -124,7 +138,7 @@ def test_what_is_said_there_is_said_here(fit_there, small_train, small_dev, tmp_
     said: list[str] = []
     recipes = recipes_of()
     (tmp_path / "file").touch()
-    snapshot = Snapshot(tmp_path / "file" / "x.snapshot", recipes, say=said.append, share=1e9)
+    snapshot = TrainingCheckpoint(tmp_path / "file" / "x.snapshot", recipes, say=said.append, share=1e9)
     trained = train(fit_there, recipes, small_train, small_dev, snapshot=snapshot)
     assert len(trained) == 1
     (warning,) = said
@@ -134,7 +148,7 @@ def test_what_is_said_there_is_said_here(fit_there, small_train, small_dev, tmp_
 def test_a_killed_process_is_told_of_and_another_one_trains_the_next(fit_there, small_train, small_dev):
     before = children()
 
-    def kill(_: Progress) -> None:
+    def kill(_: EpochMetrics) -> None:
         for child in children() - before:
             child.kill()
 
@@ -146,13 +160,13 @@ def test_a_killed_process_is_told_of_and_another_one_trains_the_next(fit_there, 
 def test_where_there_can_be_no_processes_the_thread_trains(fit_there, small_train, small_dev, monkeypatch, tmp_path):
     monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
     (trained,) = train(fit_there, recipes_of(), small_train, small_dev)
-    assert same_bits(trained, fit(recipes_of(), small_train, small_dev, clean_every=3)[0])
+    assert same_bits(trained, train_replicas(recipes_of(), small_train, small_dev, clean_loss_every=3)[0])
 
 
 @pytest.mark.parametrize(("pairs", "threads"), [(FEWEST_PAIRS - 1, 2), (10 * FEWEST_PAIRS, 1)])
 def test_a_few_pairs_and_a_single_thread_train_here(pairs, threads):
-    with fitting.processes(pairs, threads) as found:
-        assert found is fit
+    with worker_pool.training_pool(pairs, threads) as found:
+        assert found is train_replicas
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

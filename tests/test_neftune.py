@@ -3,12 +3,12 @@ import pytest
 import torch
 from scipy import stats
 
-from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
+from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 
 
 def test_draws_are_uniform_from_minus_one_to_one():
     out = torch.zeros(2, 50, 384)
-    draw_uniform([np.random.default_rng(3), np.random.default_rng(4)], out)
+    fill_uniform([np.random.default_rng(3), np.random.default_rng(4)], out)
     np.testing.assert_array_equal(out[1].numpy(), 2 * np.random.default_rng(4).random((50, 384), np.float32) - 1)
     values = out.numpy().ravel()
     assert values.min() >= -1
@@ -30,6 +30,6 @@ def test_noise_is_added_as_the_formula_says():
 
 def test_noise_on_a_unit_vector_has_norm_alpha_over_root_three():
     out = torch.zeros(1, 400, 384)
-    draw_uniform([np.random.default_rng(1)], out)
+    fill_uniform([np.random.default_rng(1)], out)
     norms = (out * noise_scale(0.75, 384)).norm(dim=-1)
     assert norms.square().mean().sqrt().item() == pytest.approx(0.75 / np.sqrt(3), rel=0.01)

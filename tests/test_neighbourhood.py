@@ -5,7 +5,7 @@ from scipy import stats
 from scipy.special import log_softmax
 from torch.nn import functional
 
-from twinsqueeze.neighbourhood import distributions, divergence, draw_with_nearest
+from twinsqueeze.training.losses import log_neighbor_probs, neighborhood_kl_loss, sample_with_neighbors
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -15,7 +15,7 @@ def unit(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [0.05, 0.3])
 def test_distributions_by_scipy(temperature):
     vectors = unit(2, 6, 4)
-    found = distributions(vectors, temperature).numpy()
+    found = log_neighbor_probs(vectors, temperature).numpy()
     for s in range(2):
         logits = (vectors[s] @ vectors[s].T).numpy() / temperature
         for i in range(6):
@@ -29,7 +29,7 @@ def test_divergence_is_pytorchs_for_each_replica_and_its_gradient_autograds(temp
     """Three alphas of two seeds: replica r is held to the vectors of seed r mod 2."""
     seeds, size = 2, 6
     vectors, compressed = unit(seeds, size, 8), unit(3 * seeds, size, 4).requires_grad_()
-    loss, gradient = divergence(compressed.detach(), distributions(vectors, temperature), temperature)
+    loss, gradient = neighborhood_kl_loss(compressed.detach(), log_neighbor_probs(vectors, temperature), temperature)
     off = ~torch.eye(size, dtype=torch.bool)
     expected = []
     for r in range(3 * seeds):
@@ -45,18 +45,18 @@ def test_divergence_is_pytorchs_for_each_replica_and_its_gradient_autograds(temp
 
 def test_divergence_of_equals_is_nothing():
     vectors = unit(1, 5, 4)
-    loss, gradient = divergence(vectors, distributions(vectors, 0.1), 0.1)
+    loss, gradient = neighborhood_kl_loss(vectors, log_neighbor_probs(vectors, 0.1), 0.1)
     assert loss.abs().max() < 1e-12
     assert gradient.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("drawn", [1, 10, 40, 1000])
 def test_sentences_are_drawn_with_their_nearest_and_none_twice(monkeypatch, drawn):
-    monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", drawn)
+    monkeypatch.setattr("twinsqueeze.training.losses.DRAWN", drawn)
     nearest = np.array([[(i + 1) % 40, (i + 2) % 40, (i + 17) % 40] for i in range(40)])
     counts = np.zeros(40)
     for seed in range(400):
-        rows = draw_with_nearest(np.random.default_rng(seed), nearest)
+        rows = sample_with_neighbors(np.random.default_rng(seed), nearest)
         expected = []
         for first in np.random.default_rng(seed).permutation(40):
             expected += [row for row in (first, *nearest[first]) if row not in expected]

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 
 from twinsqueeze.data.sentence_pairs import scores_to_labels
-from twinsqueeze.objectives import mse, pearson
+from twinsqueeze.training.losses import mse_loss, pearson_loss
 
 
 def test_labels_by_hand():
@@ -26,25 +26,25 @@ def test_mse_and_its_gradient_are_pytorchs_for_each_replica():
         [torch.stack([torch.nn.functional.mse_loss(predicted[i, j], labels[j]) for j in range(5)]) for i in range(3)]
     )
     (expected_gradient,) = torch.autograd.grad(expected.sum(), predicted)
-    loss, gradient = mse(predicted.detach(), labels)
+    loss, gradient = mse_loss(predicted.detach(), labels)
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_pearson_is_scipys_and_its_gradient_autograds():
     predicted, labels = torch.rand(3, 5, 7, dtype=torch.float64, requires_grad=True), torch.rand(5, 7).double()
-    loss, gradient = pearson(predicted.detach(), labels)
+    loss, gradient = pearson_loss(predicted.detach(), labels)
     for i in range(3):
         for j in range(5):
             expected = stats.pearsonr(predicted[i, j].detach().numpy(), labels[j].numpy()).statistic
             assert loss[i, j].item() == pytest.approx(1 - expected, abs=1e-12)
-    assert torch.autograd.gradcheck(lambda x: pearson(x, labels)[0], predicted)
-    (expected_gradient,) = torch.autograd.grad(pearson(predicted, labels)[0].sum(), predicted)
+    assert torch.autograd.gradcheck(lambda x: pearson_loss(x, labels)[0], predicted)
+    (expected_gradient,) = torch.autograd.grad(pearson_loss(predicted, labels)[0].sum(), predicted)
     torch.testing.assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("labels", [torch.ones(4), torch.rand(4)])
 def test_pearson_of_constants_is_finite(labels):
-    loss, gradient = pearson(torch.full((4,), 0.5), labels)
+    loss, gradient = pearson_loss(torch.full((4,), 0.5), labels)
     assert loss == pytest.approx(1)
     assert torch.isfinite(gradient).all()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from twinsqueeze.optimizer import Adam, learning_rate
+from twinsqueeze.training.optimizer import FlatAdam, lr_at
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -12,7 +12,7 @@ def test_same_bits_as_pytorchs_fused_adam(weight_decay):
     kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
     reference = kind([theirs], lr=3e-3, weight_decay=weight_decay, fused=True)
     ours, gradient = start.clone(), torch.zeros(1003)
-    optimizer = Adam(ours, gradient, lr=3e-3, weight_decay=weight_decay)
+    optimizer = FlatAdam(ours, gradient, lr=3e-3, weight_decay=weight_decay)
     for _ in range(25):
         gradient.copy_(torch.randn(1003, generator=generator))
         theirs.grad = gradient.clone()
@@ -32,11 +32,11 @@ def test_schedules_are_pytorchs(schedule):
         "linear": schedulers.LinearLR(optimizer, start_factor=1, end_factor=0, total_iters=steps),
     }[schedule]
     for step in range(steps):
-        assert learning_rate(schedule, 0.3, step / steps) == pytest.approx(reference.get_last_lr()[0])
+        assert lr_at(schedule, 0.3, step / steps) == pytest.approx(reference.get_last_lr()[0])
         optimizer.step()
         reference.step()
 
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
-        learning_rate("step", 0.1, 0)
+        lr_at("step", 0.1, 0)

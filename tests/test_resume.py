@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from tests.processes import Workplace
 from twinsqueeze.left_runs import LeftRuns, end_left_runs
-from twinsqueeze.snapshots import SUFFIX
+from twinsqueeze.training.checkpointing import SUFFIX
 from twinsqueeze.utils.processes import ProcessIdentity
 
 # Steps of a pair each, so that some seconds of training are not thousands of epochs to record.

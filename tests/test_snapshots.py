@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import random_pairs
-from twinsqueeze import snapshots, training
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.resuming import resumable_batches
-from twinsqueeze.snapshots import Snapshot, Snapshots, State
-from twinsqueeze.training import Fitted, fit
+from twinsqueeze.training import checkpointing, loop
+from twinsqueeze.training.checkpointing import CheckpointStore, TrainerState, TrainingCheckpoint
+from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.utils.disk_cache import write_atomic
 
 EPOCHS = 4
@@ -40,19 +40,19 @@ def recipes_of(fields=None, alphas=(0.75,), seeds=(3,), epochs=EPOCHS) -> list[R
     return [Recipe.parse(fields | {"alpha": a, "seed": s}) for a, s in product(alphas, seeds)]
 
 
-class EveryEpoch(Snapshot):
+class EveryEpoch(TrainingCheckpoint):
     """Keeps every state there is, as the bytes that would be in the file."""
 
     def __init__(self, recipes) -> None:
         super().__init__(None, recipes)
         self.kept: list[bytes] = []
 
-    def offer(self, state: Callable[[], State]) -> None:
+    def offer(self, state: Callable[[], TrainerState]) -> None:
         self.kept.append(self._bytes(state()))
 
 
-def same_bits(a: Fitted, b: Fitted) -> bool:
-    def everything(fitted: Fitted) -> list[np.ndarray]:
+def same_bits(a: TrainingResult, b: TrainingResult) -> bool:
+    def everything(fitted: TrainingResult) -> list[np.ndarray]:
         history = fitted.history
         tensors = [tensor.numpy() for tensor in fitted.compressor.state_dict().values()]
         return [*tensors, history.loss, history.clean_loss, *history.dev.values()]
@@ -68,12 +68,14 @@ class Room:
         self.folder, self.train, self.dev = folder, train, dev
         self.said: list[str] = []
 
-    def store(self, train=None, dev=None, **facts) -> Snapshots:
-        return Snapshots(train or self.train, dev or self.dev, {"threads": 2} | facts, self.said.append, self.folder)
+    def store(self, train=None, dev=None, **facts) -> CheckpointStore:
+        return CheckpointStore(
+            train or self.train, dev or self.dev, {"threads": 2} | facts, self.said.append, self.folder
+        )
 
-    def leave(self, recipes: list[Recipe], epoch: int = 2) -> State:
+    def leave(self, recipes: list[Recipe], epoch: int = 2) -> TrainerState:
         """Leaves what a killed process would."""
-        state = State({"x": torch.arange(50.0)}, {"epoch": epoch})
+        state = TrainerState({"x": torch.arange(50.0)}, {"epoch": epoch})
         with self.store().open(recipes, resume=True) as snapshot:
             write_atomic(snapshot.path, snapshot._bytes(state))
         return state
@@ -95,13 +97,13 @@ def test_a_training_goes_on_bit_for_bit_from_every_epoch(fields, alphas, seeds, 
     recipes = recipes_of(fields, alphas, seeds)
     if "nearest" in fields:
         train = replace(train, others=random_pairs(pairs=2, sentences=50, dimension=64, seed=3).embeddings)
-    whole = fit(recipes, train, dev, clean_every=3)
+    whole = train_replicas(recipes, train, dev, clean_loss_every=3)
     watching = EveryEpoch(recipes)
-    watched = fit(recipes, train, dev, clean_every=3, snapshot=watching)
+    watched = train_replicas(recipes, train, dev, clean_loss_every=3, snapshot=watching)
     assert all(map(same_bits, whole, watched))
     assert len(watching.kept) == EPOCHS + 1  # also before the first epoch, when heads are trained
 
-    monkeypatch.setattr(training, "train_heads", lambda *_: pytest.fail("heads are trained again"))
+    monkeypatch.setattr(loop, "train_heads", lambda *_: pytest.fail("heads are trained again"))
     for epoch, content in enumerate(watching.kept):
         store = room.store(train, dev)
         with store.open(recipes, resume=True) as snapshot:
@@ -109,9 +111,9 @@ def test_a_training_goes_on_bit_for_bit_from_every_epoch(fields, alphas, seeds, 
         with store.open(recipes[::-1], resume=True) as snapshot:
             assert snapshot.left.epoch == epoch
             seen = []
-            resumed = fit(recipes, train, dev, clean_every=3, snapshot=snapshot, on_epoch=seen.append)
+            resumed = train_replicas(recipes, train, dev, clean_loss_every=3, snapshot=snapshot, on_epoch=seen.append)
         assert all(map(same_bits, whole, resumed)), epoch
-        assert {fitted.taken_up for fitted in resumed} == {epoch}
+        assert {fitted.resumed_from_epoch for fitted in resumed} == {epoch}
         assert [progress.epoch for progress in seen] == list(range(1, EPOCHS + 1))
         losses = np.stack([fitted.history.loss for fitted in whole]).T
         assert [sorted(progress.loss) for progress in seen] == [sorted(loss) for loss in losses]
@@ -121,26 +123,26 @@ def test_a_training_goes_on_bit_for_bit_from_every_epoch(fields, alphas, seeds, 
 def test_a_training_on_cuda_goes_on(small_train, small_dev, room):
     recipes = recipes_of({"device": "cuda"}, [0.0, 0.75], [3, 5])
     watching = EveryEpoch(recipes)
-    whole = fit(recipes, small_train, small_dev, snapshot=watching)
+    whole = train_replicas(recipes, small_train, small_dev, snapshot=watching)
     with room.store().open(recipes, resume=True) as snapshot:
         write_atomic(snapshot.path, watching.kept[2])
     with room.store().open(recipes, resume=True) as snapshot:
-        resumed = fit(recipes, small_train, small_dev, snapshot=snapshot)
+        resumed = train_replicas(recipes, small_train, small_dev, snapshot=snapshot)
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-5)
-        assert b.taken_up == 2
+        assert b.resumed_from_epoch == 2
 
 
 def test_a_diverged_training_ends_where_it_did(small_train, small_dev, room):
     """NaN is gone on with as it was, and no state is kept behind the last epoch."""
     recipes = recipes_of({"lr": 1e30}, epochs=50)
     watching = EveryEpoch(recipes)
-    (whole,) = fit(recipes, small_train, small_dev, snapshot=watching)
+    (whole,) = train_replicas(recipes, small_train, small_dev, snapshot=watching)
     assert len(watching.kept) == len(whole.history.loss) < 50
     with room.store().open(recipes, resume=True) as snapshot:
         write_atomic(snapshot.path, watching.kept[-1])
     with room.store().open(recipes, resume=True) as snapshot:
-        (resumed,) = fit(recipes, small_train, small_dev, snapshot=snapshot)
+        (resumed,) = train_replicas(recipes, small_train, small_dev, snapshot=snapshot)
     assert same_bits(whole, resumed)
 
 
@@ -171,7 +173,7 @@ def test_nothing_is_found_that_would_end_otherwise(room, monkeypatch):
         room.store(threads=1),
         room.store(train=other),
         room.store(dev=other),
-        room.store(clean_every=10),
+        room.store(clean_loss_every=10),
     ]
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     stores.append(room.store())
@@ -179,7 +181,7 @@ def test_nothing_is_found_that_would_end_otherwise(room, monkeypatch):
     code = room.folder.parent / "code"
     code.mkdir()
     (code / "snapshots.py").write_text("other code")
-    monkeypatch.setattr(snapshots, "__file__", str(code / "snapshots.py"))
+    monkeypatch.setattr(checkpointing, "__file__", str(code / "snapshots.py"))
     stores.append(room.store())
     monkeypatch.undo()
     for store in stores:
@@ -242,7 +244,7 @@ class Clock:
         self.writes: list[float] = []
         self.writing = writing
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(snapshots, "write_checked", self.write)
+        monkeypatch.setattr(checkpointing, "write_checked", self.write)
 
     def write(self, path, payload) -> None:
         self.writes.append(self.now)
@@ -251,9 +253,9 @@ class Clock:
 
 @pytest.mark.parametrize("writing", [0.001, 0.1, 2.0])
 def test_snapshots_take_two_hundredths_of_the_time_on_any_disk(room, monkeypatch, writing):
-    state = State({"x": torch.zeros(10**6)}, {"epoch": 0})
+    state = TrainerState({"x": torch.zeros(10**6)}, {"epoch": 0})
     clock = Clock(monkeypatch, writing)
-    monkeypatch.setattr(Snapshot, "_bytes", lambda self, state: b"")
+    monkeypatch.setattr(TrainingCheckpoint, "_bytes", lambda self, state: b"")
     with room.store().open(recipes_of(), resume=True) as snapshot:
         snapshot.begin()
         for _ in range(3000):
@@ -271,11 +273,11 @@ def test_a_disk_that_is_full_costs_no_training(small_train, small_dev, room, mon
         raise OSError(28, "No space left on device")
 
     recipes = recipes_of()
-    (whole,) = fit(recipes, small_train, small_dev)
+    (whole,) = train_replicas(recipes, small_train, small_dev)
     monkeypatch.setattr(os, "fsync", full)
     with room.store().open(recipes, resume=True) as snapshot:
         snapshot._share = float("inf")
-        (fitted,) = fit(recipes, small_train, small_dev, snapshot=snapshot)
+        (fitted,) = train_replicas(recipes, small_train, small_dev, snapshot=snapshot)
     assert same_bits(whole, fitted)
     (said,) = room.said
     assert "No space left" in said
@@ -286,7 +288,7 @@ def test_a_folder_that_cannot_be_made_costs_no_training(small_train, small_dev, 
     room.folder.write_text("in the way")
     recipes = recipes_of()
     with room.store().open(recipes, resume=True) as snapshot:
-        (fitted,) = fit(recipes, small_train, small_dev, snapshot=snapshot)
+        (fitted,) = train_replicas(recipes, small_train, small_dev, snapshot=snapshot)
     assert fitted.diverged_at is None
     assert "not kept against interruptions" in room.said[0]
 

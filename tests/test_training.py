@@ -13,12 +13,13 @@ from tests.conftest import random_pairs
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation import Evaluator, pair_losses
-from twinsqueeze.head import HEAD, train_heads
 from twinsqueeze.model.initialization import initial_layers, pca_layer
 from twinsqueeze.model.quantizers import fit_codebooks
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.trainer import Streams, Trainer
-from twinsqueeze.training import Fitted, batches, batches_at_once, fit, resolve_device
+from twinsqueeze.training.batching import num_parallel_batches, plan_batches, resolve_device
+from twinsqueeze.training.loop import TrainingResult, train_replicas
+from twinsqueeze.training.teacher import TEACHER_RECIPE, train_teachers
+from twinsqueeze.training.trainer import BatchedTrainer, SeedStreams
 from twinsqueeze.utils.threads import map_threaded
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")
@@ -34,7 +35,7 @@ def plain_loop(recipe: Recipe, train: EncodedPairs) -> tuple[nn.Sequential, list
     Draws what the streams of the seed give: weights, then for every epoch an order, for every step the noise of the
     first sentences and then of the second ones.
     """
-    streams = Streams.of(recipe.seed)
+    streams = SeedStreams.of(recipe.seed)
     sizes = (train.dimension, 128, 64, recipe.dim)
     model = nn.Sequential(nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:3]), nn.ReLU(), nn.Linear(*sizes[2:]))
     for layer in model[::2]:
@@ -70,7 +71,7 @@ def test_batched_trainer_does_what_a_plain_loop_does(alpha, small_train, small_d
     for seed in (0, 7):
         recipe = SMALL.model_copy(update={"alpha": alpha, "seed": seed})
         model, losses = plain_loop(recipe, small_train)
-        fitted = fit(replicas([0.0, 0.75], [0, 7]), small_train, small_dev)
+        fitted = train_replicas(replicas([0.0, 0.75], [0, 7]), small_train, small_dev)
         (ours,) = [f for f in fitted if f.recipe == recipe]
         np.testing.assert_allclose(ours.history.loss, losses, rtol=1e-5)
         for (weight, bias), layer in zip(ours.compressor.layers, model[::2], strict=True):
@@ -151,14 +152,14 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
 
     Of sentences without scores there are some that are in no pair.
     """
-    monkeypatch.setattr("twinsqueeze.neighbourhood.DRAWN", 30)
+    monkeypatch.setattr("twinsqueeze.training.losses.DRAWN", 30)
     decay = 0.05 if architecture == "linear" else 0.0  # of what carries a layer past ReLU it would be another one
     recipe = Recipe(
         architecture=architecture, objective="pearson", labels="linear", part=part, precision=precision,
         neighbourhood=neighbourhood, nearest=nearest, start=start, teacher=teacher, temperature=0.1,
         dim=8, epochs=3, lr=1e-3, weight_decay=decay, schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
-    streams = Streams.of(7)
+    streams = SeedStreams.of(7)
     layer = nn.Linear(24, 8)
     known = torch.tensor(small_train.embeddings)
     if others:
@@ -171,7 +172,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
         centre = known.mean(0) if precision == "binary" else torch.zeros(24)
         layer.bias.data = -(layer.weight.data @ centre)
     else:
-        (head,) = train_heads([7], 2.0, small_train, torch.device("cpu"))
+        (head,) = train_teachers([7], 2.0, small_train, torch.device("cpu"))
         linear = recipe.model_copy(update={"architecture": "linear"})
         ((weight, bias),) = initial_layers(linear, known.numpy(), streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
@@ -230,7 +231,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
             schedule.step()
         losses.append(summed / 150)
     beside = [recipe.model_copy(update={"alpha": a, "seed": s}) for a, s in product([0.0, 0.75], [0, 7])]
-    (ours,) = [f for f in fit(beside, small_train, small_dev) if f.recipe == recipe]
+    (ours,) = [f for f in train_replicas(beside, small_train, small_dev) if f.recipe == recipe]
     np.testing.assert_allclose(ours.history.loss, losses, rtol=1e-4)
     wanted = [(layer.weight.data, layer.bias.data)]
     if isinstance(model, Branched):
@@ -253,7 +254,7 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     )
 
 
-def same_bits(a: Fitted, b: Fitted) -> bool:
+def same_bits(a: TrainingResult, b: TrainingResult) -> bool:
     weights = [
         torch.equal(x, y)
         for p, q in zip(a.compressor.layers, b.compressor.layers, strict=True)
@@ -288,7 +289,7 @@ WIDE = LINEAR | {"architecture": "wide"}
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
     train = random_pairs(pairs=150, sentences=120, dimension=384, seed=1)
     dev = random_pairs(pairs=60, sentences=70, dimension=384, seed=2)
-    (alone,) = fit(replicas([0.75], [3], dim=dim, **fields), train, dev)
+    (alone,) = train_replicas(replicas([0.75], [3], dim=dim, **fields), train, dev)
     grids = [
         ([0.75], [3, 4]),
         ([0.0, 0.75], [0, 3]),
@@ -296,7 +297,7 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
         (np.arange(12) / 4, range(5)),
     ]
     for alphas, seeds in grids:
-        grid = fit(replicas(map(float, alphas), seeds, dim=dim, **fields), train, dev)
+        grid = train_replicas(replicas(map(float, alphas), seeds, dim=dim, **fields), train, dev)
         (same,) = [f for f in grid if (f.recipe.alpha, f.recipe.seed) == (0.75, 3)]
         assert same_bits(alone, same), (dim, len(grid))
 
@@ -307,8 +308,10 @@ def test_trainings_at_once_have_the_bits_of_each_alone(fields):
     train = random_pairs(pairs=600, sentences=500, dimension=384, seed=1)
     dev = random_pairs(pairs=60, sentences=70, dimension=384, seed=2)
     sets = [replicas([0.0, 0.75], [seed, seed + 1], dim=36, **fields) for seed in (0, 2, 4)]
-    alone = [fit(recipes, train, dev) for recipes in sets]
-    for (_, together), wanted in zip(map_threaded(iter(sets), lambda s: fit(s, train, dev), 2), alone, strict=True):
+    alone = [train_replicas(recipes, train, dev) for recipes in sets]
+    for (_, together), wanted in zip(
+        map_threaded(iter(sets), lambda s: train_replicas(s, train, dev), 2), alone, strict=True
+    ):
         assert all(map(same_bits, together, wanted))
 
 
@@ -324,7 +327,7 @@ def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeyp
 
     def begin(dim: int) -> None:
         (recipe,) = replicas([0.0], [0], dim=dim, **LINEAR | {"precision": "product", "start": "components"})
-        Trainer(recipe, [0.0], [0], train, torch.device("cpu"))
+        BatchedTrainer(recipe, [0.0], [0], train, torch.device("cpu"))
 
     monkeypatch.setattr("twinsqueeze.model.initialization.pca_layer", recorded)
     dims = [32, 64, 96, 128]
@@ -337,32 +340,32 @@ def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeyp
 @pytest.mark.parametrize(("devices", "cores", "wanted"), [("cpu", 2, 2), ("cpu", 1, 1), ("cpu", 64, 4), ("cuda", 8, 1)])
 def test_so_many_train_at_once(monkeypatch, devices, cores, wanted):
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    assert batches_at_once(map(torch.device, ["cpu", devices])) == wanted
+    assert num_parallel_batches(map(torch.device, ["cpu", devices])) == wanted
 
 
 def test_heads_are_trainings_of_all_numbers(small_train, small_dev):
     """With scores and labels of their own, whatever the compressor's, and on nothing of dev."""
-    heads = train_heads([3, 5], 0.5, small_train, torch.device("cpu"))
-    recipes = [Recipe(dim=24, seed=seed, alpha=0.5, device="cpu", **HEAD) for seed in (3, 5)]
-    for fitted, head in zip(fit(recipes, small_train, small_dev), heads, strict=True):
+    heads = train_teachers([3, 5], 0.5, small_train, torch.device("cpu"))
+    recipes = [Recipe(dim=24, seed=seed, alpha=0.5, device="cpu", **TEACHER_RECIPE) for seed in (3, 5)]
+    for fitted, head in zip(train_replicas(recipes, small_train, small_dev), heads, strict=True):
         assert all(map(torch.equal, fitted.compressor.layers[0], head))
         assert fitted.history.clean_loss[-1] < fitted.history.clean_loss[0]
 
 
 def test_equal_recipes_give_equal_bits_and_seeds_differ(small_train, small_dev):
-    a, b = (fit(replicas([0.75], [1, 2]), small_train, small_dev) for _ in range(2))
+    a, b = (train_replicas(replicas([0.75], [1, 2]), small_train, small_dev) for _ in range(2))
     assert same_bits(a[0], b[0])
     assert not same_bits(a[0], a[1])
 
 
 def test_results_come_in_the_order_of_the_recipes(small_train, small_dev):
     recipes = replicas([0.5, 0.0], [3, 1])
-    assert [f.recipe for f in fit(recipes[::-1], small_train, small_dev)] == recipes[::-1]
+    assert [f.recipe for f in train_replicas(recipes[::-1], small_train, small_dev)] == recipes[::-1]
 
 
 def test_noise_is_for_training_only(small_train, small_dev):
     """The clean loss and dev scores at the end are those of the final weights, computed by PyTorch and SciPy."""
-    (fitted,) = fit(replicas([3.0], [0]), small_train, small_dev)
+    (fitted,) = train_replicas(replicas([3.0], [0]), small_train, small_dev)
     model = nn.Sequential(nn.Linear(24, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 8))
     model.load_state_dict(fitted.compressor.state_dict())
 
@@ -383,8 +386,8 @@ def test_noise_is_for_training_only(small_train, small_dev):
 
 
 def test_clean_loss_is_measured_as_often_as_asked(small_train, small_dev):
-    (often,) = fit(replicas([0.75], [0], epochs=7), small_train, small_dev)
-    (seldom,) = fit(replicas([0.75], [0], epochs=7), small_train, small_dev, clean_every=3)
+    (often,) = train_replicas(replicas([0.75], [0], epochs=7), small_train, small_dev)
+    (seldom,) = train_replicas(replicas([0.75], [0], epochs=7), small_train, small_dev, clean_loss_every=3)
     measured = [0, 2, 5, 6]  # epochs 1, 3, 6 and the last
     assert np.isfinite(often.history.clean_loss).all()
     assert np.flatnonzero(np.isfinite(seldom.history.clean_loss)).tolist() == measured
@@ -393,34 +396,34 @@ def test_clean_loss_is_measured_as_often_as_asked(small_train, small_dev):
 
 def test_progress_is_told_every_epoch(small_train, small_dev):
     seen = []
-    (fitted,) = fit(replicas([0.75], [0]), small_train, small_dev, on_epoch=seen.append)
+    (fitted,) = train_replicas(replicas([0.75], [0]), small_train, small_dev, on_epoch=seen.append)
     assert [(p.epoch, p.epochs) for p in seen] == [(1, 3), (2, 3), (3, 3)]
     assert [p.loss[0] for p in seen] == fitted.history.loss.tolist()
 
 
 def test_training_learns(small_train, small_dev):
-    (fitted,) = fit(replicas([0.0], [0], epochs=60, lr=1e-3), small_train, small_dev)
+    (fitted,) = train_replicas(replicas([0.0], [0], epochs=60, lr=1e-3), small_train, small_dev)
     assert fitted.history.clean_loss[-1] < 0.2 * fitted.history.clean_loss[0]
 
 
 def test_divergence_is_noticed(small_train, small_dev):
-    (fitted,) = fit(replicas([0.0], [0], lr=1e30, epochs=50), small_train, small_dev)
+    (fitted,) = train_replicas(replicas([0.0], [0], lr=1e30, epochs=50), small_train, small_dev)
     assert fitted.diverged_at is not None
     assert len(fitted.history.loss) < 50
-    (fine,) = fit(replicas([0.0], [0]), small_train, small_dev)
+    (fine,) = train_replicas(replicas([0.0], [0]), small_train, small_dev)
     assert fine.diverged_at is None
 
 
 def test_a_batch_may_be_larger_than_the_data(small_train, small_dev):
-    (fitted,) = fit(replicas([0.75], [0], batch_size=10**6), small_train, small_dev)
+    (fitted,) = train_replicas(replicas([0.75], [0], batch_size=10**6), small_train, small_dev)
     assert np.isfinite(fitted.history.loss).all()
 
 
 def test_what_cannot_train_together_is_refused(small_train, small_dev):
     with pytest.raises(ValueError, match="alpha and seed only"):
-        fit([SMALL, SMALL.model_copy(update={"dim": 4})], small_train, small_dev)
+        train_replicas([SMALL, SMALL.model_copy(update={"dim": 4})], small_train, small_dev)
     with pytest.raises(ValueError, match="every alpha with every seed"):
-        fit(replicas([0.0, 0.75], [0, 1])[:3], small_train, small_dev)
+        train_replicas(replicas([0.0, 0.75], [0, 1])[:3], small_train, small_dev)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
@@ -433,8 +436,8 @@ def test_cuda_is_refused_where_there_is_none():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_trains_as_the_cpu_does(small_train, small_dev):
     assert resolve_device("auto").type == "cuda"
-    on_cpu = fit(replicas([0.0, 0.75], [0, 1]), small_train, small_dev)
-    on_cuda = fit(replicas([0.0, 0.75], [0, 1], device="cuda"), small_train, small_dev)
+    on_cpu = train_replicas(replicas([0.0, 0.75], [0, 1]), small_train, small_dev)
+    on_cuda = train_replicas(replicas([0.0, 0.75], [0, 1], device="cuda"), small_train, small_dev)
     for a, b in zip(on_cpu, on_cuda, strict=True):
         np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-3)
 
@@ -445,7 +448,7 @@ def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest, at_once):
     grid = [Recipe(alpha=a / 10, seed=s, dim=d) for a, s, d in product(range(10), range(20), (8, 16))]
     missing = np.random.default_rng(0).choice(len(grid), 37, replace=False)
     wanted = [recipe for i, recipe in enumerate(grid) if i not in missing]
-    cut = batches(wanted, at_once=at_once, largest=largest)
+    cut = plan_batches(wanted, at_once=at_once, largest=largest)
     assert largest == 1 or len(cut) % at_once == 0
     assert [len(batch) for batch in cut] == sorted((len(batch) for batch in cut), reverse=True)
     assert sorted(r.digest for batch in cut for r in batch) == sorted(r.digest for r in wanted)
@@ -458,17 +461,17 @@ def test_a_grid_of_any_form_is_cut_into_products_that_fit(largest, at_once):
 
 def test_a_whole_grid_is_cut_evenly_and_seeds_keep_their_alphas_together():
     neftune = [Recipe(alpha=a, seed=s, device="cpu") for a, s in product(range(9), range(10))]
-    assert [len(batch) for batch in batches(neftune)] == [5] * 10 + [4] * 10  # of a device where 5 are the most
-    assert [len(batch) for batch in batches(neftune, largest=25)] == [18] * 5
+    assert [len(batch) for batch in plan_batches(neftune)] == [5] * 10 + [4] * 10  # of a device where 5 are the most
+    assert [len(batch) for batch in plan_batches(neftune, largest=25)] == [18] * 5
     published = [Recipe(alpha=a, seed=s) for a, s in product(range(5), range(5))]
-    assert [len(batch) for batch in batches(published, largest=25)] == [25]
-    assert [len(batch) for batch in batches(published, largest=24)] == [15, 10]
+    assert [len(batch) for batch in plan_batches(published, largest=25)] == [25]
+    assert [len(batch) for batch in plan_batches(published, largest=24)] == [15, 10]
 
 
 def test_a_grid_is_cut_for_all_that_train_at_once():
     published = [Recipe(alpha=a, seed=s, device="cpu") for a, s in product(range(5), range(5))]
     seeds = published[:5]
-    assert [len(batch) for batch in batches(published, at_once=2)] == [5, 5, 5, 5, 3, 2]
-    assert [len(batch) for batch in batches(published, at_once=4)] == [5, 5, 3, 3, 3, 2, 2, 2]
-    assert [[r.seed for r in batch] for batch in batches(seeds, at_once=2)] == [[2, 3, 4], [0, 1]]
-    assert [len(batch) for batch in batches(seeds[:3], at_once=4)] == [1, 1, 1]
+    assert [len(batch) for batch in plan_batches(published, at_once=2)] == [5, 5, 5, 5, 3, 2]
+    assert [len(batch) for batch in plan_batches(published, at_once=4)] == [5, 5, 3, 3, 3, 2, 2, 2]
+    assert [[r.seed for r in batch] for batch in plan_batches(seeds, at_once=2)] == [[2, 3, 4], [0, 1]]
+    assert [len(batch) for batch in plan_batches(seeds[:3], at_once=4)] == [1, 1, 1]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from twinsqueeze.twins import TwinCosine
+from twinsqueeze.training.losses import PairCosine
 from twinsqueeze.utils.similarity import pairwise_cosine
 
 
@@ -19,17 +19,17 @@ def test_the_twins_cosine_and_its_gradient_are_autograds(dim):
     expected = (unit[:, :7] * unit[:, 7:]).sum(-1)
     towards = torch.randn(3, 7)
     (gradient,) = torch.autograd.grad((expected * towards).sum(), outputs)
-    cosine = TwinCosine(outputs.detach())
+    cosine = PairCosine(outputs.detach())
     torch.testing.assert_close(cosine.value, expected.detach())
     torch.testing.assert_close(cosine.backward(towards), gradient)
 
 
 def test_a_vector_of_zeros_has_the_cosine_zero():
-    assert TwinCosine(torch.zeros(1, 2, 4)).value.item() == 0
+    assert PairCosine(torch.zeros(1, 2, 4)).value.item() == 0
 
 
 def test_gradient_through_the_length_is_autograds():
     outputs = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
     towards = torch.randn(2, 6, 5, dtype=torch.float64)
     (nn.functional.normalize(outputs, dim=-1) * towards).sum().backward()
-    torch.testing.assert_close(TwinCosine(outputs.detach()).backward_unit(towards), outputs.grad)
+    torch.testing.assert_close(PairCosine(outputs.detach()).backward_unit(towards), outputs.grad)

@@ -401,12 +401,12 @@ def test_a_full_or_read_only_cache_is_no_obstacle(workplace, tmp_path):
 @pytest.mark.timeout(900)  # minutes on a machine that does nothing else
 def test_the_figures_of_the_study_are_met(stsb_folder, tmp_path):
     """The means over seeds 0 to 4 that the published recipe gives on STS-B."""
-    from twinsqueeze.training import fit
+    from twinsqueeze.training.loop import train_replicas
 
     data = load_pairs(str(stsb_folder), splits=("train", "dev"))
     encoded = embed_pairs(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache())
     recipes = [Recipe(alpha=alpha, seed=seed) for alpha in (0.0, 0.75) for seed in range(5)]
-    fitted = fit(recipes, encoded["train"], encoded["dev"], clean_every=200)
+    fitted = train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=200)
     spearman = np.array([f.history.dev["spearman"][-1] for f in fitted]).reshape(2, 5).mean(1)
     mse = np.array([f.history.dev["mse"][-1] for f in fitted]).reshape(2, 5).mean(1)
     assert 0.755 <= spearman[0] <= 0.785

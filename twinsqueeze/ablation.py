@@ -11,29 +11,20 @@ from typing import Self
 
 import pandas as pd
 
-from twinsqueeze import (
-    addresses,
-    comparison,
-    drawing,
-    fitting,
-    records,
-    report,
-    report_terminal,
-    resuming,
-    run_tags,
-    tracking,
-)
+from twinsqueeze import addresses, comparison, drawing, records, report, report_terminal, resuming, run_tags, tracking
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
-from twinsqueeze.fitting import Fit
 from twinsqueeze.grid import load_grid
 from twinsqueeze.material import Material, gather
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.training import DivergedError, Fitted, Progress, batches_at_once, resolve_device
+from twinsqueeze.training import worker_pool
+from twinsqueeze.training.batching import num_parallel_batches, resolve_device
+from twinsqueeze.training.checkpointing import TrainingCheckpoint
+from twinsqueeze.training.loop import DivergedError, EpochMetrics, TrainingResult
+from twinsqueeze.training.worker_pool import TrainFunction
 from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.threads import map_threaded
@@ -166,7 +157,7 @@ class _Training:
     place: int
     recipes: list[Recipe]
     material: Material
-    snapshot: Snapshot
+    snapshot: TrainingCheckpoint
     kept: ExitStack
 
 
@@ -178,7 +169,7 @@ def _train(
     failures: list[str] = []
     wanted = {(_source(recipe), recipe.digest) for recipe in recipes}
     snapshots = {source: resuming.open_snapshots(material, CLEAN_EVERY) for source, material in materials.items()}
-    at_once = batches_at_once(resolve_device(recipe.device) for recipe in recipes)
+    at_once = num_parallel_batches(resolve_device(recipe.device) for recipe in recipes)
     cut = [
         batch
         for source in materials
@@ -204,7 +195,7 @@ def _train(
 
     with (
         ExitStack() as held,
-        fitting.processes(pairs, at_once) as fit,
+        worker_pool.training_pool(pairs, at_once) as fit,
         console.progress("training", "epoch") as advance,
     ):
         watch = _Watch(fit, advance, epochs)
@@ -234,7 +225,7 @@ class _Watch:
         epochs: Of each batch, those of all its recipes.
     """
 
-    def __init__(self, fit: Fit, advance: console.Advance, epochs: Sequence[int]) -> None:
+    def __init__(self, fit: TrainFunction, advance: console.Advance, epochs: Sequence[int]) -> None:
         self._fit = fit
         self._advance = advance
         self._epochs = epochs
@@ -249,16 +240,16 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self._over = self._over or CancelledError()
 
-    def fit(self, training: _Training) -> list[Fitted]:
+    def fit(self, training: _Training) -> list[TrainingResult]:
         """Trains a batch, in whatever thread; if that fails, the others end by the same error."""
         recipes, material = training.recipes, training.material
 
-        def on_epoch(progress: Progress) -> None:
+        def on_epoch(progress: EpochMetrics) -> None:
             self._check()
             figures = {"loss": f"{progress.loss.mean():.4f}", "dev Spearman": f"{progress.dev.spearman.mean():.4f}"}
             self._show(figures, training.place, progress.epoch * len(recipes))
 
-        def on_heads(done: int, of: int) -> None:
+        def on_teacher_epoch(done: int, of: int) -> None:
             self._check()
             self._show({"heads": f"{done} of {of} epochs"})
 
@@ -268,9 +259,9 @@ class _Watch:
                 recipes,
                 material.training_pairs(recipes[0]),
                 material.encoded["dev"],
-                clean_every=CLEAN_EVERY,
+                clean_loss_every=CLEAN_EVERY,
                 on_epoch=on_epoch,
-                on_heads=on_heads,
+                on_teacher_epoch=on_teacher_epoch,
                 snapshot=training.snapshot,
             )
         except BaseException as error:
@@ -296,11 +287,11 @@ class _Watch:
             self._advance(sum(self._done), sum(self._epochs), {**figures, **self._recorded})
 
 
-def _record(fitted: Fitted, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
+def _record(fitted: TrainingResult, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
     check_interrupted()
     with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
         inputs = records.begin_training(run, fitted.recipe, material)
-        resuming.note_taken_up(run, fitted.taken_up, fitted.recipe.epochs)
+        resuming.note_taken_up(run, fitted.resumed_from_epoch, fitted.recipe.epochs)
         records.record_curves(run, fitted)
         fitted.check()
         outcome = records.end_training(run, fitted, material, inputs, draw)

@@ -22,7 +22,7 @@ from twinsqueeze.model.sentence_transformer import build_sentence_transformer, l
 from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
 from twinsqueeze.sources import AUTO, Block, Source, open_source
-from twinsqueeze.training import resolve_device
+from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.utils import console
 from twinsqueeze.utils.files import expand_user
 from twinsqueeze.utils.signals import Interrupted, check_interrupted

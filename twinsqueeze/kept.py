@@ -78,13 +78,13 @@ def _look(folder: Path) -> Kept:
     return Kept(folder, about["name"], run_id, experiment_id, about["uri"], about["time"], used, has_ended(operations))
 
 
-def send(kept: Kept, seconds: float, *, taken_up: bool = False) -> Sent:
+def send(kept: Kept, seconds: float, *, resumed_from_epoch: bool = False) -> Sent:
     """Sends a record whose process is gone; a run that it left without an end is ended as KILLED.
 
     Args:
         kept: The record, for the tracking store that is set.
         seconds: How long a failing store is waited for.
-        taken_up: Whether a living process is at the same run, which must not be ended then.
+        resumed_from_epoch: Whether a living process is at the same run, which must not be ended then.
     """
     try:
         record = Record.open(kept.folder)
@@ -100,7 +100,7 @@ def send(kept: Kept, seconds: float, *, taken_up: bool = False) -> Sent:
     for operation in record.operations[record.sent :]:
         sender.put(shipment, operation)
     if not kept.ended:
-        end = {"op": "abandon", "text": None if taken_up else GONE, "time": int(time.time() * 1000)}
+        end = {"op": "abandon", "text": None if resumed_from_epoch else GONE, "time": int(time.time() * 1000)}
         sender.put(shipment, end)
     done = sender.wait(seconds, aloud=True)
     why = shipment.refused or (None if done else sender.failure or "no answer")

@@ -17,7 +17,7 @@ from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
 from twinsqueeze.registry import Version
 from twinsqueeze.report import NAMES
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.training import resolve_device
+from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
 

@@ -27,7 +27,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import LoggedData, RunWriter
 from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
-from twinsqueeze.training import Fitted
+from twinsqueeze.training.loop import TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
 from twinsqueeze.utils.text import escape_markdown
@@ -77,7 +77,11 @@ def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[s
 
 
 def end_training(
-    run: RunWriter, fitted: Fitted, material: Material, inputs: Mapping[str, LoggedData], draw: Draw = drawing.here
+    run: RunWriter,
+    fitted: TrainingResult,
+    material: Material,
+    inputs: Mapping[str, LoggedData],
+    draw: Draw = drawing.here,
 ) -> Outcome:
     """Measures a trained compressor on the splits behind train, and records it with all that was found.
 
@@ -110,7 +114,11 @@ def end_training(
             f"{'signs' if recipe.precision == 'binary' else 'numbers'}) trained for "
             f"{recipe.epochs} epochs on the {len(train_losses):,} train pairs of {escape_markdown(material.data.name)} "
             f"with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
-            + (f" It was interrupted, and gone on with from epoch {fitted.taken_up}." if fitted.taken_up else "")
+            + (
+                f" It was interrupted, and gone on with from epoch {fitted.resumed_from_epoch}."
+                if fitted.resumed_from_epoch
+                else ""
+            )
         ),
         dim=recipe.dim,
         precision=recipe.precision,
@@ -135,7 +143,7 @@ def end_training(
     return outcome
 
 
-def record_curves(run: RunWriter, fitted: Fitted) -> None:
+def record_curves(run: RunWriter, fitted: TrainingResult) -> None:
     """Records every epoch of a training that is over, but for the last epoch's scores, which `end_training` records."""
     history = fitted.history
     for epoch, (loss, clean_loss) in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):

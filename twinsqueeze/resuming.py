@@ -9,17 +9,17 @@ from twinsqueeze.material import Material
 from twinsqueeze.patience import STOP_SECONDS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.snapshots import Snapshot, Snapshots
-from twinsqueeze.training import batches
+from twinsqueeze.training.batching import plan_batches
+from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.utils import console
 from twinsqueeze.utils.text import redact_credentials
 
 
-def open_snapshots(material: Material, clean_every: int) -> Snapshots:
-    """The files of trainings on this material, with `clean_every` as for `fit`."""
+def open_snapshots(material: Material, clean_loss_every: int) -> CheckpointStore:
+    """The files of trainings on this material, with `clean_loss_every` as for `fit`."""
     encoded = material.encoded
-    facts = records.facts(material) | {"clean_every": clean_every}
-    return Snapshots(encoded["train"], encoded["dev"], facts, console.warn)
+    facts = records.facts(material) | {"clean_every": clean_loss_every}
+    return CheckpointStore(encoded["train"], encoded["dev"], facts, console.warn)
 
 
 def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
@@ -64,7 +64,7 @@ def _send_whole(experiment_id: str) -> None:
             return
 
 
-def say_taken_up(snapshot: Snapshot, recipes: Sequence[Recipe]) -> None:
+def say_taken_up(snapshot: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:
     """Says from where interrupted trainings go on, if any were."""
     if snapshot.left:
         what = "an interrupted training goes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings go"
@@ -78,7 +78,7 @@ def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:
 
 
 def resumable_batches(
-    recipes: Sequence[Recipe], snapshots: Snapshots, *, resume: bool, at_once: int = 1
+    recipes: Sequence[Recipe], snapshots: CheckpointStore, *, resume: bool, at_once: int = 1
 ) -> list[list[Recipe]]:
     """Cuts recipes into batches for `fit`, those that were interrupted first and as they were.
 
@@ -89,7 +89,7 @@ def resumable_batches(
         recipes: On one material.
         snapshots: Of that material.
         resume: Whether to look for interrupted ones.
-        at_once: As for `batches`.
+        at_once: As for `plan_batches`.
     """
     wanted = {recipe.digest: recipe for recipe in recipes}
     interrupted = []
@@ -106,4 +106,4 @@ def resumable_batches(
         interrupted.append(batch)
         for digest in still:
             del wanted[digest]
-    return [*interrupted, *batches(list(wanted.values()), at_once=at_once)]
+    return [*interrupted, *plan_batches(list(wanted.values()), at_once=at_once)]

@@ -80,7 +80,7 @@ def _send(kept: Sequence[Kept], in_use_runs: set[str]) -> list[str]:
     left: list[str] = []
     with console.progress("sending", "run") as advance:
         for number, record in enumerate(kept, 1):
-            result = send(record, patience(), taken_up=record.run_id in in_use_runs)
+            result = send(record, patience(), resumed_from_epoch=record.run_id in in_use_runs)
             if result.why is None:
                 console.print_result(f"Sent {record}.")
             else:

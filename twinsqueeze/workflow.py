@@ -18,8 +18,9 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
 from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
-from twinsqueeze.snapshots import Snapshot
-from twinsqueeze.training import Fitted, Progress, fit, resolve_device
+from twinsqueeze.training.batching import resolve_device
+from twinsqueeze.training.checkpointing import TrainingCheckpoint
+from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
 from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import check_interrupted
 
@@ -58,7 +59,7 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resu
     records.conclude(run, outcome, material, run.run_id)
 
 
-def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Snapshot) -> None:
+def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: TrainingCheckpoint) -> None:
     """Says from where the training goes on, and ends the runs of processes that were killed."""
     same = {run_tags.RECIPE_DIGEST: recipe.digest, run_tags.DATASET_DIGEST: material.data.digest}
     story = "trains the same from the beginning"
@@ -70,11 +71,11 @@ def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Snaps
     resuming.end_left_runs(run, lambda tags: same.items() <= tags.items(), story)
 
 
-def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot) -> Fitted:
+def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: TrainingCheckpoint) -> TrainingResult:
     train_pairs = material.training_pairs(recipe)
     with console.progress("training", "epoch") as advance:
 
-        def on_epoch(progress: Progress) -> None:
+        def on_epoch(progress: EpochMetrics) -> None:
             check_interrupted()
             dev = {name: value[0] for name, value in asdict(progress.dev).items()}
             loss, clean_loss = progress.loss[0], progress.clean_loss[0]
@@ -82,17 +83,17 @@ def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: Snapshot)
             figures = {"loss": f"{loss:.4f}", "dev Spearman": f"{dev['spearman']:.4f}"}
             advance(progress.epoch, progress.epochs, figures)
 
-        def on_heads(done: int, total: int) -> None:
+        def on_teacher_epoch(done: int, total: int) -> None:
             check_interrupted()
             advance(0, recipe.epochs, {"heads": f"{done} of {total} epochs"})
 
-        (fitted,) = fit(
+        (fitted,) = train_replicas(
             [recipe],
             train_pairs,
             material.encoded["dev"],
-            clean_every=CLEAN_EVERY,
+            clean_loss_every=CLEAN_EVERY,
             on_epoch=on_epoch,
-            on_heads=on_heads,
+            on_teacher_epoch=on_teacher_epoch,
             snapshot=snapshot,
         )
     if fitted.diverged_at:

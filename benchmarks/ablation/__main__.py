@@ -32,16 +32,17 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
-from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records, training
+from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import Evaluator
 from twinsqueeze.grid import load_grid
-from twinsqueeze.optimizer import Adam
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
-from twinsqueeze.trainer import Trainer
-from twinsqueeze.training import batches, batches_at_once
+from twinsqueeze.training import batching, loop
+from twinsqueeze.training.batching import num_parallel_batches, plan_batches
+from twinsqueeze.training.optimizer import FlatAdam
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.disk_cache import DiskCache
 
 ONCE = "baselines, once for the data"
@@ -58,11 +59,11 @@ OF_A_GRID: Parts = [
     ("MLflow: the rest", RunWriter, ("params", "tags", "flush", "data", "table", "frame", "file")),
 ]
 OF_A_TRAINING: Parts = [
-    ("drawing and gathering", Trainer, ("_inputs",)),
-    ("Adam", Adam, ("step",)),
-    ("the rest of the steps", Trainer, ("_step",)),
-    ("orders, curves", training, ("fit",)),
-    ("dev metrics and clean loss", training, ("predict_each", "score")),
+    ("drawing and gathering", BatchedTrainer, ("_inputs",)),
+    ("Adam", FlatAdam, ("step",)),
+    ("the rest of the steps", BatchedTrainer, ("_step",)),
+    ("orders, curves", loop, ("fit",)),
+    ("dev metrics and clean loss", loop, ("predict_each", "score")),
 ]
 
 
@@ -202,7 +203,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
             ablation.ablate(file, dataset=recipes[0].dataset)
             ours = time.perf_counter() - start
         same_work = _again_with_baselines(file, recipes[0].dataset)
-        together = training.LARGEST_BATCH["cpu"]
+        together = batching.MAX_BATCH["cpu"]
         parts = _training_parts(recipes[0], together)
         seconds["everything else"] = ours - sum(seconds.values())
         plain_runs.append(plain_run(recipes[len(recipes) // 2], epochs))
@@ -246,7 +247,7 @@ def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     with timed(OF_A_TRAINING) as seconds:
-        training.fit(recipes, encoded["train"], encoded["dev"], clean_every=ablation.CLEAN_EVERY)
+        loop.train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=ablation.CLEAN_EVERY)
     torch.set_num_threads(cores)
     return {part: took / replicas / epochs for part, took in seconds.items()}
 
@@ -263,7 +264,7 @@ def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 1
     in_epoch = -(-len(train) // recipe.batch_size)
     epochs = steps // in_epoch
     recipes = [recipe.model_copy(update={"alpha": i / 4, "seed": s}) for i in range(alphas) for s in range(seeds)]
-    at_once = batches_at_once([torch.device("cpu")])
+    at_once = num_parallel_batches([torch.device("cpu")])
     whole = trainer(recipes, train)
     seconds: dict[str, list[float]] = defaultdict(list)
 
@@ -277,7 +278,7 @@ def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 1
         seconds[name].append((time.perf_counter() - begin) / share)
 
     # As many of each batch as can train at once, so that no core has nothing to do.
-    with Lanes(at_once, batches(recipes, at_once=at_once)) as lanes:
+    with Lanes(at_once, plan_batches(recipes, at_once=at_once)) as lanes:
         train_whole()
         lanes.train(1)
         for _ in range(rounds):

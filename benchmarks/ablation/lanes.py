@@ -10,12 +10,12 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.trainer import Trainer
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.processes import DaemonSpawnContext, end_with_parent
 
 # Of this process, if it is one of the lanes.
-_trainers: list[Trainer] = []
+_trainers: list[BatchedTrainer] = []
 
 
 class Lanes:
@@ -49,10 +49,10 @@ def demo(encoder: str) -> EncodedPairs:
     return embed_pairs(load_pairs("demo", splits=("train",)).splits, resolve_encoder(encoder), DiskCache())["train"]
 
 
-def trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> Trainer:
+def trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> BatchedTrainer:
     """Of a batch, on the CPU."""
     alphas, seeds = ({getattr(recipe, name) for recipe in recipes} for name in ("alpha", "seed"))
-    return Trainer(recipes[0], sorted(alphas), sorted(seeds), train, torch.device("cpu"))
+    return BatchedTrainer(recipes[0], sorted(alphas), sorted(seeds), train, torch.device("cpu"))
 
 
 def _begin(cut: Sequence[Sequence[Recipe]]) -> None:

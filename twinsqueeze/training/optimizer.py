@@ -5,7 +5,7 @@ import math
 import torch
 
 
-def learning_rate(schedule: str, lr: float, done: float) -> float:
+def lr_at(schedule: str, lr: float, done: float) -> float:
     """The learning rate of a step.
 
     Args:
@@ -23,7 +23,7 @@ def learning_rate(schedule: str, lr: float, done: float) -> float:
     raise ValueError(f"unknown schedule {schedule!r}")
 
 
-class Adam:
+class FlatAdam:
     """Adam (Kingma and Ba 2015, arXiv 1412.6980) with beta 0.9 and 0.999 and epsilon 1e-8, PyTorch's defaults.
 
     Calls the fused kernel that `torch.optim.Adam(fused=True)` calls, with the same bits as result. That class imports

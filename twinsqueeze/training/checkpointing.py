@@ -25,18 +25,30 @@ from twinsqueeze.utils.files import state_dir
 from twinsqueeze.utils.signals import defer_signals
 
 SUFFIX = ".snapshot"
+
+
 LOCK = ".lock"
+
+
 HEADER = "twinsqueeze"
+
+
 # Of a training's time, what its snapshots may take in all.
-SHARE = 0.02
+MAX_OVERHEAD = 0.02
+
+
 # What the first one is reckoned to take, before one was measured: seconds, and bytes a second.
 LEAST_SECONDS = 0.01
+
+
 BYTES_A_SECOND = 1e8
+
+
 KEPT_SECONDS = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
-class State:
+class TrainerState:
     """A training between two epochs.
 
     Attributes:
@@ -59,7 +71,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Left:
+class InterruptedTraining:
     """What an interrupted process left.
 
     Attributes:
@@ -68,10 +80,10 @@ class Left:
     """
 
     recipes: list[Recipe]
-    state: State
+    state: TrainerState
 
 
-class Snapshot:
+class TrainingCheckpoint:
     """The file of one training, which one process alone writes.
 
     Args:
@@ -91,9 +103,9 @@ class Snapshot:
         self,
         path: Path | None,
         recipes: Sequence[Recipe],
-        left: State | None = None,
+        left: TrainerState | None = None,
         say: Callable[[str], None] = print,
-        share: float = SHARE,
+        share: float = MAX_OVERHEAD,
     ) -> None:
         self.path = path
         self.left = left
@@ -105,12 +117,12 @@ class Snapshot:
         self._next = 0.0  # seconds that the next one is reckoned to take
         self._failed = False
 
-    def begin(self) -> State | None:
+    def begin(self) -> TrainerState | None:
         """Returns what to go on from. The time that may be spent counts from here."""
         self._began = time.perf_counter()
         return self.left
 
-    def offer(self, state: Callable[[], State]) -> None:
+    def offer(self, state: Callable[[], TrainerState]) -> None:
         """Writes a state if that keeps within the share of time; a disk that can't be written to is said once."""
         if self.path is None:
             return
@@ -129,7 +141,7 @@ class Snapshot:
         self._next = time.perf_counter() - start
         self.seconds += self._next
 
-    def _bytes(self, state: State) -> bytes:
+    def _bytes(self, state: TrainerState) -> bytes:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         return save(tensors, {HEADER: json.dumps({"recipes": self._recipes, "numbers": state.numbers})})
 
@@ -139,7 +151,7 @@ class Snapshot:
             _remove(self.path)
 
 
-class Snapshots:
+class CheckpointStore:
     """The files of all trainings on the same data, with the same code, on the same machine.
 
     Args:
@@ -160,10 +172,10 @@ class Snapshots:
     ) -> None:
         self.folder = folder or state_dir() / "trainings"
         self._say = say
-        self._made_of = _made_of(train, dev, facts)
+        self._made_of = _environment_digest(train, dev, facts)
 
     @contextmanager
-    def open(self, recipes: Sequence[Recipe], *, resume: bool) -> Iterator[Snapshot]:
+    def open(self, recipes: Sequence[Recipe], *, resume: bool) -> Iterator[TrainingCheckpoint]:
         """The file of a training, kept from other processes until the block ends.
 
         Args:
@@ -181,20 +193,20 @@ class Snapshots:
         except (OSError, Timeout) as error:
             why = "another process trains the same" if isinstance(error, Timeout) else str(error)
             self._say(f"the training is not kept against interruptions: {why}")
-            yield Snapshot(None, recipes)
+            yield TrainingCheckpoint(None, recipes)
             return
         try:
             self._sweep(path)
             if not resume:
                 _remove(path)
             left = self._read(path) if resume else None
-            yield Snapshot(path, recipes, left.state if left else None, self._say)
+            yield TrainingCheckpoint(path, recipes, left.state if left else None, self._say)
         finally:
             if not path.exists():
                 _remove(Path(lock.lock_file))  # whoever is about to take it sees that it is gone, and makes another
             lock.release()
 
-    def left(self) -> list[Left]:
+    def left(self) -> list[InterruptedTraining]:
         """What interrupted processes left, the newest first; not what a living one is at."""
         found = []
         for path in sorted(self.folder.glob(f"{self._made_of}-*{SUFFIX}"), key=_age):
@@ -207,7 +219,7 @@ class Snapshots:
         digest = hashlib.sha256("".join(sorted(recipe.digest for recipe in recipes)).encode()).hexdigest()
         return self.folder / f"{self._made_of}-{digest[:16]}{SUFFIX}"
 
-    def _read(self, path: Path) -> Left | None:
+    def _read(self, path: Path) -> InterruptedTraining | None:
         try:
             payload = read_verified(path)
         except FileNotFoundError:
@@ -218,7 +230,9 @@ class Snapshots:
             return None
         length = int.from_bytes(payload[:8], "little")
         header = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"][HEADER])
-        return Left([Recipe.parse(recipe) for recipe in header["recipes"]], State(load(payload), header["numbers"]))
+        return InterruptedTraining(
+            [Recipe.parse(recipe) for recipe in header["recipes"]], TrainerState(load(payload), header["numbers"])
+        )
 
     def _sweep(self, ours: Path) -> None:
         """Removes what nobody has come back to for 30 days, and what processes that were killed left half written."""
@@ -234,7 +248,7 @@ class Snapshots:
                         _remove(path)
 
 
-def _made_of(train: EncodedPairs, dev: EncodedPairs, facts: Mapping[str, Any]) -> str:
+def _environment_digest(train: EncodedPairs, dev: EncodedPairs, facts: Mapping[str, Any]) -> str:
     """16 hex digits over all that fixes a training's bits besides its recipe."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True, default=str).encode())
     digest.update(torch.backends.cpu.get_cpu_capability().encode())

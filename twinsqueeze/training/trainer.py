@@ -14,20 +14,26 @@ from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, Compressor, CompressorBatch, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
-from twinsqueeze.neftune import add_noise, draw_uniform, noise_scale
-from twinsqueeze.neighbourhood import DRAWN, distributions, divergence, draw_with_nearest
-from twinsqueeze.objectives import OBJECTIVES
-from twinsqueeze.optimizer import Adam, learning_rate
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.snapshots import State
-from twinsqueeze.twins import Directions, TwinCosine
+from twinsqueeze.training.checkpointing import TrainerState
+from twinsqueeze.training.losses import (
+    LOSSES,
+    SAMPLE_SIZE,
+    L2Normalize,
+    PairCosine,
+    log_neighbor_probs,
+    neighborhood_kl_loss,
+    sample_with_neighbors,
+)
+from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
+from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.similarity import nearest_neighbors
 from twinsqueeze.utils.threads import BLAS_LOCK, batch_invariant_matmul
 
 
 @dataclass(frozen=True)
-class Streams:
+class SeedStreams:
     """A seed's independent generators."""
 
     weights: np.random.Generator
@@ -36,17 +42,19 @@ class Streams:
     neighbourhoods: np.random.Generator
 
     @classmethod
-    def of(cls, seed: int) -> "Streams":
+    def of(cls, seed: int) -> "SeedStreams":
         """The streams of a seed, from the start."""
         children = np.random.SeedSequence(seed).spawn(4)
         return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
 
 
-STREAMS = tuple(field.name for field in fields(Streams))
+STREAMS = tuple(field.name for field in fields(SeedStreams))
+
+
 TEACHERS = "teachers"
 
 
-class Trainer:
+class BatchedTrainer:
     """A training between epochs: A * S replicas, every alpha with every seed, seeds running fastest.
 
     Args:
@@ -67,10 +75,10 @@ class Trainer:
         train: EncodedPairs,
         device: torch.device,
         heads: Sequence[Layer] | None = None,
-        left: State | None = None,
+        left: TrainerState | None = None,
     ) -> None:
         self.batch_size = min(recipe.batch_size, len(train))
-        self.objective = OBJECTIVES[recipe.objective]
+        self.objective = LOSSES[recipe.objective]
         self.vectors = torch.from_numpy(train.sentences).to(device)
         self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
         labels = scores_to_labels(train.scores, recipe.labels)
@@ -80,10 +88,10 @@ class Trainer:
         scales = [noise_scale(alpha, dimension) for alpha in alphas]
         self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self.noisy = any(scales)
-        compared = min(DRAWN, len(self.vectors)) if recipe.neighbourhood and recipe.nearest else 0
+        compared = min(SAMPLE_SIZE, len(self.vectors)) if recipe.neighbourhood and recipe.nearest else 0
         self.uniform = torch.zeros(len(seeds), 2 * self.batch_size + compared, dimension)
 
-        self.streams = [Streams.of(seed) for seed in seeds]
+        self.streams = [SeedStreams.of(seed) for seed in seeds]
         if left is None:
             starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
             with BLAS_LOCK:
@@ -91,17 +99,19 @@ class Trainer:
                     initial_layers(recipe, self.vectors.cpu().numpy(), streams.weights, start)
                     for streams, start in zip(self.streams, starts, strict=True)
                 ]
-                quantiser = _quantiser(recipe, layers, self.vectors, seeds, len(alphas))
+                quantiser = _make_quantizer(recipe, layers, self.vectors, seeds, len(alphas))
             teachers = heads if recipe.teacher == "head" else None
         else:  # the weights are filled in below
             layers = [_empty(layer_sizes(recipe.architecture, dimension, recipe.dim))] * len(seeds)
             codebooks = left.tensors.get(CODEBOOKS)
-            quantiser = _quantiser_of(recipe.precision, None if codebooks is None else codebooks.clone().to(device))
+            quantiser = _quantizer_for_replica(
+                recipe.precision, None if codebooks is None else codebooks.clone().to(device)
+            )
             teachers = _empty([dimension, dimension]) * len(seeds) if TEACHERS in left.tensors else None
         self.teachers = CompressorBatch([[head] for head in teachers], device) if teachers else None
         carried = recipe.dim if recipe.architecture == "wide" else 0
         self.model = CompressorBatch(layers * len(alphas), device, quantiser, carried)
-        self.optimizer = Adam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
+        self.optimizer = FlatAdam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
         self.recipe = recipe
         self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
         self.steps_done = 0
@@ -111,19 +121,19 @@ class Trainer:
             nearest_neighbors(train.sentences, recipe.nearest) if recipe.neighbourhood and recipe.nearest else None
         )
 
-    def state(self) -> State:
+    def state(self) -> TrainerState:
         """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
         streams = [{name: getattr(each, name).bit_generator.state for name in STREAMS} for each in self.streams]
         tensors = self._tensors()
         if isinstance(self.model.quantiser, ProductQuantizer):
             tensors[CODEBOOKS] = self.model.quantiser.codebooks
-        return State(tensors, {"steps_done": self.steps_done, "streams": streams})
+        return TrainerState(tensors, {"steps_done": self.steps_done, "streams": streams})
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {"parameters": self.model.parameters, **self.optimizer.state}
         return tensors if self.teachers is None else {**tensors, TEACHERS: self.teachers.parameters}
 
-    def _go_on_from(self, left: State) -> None:
+    def _go_on_from(self, left: TrainerState) -> None:
         for name, tensor in self._tensors().items():
             if left.tensors[name].shape != tensor.shape:  # copying would spread it out
                 raise ValueError(f"{name} of another shape: {tuple(left.tensors[name].shape)}")
@@ -151,39 +161,39 @@ class Trainer:
     def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
         seeds, _, batch = twins.shape
-        drawn = None if self.nearest is None else self._drawn(self.nearest)
+        drawn = None if self.nearest is None else self._sample_neighborhoods(self.nearest)
         sentences = twins.flatten(1) if drawn is None else torch.cat([twins.flatten(1), drawn], 1)
         activations = self.model.forward(self._inputs(sentences))
         outputs = activations[-1]
 
         quantiser = self.model.quantiser
         dequantized, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
-        cosine = TwinCosine(dequantized[:, : 2 * batch])
+        cosine = PairCosine(dequantized[:, : 2 * batch])
         loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
         loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
         if weight := self.recipe.neighbourhood:
-            compared = cosine if drawn is None else Directions(dequantized[:, 2 * batch :])
+            compared = cosine if drawn is None else L2Normalize(dequantized[:, 2 * batch :])
             rows = twins.reshape(seeds, -1) if drawn is None else drawn
             temperature = self.recipe.temperature
-            wanted = distributions(self._reference(rows), temperature)
-            _, of_unit = divergence(compared.unit, wanted, temperature)
+            wanted = log_neighbor_probs(self._teacher_vectors(rows), temperature)
+            _, of_unit = neighborhood_kl_loss(compared.unit, wanted, temperature)
             of_outputs = compared.backward_unit(of_unit).mul_(weight)
             gradient = gradient.add_(of_outputs) if drawn is None else torch.cat([gradient, of_outputs], 1)
         if straight_through:
             gradient = straight_through(gradient)
 
         self.model.backward(activations, gradient)
-        self.optimizer.lr = learning_rate(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
+        self.optimizer.lr = lr_at(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
         self.optimizer.step()
         self.steps_done += 1
         return loss
 
-    def _drawn(self, near: IntArray) -> torch.Tensor:
+    def _sample_neighborhoods(self, near: IntArray) -> torch.Tensor:
         """Sentences whose neighbourhoods are kept in this step, (S, N)."""
-        rows = [draw_with_nearest(streams.neighbourhoods, near) for streams in self.streams]
+        rows = [sample_with_neighbors(streams.neighbourhoods, near) for streams in self.streams]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
-    def _reference(self, rows: torch.Tensor) -> torch.Tensor:
+    def _teacher_vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """The vectors of length 1 whose neighbourhoods are kept, of (S, N) sentences, (S, N, d)."""
         vectors = self._vectors(rows)
         if self.teachers is None:
@@ -199,24 +209,24 @@ class Trainer:
         vectors = self._vectors(rows)
         uniform = self.uniform[:, : vectors.shape[1]]  # zeros where no replica wants any noise
         if self.noisy:
-            draw_uniform([streams.noise for streams in self.streams], uniform)
+            fill_uniform([streams.noise for streams in self.streams], uniform)
         return add_noise(vectors, uniform.to(self.vectors.device), self.scales)
 
 
-def _quantiser(
+def _make_quantizer(
     recipe: Recipe, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
 ) -> Quantizer | None:
     """The quantiser that the replicas of every alpha and seed are trained through, seeds running fastest."""
     if recipe.precision != "product":
-        return _quantiser_of(recipe.precision, None)
+        return _quantizer_for_replica(recipe.precision, None)
     # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
     device = vectors.device
     begun = [Compressor(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
     codebooks = [fit_codebooks(outputs, recipe.part, seed) for outputs, seed in zip(begun, seeds, strict=True)]
-    return _quantiser_of(recipe.precision, torch.stack(codebooks * alphas).to(device))
+    return _quantizer_for_replica(recipe.precision, torch.stack(codebooks * alphas).to(device))
 
 
-def _quantiser_of(precision: str, codebooks: torch.Tensor | None) -> Quantizer | None:
+def _quantizer_for_replica(precision: str, codebooks: torch.Tensor | None) -> Quantizer | None:
     if codebooks is not None:
         return ProductQuantizer(codebooks)
     return SignQuantizer() if precision == "binary" else None

@@ -1,16 +1,8 @@
-"""The trainer: R replicas of one shape in one loop.
+"""The training loop: R replicas of one shape train together."""
 
-Replicas differ in alpha and seed alone. Whatever is random belongs to the seed and comes from streams of its own
-(weights, order, noise, neighbourhoods), so that a seed sees the same draws at every alpha, alone or in a grid:
-`alpha=0.75, seed=3` gives the same bits for every R and every place in the batch, on one machine, device and thread
-count.
-"""
-
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
-from typing import TypeVar
+from itertools import product
 
 import numpy as np
 import torch
@@ -18,25 +10,15 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
-from twinsqueeze.head import train_heads
 from twinsqueeze.metrics import METRICS, Scores, score
 from twinsqueeze.model.compressor import Compressor, pair_cosines_of_each
-from twinsqueeze.objectives import OBJECTIVES
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.snapshots import Snapshot, State
-from twinsqueeze.trainer import Trainer
+from twinsqueeze.training.batching import resolve_device
+from twinsqueeze.training.checkpointing import TrainerState, TrainingCheckpoint
+from twinsqueeze.training.losses import LOSSES
+from twinsqueeze.training.teacher import train_teachers
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.types import FloatArray
-
-T = TypeVar("T")
-
-
-# Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
-LARGEST_BATCH = {"cpu": 5, "cuda": 25}
-
-
-# Batches that train at once on a CPU, at most: threads take turns at Python, processes take 0.5 GB each.
-MOST_AT_ONCE = 4
-
 
 # In a snapshot, beside the trainer's state.
 CURVES = "curves"
@@ -63,17 +45,17 @@ class History:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainingResult:
     """One replica's result: the last epoch's weights, on the CPU, and the curves that led there.
 
     Attributes:
-        taken_up: The epoch from which an interrupted training was gone on with, 0 for one that was not.
+        resumed_from_epoch: The epoch from which an interrupted training was gone on with, 0 for one that was not.
     """
 
     recipe: Recipe
     compressor: Compressor
     history: History
-    taken_up: int = 0
+    resumed_from_epoch: int = 0
 
     @property
     def diverged_at(self) -> int | None:
@@ -91,7 +73,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Progress:
+class EpochMetrics:
     """Where a training stands after an epoch.
 
     Attributes:
@@ -109,95 +91,25 @@ class Progress:
     dev: Scores
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of a recipe's `device`.
-
-    Raises:
-        InputError: If cuda is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("device is cuda, but PyTorch finds no CUDA device here: use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
-
-
-def batches_at_once(devices: Iterable[torch.device]) -> int:
-    """How many batches are to train at once: on a CPU one for each core, up to `MOST_AT_ONCE`."""
-    if any(device.type != "cpu" for device in devices):
-        return 1
-    return min(torch.get_num_threads(), MOST_AT_ONCE)
-
-
-def batches(recipes: Sequence[Recipe], *, at_once: int = 1, largest: int | None = None) -> list[list[Recipe]]:
-    """Cuts recipes into sets that `fit` can train: of one shape, every alpha of a set with every seed of it.
-
-    Seeds that want the same alphas stay together as far as they fit, and the alphas of a seed, which share its draws.
-    The largest sets come first, so that what trains last, and may leave cores with nothing to do, is short.
-
-    Args:
-        recipes: Any, each once.
-        at_once: How many sets train at once: the number of sets is a multiple of it where there are recipes enough.
-        largest: Replicas in a set at most; None for what suits the device.
-    """
-    shapes: dict[Recipe, dict[int, list[float]]] = {}
-    for recipe in recipes:
-        shape = recipe.model_copy(update={"alpha": 0.0, "seed": 0})
-        shapes.setdefault(shape, {}).setdefault(recipe.seed, []).append(recipe.alpha)
-    cut = []
-    for shape, alphas_of in shapes.items():
-        most = largest or LARGEST_BATCH[resolve_device(shape.device).type]
-        seeds_of: dict[tuple[float, ...], list[int]] = {}
-        for seed, alphas in alphas_of.items():
-            seeds_of.setdefault(tuple(sorted(alphas)), []).append(seed)
-        for wanted, seeds in seeds_of.items():
-            cut += [
-                [shape.model_copy(update={"alpha": alpha, "seed": seed}) for alpha, seed in product(some_alphas, some)]
-                for some_alphas in _even_parts(wanted, most)
-                for some in _even_parts(sorted(seeds), most // len(some_alphas))
-            ]
-    cut.sort(key=len, reverse=True)
-    while len(cut) % at_once and len(cut[0]) > 1:
-        cut = sorted([*cut[1:], *_halves(cut[0])], key=len, reverse=True)
-    return cut
-
-
-def _halves(batch: Sequence[Recipe]) -> list[list[Recipe]]:
-    """A set cut between its seeds, or between its alphas where it has one seed."""
-    seeds = sorted({recipe.seed for recipe in batch})
-    alphas = sorted({recipe.alpha for recipe in batch})
-    if len(seeds) > 1:
-        first = set(seeds[: len(seeds) // 2])
-        return [[r for r in batch if (r.seed in first) == wanted] for wanted in (True, False)]
-    middle = alphas[len(alphas) // 2]
-    return [[r for r in batch if (r.alpha < middle) == wanted] for wanted in (True, False)]
-
-
-def _even_parts(values: Sequence[T], largest: int) -> Iterator[Sequence[T]]:
-    """`values` in as few parts of at most `largest` as will do, all of about the same length."""
-    count = math.ceil(len(values) / largest)
-    bounds = [len(values) * i // count for i in range(count + 1)]
-    return (values[start:end] for start, end in pairwise(bounds))
-
-
-def fit(
+def train_replicas(
     recipes: Sequence[Recipe],
     train: EncodedPairs,
     dev: EncodedPairs,
     *,
-    clean_every: int = 1,
-    on_epoch: Callable[[Progress], None] | None = None,
-    on_heads: Callable[[int, int], None] = lambda *_: None,
-    snapshot: Snapshot | None = None,
-) -> list[Fitted]:
+    clean_loss_every: int = 1,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+    on_teacher_epoch: Callable[[int, int], None] = lambda *_: None,
+    snapshot: TrainingCheckpoint | None = None,
+) -> list[TrainingResult]:
     """Trains one compressor a recipe, all in one loop.
 
     Args:
         recipes: Every one of some alphas with every one of some seeds, equal in everything else.
         train: Pairs to train on.
         dev: Pairs to follow the training with; they do not influence it.
-        clean_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
+        clean_loss_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
         on_epoch: Called after every epoch, and for those that were done before an interruption.
-        on_heads: Told after every epoch of the heads, where the recipe wants any, how many are done and of how many.
+        on_teacher_epoch: Told after every epoch of the heads, where the recipe wants any, how many are done and of how many.
         snapshot: What to go on from, and where to keep the training against interruptions.
 
     Returns:
@@ -219,36 +131,36 @@ def fit(
     device = resolve_device(shared.device)
     left = snapshot.begin() if snapshot else None
     needs_teacher = shared.needs_teacher and left is None
-    heads = train_heads(seeds, shared.head_alpha, train, device, on_heads) if needs_teacher else None
-    trainer = Trainer(shared, alphas, seeds, train, device, heads, left)
+    heads = train_teachers(seeds, shared.head_alpha, train, device, on_teacher_epoch) if needs_teacher else None
+    trainer = BatchedTrainer(shared, alphas, seeds, train, device, heads, left)
     model = trainer.model
-    objective = OBJECTIVES[shared.objective]
+    objective = LOSSES[shared.objective]
     dev_vectors = torch.from_numpy(dev.embeddings).to(device)
     train_labels = torch.from_numpy(scores_to_labels(train.scores, shared.labels))
     dev_labels = scores_to_labels(dev.scores, shared.labels)
     # Of every epoch the loss, the clean loss and the scores on dev, each of every replica.
     curves = list(left.tensors[CURVES].numpy()) if left else []
 
-    def state() -> State:
+    def state() -> TrainerState:
         begun = trainer.state()
         known = torch.from_numpy(np.reshape(curves, (len(curves), 2 + len(METRICS), len(model))))
-        return State({**begun.tensors, CURVES: known}, {**begun.numbers, "epoch": len(curves)})
+        return TrainerState({**begun.tensors, CURVES: known}, {**begun.numbers, "epoch": len(curves)})
 
     def tell(epoch: int) -> None:
         if on_epoch:
             loss, clean_loss, *scores = curves[epoch - 1]
-            on_epoch(Progress(epoch, shared.epochs, loss, clean_loss, Scores(*scores)))
+            on_epoch(EpochMetrics(epoch, shared.epochs, loss, clean_loss, Scores(*scores)))
 
-    taken_up = len(curves)
-    for epoch in range(1, taken_up + 1):
+    resumed_from_epoch = len(curves)
+    for epoch in range(1, resumed_from_epoch + 1):
         tell(epoch)
-    for epoch in range(taken_up + 1, shared.epochs + 1):
+    for epoch in range(resumed_from_epoch + 1, shared.epochs + 1):
         if snapshot:
             snapshot.offer(state)
         loss = trainer.epoch()
         scores = score(pair_cosines_of_each(model, dev_vectors, dev), dev_labels)
         clean_loss = np.full(len(model), np.nan)
-        if epoch % clean_every == 0 or epoch in (1, shared.epochs):
+        if epoch % clean_loss_every == 0 or epoch in (1, shared.epochs):
             predicted = torch.from_numpy(pair_cosines_of_each(model, trainer.vectors[: len(train.embeddings)], train))
             clean_loss = objective(predicted.double(), train_labels)[0].numpy()
         curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
@@ -261,7 +173,7 @@ def fit(
 
     losses, clean_losses, *followed = np.stack(curves, axis=2)
     return [
-        Fitted(
+        TrainingResult(
             recipe,
             model.replica(r).snapshot(),
             History(
@@ -269,7 +181,7 @@ def fit(
                 clean_loss=clean_losses[r],
                 dev={name: curve[r] for name, curve in zip(METRICS, followed, strict=True)},
             ),
-            taken_up,
+            resumed_from_epoch,
         )
         for recipe, r in zip(recipes, wanted, strict=True)
     ]

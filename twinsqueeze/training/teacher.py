@@ -13,10 +13,10 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.trainer import Trainer
+from twinsqueeze.training.trainer import BatchedTrainer
 
 # With a smaller learning rate it fits the scores less and stays nearer to the encoder; experiments/LOG.md has a few.
-HEAD = {
+TEACHER_RECIPE = {
     "architecture": "linear",
     "start": "components",
     "objective": "pearson",
@@ -28,7 +28,7 @@ HEAD = {
 }
 
 
-def train_heads(
+def train_teachers(
     seeds: Sequence[int],
     alpha: float,
     train: EncodedPairs,
@@ -47,8 +47,8 @@ def train_heads(
     Returns:
         For each seed a weight (d, d) and a bias (d,), float32 on the CPU.
     """
-    recipe = Recipe.parse({**HEAD, "alpha": alpha, "dim": train.dimension})
-    trainer = Trainer(recipe, [alpha], seeds, train, device)
+    recipe = Recipe.parse({**TEACHER_RECIPE, "alpha": alpha, "dim": train.dimension})
+    trainer = BatchedTrainer(recipe, [alpha], seeds, train, device)
     for done in range(recipe.epochs):
         trainer.epoch()
         on_epoch(done + 1, recipe.epochs)

@@ -20,8 +20,8 @@ from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.snapshots import Snapshot, State
-from twinsqueeze.training import Fitted, History, Progress, fit
+from twinsqueeze.training.checkpointing import TrainerState, TrainingCheckpoint
+from twinsqueeze.training.loop import EpochMetrics, History, TrainingResult, train_replicas
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.processes import SPAWN_ERRORS, DaemonSpawnContext, end_with_parent, spawning
 from twinsqueeze.utils.signals import POLL_SECONDS, check_interrupted
@@ -29,21 +29,27 @@ from twinsqueeze.utils.signals import POLL_SECONDS, check_interrupted
 # Pairs in the epochs of all replicas, of which a core trains 100,000 to 200,000 a second in the published network. With
 # fewer of them processes, which take 2.4 s of a core to start, would save less.
 FEWEST_PAIRS = 5_000_000
+
+
 # Of the processes, so that what is trained is recorded before more is: a run counts as done once it is recorded.
 LESS_URGENT = 5
+
+
 # What a process says while it trains, and at the end.
 EPOCH, HEADS, WARNING, TRAINED, FAILED = "epoch", "heads", "warning", "trained", "failed"
+
 
 # What a pipe raises whose other end is gone.
 GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 
-# What trains a batch: `training.fit`, or what takes and gives the same.
-Fit = Callable[..., list[Fitted]]
+
+# What trains a batch: `training.train_replicas`, or what takes and gives the same.
+TrainFunction = Callable[..., list[TrainingResult]]
 
 
 @contextmanager
-def processes(pairs: int, threads: int) -> Iterator[Fit]:
-    """A `Fit` for threads, each of which gets a process that trains for it, on as many cores as the thread has.
+def training_pool(pairs: int, threads: int) -> Iterator[TrainFunction]:
+    """A `TrainFunction` for threads, each of which gets a process that trains for it, on as many cores as the thread has.
 
     They end with the context, or with this process, whatever they are at. What the callbacks raise ends the training.
 
@@ -53,19 +59,19 @@ def processes(pairs: int, threads: int) -> Iterator[Fit]:
         threads: How many there are.
     """
     if threads == 1 or pairs < FEWEST_PAIRS:
-        yield fit
+        yield train_replicas
         return
     mine = threading.local()
     with ExitStack() as stack:
 
-        def fit_there(*arguments: Any, **named: Any) -> list[Fitted]:
+        def fit_there(*arguments: Any, **named: Any) -> list[TrainingResult]:
             try:
                 if not hasattr(mine, "process"):
-                    mine.process = _TrainingProcess()
+                    mine.process = _Worker()
                     stack.callback(mine.process.end)
-                trains: Fit = mine.process.fit
+                trains: TrainFunction = mine.process.fit
             except SPAWN_ERRORS:
-                trains = fit
+                trains = train_replicas
             try:
                 return trains(*arguments, **named)
             except BaseException:  # who knows what the process is at
@@ -77,7 +83,7 @@ def processes(pairs: int, threads: int) -> Iterator[Fit]:
         yield fit_there
 
 
-class _TrainingProcess:
+class _Worker:
     """A process that trains one batch after the other.
 
     Raises:
@@ -103,13 +109,13 @@ class _TrainingProcess:
         self,
         recipes: Sequence[Recipe],
         *data: EncodedPairs,
-        on_epoch: Callable[[Progress], None],
-        on_heads: Callable[[int, int], None],
-        snapshot: Snapshot,
+        on_epoch: Callable[[EpochMetrics], None],
+        on_teacher_epoch: Callable[[int, int], None],
+        snapshot: TrainingCheckpoint,
         **named: Any,
-    ) -> list[Fitted]:
-        """See `training.fit`; in the process."""
-        heard: dict[str, Callable[..., None]] = {EPOCH: on_epoch, HEADS: on_heads, WARNING: snapshot.say}
+    ) -> list[TrainingResult]:
+        """See `training.train_replicas`; in the process."""
+        heard: dict[str, Callable[..., None]] = {EPOCH: on_epoch, HEADS: on_teacher_epoch, WARNING: snapshot.say}
         without = copy(snapshot)  # what is sent for itself
         without.say, without.left = print, None
         left = snapshot.left and (_arrays(snapshot.left.tensors), snapshot.left.numbers)
@@ -160,15 +166,21 @@ def _tensors(arrays: Mapping[str, FloatArray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _packed(fitted: Fitted) -> tuple[Any, ...]:
+def _packed(fitted: TrainingResult) -> tuple[Any, ...]:
     compressor = fitted.compressor
-    return fitted.recipe, _arrays(compressor.state_dict()), compressor.precision, fitted.history, fitted.taken_up
+    return (
+        fitted.recipe,
+        _arrays(compressor.state_dict()),
+        compressor.precision,
+        fitted.history,
+        fitted.resumed_from_epoch,
+    )
 
 
 def _unpacked(
-    recipe: Recipe, arrays: Mapping[str, FloatArray], precision: str, history: History, taken_up: int
-) -> Fitted:
-    return Fitted(recipe, Compressor.from_state_dict(_tensors(arrays), precision), history, taken_up)
+    recipe: Recipe, arrays: Mapping[str, FloatArray], precision: str, history: History, resumed_from_epoch: int
+) -> TrainingResult:
+    return TrainingResult(recipe, Compressor.from_state_dict(_tensors(arrays), precision), history, resumed_from_epoch)
 
 
 def _serve(connection: Connection) -> None:
@@ -188,9 +200,11 @@ def _train_next(connection: Connection) -> None:
     threads, arguments, named, snapshot, left = connection.recv()
     torch.set_num_threads(threads)
     snapshot.say = tell(WARNING)
-    snapshot.left = left and State(_tensors(left[0]), left[1])
+    snapshot.left = left and TrainerState(_tensors(left[0]), left[1])
     try:
-        trained = fit(*arguments, **named, snapshot=snapshot, on_epoch=tell(EPOCH), on_heads=tell(HEADS))
+        trained = train_replicas(
+            *arguments, **named, snapshot=snapshot, on_epoch=tell(EPOCH), on_teacher_epoch=tell(HEADS)
+        )
     except Exception as error:  # which is for the one that asked
         error.add_note(traceback.format_exc())
         tell(FAILED)(error)

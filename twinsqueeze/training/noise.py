@@ -17,7 +17,7 @@ def noise_scale(alpha: float, dimension: int) -> float:
     return alpha / math.sqrt(dimension)
 
 
-def draw_uniform(generators: Sequence[np.random.Generator], out: torch.Tensor) -> None:
+def fill_uniform(generators: Sequence[np.random.Generator], out: torch.Tensor) -> None:
     """Fills each part of `out` with a generator's independent draws from [-1, 1).
 
     NumPy draws, in place: its PCG64 takes two thirds of the time of torch's generator and its streams are stable across

@@ -1,0 +1,1 @@
+"""The trainer: batched training of one or many recipes."""
