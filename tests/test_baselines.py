@@ -15,11 +15,11 @@ from sklearn.random_projection import GaussianRandomProjection
 
 from tests.conftest import random_pairs
 from tests.processes import ROOT
-from twinsqueeze import baselines, quantisers
 from twinsqueeze.ablation_table import SCORES, method
-from twinsqueeze.baselines import BaselineTask, cached_baselines, what_is_missing
-from twinsqueeze.metrics import METRICS
-from twinsqueeze.retrieval import SearchScores
+from twinsqueeze.evaluation import baselines, faiss_baselines
+from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
+from twinsqueeze.evaluation.metrics import METRICS
+from twinsqueeze.evaluation.retrieval import SearchScores
 from twinsqueeze.utils.disk_cache import DiskCache
 
 DIM = 8
@@ -165,7 +165,7 @@ def test_quantisers_are_those_of_faiss(found, task):
         tolerance = 0.002 if kind == "PQ" else 0.05
         expected = expected_scores(index.sa_decode(index.sa_encode(dev)), task)
         assert (scores["spearman"], scores["neighbours_kept"]) == pytest.approx(expected, abs=tolerance)
-    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbours_kept"] for size in quantisers.SIZES]
+    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbours_kept"] for size in faiss_baselines.SIZES]
     assert kept == sorted(kept)
 
 
@@ -197,8 +197,10 @@ def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
     task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {}, {})
     rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     names = [row.name for row in rows if row.name.startswith("FAISS")]
-    assert names == [f"FAISS PQ{asked}, {size} bytes" for size in quantisers.SIZES for asked in ("", ", float queries")]
-    assert "as many distinct train sentences" in what_is_missing(rows)
+    assert names == [
+        f"FAISS PQ{asked}, {size} bytes" for size in faiss_baselines.SIZES for asked in ("", ", float queries")
+    ]
+    assert "as many distinct train sentences" in missing_baselines_note(rows)
 
 
 def test_a_rotation_helps_where_numbers_go_together(tmp_path):
@@ -209,7 +211,7 @@ def test_a_rotation_helps_where_numbers_go_together(tmp_path):
     train, others = vectors[:600], vectors[600:]
     errors = {
         (name, size): np.square(transform(others) - others).sum()
-        for name, size, transform in quantisers.product_quantisers(train, DiskCache(tmp_path), lambda _: None)
+        for name, size, transform in faiss_baselines.product_quantizers(train, DiskCache(tmp_path), lambda _: None)
     }
     assert errors["FAISS OPQ+PQ", 16] < 0.9 * errors["FAISS PQ", 16]
 
@@ -242,7 +244,7 @@ def test_what_is_kept_is_neither_trained_nor_scored_again(task, cache, found, mo
 
 def test_of_another_dim_only_what_has_a_dim_is_computed(task, cache, found, monkeypatch):
     asked = []
-    monkeypatch.setattr(baselines, "encodings", lambda *_: asked.append("encodings") or iter(()))
+    monkeypatch.setattr(baselines, "full_dim_encodings", lambda *_: asked.append("encodings") or iter(()))
     rows = cached_baselines(task, 4, cache)
     assert not asked
     assert [row for row in rows if row.dim is None] == [row for row in found.values() if row.dim is None]
@@ -253,7 +255,7 @@ def test_quantisers_are_the_same_whatever_threads_there_are(task, tmp_path):
     for threads in (1, 2):
         faiss.omp_set_num_threads(threads)
         kept = DiskCache(tmp_path / f"{threads}")
-        names = [name for name, *_ in quantisers.product_quantisers(task.train, kept, lambda _: None)]
+        names = [name for name, *_ in faiss_baselines.product_quantizers(task.train, kept, lambda _: None)]
         assert len(names) == 6
         payloads.append({file.name: file.read_bytes() for file in kept.folder.iterdir()})
         assert faiss.omp_get_max_threads() == threads
@@ -264,7 +266,7 @@ def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
     np.save(tmp_path / "train.npy", task.train)
     program = (
         "import sys, numpy as np; from pathlib import Path; from twinsqueeze.utils.disk_cache import Cache;"
-        "from twinsqueeze.quantisers import product_quantisers;"
+        "from twinsqueeze.evaluation.faiss_baselines import product_quantisers;"
         "list(product_quantisers(np.load('train.npy'), Cache(Path('kept')), lambda name: None))"
     )
     done = subprocess.run(
@@ -279,13 +281,13 @@ def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
 
 
 def test_where_quantisers_cannot_be_had_it_is_said(task, tmp_path, monkeypatch, found):
-    assert what_is_missing(list(found.values())) is None
+    assert missing_baselines_note(list(found.values())) is None
     few = BaselineTask(task.train[:255], task.splits, task.labels)
     rows = cached_baselines(few, DIM, DiskCache(tmp_path))
-    assert "need 256 distinct train sentences" in what_is_missing(rows)
+    assert "need 256 distinct train sentences" in missing_baselines_note(rows)
 
-    monkeypatch.setattr(quantisers, "faiss_version", lambda: None)
+    monkeypatch.setattr(faiss_baselines, "faiss_version", lambda: None)
     monkeypatch.setattr(baselines, "faiss_version", lambda: None)
     rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     assert [row.name for row in rows if "FAISS" in row.name] == []
-    assert what_is_missing(rows).endswith("pip install faiss-cpu")
+    assert missing_baselines_note(rows).endswith("pip install faiss-cpu")

@@ -4,7 +4,8 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.neighbors import NearestNeighbors
 
-from twinsqueeze.metrics import METRICS, Resamples, neighbours_kept, score
+from twinsqueeze.evaluation.bootstrap import PairBootstrap
+from twinsqueeze.evaluation.metrics import METRICS, neighbor_recall, score
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
 
@@ -41,7 +42,7 @@ def test_constant_predictions_have_no_correlation():
 
 def test_intervals_are_those_of_scipys_bootstrap(predictions):
     predicted, labels = predictions
-    ours = Resamples(labels, resamples=2000, seed=5).intervals(predicted[0])
+    ours = PairBootstrap(labels, resamples=2000, seed=5).intervals(predicted[0])
 
     statistics = {
         "mse": lambda x, y: mean_squared_error(y, x),
@@ -77,7 +78,7 @@ def test_differences_on_the_same_pairs_are_those_of_scipys_paired_bootstrap(pred
     """Predictions that share most of their error, so that an interval which is not paired would be far wider."""
     ours, labels = predictions[0][0], predictions[1]
     theirs = ours + np.round(0.05 * np.random.default_rng(3).normal(size=len(ours)), 2) - 0.02
-    difference, interval = Resamples(labels, resamples=2000, seed=5).difference(ours, theirs, metric)
+    difference, interval = PairBootstrap(labels, resamples=2000, seed=5).difference(ours, theirs, metric)
     assert difference == pytest.approx(PAIRED[metric](ours, theirs, labels), abs=1e-12)
     expected = stats.bootstrap(
         (ours, theirs, labels),
@@ -94,7 +95,7 @@ def test_differences_on_the_same_pairs_are_those_of_scipys_paired_bootstrap(pred
 
 
 def test_equal_predictions_do_not_differ(predictions):
-    difference, interval = Resamples(predictions[1]).difference(predictions[0][0], predictions[0][0], "spearman")
+    difference, interval = PairBootstrap(predictions[1]).difference(predictions[0][0], predictions[0][0], "spearman")
     assert (difference, interval.low, interval.high) == (0, 0, 0)
 
 
@@ -107,13 +108,13 @@ def test_neighbours_are_scikit_learns():
 def test_neighbours_kept_by_hand():
     reference = np.array([[1, 2, 3], [0, 2, 3]])
     found = np.array([[3, 1, 9], [7, 8, 9]])  # two of three, in another order; none
-    assert neighbours_kept(reference, found) == pytest.approx(1 / 3)
-    assert neighbours_kept(reference, reference) == 1
+    assert neighbor_recall(reference, found) == pytest.approx(1 / 3)
+    assert neighbor_recall(reference, reference) == 1
 
 
 def test_few_sentences_have_few_neighbours():
     assert nearest_neighbors(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
-    assert np.isnan(neighbours_kept(nearest_neighbors(np.ones((1, 2))), nearest_neighbors(np.ones((1, 2)))))
+    assert np.isnan(neighbor_recall(nearest_neighbors(np.ones((1, 2))), nearest_neighbors(np.ones((1, 2)))))
 
 
 def test_cosines_by_hand():

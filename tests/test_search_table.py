@@ -8,7 +8,7 @@ import pytest
 from tests.test_ablation_table import KIND, trained
 from twinsqueeze import model_card, report, search_table
 from twinsqueeze.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, metric_name, tabulate
-from twinsqueeze.baselines import BaselineScores
+from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.model_card import Choice
 from twinsqueeze.seeds import Spread
 
@@ -82,7 +82,7 @@ def test_runs_from_before_search_was_measured_have_what_they_have():
 
 def test_a_run_without_ranges_has_no_row_at_int8():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
-    assessment = SimpleNamespace(scores=scores, otherwise={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
+    assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
     rows = search_table.of_run("x", "float32", 12, 48, {"dev": assessment}, [baseline])
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
@@ -91,7 +91,7 @@ def test_a_run_without_ranges_has_no_row_at_int8():
 
 def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
-    assessment = SimpleNamespace(scores=scores, otherwise={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
+    assessment = SimpleNamespace(scores=scores, by_precision={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
     rows = search_table.of_run("x", "binary", 12, 2, {"dev": assessment}, [])
     assert search_table.as_text(rows, ["dev"])[1] == [
         ["x", "2", "0.5000", *["0.50"] * 4],

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tests.conftest import random_pairs
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.evaluation import Evaluator, pair_losses
+from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
 from twinsqueeze.model.initialization import initial_layers, pca_layer
 from twinsqueeze.model.quantizers import fit_codebooks
 from twinsqueeze.recipe import Recipe

@@ -8,11 +8,11 @@ from itertools import count
 import torch
 
 from twinsqueeze import tracking
-from twinsqueeze.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.data.encoder import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
 from twinsqueeze.data.synthetic import embed_synthetic
-from twinsqueeze.evaluation import Evaluator
+from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
+from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.utils import console
 from twinsqueeze.utils.disk_cache import DiskCache

@@ -6,7 +6,7 @@ from math import isnan
 
 from twinsqueeze import report
 from twinsqueeze.ablation_table import ASYMMETRIC, PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun, metric_name
-from twinsqueeze.metrics import METRICS
+from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
 from twinsqueeze.report import ABSENT, NAMES

@@ -8,8 +8,9 @@ from twinsqueeze import addresses, comparison, model_store, records, registry, r
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
+from twinsqueeze.evaluation.bootstrap import PairBootstrap
+from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.material import Material, gather
-from twinsqueeze.metrics import METRICS, Resamples
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import Compressor, pair_cosines_of
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
@@ -258,7 +259,7 @@ def _compare(candidate: Trained, material: Material, champion: Version | None, c
     if other.provenance.encoder_fingerprint != material.encoder.fingerprint:
         theirs = _dev_pairs(candidate, other.provenance.recipe.encoder, choice.run)
         _check_encoder(other, theirs)
-    resamples = Resamples(scores_to_labels(material.encoded[SPLIT].scores, labels))
+    resamples = PairBootstrap(scores_to_labels(material.encoded[SPLIT].scores, labels))
     ours = _predictions(candidate, material)
     difference, interval = resamples.difference(ours, _predictions(other, theirs), name)
     # Better is above zero, whatever the score.

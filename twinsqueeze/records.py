@@ -16,11 +16,11 @@ import torch
 import twinsqueeze
 from twinsqueeze import addresses, drawing, figures, report, report_terminal, run_tags, search_table
 from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
-from twinsqueeze.baselines import BaselineScores, what_is_missing
 from twinsqueeze.drawing import Draw, Drawing
-from twinsqueeze.evaluation import Assessment, pair_losses
+from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
+from twinsqueeze.evaluation.evaluator import EvaluationResult, pair_losses
+from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.material import Material
-from twinsqueeze.metrics import METRICS
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
@@ -55,7 +55,7 @@ class Outcome:
     dim: int
     precision: str
     bytes: int
-    assessments: dict[str, Assessment]
+    assessments: dict[str, EvaluationResult]
     baselines: list[BaselineScores]
     costs: Sequence[IndexCost] = ()
 
@@ -208,7 +208,7 @@ def _record(run: RunWriter, outcome: Outcome, material: Material) -> None:
     ]
     if outcome.costs:
         tables += ["What search costs:", report.markdown_table(*search_table.costs_as_text(outcome.costs))]
-    missing = what_is_missing(outcome.baselines)
+    missing = missing_baselines_note(outcome.baselines)
     run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
 
@@ -216,7 +216,7 @@ def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: 
     """Prints the result and what to type next."""
     report_terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
     report_terminal.print_costs(outcome.costs)
-    if missing := what_is_missing(outcome.baselines):
+    if missing := missing_baselines_note(outcome.baselines):
         console.info(missing)
     if material.data.notice:
         console.warn(material.data.notice)
@@ -272,15 +272,15 @@ def log_data(run: RunWriter, material: Material, splits: Sequence[str]) -> dict[
     return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}
 
 
-def _scores(split: str, assessment: Assessment) -> dict[str, float]:
+def _scores(split: str, assessment: EvaluationResult) -> dict[str, float]:
     """What is followed over the epochs as well."""
     return {f"{split}/{name}": assessment.scores[name] for name in METRICS}
 
 
-def _particulars(split: str, assessment: Assessment) -> dict[str, float]:
+def _particulars(split: str, assessment: EvaluationResult) -> dict[str, float]:
     """What is measured once. Intervals have a section of their own, which the UI's charts show last."""
     values = {metric_name(split, name): value for name, value in assessment.scores.items() if name not in METRICS}
-    for compared, scores in assessment.otherwise.items():
+    for compared, scores in assessment.by_precision.items():
         values |= {metric_name(split, name, compared): value for name, value in scores.items()}
     for name, interval in assessment.intervals.items():
         values[f"uncertainty/{split}_{name}_low"] = interval.low
@@ -318,7 +318,7 @@ def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
     )
 
 
-def _predictions(material: Material, assessments: Mapping[str, Assessment]) -> pd.DataFrame:
+def _predictions(material: Material, assessments: Mapping[str, EvaluationResult]) -> pd.DataFrame:
     frames = []
     for split, assessment in assessments.items():
         pairs = material.data.splits[split]

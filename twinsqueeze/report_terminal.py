@@ -14,8 +14,8 @@ from twinsqueeze.search_table import SearchRow
 from twinsqueeze.utils.text import escape_control_chars
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
-    from twinsqueeze.baselines import BaselineScores
-    from twinsqueeze.evaluation import Assessment
+    from twinsqueeze.evaluation.baselines import BaselineScores
+    from twinsqueeze.evaluation.evaluator import EvaluationResult
     from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.utils.console import _console, _escape
 
@@ -25,7 +25,7 @@ NARROWEST = 150
 def rows(
     title: str,
     size: int,
-    assessments: Mapping[str, "Assessment"],
+    assessments: Mapping[str, "EvaluationResult"],
     baselines: Sequence["BaselineScores"],
 ) -> tuple[list[str], list[list[str]]]:
     """The table of a run: the compressor first, what needs no labels below; a header and its rows, as text."""
@@ -51,7 +51,7 @@ def _cells(scores: Mapping[str, float]) -> list[str]:
 def print_results(
     title: str,
     size: int,
-    assessments: Mapping[str, "Assessment"],
+    assessments: Mapping[str, "EvaluationResult"],
     baselines: Sequence["BaselineScores"],
     search: Sequence[SearchRow],
 ) -> None:
@@ -119,7 +119,7 @@ def print_next_steps(steps: Sequence[tuple[str, str]]) -> None:
         print(_escape(f"  {what:<{width}}  {how}"))
 
 
-def scores_sentence(split: str, assessment: "Assessment") -> str:
+def scores_sentence(split: str, assessment: "EvaluationResult") -> str:
     """A split's scores in words."""
     parts = [
         f"{NAMES[name]} {assessment.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"

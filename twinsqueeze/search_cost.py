@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.evaluation.faiss_baselines import BITS, CENTROIDS, faiss_version
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.precision import Int8Ranges, quantize
-from twinsqueeze.quantisers import BITS, CENTROIDS, faiss_version
 from twinsqueeze.recipe import TIMED_QUANTISER
 from twinsqueeze.utils.similarity import NEIGHBOURS
 

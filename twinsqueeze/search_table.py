@@ -29,9 +29,9 @@ from twinsqueeze.recipe import FLOAT_QUERIES, TIMED_QUANTISER, bytes_per_vector
 from twinsqueeze.seeds import Spread
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
-    from twinsqueeze.baselines import BaselineScores
     from twinsqueeze.drawing import Drawing
-    from twinsqueeze.evaluation import Assessment
+    from twinsqueeze.evaluation.baselines import BaselineScores
+    from twinsqueeze.evaluation.evaluator import EvaluationResult
     from twinsqueeze.search_cost import IndexCost
 
 NAMES = {
@@ -83,7 +83,7 @@ def of_run(
     precision: str,
     dim: int,
     size: int,
-    assessments: Mapping[str, "Assessment"],
+    assessments: Mapping[str, "EvaluationResult"],
     baselines: Sequence["BaselineScores"],
 ) -> list[SearchRow]:
     """The rows of one compressor and what it is compared with, the largest vectors first.
@@ -101,7 +101,7 @@ def of_run(
         found = {
             metric_name(split, score): Spread.of([scores[score]])
             for split, assessment in assessments.items()
-            if (scores := assessment.scores if kept_as == precision else assessment.otherwise.get(kept_as))
+            if (scores := assessment.scores if kept_as == precision else assessment.by_precision.get(kept_as))
             for score in SEARCH_SCORES
         }
         if found:

@@ -32,10 +32,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
-from twinsqueeze import ablation, baselines, drawing, figures, material, quantisers, records
+from twinsqueeze import ablation, drawing, figures, material, records
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
-from twinsqueeze.evaluation import Evaluator
+from twinsqueeze.evaluation import baselines, faiss_baselines
+from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.run_writer import RunWriter
@@ -50,7 +51,7 @@ WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
     ("encoding", material, ("embed_pairs",)),
-    (ONCE, quantisers, ("_trained",)),
+    (ONCE, faiss_baselines, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunWriter, ("model",)),
     ("figures: waiting for them", drawing, ("_finish",)),

@@ -10,7 +10,7 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
-from twinsqueeze.metrics import METRICS, Scores, score
+from twinsqueeze.evaluation.metrics import METRICS, Scores, score
 from twinsqueeze.model.compressor import Compressor, pair_cosines_of_each
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.batching import resolve_device

@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinsqueeze.metrics import neighbours_kept
+from twinsqueeze.evaluation.metrics import neighbor_recall
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import NEIGHBOURS, nearest_neighbors, unit_tensors
 
 # Pairs with at least this score, 0 to 5, mean the same: each sentence is to find the other.
 PARTNER_SCORE = 4.0
+
+
 # Cosines closer than this are equal: signs tie often, and how a product is rounded must not break ties.
-TIE = 1e-6
+TIE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Partners:
+class RelevantPairs:
     """Who is to find whom, each way counted once.
 
     Attributes:
@@ -30,7 +32,7 @@ class Partners:
     targets: Any
 
 
-def partners(first: Any, second: Any, scores: FloatArray) -> Partners:
+def relevant_pairs(first: Any, second: Any, scores: FloatArray) -> RelevantPairs:
     """The partners in some pairs; a sentence that is paired with itself has nothing to find.
 
     Args:
@@ -41,7 +43,7 @@ def partners(first: Any, second: Any, scores: FloatArray) -> Partners:
     close = (scores >= PARTNER_SCORE) & (first != second)
     one_way = np.stack([first[close], second[close]], axis=1)
     both = np.unique(np.concatenate([one_way, one_way[:, ::-1]]), axis=0)
-    return Partners(both[:, 0], both[:, 1])
+    return RelevantPairs(both[:, 0], both[:, 1])
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class SearchScores:
         mrr: Mean over those sentences of 1 / the rank of the partner that is found first.
     """
 
-    neighbours_kept: float
+    neighbor_recall: float
     recall_at_1: float
     recall_at_10: float
     mrr: float
@@ -65,8 +67,8 @@ class SearchScores:
         return asdict(self)
 
 
-def search(
-    vectors: FloatArray, reference: Any, wanted: Partners, *, queries: FloatArray | None = None, block: int = 1024
+def retrieval_scores(
+    vectors: FloatArray, reference: Any, wanted: RelevantPairs, *, queries: FloatArray | None = None, block: int = 1024
 ) -> SearchScores:
     """Searches every vector among all the others, by cosine.
 
@@ -77,7 +79,7 @@ def search(
         queries: (N, d) what searches, where that is another than the vectors, which are what is found.
         block: Rows of the N x N similarities that are held at a time, so that memory stays bounded.
     """
-    kept = neighbours_kept(reference, nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block))
+    kept = neighbor_recall(reference, nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block))
     unit, asked = unit_tensors(vectors, queries)
     cases = range(0, len(wanted.queries), block)
     ranks = [_ranks(unit, asked, wanted.queries[i : i + block], wanted.targets[i : i + block]) for i in cases]
@@ -90,8 +92,8 @@ def _ranks(unit: torch.Tensor, asked: torch.Tensor, queries: Any, targets: Any) 
     rows = np.arange(len(queries))
     similarity[rows, queries] = -np.inf
     own = similarity[rows, targets][:, None]
-    nearer = np.count_nonzero(similarity > own + TIE, axis=1)
-    equal = np.count_nonzero(similarity >= own - TIE, axis=1) - nearer  # the target is one of them
+    nearer = np.count_nonzero(similarity > own + TIE_TOLERANCE, axis=1)
+    equal = np.count_nonzero(similarity >= own - TIE_TOLERANCE, axis=1) - nearer  # the target is one of them
     ranks: FloatArray = nearer + (equal + 1) / 2
     return ranks
 

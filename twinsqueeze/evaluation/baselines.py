@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twinsqueeze.data.encoder import EncodedPairs
-from twinsqueeze.metrics import asymmetric_scores, score
+from twinsqueeze.evaluation.faiss_baselines import CENTROIDS, SIZES, faiss_version, product_quantizers
+from twinsqueeze.evaluation.metrics import asymmetric_scores, score
+from twinsqueeze.evaluation.retrieval import RelevantPairs, relevant_pairs, retrieval_scores
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
-from twinsqueeze.quantisers import CENTROIDS, SIZES, faiss_version, product_quantisers
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
-from twinsqueeze.retrieval import Partners, partners, search
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
@@ -25,7 +25,10 @@ from twinsqueeze.utils.threads import BLAS_LOCK
 
 Transform = Callable[[FloatArray], FloatArray]
 
+
 PROJECTION_DRAWS = 20
+
+
 # Part of the cache key: raise it when a baseline is computed in another way.
 CACHE_VERSION = "5"
 
@@ -93,7 +96,7 @@ class BaselineTask:
         return digest.hexdigest()
 
 
-def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
+def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     """What makes `dim` numbers of a vector, fitted on `train`, (N, d): in floats, and some of it in fewer bits."""
     # scikit-learn takes a second to import, which a run that finds its baselines cached need not pay
     from sklearn.decomposition import PCA  # noqa: PLC0415 - as above
@@ -120,7 +123,7 @@ def reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
         yield Baseline(f"{name}, signs", dim, bytes_per_vector("binary", dim), True, signs)
 
 
-def encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
+def full_dim_encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
     """What is the same at every dim: all numbers, in floats and fewer bits, and FAISS's product quantisers."""
     dimension = train.shape[1]
     yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_unchanged])
@@ -129,7 +132,7 @@ def encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], 
     yield Baseline(name, None, size, False, signs)
     yield Baseline(f"{name}, {FLOAT_QUERIES}", None, size, True, signs, lambda vectors: vectors - centre)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_at_int8(_unchanged, train)])
-    for name, size, transform in product_quantisers(train, cache, on_training):
+    for name, size, transform in product_quantizers(train, cache, on_training):
         yield Baseline(f"{name}, {size} bytes", None, size, True, [transform])
         yield Baseline(f"{name}, {FLOAT_QUERIES}, {size} bytes", None, size, True, [transform], _unchanged)
 
@@ -149,7 +152,7 @@ def _signs(transform: Transform, train: FloatArray) -> Transform:
     return lambda vectors: dequantize(transform(vectors) - centre, "binary")
 
 
-def what_is_missing(baselines: Sequence[BaselineScores]) -> str | None:
+def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
     """Why FAISS's rows are not among some baselines, and what brings them."""
     if any(baseline.name.startswith("FAISS OPQ") for baseline in baselines):
         return None
@@ -174,7 +177,7 @@ def score_baselines(
         on_scored: Told a baseline's name before each of its draws, on each split.
     """
     reference = {name: nearest_neighbors(split.embeddings) for name, split in task.splits.items()}
-    wanted = {name: partners(split.first, split.second, split.scores) for name, split in task.splits.items()}
+    wanted = {name: relevant_pairs(split.first, split.second, split.scores) for name, split in task.splits.items()}
     results = []
     for baseline in baselines:
         scores, deviations = {}, {}
@@ -198,7 +201,7 @@ def _score(
     split: EncodedPairs,
     labels: FloatArray,
     reference: Any,
-    wanted: Partners,
+    wanted: RelevantPairs,
 ) -> dict[str, float]:
     vectors = transform(split.embeddings)
     queries = asks(split.embeddings) if asks else None
@@ -206,7 +209,7 @@ def _score(
         scores = score(pair_cosines(vectors, split.first, split.second), labels).as_floats()
     else:
         scores = asymmetric_scores(queries, vectors, split.first, split.second, labels)
-    return scores | search(vectors, reference, wanted, queries=queries).as_floats()
+    return scores | retrieval_scores(vectors, reference, wanted, queries=queries).as_floats()
 
 
 def cached_baselines(
@@ -222,7 +225,7 @@ def cached_baselines(
         task: What they are fitted and scored on.
         dim: Numbers that vectors are reduced to.
         cache: Where scores are kept, and FAISS's quantisers.
-        on_training: As for `product_quantisers`.
+        on_training: As for `product_quantizers`.
         on_scored: As for `score_baselines`.
     """
     digest = task.digest
@@ -236,6 +239,6 @@ def cached_baselines(
         cache.put(key, json.dumps([asdict(row) for row in results]).encode())
         return results
 
-    all_numbers, *others = kept(f"faiss {faiss_version()}", lambda: encodings(task.train, cache, on_training))
-    reduced = kept(f"scikit-learn {version('scikit-learn')}, {dim}", lambda: reductions(task.train, dim))
+    all_numbers, *others = kept(f"faiss {faiss_version()}", lambda: full_dim_encodings(task.train, cache, on_training))
+    reduced = kept(f"scikit-learn {version('scikit-learn')}, {dim}", lambda: dimension_reductions(task.train, dim))
     return sorted([all_numbers, *reduced, *others], key=lambda row: row.only_search)

@@ -16,13 +16,22 @@ from twinsqueeze.utils.disk_cache import DiskCache
 
 OnProgress = Callable[[int, int], None]
 
+
 # Bytes of a vector, one for each part that it is cut into.
 SIZES = (16, 32, 64)
+
+
 BITS = 8
+
+
 CENTROIDS = 2**BITS
+
+
 # FAISS's default for the rotation of OPQ, 50 iterations of 40 and then 4 of k-means, takes three times as long and
 # keeps hardly more: on STS-B's test 0.57 of the neighbours instead of 0.56 in 16 bytes, 0.68 both ways in 32.
 ROTATION = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
+
+
 # Part of the cache key: raise it when a quantiser is trained in another way.
 CACHE_VERSION = "1"
 
@@ -32,7 +41,7 @@ def faiss_version() -> str | None:
     return version("faiss-cpu") if importlib.util.find_spec("faiss") else None
 
 
-def product_quantisers(
+def product_quantizers(
     train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]
 ) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
     """PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at 16, 32 and 64 bytes; none where FAISS is not installed.
@@ -59,7 +68,7 @@ def product_quantisers(
     if missing := [what for what in keys if what not in kept]:
         for size, rotated in missing:
             on_training(f"{_name(rotated)}, {size} bytes")
-        for what, payload in _trained(train, missing).items():
+        for what, payload in _train(train, missing).items():
             cache.put(keys[what], payload)
             kept[what] = payload
     for size, rotated in keys:
@@ -76,14 +85,14 @@ def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:
     index = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
 
     def transform(vectors: FloatArray) -> FloatArray:
-        with _alone(faiss):
+        with _single_threaded(faiss):
             restored: FloatArray = index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32)))
         return restored
 
     return transform
 
 
-def _trained(train: FloatArray, wanted: Sequence[tuple[int, bool]]) -> dict[tuple[int, bool], bytes]:
+def _train(train: FloatArray, wanted: Sequence[tuple[int, bool]]) -> dict[tuple[int, bool], bytes]:
     """Quantisers of these sizes, rotated or not: as many are trained at once as there are cores, the longest first."""
     import faiss  # noqa: PLC0415 - an extra
 
@@ -95,7 +104,7 @@ def _trained(train: FloatArray, wanted: Sequence[tuple[int, bool]]) -> dict[tupl
         return payload
 
     longest_first = sorted(wanted, key=lambda what: what[::-1], reverse=True)
-    with _alone(faiss), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _single_threaded(faiss), ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(longest_first, pool.map(trained, longest_first), strict=True))
 
 
@@ -116,7 +125,7 @@ def _untrained(faiss: Any, dimension: int, size: int, rotated: bool) -> Any:
 
 
 @contextmanager
-def _alone(faiss: Any) -> Iterator[None]:
+def _single_threaded(faiss: Any) -> Iterator[None]:
     """FAISS on one thread: the result does not depend on how many there are, and no thread waits for a busy core.
 
     Distances are matrix products from 20 vectors on, as they were before FAISS 1.15, whose own way takes ten times as

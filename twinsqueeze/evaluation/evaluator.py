@@ -7,16 +7,17 @@ import torch
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
-from twinsqueeze.metrics import Interval, Resamples, asymmetric_scores, score
+from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
+from twinsqueeze.evaluation.metrics import asymmetric_scores, score
+from twinsqueeze.evaluation.retrieval import relevant_pairs, retrieval_scores
 from twinsqueeze.model.compressor import Compressor, pair_cosines_of
 from twinsqueeze.model.precision import Int8Ranges, dequantize
-from twinsqueeze.retrieval import partners, search
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
 
 @dataclass(frozen=True)
-class Assessment:
+class EvaluationResult:
     """What a compressor does on a split.
 
     Attributes:
@@ -24,7 +25,7 @@ class Assessment:
         labels: (P,) what they should be.
         scores: mse, mae, pearson, spearman and what `retrieval.SearchScores` has.
         intervals: 95% bootstrap intervals over pairs of the first four.
-        otherwise: Spearman and what `retrieval.SearchScores` has of the same vectors, compared in another way: those
+        by_precision: Spearman and what `retrieval.SearchScores` has of the same vectors, compared in another way: those
             of a compressor that was trained in floats at int8 (where the model has ranges to scale it by) and binary;
             those of one that was trained at fewer bits asymmetric, queries in floats with what is stored.
     """
@@ -33,7 +34,7 @@ class Assessment:
     labels: FloatArray
     scores: dict[str, float]
     intervals: dict[str, Interval]
-    otherwise: dict[str, dict[str, float]]
+    by_precision: dict[str, dict[str, float]]
 
     @property
     def losses(self) -> FloatArray:
@@ -54,11 +55,11 @@ class Evaluator:
         self.split = split
         self.labels = scores_to_labels(split.scores, label_kind)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
-        self._resamples = Resamples(self.labels)
+        self._resamples = PairBootstrap(self.labels)
         self._nearest = nearest_neighbors(split.embeddings)
-        self._partners = partners(split.first, split.second, split.scores)
+        self._partners = relevant_pairs(split.first, split.second, split.scores)
 
-    def __call__(self, compressor: Compressor, ranges: Int8Ranges | None = None) -> Assessment:
+    def __call__(self, compressor: Compressor, ranges: Int8Ranges | None = None) -> EvaluationResult:
         """Measures a compressor.
 
         Args:
@@ -68,23 +69,23 @@ class Evaluator:
         predicted = pair_cosines_of(compressor, self._vectors, self.split)
         vectors = compressor.compress_as_stored(self._vectors).cpu().numpy()
         if compressor.precision == "float32":
-            otherwise = {
+            by_precision = {
                 precision: self._quantised(dequantize(vectors, precision, ranges))
                 for precision in ("int8", "binary")
                 if precision != "int8" or ranges
             }
         else:
-            otherwise = {"asymmetric": self._asymmetric(compressor.compress(self._vectors).cpu().numpy(), vectors)}
-        return Assessment(
+            by_precision = {"asymmetric": self._asymmetric(compressor.compress(self._vectors).cpu().numpy(), vectors)}
+        return EvaluationResult(
             predicted=predicted,
             labels=self.labels,
             scores=score(predicted, self.labels).as_floats() | self._search(vectors),
             intervals=self._resamples.intervals(predicted),
-            otherwise=otherwise,
+            by_precision=by_precision,
         )
 
     def _search(self, vectors: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
-        return search(vectors, self._nearest, self._partners, queries=queries).as_floats()
+        return retrieval_scores(vectors, self._nearest, self._partners, queries=queries).as_floats()
 
     def _asymmetric(self, queries: FloatArray, stored: FloatArray) -> dict[str, float]:
         scores = asymmetric_scores(queries, stored, self.split.first, self.split.second, self.labels)
