@@ -11,7 +11,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from tests.processes import ROOT, write_pairs
-from twinsqueeze import addresses, cli
+from twinsqueeze import cli
+from twinsqueeze.tracking import links
 
 QUICK = str(ROOT / "experiments" / "quick.yaml")
 
@@ -278,6 +279,6 @@ def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
 def test_the_next_commands_stay_in_the_runs_experiment(workplace):
     elsewhere = workplace.client.create_experiment("elsewhere")
     default, other = (workplace.client.create_run(experiment).info for experiment in ("0", elsewhere))
-    assert addresses.next_run(default, "register") == "mlflow run . --env-manager local -e register"
-    command = addresses.next_run(other, "evaluate", model="x")
+    assert links.mlflow_run_command(default, "register") == "mlflow run . --env-manager local -e register"
+    command = links.mlflow_run_command(other, "evaluate", model="x")
     assert command == f"mlflow run . --env-manager local --experiment-id {elsewhere} -e evaluate -P model=x"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from twinsqueeze import journal
 from twinsqueeze.errors import InputError
-from twinsqueeze.journal import InUseError, Record, read_record, record_folders
+from twinsqueeze.tracking.spool import journal
+from twinsqueeze.tracking.spool.journal import InUseError, RunSpool, read_record, record_folders
 
 # What JSON keeps as it was.
 values = st.recursive(
@@ -32,8 +32,8 @@ def state(tmp_path, monkeypatch) -> Path:
     return tmp_path / "state"
 
 
-def written(what: list[dict]) -> Record:
-    record = Record.create("a run", "sqlite:////somewhere/mlflow.db")
+def written(what: list[dict]) -> RunSpool:
+    record = RunSpool.create("a run", "sqlite:////somewhere/mlflow.db")
     for operation in what:
         record.append(operation)
     record.release()
@@ -50,7 +50,7 @@ def test_a_file_that_is_cut_loses_its_last_line_at_most(state, what, data):
     file.write_bytes(whole[:cut])
     lines = whole[:cut].count(b"\n") - 1
     assert read_record(record.folder) == (record.about, what[:lines])
-    assert Record.open(record.folder).operations == what[:lines]
+    assert RunSpool.open(record.folder).operations == what[:lines]
 
 
 @anew
@@ -88,24 +88,24 @@ def test_lines_in_another_order_or_left_out_are_refused(state, what, data):
 def test_what_was_sent_is_not_sent_again_and_a_torn_line_of_it_is_harmless(state):
     what = [{"op": "tags", "values": {"a": str(i)}} for i in range(4)]
     record = written(what)
-    record = Record.open(record.folder)
-    record.acknowledge(1, {"run_id": "x"})
-    record.acknowledge(3, {"run_id": "x", "models": {"m": "y"}})
+    record = RunSpool.open(record.folder)
+    record.mark_sent(1, {"run_id": "x"})
+    record.mark_sent(3, {"run_id": "x", "models": {"m": "y"}})
     record.release()
-    again = Record.open(record.folder)
+    again = RunSpool.open(record.folder)
     assert (again.sent, again.known) == (3, {"run_id": "x", "models": {"m": "y"}})
     again.release()
     sent = record.folder / journal.SENT
     sent.write_bytes(sent.read_bytes()[:-3])
-    torn = Record.open(record.folder)
+    torn = RunSpool.open(record.folder)
     assert torn.sent == 0
-    torn.acknowledge(2, {})
+    torn.mark_sent(2, {})
     torn.release()
-    assert Record.open(record.folder).sent == 2
+    assert RunSpool.open(record.folder).sent == 2
 
 
 def test_files_that_have_changed_are_not_sent(state):
-    record = Record.create("a run", "sqlite:////somewhere/mlflow.db")
+    record = RunSpool.create("a run", "sqlite:////somewhere/mlflow.db")
     folder = record.new_folder()
     (folder / "figures").mkdir()
     (folder / "figures" / "x.png").write_bytes(b"as it was")
@@ -118,7 +118,7 @@ def test_files_that_have_changed_are_not_sent(state):
 
 def test_a_record_is_in_use_while_its_process_lives(state):
     program = (
-        "import sys, time\nfrom twinsqueeze.journal import Record\n"
+        "import sys, time\nfrom twinsqueeze.tracking.spool.journal import Record\n"
         "record = Record.create('a run', 'x')\nrecord.append({'op': 'tags', 'values': {}})\n"
         "print(record.folder, flush=True)\ntime.sleep(60)"
     )
@@ -126,10 +126,10 @@ def test_a_record_is_in_use_while_its_process_lives(state):
         folder = Path(process.stdout.readline().strip())
         assert record_folders() == [folder]
         with pytest.raises(InUseError):
-            Record.open(folder)
+            RunSpool.open(folder)
         assert read_record(folder)[1] == [{"op": "tags", "values": {}}]
         process.kill()
-    record = Record.open(folder)
+    record = RunSpool.open(folder)
     record.remove()
     assert record_folders() == []
 
@@ -137,4 +137,4 @@ def test_a_record_is_in_use_while_its_process_lives(state):
 def test_a_file_in_the_folders_place_is_refused(state):
     state.write_text("in the way")
     with pytest.raises(InputError, match="have TWINSQUEEZE_STATE name another folder"):
-        Record.create("a run", "x")
+        RunSpool.create("a run", "x")

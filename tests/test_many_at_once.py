@@ -19,8 +19,8 @@ import pytest
 
 from tests.contention import check_succession, contend
 from tests.processes import Workplace, together, wait_until_healthy
-from twinsqueeze import tracking
 from twinsqueeze.errors import InputError
+from twinsqueeze.tracking.run import check_tracking_server
 
 EPOCHS = 3
 TRAIN = ["train", "--epochs", str(EPOCHS), "--dim", "8", "--device", "cpu", "--dataset"]
@@ -64,7 +64,7 @@ def test_a_file_that_is_no_database_is_refused_at_once(workplace, monkeypatch):
     mlflow.set_tracking_uri(None)
     begun = time.monotonic()
     with pytest.raises(InputError, match="can't be used"):
-        tracking.check_server()
+        check_tracking_server()
     assert time.monotonic() - begun < 60  # MLflow tries for 100 seconds
 
 
@@ -235,10 +235,10 @@ os.kill(os.getpid(), 9)
 def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
     mlflow.set_tracking_uri(None)
-    tracking.check_server()
+    check_tracking_server()
     file = workplace.folder / "mlflow.db"
     subprocess.run([sys.executable, "-c", KILLED_WRITER, str(file)], check=False)
     assert file.with_name("mlflow.db-journal").stat().st_size > 0
-    tracking.check_server()
+    check_tracking_server()
     with closing(sqlite3.connect(file)) as database:
         assert database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)

@@ -16,7 +16,7 @@ import pytest
 from mlflow.entities import Run
 
 from tests.processes import Workplace
-from twinsqueeze.left_runs import LeftRuns, end_left_runs
+from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
 from twinsqueeze.training.checkpointing import SUFFIX
 from twinsqueeze.utils.processes import ProcessIdentity
 
@@ -284,8 +284,8 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypa
     ended = workplace.client.create_run("0", tags={"twinsqueeze.process": texts["gone"]}).info.run_id
     workplace.client.set_terminated(ended, "FINISHED")
 
-    found = end_left_runs("0", lambda tags: tags["same"] == "True", "Run x goes on.")
-    assert found == LeftRuns(
+    found = mark_orphans_killed("0", lambda tags: tags["same"] == "True", "Run x goes on.")
+    assert found == OrphanedRuns(
         same=[ids["gone, of the same"]],
         others=[ids["with a number that is another's now"], ids["gone"]],
         elsewhere={ids["elsewhere, of the same"]: "elsewhere"},
@@ -295,7 +295,7 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypa
     assert killed == {"gone", "gone, of the same", "with a number that is another's now"}
     assert runs["gone, of the same"].data.tags["mlflow.note.content"].endswith(" is gone. Run x goes on.")
     assert runs["gone"].data.tags["mlflow.note.content"].endswith(" is gone.")
-    assert end_left_runs("0", lambda tags: False, "") == LeftRuns()
+    assert mark_orphans_killed("0", lambda tags: False, "") == OrphanedRuns()
 
 
 def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsys):

@@ -16,9 +16,11 @@ import pytest
 from safetensors.numpy import save
 
 from tests.processes import ROOT, wait_until_healthy
-from twinsqueeze import addresses, model_store, registry, tracking
+from twinsqueeze import model_store, registry
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run import start_run
 from twinsqueeze.utils.text import redact_credentials
 
 # Of the project, what git has or would take.
@@ -163,7 +165,7 @@ def registered(tmp_path_factory) -> str:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(None)
-        with tracking.open_run("run", "train") as run:
+        with start_run("run", "train") as run:
             model = run.model(save(layer), np.ones((1, 8), np.float32), 4, {})
         registry.promote(registry.add_version(run.delivery.models[model], "", {}), None)
     return uri
@@ -286,9 +288,9 @@ def test_a_traceback_has_no_password(tmp_path):
 
 
 def test_a_database_with_a_password_is_not_printed(store, monkeypatch):
-    with tracking.open_run("run", "train") as run:
+    with start_run("run", "train") as run:
         monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:s3cret@host/db")
-        shown = str(addresses.where_to_look(run))
+        shown = str(links.ui_steps(run))
     assert "s3cret" not in shown
     assert "$MLFLOW_TRACKING_URI" in shown
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from twinsqueeze import sender
-from twinsqueeze.journal import Record, read_known, record_folders
-from twinsqueeze.sender import RefusedError, Sender
+from twinsqueeze.tracking.spool import uploader
+from twinsqueeze.tracking.spool.journal import RunSpool, read_known, record_folders
+from twinsqueeze.tracking.spool.uploader import RefusedError, Uploader
 
 
 class Fake:
@@ -32,8 +32,8 @@ class Fake:
 @pytest.fixture(autouse=True)
 def hurried(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TWINSQUEEZE_STATE", str(tmp_path))
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(sender, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def thread(said) -> Iterator[Sender]:
-    thread = Sender("the server", tell=said.append)
+def thread(said) -> Iterator[Uploader]:
+    thread = Uploader("the server", tell=said.append)
     yield thread
     thread.stop()
 
 
-def begun(thread: Sender, delivery: Fake, *operations: str) -> Record:
-    record = Record.create("a run", "x")
+def begun(thread: Uploader, delivery: Fake, *operations: str) -> RunSpool:
+    record = RunSpool.create("a run", "x")
     shipment = thread.add(record, delivery)
     for operation in operations:
         record.append({"op": operation})
@@ -81,7 +81,7 @@ def test_patience_ends_and_the_record_says_how_far_it_came(thread):
     assert thread.failure == "away"
     thread.stop()
     assert read_known(record.folder) == {"sent": ["a"]}
-    again = Record.open(record.folder)
+    again = RunSpool.open(record.folder)
     assert (again.sent, [operation["op"] for operation in again.operations]) == (1, ["a", "b", "end"])
     again.release()
 

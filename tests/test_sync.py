@@ -10,11 +10,15 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from safetensors.numpy import save
 
-from twinsqueeze import addresses, kept, resuming, run_tags, sender, sync, tracking
-from twinsqueeze.delivery import DATABASE_ATTEMPTS, MlflowDelivery
+from twinsqueeze import resuming, sync
 from twinsqueeze.errors import InputError
-from twinsqueeze.journal import Record, record_folders
-from twinsqueeze.left_runs import LeftRuns, end_left_runs
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking import run as run_module
+from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
+from twinsqueeze.tracking.spool import pending, uploader
+from twinsqueeze.tracking.spool.journal import RunSpool, record_folders
+from twinsqueeze.tracking.spool.replay import DATABASE_ATTEMPTS, RunReplayer
+from twinsqueeze.tracking.tags import PROCESS
 from twinsqueeze.utils.processes import ProcessIdentity
 
 
@@ -25,7 +29,7 @@ class Fault:
         self.away = self.losing = False
         self.lost: set[tuple[str, int]] = set()
 
-    def send(self, delivery: MlflowDelivery, operation, *, again: bool) -> None:
+    def send(self, delivery: RunReplayer, operation, *, again: bool) -> None:
         if self.away:
             raise OSError("away")
         self.original(delivery, operation, again=again)
@@ -33,15 +37,15 @@ class Fault:
             self.lost.add((delivery.record.folder.name, id(operation)))
             raise OSError("the answer was lost")
 
-    original = staticmethod(MlflowDelivery.send)
+    original = staticmethod(RunReplayer.send)
 
 
 @pytest.fixture
 def fault(monkeypatch) -> Fault:
     fault = Fault()
-    monkeypatch.setattr(MlflowDelivery, "send", lambda delivery, what, again: fault.send(delivery, what, again=again))
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(sender, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(RunReplayer, "send", lambda delivery, what, again: fault.send(delivery, what, again=again))
+    monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.02)
     return fault
 
 
@@ -49,7 +53,7 @@ def fault(monkeypatch) -> Fault:
 def client(tmp_path, monkeypatch, fault) -> mlflow.MlflowClient:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWINSQUEEZE_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(tracking, "patience", lambda: 0.3 if fault.away else 60)
+    monkeypatch.setattr(run_module, "patience", lambda: 0.3 if fault.away else 60)
     monkeypatch.setattr(sync, "patience", lambda: 0.3 if fault.away else 60)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(None)
@@ -60,7 +64,7 @@ def write(fault: Fault, *, away: bool = False) -> None:
     """A parent with a child; the store goes away after the parent has begun."""
     rng = np.random.default_rng(0)
     layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
-    with tracking.open_run("a", "train") as run:
+    with run_module.start_run("a", "train") as run:
         fault.away = away
         run.params({"alpha": 0.75, "seed": 1})
         data = run.data("train", "pairs", "0123abcd", "/nowhere")
@@ -70,9 +74,9 @@ def write(fault: Fault, *, away: bool = False) -> None:
         run.metrics({"dev/mse": 0.1, "dev/mae": 0.3}, 30, model, data)
         run.table("predictions", pd.DataFrame({"a": [1, 2]}))
         run.frame("losses", pd.DataFrame({"a": [1.5, 2.5]}))
-        with tracking.open_run("b", "train", nested=True) as child:
+        with run_module.start_run("b", "train", nested=True) as child:
             child.metrics({"dev/mse": 0.2}, 3)
-    tracking.settle()
+    run_module.flush()
 
 
 def contents(client: mlflow.MlflowClient, leave_out: set[str] = frozenset()) -> dict[str, dict]:
@@ -156,18 +160,18 @@ def test_records_of_other_stores_and_damaged_ones_are_left_alone(client, fault, 
 
 
 def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault, capsys):
-    with tracking.open_run("a", "train") as run:
+    with run_module.start_run("a", "train") as run:
         run_id = run.run_id
         sync.sync()
         assert "its command is running" in capsys.readouterr().err
-    record = Record.create("a", addresses.store_uri())
+    record = RunSpool.create("a", links.store_uri())
     record.append({"op": "begin", "given": run_id, "tags": {}, "time": 1})
     record.append({"op": "metrics", "rows": [["dev/mse", 0.5, 1, 1, None, None, None]]})
     record.release()
     sync.sync()
     found = client.get_run(run_id)
     assert found.info.status == "KILLED"
-    assert found.data.tags["mlflow.note.content"] == kept.GONE
+    assert found.data.tags["mlflow.note.content"] == pending.GONE
     assert found.data.metrics == {"dev/mse": 0.5}
 
 
@@ -178,13 +182,13 @@ def whole(client, fault) -> str:
         write(fault, away=True)
     (run,) = client.search_runs(["0"])
     gone = ProcessIdentity.current().model_copy(update={"started": 1.0})
-    client.set_tag(run.info.run_id, run_tags.PROCESS, gone.model_dump_json())
+    client.set_tag(run.info.run_id, PROCESS, gone.model_dump_json())
     fault.away = False
     return run.info.run_id
 
 
 def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, whole):
-    assert end_left_runs("0", lambda tags: True, "") == LeftRuns()
+    assert mark_orphans_killed("0", lambda tags: True, "") == OrphanedRuns()
     sync.sync()
     assert {found.info.status for found in client.search_runs(["0"])} == {"FINISHED"}
 
@@ -192,13 +196,13 @@ def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, whole):
 def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, whole, capsys):
     """And its child, which had not even begun there; but nothing that was recorded of another experiment."""
     other = client.create_experiment("other")
-    stranger = Record.create("stranger", addresses.store_uri())
+    stranger = RunSpool.create("stranger", links.store_uri())
     stranger.append({"op": "begin", "given": None, "experiment": other, "tags": {}, "time": 1})
     stranger.append({"op": "end", "status": "FINISHED", "time": 2})
     stranger.release()
-    with tracking.open_run("next", "train") as run:
+    with run_module.start_run("next", "train") as run:
         resuming.end_left_runs(run, lambda tags: True, "goes on")
-    tracking.settle()
+    run_module.flush()
     assert f"a ({whole}) had ended" in capsys.readouterr().err
     statuses = {found.info.run_name: found.info.status for found in client.search_runs(["0"])}
     assert statuses == {"a": "FINISHED", "b": "FINISHED", "next": "FINISHED"}

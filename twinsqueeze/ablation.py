@@ -11,7 +11,7 @@ from typing import Self
 
 import pandas as pd
 
-from twinsqueeze import addresses, comparison, drawing, records, report, report_terminal, resuming, run_tags, tracking
+from twinsqueeze import comparison, drawing, records, report, report_terminal, resuming
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.drawing import Draw
@@ -19,7 +19,10 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.grid import load_grid
 from twinsqueeze.material import Material, gather
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run import start_run
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.tags import DATASET_DIGEST, GRID_DIGEST, RECIPE_DIGEST
 from twinsqueeze.training import worker_pool
 from twinsqueeze.training.batching import num_parallel_batches, resolve_device
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
@@ -64,7 +67,7 @@ def ablate(
     recipes = load_grid(grid, **fixed)
     materials = _gather(recipes, score_max)
     notices = dict.fromkeys(m.data.notice for m in materials.values() if m.data.notice)
-    with tracking.open_run(Path(grid).stem, "ablation") as parent:
+    with start_run(Path(grid).stem, "ablation") as parent:
         parent.params({"grid": grid, "replicas": len(recipes)})
         parent.file(Path(grid))
         if len(materials) == 1:
@@ -96,9 +99,9 @@ def ablate(
         console.warn(notice)
     report_terminal.print_next_steps(
         [
-            ("tables, figures and a report", addresses.next_run(parent, "compare")),
-            ("put the best in use", addresses.next_run(parent, "register")),
-            *addresses.where_to_look(parent),
+            ("tables, figures and a report", links.mlflow_run_command(parent, "compare")),
+            ("put the best in use", links.mlflow_run_command(parent, "register")),
+            *links.ui_steps(parent),
         ]
     )
 
@@ -132,15 +135,15 @@ def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> compariso
     return recipe.digest, material.data.digest, records.encoder_fingerprint(material)
 
 
-def _end_left_runs(parent: RunWriter, recipes: Sequence[Recipe], materials: dict[Source, Material]) -> None:
+def _end_left_runs(parent: RunLogger, recipes: Sequence[Recipe], materials: dict[Source, Material]) -> None:
     """Ends what was left RUNNING of this grid, or of anything, by processes that were killed."""
     fingerprints = {_fingerprint(recipe, materials)[:2] for recipe in recipes}
     grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
-    parent.tags({run_tags.GRID_DIGEST: grid_digest})
+    parent.tags({GRID_DIGEST: grid_digest})
 
     def is_same(tags: Mapping[str, str]) -> bool:
-        trained = tags.get(run_tags.RECIPE_DIGEST, ""), tags.get(run_tags.DATASET_DIGEST, "")
-        return tags.get(run_tags.GRID_DIGEST) == grid_digest or trained in fingerprints
+        trained = tags.get(RECIPE_DIGEST, ""), tags.get(DATASET_DIGEST, "")
+        return tags.get(GRID_DIGEST) == grid_digest or trained in fingerprints
 
     resuming.end_left_runs(parent, is_same, "goes on with the grid")
 
@@ -289,7 +292,7 @@ class _Watch:
 
 def _record(fitted: TrainingResult, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
     check_interrupted()
-    with tracking.open_run(fitted.recipe.name, "train", nested=True) as run:
+    with start_run(fitted.recipe.name, "train", nested=True) as run:
         inputs = records.begin_training(run, fitted.recipe, material)
         resuming.note_taken_up(run, fitted.resumed_from_epoch, fitted.recipe.epochs)
         records.record_curves(run, fitted)

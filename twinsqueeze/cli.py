@@ -32,7 +32,7 @@ def run() -> None:
         signals.exit_with_parent(run_id)
     try:
         cli(standalone_mode=False)
-        if tracking := sys.modules.get("twinsqueeze.tracking"):  # else nothing was recorded
+        if tracking := sys.modules.get("twinsqueeze.tracking.run"):  # else nothing was recorded
             tracking.settle()
     except (InputError, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
@@ -62,9 +62,9 @@ def _print_traceback(kind: type[BaseException], error: BaseException, where: Tra
 
 def _end_given_run(reason: str, status: str = "FAILED") -> None:
     if os.environ.get("MLFLOW_RUN_ID"):  # gone once the run is taken up, which then ends it itself
-        from twinsqueeze.tracking import fail_given_run  # noqa: PLC0415 - MLflow, where there is a run
+        from twinsqueeze.tracking.run import fail_env_run  # noqa: PLC0415 - MLflow, where there is a run
 
-        fail_given_run(reason, status)
+        fail_env_run(reason, status)
 
 
 @click.group(

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from twinsqueeze import addresses, comparison, report, report_terminal, tracking
+from twinsqueeze import comparison, report, report_terminal
 from twinsqueeze.ablation_table import Row, TrainedRun, tabulate
 from twinsqueeze.errors import InputError
 from twinsqueeze.illustrations import illustrated
 from twinsqueeze.report import Section
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import defer_signals
 
@@ -30,7 +32,7 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
     """
     if output:
         _check_output(output, overwrite)
-    tracking.check_server()
+    check_tracking_server()
     experiment_id = comparison.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
     found = comparison.read_runs(experiment_id)
     if not found.runs:
@@ -46,7 +48,7 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
     for note in notes:
         console.info(note)
 
-    with tracking.open_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
+    with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
         run.params({"experiment": experiment, "compared_runs": len(found.runs)})
         run.describe(report.summary(tables, notes))
         sections = illustrated(tables)
@@ -56,9 +58,9 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
             _put(Path(folder), output)
     steps = [("read the report", str(output / "report.html"))] if output else []
     best = tables[0].best
-    steps.append(("evaluate the best again", addresses.next_run(run, "evaluate", model=_middle(best).run_id)))
-    steps.append(("put the best in use", addresses.next_run(run, "register")))
-    report_terminal.print_next_steps([*steps, *addresses.where_to_look(run)])
+    steps.append(("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=_middle(best).run_id)))
+    steps.append(("put the best in use", links.mlflow_run_command(run, "register")))
+    report_terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
 def _middle(row: Row) -> TrainedRun:

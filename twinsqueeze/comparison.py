@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from twinsqueeze import addresses, run_tags, tracking
 from twinsqueeze.ablation_table import SCORES, SEARCH_COST, SPLITS, BaselineRow, Kind, TrainedRun
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.seeds import Spread
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run import env_run_id
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, FILE_SHA256, KIND, NOTICE, TEST_DIGEST, TRAINED_RUN
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
@@ -70,7 +72,7 @@ def resolve_experiment(name: str | None) -> str:
         InputError: If there is none.
     """
     client = mlflow.MlflowClient()
-    if name is None and (run_id := tracking.given_run()):
+    if name is None and (run_id := env_run_id()):
         return str(client.get_run(run_id).info.experiment_id)
     name = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
     found = client.get_experiment_by_name(name)
@@ -119,9 +121,7 @@ def _search(experiment_id: str, kind: str) -> Iterator[Run]:
     token = None
     try:
         while True:
-            page = client.search_runs(
-                [experiment_id], f"tags.`{run_tags.KIND}` = '{kind}'", max_results=PAGE, page_token=token
-            )
+            page = client.search_runs([experiment_id], f"tags.`{KIND}` = '{kind}'", max_results=PAGE, page_token=token)
             yield from page
             token = page.token
             if not token:
@@ -136,8 +136,8 @@ def _newest_evaluations(evaluations: Iterable[Run]) -> dict[str, list[Run]]:
     """Finished evaluations by the run that they evaluate, the newest last."""
     found: dict[str, list[Run]] = {}
     for run in sorted(evaluations, key=lambda run: run.info.start_time):
-        if run.info.status == "FINISHED" and run_tags.TRAINED_RUN in run.data.tags:
-            found.setdefault(run.data.tags[run_tags.TRAINED_RUN], []).append(run)
+        if run.info.status == "FINISHED" and TRAINED_RUN in run.data.tags:
+            found.setdefault(run.data.tags[TRAINED_RUN], []).append(run)
     return found
 
 
@@ -146,35 +146,35 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
     known = {**ADDED_LATER, **params}
     recipe = Recipe.parse({name: known[name] for name in Recipe.model_fields})
     metrics = dict(run.data.metrics)
-    test_digest = tags.get(run_tags.TEST_DIGEST)
+    test_digest = tags.get(TEST_DIGEST)
     for evaluation in evaluations or ():
-        if evaluation.data.tags.get(run_tags.DATASET_DIGEST) != tags[run_tags.DATASET_DIGEST]:
+        if evaluation.data.tags.get(DATASET_DIGEST) != tags[DATASET_DIGEST]:
             continue
         found = evaluation.data.metrics.items()
         metrics |= {name: value for name, value in found if name.startswith(f"{SEARCH_COST}/")}
         on_test = {name: value for name, value in found if name.startswith(("test/", "uncertainty/test_"))}
         if on_test:
             metrics |= on_test
-            test_digest = evaluation.data.tags[run_tags.TEST_DIGEST]
+            test_digest = evaluation.data.tags[TEST_DIGEST]
     return TrainedRun(
         run_id=run.info.run_id,
-        link=addresses.address(run.info.experiment_id, run.info.run_id),
+        link=links.run_url(run.info.experiment_id, run.info.run_id),
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         recipe=recipe,
         kind=Kind(
-            dataset_digest=tags[run_tags.DATASET_DIGEST],
+            dataset_digest=tags[DATASET_DIGEST],
             test_digest=test_digest,
             encoder_fingerprint=params["encoder_fingerprint"],
             labels=recipe.labels,
             objective=recipe.objective,
         ),
-        dataset=escape_control_chars(tags[run_tags.DATASET]),
-        notice=tags.get(run_tags.NOTICE) and escape_control_chars(tags[run_tags.NOTICE]),
+        dataset=escape_control_chars(tags[DATASET]),
+        notice=tags.get(NOTICE) and escape_control_chars(tags[NOTICE]),
         metrics=metrics,
     )
 
 
-def recorded_run(run: RunWriter) -> TrainedRun:
+def recorded_run(run: RunLogger) -> TrainedRun:
     """A training that this process has recorded, whether the store has it yet or not."""
     return _trained_run(run.as_run(), None)
 
@@ -277,7 +277,7 @@ def _artifact(run_id: str, path: str) -> Path:
     """A run's file, as it was recorded."""
     try:
         file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
-        recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{run_tags.FILE_SHA256}{path}")
+        recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{FILE_SHA256}{path}")
     except Exception as error:  # stores answer a missing file with exceptions of many kinds
         raise InputError(f"run {run_id} has no {path}: {redact_credentials(one_line(error))}") from error
     with _readable(run_id, path):

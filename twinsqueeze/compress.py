@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import twinsqueeze
-from twinsqueeze import model_store, tracking
+from twinsqueeze import model_store
 from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
@@ -22,6 +22,7 @@ from twinsqueeze.model.sentence_transformer import build_sentence_transformer, l
 from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
 from twinsqueeze.sources import AUTO, Block, Source, open_source
+from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.utils import console
 from twinsqueeze.utils.files import expand_user
@@ -126,8 +127,8 @@ def compress(
 @contextmanager
 def _run(name: str) -> Iterator[Callable[[str], None]]:
     """The run that `mlflow run` made, if it did; this command makes none. Yields what describes it."""
-    if tracking.given_run():
-        with tracking.open_run(name, "compression") as run:
+    if env_run_id():
+        with start_run(name, "compression") as run:
             yield run.describe
     else:
         yield lambda _: None

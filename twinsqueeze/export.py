@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from twinsqueeze import model_store, tracking
+from twinsqueeze import model_store
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
@@ -15,7 +15,8 @@ from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
 from twinsqueeze.model_card import model_card
 from twinsqueeze.model_store import FoundModel
-from twinsqueeze.run_writer import CARD_FILE, CHECKPOINT_FILE
+from twinsqueeze.tracking.run import env_run_id, start_run
+from twinsqueeze.tracking.run_logger import CARD_FILE, CHECKPOINT_FILE
 from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.files import expand_user
 from twinsqueeze.utils.text import escape_markdown
@@ -67,8 +68,8 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         raise InputError(f"output {str(output)!r} can't be written: {one_line(error)}") from error
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     console.print_result(f"Written to {output}: {', '.join(files)}.")
-    if tracking.given_run():  # `mlflow run` has made one, which should say what it was for
-        with tracking.open_run("export", "export") as run:
+    if env_run_id():  # `mlflow run` has made one, which should say what it was for
+        with start_run("export", "export") as run:
             run.describe(escape_markdown(f"Wrote model {model} to {output} ({format})."))
 
 

@@ -7,13 +7,13 @@ from itertools import count
 
 import torch
 
-from twinsqueeze import tracking
 from twinsqueeze.data.encoder import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.tracking import run
 from twinsqueeze.utils import console
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.signals import check_interrupted
@@ -121,7 +121,7 @@ def gather(
     if data.notice:
         console.warn(data.notice)
     encoder = resolve_encoder(encoder_name, device.type)
-    tracking.check_server()
+    run.check_tracking_server()
     cache = DiskCache()
     with _encoding("encoding") as on_progress:
         encoded = embed_pairs(data.splits, encoder, cache, validate_dim=validate_dim, on_progress=on_progress)

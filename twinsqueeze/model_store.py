@@ -11,8 +11,10 @@ import mlflow
 from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from twinsqueeze import run_tags, run_writer, tracking
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.tracking import run_logger
+from twinsqueeze.tracking.run import check_tracking_server
+from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.utils.files import describe_change, describe_file_change, dir_sha256, expand_user, file_sha256, is_dir
 from twinsqueeze.utils.text import redact_credentials
 
@@ -60,14 +62,14 @@ def find_model(model: str) -> FoundModel:
     files = _files(folder, model)
     if origin and (all_files := origin.tags.get(FILES_SHA256)):
         _refuse(describe_change(json.loads(all_files), dir_sha256(folder, LEFT_BY_READING)), model)
-    weights = [path for path in files if path.name == run_writer.CHECKPOINT_FILE]
+    weights = [path for path in files if path.name == run_logger.CHECKPOINT_FILE]
     weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
-    if origin and (recorded := origin.tags.get(f"{run_tags.FILE_SHA256}{run_writer.CHECKPOINT_FILE}")):
-        _refuse(describe_file_change(run_writer.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
+    if origin and (recorded := origin.tags.get(f"{FILE_SHA256}{run_logger.CHECKPOINT_FILE}")):
+        _refuse(describe_file_change(run_logger.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
     text_models = sorted(path.parent for path in files if path.name == "modules.json")
-    card = weights[0].with_name(run_writer.CARD_FILE)
+    card = weights[0].with_name(run_logger.CARD_FILE)
     beside = text_models[0] if text_models else None, card if card.is_file() else None
     if not (folder / "MLmodel").is_file():
         return FoundModel(weights[0], None, None, *beside)
@@ -75,7 +77,7 @@ def find_model(model: str) -> FoundModel:
         logged = Model.load(str(folder))
     except Exception as error:  # YAML that is no model's gives errors of many kinds
         raise InputError(f"MLmodel of model {model!r} can't be read: {_line(error)}") from error
-    trained_run = (logged.metadata or {}).get(run_tags.TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
+    trained_run = (logged.metadata or {}).get(TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
     return FoundModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
 
 
@@ -108,14 +110,14 @@ def _files(folder: Path, model: str) -> list[Path]:
 
 def _model_uri(model: str) -> str:
     if re.match(r"(models|runs):/", model):
-        tracking.check_server()
+        check_tracking_server()
         return model
     if not re.fullmatch(r"[0-9a-f]{32}", model):
         raise InputError(
             f"model {model!r} is neither a run's id (32 hex digits) nor a model's URI (models:/..., runs:/...) nor a "
             "folder that is there"
         )
-    tracking.check_server()
+    check_tracking_server()
     try:
         run = mlflow.get_run(model)
     except mlflow.MlflowException as error:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from twinsqueeze import addresses, comparison, model_store, records, registry, report_terminal, run_tags, tracking
+from twinsqueeze import comparison, model_store, records, registry, report_terminal
 from twinsqueeze.ablation_table import TrainedRun, tabulate
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
@@ -17,7 +17,10 @@ from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
 from twinsqueeze.registry import Version
 from twinsqueeze.report import NAMES
-from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.tags import DATASET_DIGEST, TRAINED_RUN
 from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
@@ -77,7 +80,7 @@ def register(
         reason = ": test takes no part in a choice" if metric.startswith("test/") else ""
         raise InputError(f"metric must be one of {known}, not {metric!r}{reason}")
     registry.check_registry()
-    tracking.check_server()
+    check_tracking_server()
     if rollback:
         _roll_back()
         return
@@ -91,9 +94,9 @@ def register(
     candidate = _open(run_id)
     material = _dev_pairs(candidate, candidate.provenance.recipe.encoder, choice.run)
     verdict = _compare(candidate, material, champion, choice)
-    with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
+    with start_run(f"register-{choice.run.recipe.name}", "registration") as run:
         run.params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
-        run.tags(records.data_tags(material) | {run_tags.TRAINED_RUN: run_id})
+        run.tags(records.data_tags(material) | {TRAINED_RUN: run_id})
         # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
         version = known_version or _register(run, candidate, material, choice, verdict)
         while not registry.settle(version, champion, promoted=verdict.promoted):
@@ -112,22 +115,22 @@ def register(
     if material.data.notice:
         console.warn(material.data.notice)
     after = (
-        ("undo the promotion", addresses.next_run(run, "register", rollback="true"))
+        ("undo the promotion", links.mlflow_run_command(run, "register", rollback="true"))
         if verdict.promoted
         else ("put it in use all the same", _by_hand(version.number))
     )
-    report_terminal.print_next_steps([*_uses(alias), after, *addresses.where_to_look(run)])
+    report_terminal.print_next_steps([*_uses(alias), after, *links.ui_steps(run)])
 
 
 def _roll_back() -> None:
     former, back = registry.roll_back()
     left = f", in the place of version {former.number}" if former else ""
-    with tracking.open_run("rollback", "registration") as run:
+    with start_run("rollback", "registration") as run:
         text = f"Rolled back: version {back.number} is the champion again{left}."
         run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
         run.describe(text)
     console.print_result(text)
-    report_terminal.print_next_steps([*_uses(registry.CHAMPION), *addresses.where_to_look(run)])
+    report_terminal.print_next_steps([*_uses(registry.CHAMPION), *links.ui_steps(run)])
 
 
 def _uses(alias: str) -> list[tuple[str, str]]:
@@ -149,7 +152,7 @@ def _leave(choice: Choice, version: Version, metric: str) -> None:
     rolled_back = version.tags.get(registry.ROLLED_BACK)
     since = f" It was rolled back at {rolled_back}." if rolled_back else ""
     text = f"That run is {version} of {registry.NAME} already, so nothing was registered.{since}"
-    with tracking.open_run(f"register-{choice.run.recipe.name}", "registration") as run:
+    with start_run(f"register-{choice.run.recipe.name}", "registration") as run:
         run.params({"metric": metric, "trained_run": choice.run.run_id, "version": version.number})
         run.describe(text)
     console.print_result(_chosen(choice), text)
@@ -281,18 +284,18 @@ def _predictions(trained: Trained, material: Material) -> FloatArray:
     return pair_cosines_of(trained.compressor.to(material.device), vectors, split)
 
 
-def _register(run: RunWriter, candidate: Trained, material: Material, choice: Choice, verdict: Verdict) -> Version:
+def _register(run: RunLogger, candidate: Trained, material: Material, choice: Choice, verdict: Verdict) -> Version:
     """Makes the text model, logs it with its card and registers it."""
     run_id = choice.run.run_id
     model = build_sentence_transformer(material.encoder, candidate.compressor)
     card = _card(candidate, choice, verdict, model.max_seq_length)
     name = run.text_model(model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump())
-    tracking.settle()
+    flush()
     model_id = run.model_id(name)
     run.describe(f"{_chosen(choice)} {verdict.text}")
     tags = {
-        run_tags.TRAINED_RUN: run_id,
-        run_tags.DATASET_DIGEST: material.data.digest,
+        TRAINED_RUN: run_id,
+        DATASET_DIGEST: material.data.digest,
         registry.DEV_DIGEST: material.data.splits[SPLIT].digest,
         registry.LABELS: candidate.provenance.recipe.labels,
     }

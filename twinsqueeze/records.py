@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 import twinsqueeze
-from twinsqueeze import addresses, drawing, figures, report, report_terminal, run_tags, search_table
+from twinsqueeze import drawing, figures, report, report_terminal, search_table
 from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
 from twinsqueeze.drawing import Draw, Drawing
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
@@ -24,9 +24,11 @@ from twinsqueeze.material import Material
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.run_writer import LoggedData, RunWriter
 from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.search_table import SearchRow
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run_logger import LoggedData, RunLogger
+from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, TEST_DIGEST
 from twinsqueeze.training.loop import TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
@@ -65,19 +67,19 @@ class Outcome:
         return search_table.of_run(self.title, self.precision, self.dim, self.bytes, self.assessments, self.baselines)
 
 
-def begin_training(run: RunWriter, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
+def begin_training(run: RunLogger, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
     """Records what is known before a training: the recipe, what else fixes the result, and the data.
 
     Returns:
         The data that were logged, by split.
     """
     run.params(recipe.model_dump() | facts(material))
-    run.tags(data_tags(material) | {run_tags.RECIPE_DIGEST: recipe.digest})
+    run.tags(data_tags(material) | {RECIPE_DIGEST: recipe.digest})
     return log_data(run, material, list(material.encoded))
 
 
 def end_training(
-    run: RunWriter,
+    run: RunLogger,
     fitted: TrainingResult,
     material: Material,
     inputs: Mapping[str, LoggedData],
@@ -143,7 +145,7 @@ def end_training(
     return outcome
 
 
-def record_curves(run: RunWriter, fitted: TrainingResult) -> None:
+def record_curves(run: RunLogger, fitted: TrainingResult) -> None:
     """Records every epoch of a training that is over, but for the last epoch's scores, which `end_training` records."""
     history = fitted.history
     for epoch, (loss, clean_loss) in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):
@@ -161,7 +163,7 @@ def epoch_metrics(
 
 
 def record_evaluation(
-    run: RunWriter, outcome: Outcome, material: Material, label_kind: str, split: str, model_id: str | None
+    run: RunLogger, outcome: Outcome, material: Material, label_kind: str, split: str, model_id: str | None
 ) -> None:
     """Records the outcome of an evaluation on one split."""
     inputs = log_data(run, material, [split])
@@ -193,7 +195,7 @@ def _drawings(outcome: Outcome, label_kind: str, losses: Mapping[str, FloatArray
     }
 
 
-def _record(run: RunWriter, outcome: Outcome, material: Material) -> None:
+def _record(run: RunLogger, outcome: Outcome, material: Material) -> None:
     """Records the tables and the description."""
     assessments = outcome.assessments
     run.table("predictions", _predictions(material, assessments))
@@ -212,7 +214,7 @@ def _record(run: RunWriter, outcome: Outcome, material: Material) -> None:
     run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
 
-def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: str | None) -> None:
+def conclude(run: RunLogger, outcome: Outcome, material: Material, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
     report_terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
     report_terminal.print_costs(outcome.costs)
@@ -222,9 +224,9 @@ def conclude(run: RunWriter, outcome: Outcome, material: Material, trained_run: 
         console.warn(material.data.notice)
     steps = []
     if trained_run:
-        steps.append(("evaluate it again", addresses.next_run(run, "evaluate", model=trained_run)))
-        steps.append(("put the best in use", addresses.next_run(run, "register")))
-    report_terminal.print_next_steps([*steps, *addresses.where_to_look(run)])
+        steps.append(("evaluate it again", links.mlflow_run_command(run, "evaluate", model=trained_run)))
+        steps.append(("put the best in use", links.mlflow_run_command(run, "register")))
+    report_terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
 def facts(material: Material) -> dict[str, Any]:
@@ -258,15 +260,15 @@ def _cpu() -> str:
 def data_tags(material: Material) -> dict[str, str]:
     """What a run's data are called and known by."""
     data = material.data
-    tags = {run_tags.DATASET: data.name, run_tags.DATASET_DIGEST: data.digest}
+    tags = {DATASET: data.name, DATASET_DIGEST: data.digest}
     if "test" in data.splits:
-        tags[run_tags.TEST_DIGEST] = data.splits["test"].digest
+        tags[TEST_DIGEST] = data.splits["test"].digest
     if data.notice:
-        tags[run_tags.NOTICE] = data.notice
+        tags[NOTICE] = data.notice
     return tags
 
 
-def log_data(run: RunWriter, material: Material, splits: Sequence[str]) -> dict[str, LoggedData]:
+def log_data(run: RunLogger, material: Material, splits: Sequence[str]) -> dict[str, LoggedData]:
     """Records splits as the run's inputs."""
     data = material.data
     return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze import model_store, run_tags, run_writer, tracking
+from twinsqueeze import model_store
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.tracking import run, run_logger
+from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.text import redact_credentials
 
@@ -64,7 +66,7 @@ def check_registry() -> None:
         InputError: If it gives none.
     """
     uri = mlflow.get_registry_uri()
-    tracking.check_server("model registry", "MLFLOW_REGISTRY_URI")
+    run.check_tracking_server("model registry", "MLFLOW_REGISTRY_URI")
     try:
         mlflow.MlflowClient().search_registered_models(max_results=1)
     except Exception as error:  # stores that are not there answer with exceptions of many kinds
@@ -81,7 +83,7 @@ def champion() -> Version | None:
 
 def version_of(run_id: str) -> Version | None:
     """The newest version whose compressor a run trained."""
-    return next((version for version in versions() if version.tags.get(run_tags.TRAINED_RUN) == run_id), None)
+    return next((version for version in versions() if version.tags.get(TRAINED_RUN) == run_id), None)
 
 
 def versions() -> list[Version]:
@@ -133,7 +135,7 @@ def describe(version: Version, description: str) -> None:
 def _cut(text: str) -> str:
     if len(text) <= DESCRIPTION_LENGTH:
         return text
-    rest = f"\n\nCut here; the whole card is the model's extra_files/{run_writer.CARD_FILE}."
+    rest = f"\n\nCut here; the whole card is the model's extra_files/{run_logger.CARD_FILE}."
     return text[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 

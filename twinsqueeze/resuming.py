@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from twinsqueeze import addresses, left_runs, records, run_tags
+from twinsqueeze import records
 from twinsqueeze.errors import one_line
-from twinsqueeze.kept import kept_records, send
 from twinsqueeze.material import Material
-from twinsqueeze.patience import STOP_SECONDS
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.tracking import links, orphaned_runs, tags
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.spool.pending import pending_runs, upload_pending
+from twinsqueeze.tracking.spool.timeouts import STOP_SECONDS
 from twinsqueeze.training.batching import plan_batches
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.utils import console
@@ -22,7 +23,7 @@ def open_snapshots(material: Material, clean_loss_every: int) -> CheckpointStore
     return CheckpointStore(encoded["train"], encoded["dev"], facts, console.warn)
 
 
-def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
+def end_left_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
     """Gives the runs of the experiment whose processes on this host are gone their end, and says which they are.
 
     A run that was recorded to its end is sent and keeps that end, so that it counts as done from here on; the others
@@ -35,13 +36,13 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
     """
     try:
         _send_whole(run.experiment_id)
-        found = left_runs.end_left_runs(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
+        found = orphaned_runs.mark_orphans_killed(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
         if found.same:
-            run.tags({run_tags.CONTINUES: ", ".join(found.same)})
+            run.tags({tags.RESUMES_RUN: ", ".join(found.same)})
     except Exception as error:  # a training is not given up because another one's record can't be mended
         console.warn(f"runs that dead processes left can't be looked after: {redact_credentials(one_line(error))}")
         return
-    kept = {record.run_id for record in kept_records()}
+    kept = {record.run_id for record in pending_runs()}
     for run_id in (*found.same, *found.others):
         rest = "; `python -m twinsqueeze sync` sends what else was recorded of it" if run_id in kept else ""
         console.info(f"run {run_id} was RUNNING and its process is gone: it is KILLED now{rest}")
@@ -51,11 +52,11 @@ def end_left_runs(run: RunWriter, is_same: Callable[[Mapping[str, str]], bool], 
 
 def _send_whole(experiment_id: str) -> None:
     """Sends the records of the experiment that are whole, and whose processes were killed before all was sent."""
-    for record in kept_records():
-        here = (record.uri, record.experiment_id) == (addresses.store_uri(), experiment_id)
+    for record in pending_runs():
+        here = (record.uri, record.experiment_id) == (links.store_uri(), experiment_id)
         if not here or not record.ended or record.used or record.damage:
             continue
-        sent = send(record, STOP_SECONDS)
+        sent = upload_pending(record, STOP_SECONDS)
         if sent.why is None:
             console.info(f"{record} had ended, and its process was gone before all of it was sent: it is there now")
         else:
@@ -71,10 +72,10 @@ def say_taken_up(snapshot: TrainingCheckpoint, recipes: Sequence[Recipe]) -> Non
         console.info(f"{what} on from epoch {snapshot.left.epoch} of {recipes[0].epochs} (--resume false begins anew)")
 
 
-def note_taken_up(run: RunWriter, epoch: int, epochs: int) -> None:
+def note_taken_up(run: RunLogger, epoch: int, epochs: int) -> None:
     """Tags a run whose training an interrupted process began; nothing for one that began itself."""
     if epoch:
-        run.tags({run_tags.TAKEN_UP: f"epoch {epoch} of {epochs}"})
+        run.tags({tags.RESUMED_FROM: f"epoch {epoch} of {epochs}"})
 
 
 def resumable_batches(

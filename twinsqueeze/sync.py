@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from twinsqueeze import addresses, tracking
 from twinsqueeze.errors import InputError
-from twinsqueeze.journal import Record, records_folder
-from twinsqueeze.kept import Kept, kept_records, send
-from twinsqueeze.patience import patience
+from twinsqueeze.tracking import links, run
+from twinsqueeze.tracking.spool.journal import RunSpool, records_folder
+from twinsqueeze.tracking.spool.pending import PendingRun, pending_runs, upload_pending
+from twinsqueeze.tracking.spool.timeouts import flush_timeout
 from twinsqueeze.utils import console
 
 
@@ -21,7 +21,7 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
     Raises:
         InputError: If not all could be sent, or there is no such record.
     """
-    kept = kept_records()
+    kept = pending_runs()
     if discard:
         _discard(kept, discard)
         return
@@ -31,9 +31,9 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
     if listed:
         console.print_result(*map(_shown, kept))
         return
-    patience()
+    flush_timeout()
     left = [f"{record}: {record.damage}" for record in kept if record.damage]
-    here = addresses.store_uri()
+    here = links.store_uri()
     ours = []
     for record in kept:
         if record.damage:
@@ -53,7 +53,7 @@ def sync(*, listed: bool = False, discard: str | None = None) -> None:
         )
 
 
-def _shown(record: Kept) -> str:
+def _shown(record: PendingRun) -> str:
     if record.damage:
         return f"{record}: {record.damage}"
     state = "its command is running" if record.used else "has ended" if record.ended else "its process is gone"
@@ -62,25 +62,25 @@ def _shown(record: Kept) -> str:
     return f"{record}, begun {when:%Y-%m-%d %H:%M}, {size / 1e6:.1f} MB, {state}, for {record.uri}"
 
 
-def _discard(kept: Sequence[Kept], run_id: str) -> None:
+def _discard(kept: Sequence[PendingRun], run_id: str) -> None:
     for record in kept:
         if run_id not in {record.run_id, record.folder.name}:
             continue
         if record.used:
             raise InputError(f"the record of {record} is being written by a command that is running: stop that first")
-        Record.at(record.folder).remove()
+        RunSpool.at(record.folder).remove()
         console.print_result(f"The record of {record} is deleted.")
         return
     raise InputError(f"no record in {records_folder()} is of a run {run_id!r}: `sync --list` says which there are")
 
 
-def _send(kept: Sequence[Kept], in_use_runs: set[str]) -> list[str]:
+def _send(kept: Sequence[PendingRun], in_use_runs: set[str]) -> list[str]:
     """Sends records one by one; returns what is left, with the reasons."""
-    tracking.check_server()
+    run.check_tracking_server()
     left: list[str] = []
     with console.progress("sending", "run") as advance:
         for number, record in enumerate(kept, 1):
-            result = send(record, patience(), resumed_from_epoch=record.run_id in in_use_runs)
+            result = upload_pending(record, flush_timeout(), resumed_from_epoch=record.run_id in in_use_runs)
             if result.why is None:
                 console.print_result(f"Sent {record}.")
             else:

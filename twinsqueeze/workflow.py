@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze import model_store, records, resuming, run_tags, tracking
+from twinsqueeze import model_store, records, resuming
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
@@ -16,8 +16,10 @@ from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
-from twinsqueeze.run_writer import RunWriter
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
+from twinsqueeze.tracking.run import start_run
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST, TRAINED_RUN
 from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
@@ -50,7 +52,7 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resu
         validate_dim=recipe.validate_dim,
     )
     with resuming.open_snapshots(material, CLEAN_EVERY).open([recipe], resume=resume) as snapshot:
-        with tracking.open_run(recipe.name, "train") as run:
+        with start_run(recipe.name, "train") as run:
             inputs = records.begin_training(run, recipe, material)
             _take_up(run, recipe, material, snapshot)
             fitted = _fit(recipe, material, run, snapshot)
@@ -59,9 +61,9 @@ def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resu
     records.conclude(run, outcome, material, run.run_id)
 
 
-def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: TrainingCheckpoint) -> None:
+def _take_up(run: RunLogger, recipe: Recipe, material: Material, snapshot: TrainingCheckpoint) -> None:
     """Says from where the training goes on, and ends the runs of processes that were killed."""
-    same = {run_tags.RECIPE_DIGEST: recipe.digest, run_tags.DATASET_DIGEST: material.data.digest}
+    same = {RECIPE_DIGEST: recipe.digest, DATASET_DIGEST: material.data.digest}
     story = "trains the same from the beginning"
     if snapshot.left:
         done = snapshot.left.epoch
@@ -71,7 +73,7 @@ def _take_up(run: RunWriter, recipe: Recipe, material: Material, snapshot: Train
     resuming.end_left_runs(run, lambda tags: same.items() <= tags.items(), story)
 
 
-def _fit(recipe: Recipe, material: Material, run: RunWriter, snapshot: TrainingCheckpoint) -> TrainingResult:
+def _fit(recipe: Recipe, material: Material, run: RunLogger, snapshot: TrainingCheckpoint) -> TrainingResult:
     train_pairs = material.training_pairs(recipe)
     with console.progress("training", "epoch") as advance:
 
@@ -160,13 +162,13 @@ def evaluate(
         console.info(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
     if search_vectors:
         check_train(len(material.encoded["train"].embeddings))
-    with tracking.open_run(f"{title}-{split}", "evaluation") as run:
+    with start_run(f"{title}-{split}", "evaluation") as run:
         given = {"model": model, "split": split, "encoder": encoder, "labels": recipe.labels}
         trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
         run.params(
             trained | {"dim": compressor.dim, "search_vectors": search_vectors} | given | records.facts(material)
         )
-        run.tags(records.data_tags(material) | ({run_tags.TRAINED_RUN: found.run_id} if found.run_id else {}))
+        run.tags(records.data_tags(material) | ({TRAINED_RUN: found.run_id} if found.run_id else {}))
         outcome = Outcome(
             title=title,
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",

@@ -39,7 +39,7 @@ from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.training import batching, loop
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.optimizer import FlatAdam
@@ -53,11 +53,11 @@ OF_A_GRID: Parts = [
     ("encoding", material, ("embed_pairs",)),
     (ONCE, faiss_baselines, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
-    ("models", RunWriter, ("model",)),
+    ("models", RunLogger, ("model",)),
     ("figures: waiting for them", drawing, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
     ("scores and intervals", records, ("pair_losses",)),
-    ("MLflow: the rest", RunWriter, ("params", "tags", "flush", "data", "table", "frame", "file")),
+    ("MLflow: the rest", RunLogger, ("params", "tags", "flush", "data", "table", "frame", "file")),
 ]
 OF_A_TRAINING: Parts = [
     ("drawing and gathering", BatchedTrainer, ("_inputs",)),

@@ -20,15 +20,20 @@ from twinsqueeze.utils.text import redact_credentials
 
 # Making the tables takes a second or two, and others may be before us.
 OPENING_SECONDS = 120.0
+
+
 # As long as MLflow waits for another's write.
 BUSY_SECONDS = 20.0
+
+
 ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
+
 
 # What it logs with a traceback it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
-def open_store(uri: str, what: str, setting: str) -> None:
+def init_sqlite_store(uri: str, what: str, setting: str) -> None:
     """Opens a SQLite store, and makes it where it is not there; leaves stores of other kinds alone.
 
     Args:
@@ -48,7 +53,7 @@ def open_store(uri: str, what: str, setting: str) -> None:
                 _check(file)
             else:
                 _make(file, uri)
-        _ask(uri)
+        _ping(uri)
     except Timeout as error:
         raise InputError(
             f"the {what} {uri} is being opened by another process for {OPENING_SECONDS:.0f} seconds: end that process"
@@ -60,7 +65,7 @@ def open_store(uri: str, what: str, setting: str) -> None:
         ) from error
 
 
-def make_experiment() -> None:
+def ensure_experiment() -> None:
     """Makes the experiment that MLFLOW_EXPERIMENT_NAME names, unless it is there or somebody makes it just now."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     client = mlflow.MlflowClient()
@@ -99,7 +104,7 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
 def _make(file: Path, uri: str) -> None:
     """Makes the tables, all of them or no file."""
     try:
-        _ask(uri)
+        _ping(uri)
     except BaseException:
         file.unlink(missing_ok=True)  # MLflow can't go on from half of the tables
         raise
@@ -116,5 +121,5 @@ def _check(file: Path) -> None:
                 raise
 
 
-def _ask(uri: str) -> None:
+def _ping(uri: str) -> None:
     mlflow.MlflowClient(uri).search_experiments(max_results=1)

@@ -9,8 +9,7 @@ from twinsqueeze.utils.text import redact_credentials
 
 if TYPE_CHECKING:
     pass
-
-from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.tracking.run_logger import RunLogger
 
 
 def store_uri() -> str:
@@ -21,32 +20,32 @@ def store_uri() -> str:
     return redact_credentials(uri)
 
 
-def called(uri: str) -> str:
+def describe_store(uri: str) -> str:
     """A tracking store in words."""
     return f"the tracking {'server' if uri.startswith('http') else 'store'} {uri}"
 
 
-def address(experiment_id: str, run_id: str | None = None) -> str:
+def run_url(experiment_id: str, run_id: str | None = None) -> str:
     """Where a run, or all of an experiment, is looked at: on the tracking server or on a UI started here."""
     uri = mlflow.get_tracking_uri()
     base = redact_credentials(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
-def next_run(run: RunWriter, entry_point: str, **parameters: str) -> str:
+def mlflow_run_command(run: RunLogger, entry_point: str, **parameters: str) -> str:
     """The command that runs an entry point in a run's experiment."""
     experiment = [] if run.experiment_id == "0" else [f"--experiment-id {run.experiment_id}"]
     given = [f"-P {name}={value}" for name, value in parameters.items()]
     return " ".join(["mlflow run . --env-manager local", *experiment, f"-e {entry_point}", *given])
 
 
-def where_to_look(run: RunWriter) -> list[tuple[str, str]]:
+def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
     """The steps from a run to MLflow's UI: what to do, and the command or the address."""
     uri = mlflow.get_tracking_uri()
     shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'
     start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}")]
     return [
         *start,
-        ("look at the run", address(run.experiment_id, run.run_id)),
-        ("compare it with others", address(run.experiment_id)),
+        ("look at the run", run_url(run.experiment_id, run.run_id)),
+        ("compare it with others", run_url(run.experiment_id)),
     ]

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.journal import Operation, Record
-from twinsqueeze.patience import FIRST_PAUSE, LONGEST_PAUSE, UPLOAD_SECONDS
+from twinsqueeze.tracking.spool.journal import Operation, RunSpool
+from twinsqueeze.tracking.spool.timeouts import FIRST_PAUSE, LONGEST_PAUSE, UPLOAD_SECONDS
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 SECONDS_A_LINE = 10
+
+
 LOOK_SECONDS = 0.1
 
 
@@ -47,7 +49,7 @@ class Delivery(Protocol):
 
 
 @dataclass
-class Shipment:
+class Upload:
     """A record on its way.
 
     Attributes:
@@ -57,43 +59,43 @@ class Shipment:
         begun: Whether the run is there.
     """
 
-    record: Record
+    record: RunSpool
     delivery: Delivery
     refused: str | None = None
     begun: bool = False
     sent: int = 0
 
 
-class Sender:
+class Uploader:
     """A thread that sends what it is given.
 
     Args:
         where: The tracking store, without password.
-        careful: Whether what is sent may be there already, from a process that is gone.
+        assume_partial: Whether what is sent may be there already, from a process that is gone.
         tell: Says what the user should know, a line.
     """
 
-    def __init__(self, where: str, *, careful: bool = False, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, where: str, *, assume_partial: bool = False, tell: Callable[[str], None] | None = None) -> None:
         self.where = where
-        self.careful = careful
+        self.assume_partial = assume_partial
         self.tell = tell or _tell
         self.failure: str | None = None
-        self.shipments: list[Shipment] = []
-        self._queue: deque[tuple[Shipment, Operation]] = deque()
+        self.shipments: list[Upload] = []
+        self._queue: deque[tuple[Upload, Operation]] = deque()
         self._changed = threading.Condition()
         self._stopped = self._told = False
         self._count = 0
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
-    def add(self, record: Record, delivery: Delivery) -> Shipment:
+    def add(self, record: RunSpool, delivery: Delivery) -> Upload:
         """A record that will be sent."""
-        shipment = Shipment(record, delivery, sent=record.sent)
+        shipment = Upload(record, delivery, sent=record.sent)
         with self._changed:
             self.shipments.append(shipment)
         return shipment
 
-    def put(self, shipment: Shipment, operation: Operation) -> None:
+    def put(self, shipment: Upload, operation: Operation) -> None:
         """The next operation of a record."""
         with self._changed:
             if not shipment.refused:
@@ -137,13 +139,13 @@ class Sender:
         for shipment in self.unsent():
             shipment.record.release()
 
-    def unsent(self) -> list[Shipment]:
+    def unsent(self) -> list[Upload]:
         """The records that are not yet, or not wholly, where they belong."""
         with self._changed:
             return list(self.shipments)
 
     def _run(self) -> None:
-        pause, again = FIRST_PAUSE, self.careful
+        pause, again = FIRST_PAUSE, self.assume_partial
         while True:
             with self._changed:
                 while not self._queue and not self._stopped:
@@ -168,17 +170,17 @@ class Sender:
                     self._changed.wait_for(lambda: self._stopped, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
-                pause, again = FIRST_PAUSE, self.careful
+                pause, again = FIRST_PAUSE, self.assume_partial
                 self._succeed(shipment, operation)
 
-    def _fail(self, shipment: Shipment, why: str) -> None:
+    def _fail(self, shipment: Upload, why: str) -> None:
         again, self.failure = self.failure is not None, why
         if again and not self._told:  # one answer that was lost on the way is none of the user's business
             self._told = True
             kept = shipment.record.folder.parent
             self.tell(f"WARNING: {self.where} fails ({why}): work goes on, and its record is kept in {kept} until then")
 
-    def _succeed(self, shipment: Shipment, operation: Operation) -> None:
+    def _succeed(self, shipment: Upload, operation: Operation) -> None:
         shipment.sent += 1
         shipment.begun = True
         ended = operation["op"] in {"end", "abandon"}
@@ -186,7 +188,7 @@ class Sender:
             if ended:
                 shipment.record.remove()
             else:
-                shipment.record.acknowledge(shipment.sent, shipment.delivery.known)
+                shipment.record.mark_sent(shipment.sent, shipment.delivery.known)
         except OSError:  # a full disk: it would be sent once more, which does no harm
             pass
         if self._told:
@@ -201,7 +203,7 @@ class Sender:
             self._count += 1
             self._changed.notify_all()
 
-    def _refuse(self, shipment: Shipment, why: str) -> None:
+    def _refuse(self, shipment: Upload, why: str) -> None:
         self.tell(f"WARNING: {self.where} refuses the record of {shipment.record.about['name']}: {why}")
         with self._changed:
             shipment.refused = why

@@ -28,26 +28,38 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking.fluent import _get_experiment_id
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
-from twinsqueeze.journal import Operation, Record
-from twinsqueeze.patience import REQUEST_SECONDS, UPLOAD_SECONDS, impatient
-from twinsqueeze.sender import RefusedError
-from twinsqueeze.store import make_experiment
+from twinsqueeze.tracking.spool.journal import Operation, RunSpool
+from twinsqueeze.tracking.spool.timeouts import REQUEST_SECONDS, UPLOAD_SECONDS, request_timeout
+from twinsqueeze.tracking.spool.uploader import RefusedError
+from twinsqueeze.tracking.store import ensure_experiment
 
 # Of a run: the record that it was made from, by which it is found where only the server's answer was lost.
 RECORD = "twinsqueeze.record"
+
+
 # What MLflow calls a run that nobody named, such as zealous-crow-123.
 MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
 METRICS_A_CALL = 1000
+
+
 PARAMS_A_CALL = 100
+
+
 # Answers that stay the same: what is named is not there, or was deleted; or it says something else already.
-FINAL = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
+PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
+
+
 # What MLflow calls whatever its database can't do. It may be for good, or because another process has just made the
 # same row (MLflow looks for data of that digest, then inserts it), which the next attempt finds.
 DATABASE = "BAD_REQUEST"
+
+
 DATABASE_ATTEMPTS = 3
 
 
-class MlflowDelivery:
+class RunReplayer:
     """Sends one record to a tracking store.
 
     Args:
@@ -60,7 +72,7 @@ class MlflowDelivery:
         params: What it had when it began, of a run that `mlflow run` made.
     """
 
-    def __init__(self, client: mlflow.MlflowClient, record: Record) -> None:
+    def __init__(self, client: mlflow.MlflowClient, record: RunSpool) -> None:
         self.client = client
         self.record = record
         self.run_id: str = record.known.get("run_id", "")
@@ -85,7 +97,7 @@ class MlflowDelivery:
         """Sends an operation, see `sender.Delivery`."""
         kind = operation["op"]
         try:
-            with impatient(UPLOAD_SECONDS if kind in {"files", "model"} else REQUEST_SECONDS):
+            with request_timeout(UPLOAD_SECONDS if kind in {"files", "model"} else REQUEST_SECONDS):
                 getattr(self, f"_{kind}")(operation, again)
         except mlflow.MlflowException as error:
             remote = self.record.about["uri"].startswith("http")
@@ -93,7 +105,7 @@ class MlflowDelivery:
             answered = isinstance(error, RestException) or not remote
             if error.error_code == DATABASE:
                 self._database_errors += answered
-            if answered and (error.error_code in FINAL or self._database_errors == DATABASE_ATTEMPTS):
+            if answered and (error.error_code in PERMANENT_ERRORS or self._database_errors == DATABASE_ATTEMPTS):
                 raise RefusedError(str(error)) from error
             raise
         self._database_errors = 0
@@ -207,7 +219,7 @@ class MlflowDelivery:
 
 def _experiment_id() -> str:
     """Of the experiment that the environment names, made if it is not there."""
-    make_experiment()
+    ensure_experiment()
     return str(_get_experiment_id())
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from twinsqueeze import run_tags
-from twinsqueeze.kept import kept_records
+from twinsqueeze.tracking import tags
+from twinsqueeze.tracking.spool.pending import pending_runs
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import escape_markdown
 
@@ -16,7 +16,7 @@ MOST_RUNS = 1000
 
 
 @dataclass(frozen=True)
-class LeftRuns:
+class OrphanedRuns:
     """What was found in an experiment.
 
     Attributes:
@@ -30,7 +30,7 @@ class LeftRuns:
     elsewhere: dict[str, str] = field(default_factory=dict)
 
 
-def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], bool], story: str) -> LeftRuns:
+def mark_orphans_killed(experiment_id: str, is_same: Callable[[Mapping[str, str]], bool], story: str) -> OrphanedRuns:
     """Marks the runs of processes of this host that are gone as KILLED, and says so in their descriptions.
 
     Left alone are those whose record is whole and waits for `sync`, which gives them the end that they had.
@@ -41,10 +41,10 @@ def end_left_runs(experiment_id: str, is_same: Callable[[Mapping[str, str]], boo
         story: What becomes of those, a sentence in Markdown.
     """
     client = mlflow.MlflowClient()
-    found = LeftRuns()
-    whole = {record.run_id for record in kept_records() if record.ended}
+    found = OrphanedRuns()
+    whole = {record.run_id for record in pending_runs() if record.ended}
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MOST_RUNS):
-        process = ProcessIdentity.parse(run.data.tags.get(run_tags.PROCESS, ""))
+        process = ProcessIdentity.parse(run.data.tags.get(tags.PROCESS, ""))
         run_id, same = str(run.info.run_id), is_same(run.data.tags)
         if process is None or process.state == "living" or run_id in whole:
             continue

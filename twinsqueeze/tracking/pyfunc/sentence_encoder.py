@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class TextModel:
+class SentenceEncoderModel:
     """A sentence-transformers model that any number of threads may ask.
 
     Args:
@@ -57,7 +57,7 @@ def _check(text: object, row: int) -> None:
         raise MlflowException.invalid_parameter_value(f"row {row} has half a character: {error.reason}") from error
 
 
-def _load_pyfunc(path: str) -> TextModel:
+def _load_pyfunc(path: str) -> SentenceEncoderModel:
     """What MLflow calls.
 
     Args:
@@ -65,4 +65,6 @@ def _load_pyfunc(path: str) -> TextModel:
     """
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds, and encodes nothing yet
 
-    return TextModel(SentenceTransformer(path, local_files_only=True, model_kwargs={"use_safetensors": True}))
+    return SentenceEncoderModel(
+        SentenceTransformer(path, local_files_only=True, model_kwargs={"use_safetensors": True})
+    )

@@ -19,39 +19,46 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from twinsqueeze import store
-from twinsqueeze.delivery import MlflowDelivery
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.journal import Record, records_folder
-from twinsqueeze.patience import SERVER_SECONDS, STOP_SECONDS, impatient, patience
-from twinsqueeze.sender import Sender
+from twinsqueeze.tracking import store
+from twinsqueeze.tracking.spool.journal import RunSpool, records_folder
+from twinsqueeze.tracking.spool.replay import RunReplayer
+from twinsqueeze.tracking.spool.timeouts import SERVER_SECONDS, STOP_SECONDS, flush_timeout, request_timeout
+from twinsqueeze.tracking.spool.uploader import Uploader
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import escape_markdown, redact_credentials
 
 if TYPE_CHECKING:
     pass
-
-from twinsqueeze.addresses import called, store_uri
-from twinsqueeze.run_tags import KIND, PROCESS
-from twinsqueeze.run_writer import RunWriter
+from twinsqueeze.tracking.links import describe_store, store_uri
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.tags import KIND, PROCESS
 
 # Ours is the progress to show; MLflow's warnings stay.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
 # MLflow would print a run's address at its end, with the password that may stand in it; `where_to_look` does without.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
 # MLflow would ask seven times more for what a failing server does not give, and wait for two minutes each time.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+
+
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
-def given_run() -> str | None:
+def env_run_id() -> str | None:
     """The id of the run that `mlflow run` made for this process, if it did."""
     return os.environ.get("MLFLOW_RUN_ID")
 
 
-def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
+def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
     """Asks a remote server for an answer, and opens a store that is a file, so that nothing long begins in vain.
 
     Args:
@@ -63,14 +70,14 @@ def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_
     """
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if urlsplit(uri).scheme not in {"http", "https"}:
-        store.open_store(uri, what.replace("server", "store"), setting)
+        store.init_sqlite_store(uri, what.replace("server", "store"), setting)
         return
     failure: list[str] = ["no answer"]
 
     def ask() -> None:
         for _ in range(3):  # an answer may have been lost on the way
             try:
-                with impatient():
+                with request_timeout():
                     mlflow.MlflowClient(uri).search_experiments(max_results=1)
                 failure.clear()
                 return
@@ -86,12 +93,12 @@ def check_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_
         )
 
 
-def fail_given_run(reason: str, status: str = "FAILED") -> None:
+def fail_env_run(reason: str, status: str = "FAILED") -> None:
     """Ends the run that `mlflow run` made, for something that went wrong before it was taken up."""
-    run_id = given_run()
+    run_id = env_run_id()
     if not run_id:
         return
-    with signals.defer_signals(then_stop=False), impatient():
+    with signals.defer_signals(then_stop=False), request_timeout():
         try:
             client = mlflow.MlflowClient()
             client.set_tag(run_id, MLFLOW_RUN_NOTE, escape_markdown(redact_credentials(reason)))
@@ -105,15 +112,17 @@ class UnsentError(InputError):
 
 
 # Those that have something to send, and the runs that are open, but for the nested ones.
-_senders: list[Sender] = []
-_parents: list[RunWriter] = []
+_senders: list[Uploader] = []
+
+
+_parents: list[RunLogger] = []
 
 
 @contextmanager
-def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWriter]:
+def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogger]:
     """A run of MLflow's, made here or by `mlflow run`, that ends as FINISHED, FAILED with its reason, or KILLED.
 
-    What is written to it is there when the block ends, unless the tracking server has gone away by then: `settle` waits
+    What is written to it is there when the block ends, unless the tracking server has gone away by then: `flush` waits
     for it.
 
     Args:
@@ -124,7 +133,7 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
     Raises:
         InputError: If the tracking store, or the record, can't be written to.
     """
-    run: RunWriter | None = None
+    run: RunLogger | None = None
     monitor: SystemMetricsMonitor | None = None
     try:
         with signals.defer_signals(then_stop=True):
@@ -150,13 +159,13 @@ def open_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunWrite
         _close(run.sender, 0)
 
 
-def _start(name: str, kind: str) -> RunWriter:
-    patience()  # a setting that is wrong is told before anything begins
-    uri, given = store_uri(), given_run()
-    record = Record.create(name, uri)
+def _start(name: str, kind: str) -> RunLogger:
+    flush_timeout()  # a setting that is wrong is told before anything begins
+    uri, given = store_uri(), env_run_id()
+    record = RunSpool.create(name, uri)
     known = _known_tags(kind)
     tags = known if given else resolve_tags({MLFLOW_RUN_NAME: name, **known})
-    sender = Sender(called(uri))
+    sender = Uploader(describe_store(uri))
     try:
         run = _begin(record, sender, {"given": given, "experiment": None, "tags": tags})
         seconds = SERVER_SECONDS if uri.startswith("http") else STOP_SECONDS
@@ -174,10 +183,10 @@ def _start(name: str, kind: str) -> RunWriter:
     return run
 
 
-def _start_nested(name: str, kind: str) -> RunWriter:
+def _start_nested(name: str, kind: str) -> RunLogger:
     parent = _parents[-1]
     tags = resolve_tags({MLFLOW_RUN_NAME: name, **_known_tags(kind), MLFLOW_PARENT_RUN_ID: parent.run_id})
-    record = Record.create(name, store_uri())
+    record = RunSpool.create(name, store_uri())
     return _begin(record, parent.sender, {"given": None, "experiment": parent.experiment_id, "tags": tags})
 
 
@@ -186,14 +195,14 @@ def _known_tags(kind: str) -> dict[str, str]:
     return {KIND: kind, PROCESS: ProcessIdentity.current().model_dump_json()}
 
 
-def _begin(record: Record, sender: Sender, what: Mapping[str, Any]) -> RunWriter:
+def _begin(record: RunSpool, sender: Uploader, what: Mapping[str, Any]) -> RunLogger:
     delivered = delivery(record)
-    run = RunWriter(record, delivered, sender, sender.add(record, delivered))
+    run = RunLogger(record, delivered, sender, sender.add(record, delivered))
     run._write({"op": "begin", "time": run._began, **what}, durable=True)
     return run
 
 
-def _monitor(run: RunWriter) -> SystemMetricsMonitor | None:
+def _monitor(run: RunLogger) -> SystemMetricsMonitor | None:
     """What MLflow notes of the machine where the user has asked it to, which is not in the record."""
     if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
         return None
@@ -202,7 +211,7 @@ def _monitor(run: RunWriter) -> SystemMetricsMonitor | None:
     return monitor
 
 
-def _end(run: RunWriter | None, status: str, reason: str) -> None:
+def _end(run: RunLogger | None, status: str, reason: str) -> None:
     if run is None:
         return
     with signals.defer_signals(then_stop=False):
@@ -212,45 +221,45 @@ def _end(run: RunWriter | None, status: str, reason: str) -> None:
             _parents.remove(run)
             if not _close(run.sender, STOP_SECONDS):
                 run.sender.tell(_kept(run.sender))
-                _give_up(run.sender)
+                _abandon(run.sender)
 
 
-def _close(sender: Sender, seconds: float, *, aloud: bool = False) -> bool:
+def _close(sender: Uploader, seconds: float, *, aloud: bool = False) -> bool:
     """Waits for a sender, and lets it go once it has sent everything; whether it has."""
     try:
         done = sender.wait(seconds, aloud=aloud)
     except signals.Interrupted:
         sender.tell(_kept(sender))
-        _give_up(sender)
+        _abandon(sender)
         raise
     if any(run.sender is sender for run in _parents):
         return done and not any(shipment.refused for shipment in sender.unsent())
     if not done or sender.unsent():
         return False
-    _give_up(sender)
+    _abandon(sender)
     return True
 
 
-def _give_up(sender: Sender) -> None:
+def _abandon(sender: Uploader) -> None:
     sender.stop()
     _senders.remove(sender)
 
 
-def settle() -> None:
-    """Waits until the tracking store has everything that was recorded, or for as long as `patience` says.
+def flush() -> None:
+    """Waits until the tracking store has everything that was recorded, or for as long as `flush_timeout` says.
 
     Raises:
         UnsentError: If it does not come to that; the message says where the records are.
     """
     for sender in _senders.copy():
-        if not _close(sender, patience(), aloud=True) and sender.unsent():
+        if not _close(sender, flush_timeout(), aloud=True) and sender.unsent():
             message = _kept(sender)
             if not any(run.sender is sender for run in _parents):
-                _give_up(sender)
+                _abandon(sender)
             raise UnsentError(message)
 
 
-def _kept(sender: Sender) -> str:
+def _kept(sender: Uploader) -> str:
     unsent = sender.unsent()
     why = next((s.refused for s in unsent if s.refused), sender.failure) or "no answer"
     if len(unsent) == 1:
@@ -260,9 +269,9 @@ def _kept(sender: Sender) -> str:
     return f"{sender.where} has not taken everything ({why}): {what}, and `python -m twinsqueeze sync` sends it later"
 
 
-def delivery(record: Record) -> MlflowDelivery:
+def delivery(record: RunSpool) -> RunReplayer:
     """Who sends a record to the tracking store."""
-    return MlflowDelivery(mlflow.MlflowClient(), record)
+    return RunReplayer(mlflow.MlflowClient(), record)
 
 
 def _line(error: BaseException) -> str:

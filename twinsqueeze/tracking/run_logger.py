@@ -23,10 +23,10 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
-from twinsqueeze.delivery import METRICS_A_CALL, MlflowDelivery
-from twinsqueeze.journal import Operation, Record
-from twinsqueeze.run_tags import FILE_SHA256, TRAINED_RUN
-from twinsqueeze.sender import Sender, Shipment
+from twinsqueeze.tracking.spool.journal import Operation, RunSpool
+from twinsqueeze.tracking.spool.replay import METRICS_A_CALL, RunReplayer
+from twinsqueeze.tracking.spool.uploader import Upload, Uploader
+from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import bytes_sha256, file_sha256
 
@@ -36,30 +36,48 @@ if TYPE_CHECKING:
 
     from twinsqueeze.drawing import Draw, Drawing
 
-
 LoggedData = MetaDataset
 
+
 FLUSH_SECONDS = 5.0
+
+
 PARAM_LENGTH = 6000
+
+
 MODEL_NAME = "compressor"
+
+
 MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
-MODEL_CODE = Path(__file__).with_name("compressor_model.py")
+
+
+MODEL_CODE = Path(__file__).parent / "pyfunc" / "compressor.py"
+
+
 TEXT_MODEL_NAME = "text_model"
-TEXT_MODEL_CODE = Path(__file__).with_name("text_model_pyfunc.py")
+
+
+TEXT_MODEL_CODE = Path(__file__).parent / "pyfunc" / "sentence_encoder.py"
+
+
 TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
+
+
 # The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
 CHECKPOINT_FILE = "compressor.safetensors"
+
+
 CARD_FILE = "README.md"
 
 
 @dataclass(eq=False)
-class RunWriter:
+class RunLogger:
     """Writes one run; made by `open_run`."""
 
-    record: Record
-    delivery: MlflowDelivery
-    sender: Sender
-    shipment: Shipment
+    record: RunSpool
+    delivery: RunReplayer
+    sender: Uploader
+    shipment: Upload
     _began: int = field(default_factory=lambda: int(time.time() * 1000))
     _params: dict[str, str] = field(default_factory=dict)
     _tags: dict[str, str] = field(default_factory=dict)

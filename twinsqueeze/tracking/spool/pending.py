@@ -4,16 +4,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinsqueeze import addresses, tracking
 from twinsqueeze.errors import InputError
-from twinsqueeze.journal import InUseError, Record, has_ended, in_use, read_known, read_record, record_folders
-from twinsqueeze.sender import Sender
+from twinsqueeze.tracking import links, run
+from twinsqueeze.tracking.spool.journal import (
+    InUseError,
+    RunSpool,
+    in_use,
+    is_complete,
+    read_known,
+    read_record,
+    record_folders,
+)
+from twinsqueeze.tracking.spool.uploader import Uploader
 
 GONE = "Killed: the process that recorded the run is gone."
 
 
 @dataclass(frozen=True)
-class Kept:
+class PendingRun:
     """A record as it is found.
 
     Attributes:
@@ -43,7 +51,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Sent:
+class UploadResult:
     """What came of sending a record.
 
     Attributes:
@@ -55,7 +63,7 @@ class Sent:
     fails: bool = False
 
 
-def kept_records() -> list[Kept]:
+def pending_runs() -> list[PendingRun]:
     """All records, the oldest first."""
     found = []
     for folder in record_folders():
@@ -66,19 +74,21 @@ def kept_records() -> list[Kept]:
     return sorted(found, key=lambda record: (record.time, record.folder.name))
 
 
-def _look(folder: Path) -> Kept:
+def _look(folder: Path) -> PendingRun:
     known = read_known(folder)
     run_id, experiment_id, used = known.get("run_id", ""), known.get("experiment_id", ""), in_use(folder)
     try:
         about, operations = read_record(folder)
     except InputError as error:
-        return Kept(folder, "a record", run_id, experiment_id, "", 0, used, ended=False, damage=str(error))
+        return PendingRun(folder, "a record", run_id, experiment_id, "", 0, used, ended=False, damage=str(error))
     # A child's record names its experiment from the beginning.
     experiment_id = experiment_id or (operations and operations[0].get("experiment")) or ""
-    return Kept(folder, about["name"], run_id, experiment_id, about["uri"], about["time"], used, has_ended(operations))
+    return PendingRun(
+        folder, about["name"], run_id, experiment_id, about["uri"], about["time"], used, is_complete(operations)
+    )
 
 
-def send(kept: Kept, seconds: float, *, resumed_from_epoch: bool = False) -> Sent:
+def upload_pending(kept: PendingRun, seconds: float, *, resumed_from_epoch: bool = False) -> UploadResult:
     """Sends a record whose process is gone; a run that it left without an end is ended as KILLED.
 
     Args:
@@ -87,16 +97,16 @@ def send(kept: Kept, seconds: float, *, resumed_from_epoch: bool = False) -> Sen
         resumed_from_epoch: Whether a living process is at the same run, which must not be ended then.
     """
     try:
-        record = Record.open(kept.folder)
+        record = RunSpool.open(kept.folder)
     except InUseError:
-        return Sent("another command has taken it up")
+        return UploadResult("another command has taken it up")
     except InputError as error:
-        return Sent(str(error))
+        return UploadResult(str(error))
     if not record.operations:  # its process was killed as it began
         record.remove()
-        return Sent()
-    sender = Sender(addresses.called(kept.uri), careful=True)
-    shipment = sender.add(record, tracking.delivery(record))
+        return UploadResult()
+    sender = Uploader(links.describe_store(kept.uri), assume_partial=True)
+    shipment = sender.add(record, run.delivery(record))
     for operation in record.operations[record.sent :]:
         sender.put(shipment, operation)
     if not kept.ended:
@@ -105,4 +115,4 @@ def send(kept: Kept, seconds: float, *, resumed_from_epoch: bool = False) -> Sen
     done = sender.wait(seconds, aloud=True)
     why = shipment.refused or (None if done else sender.failure or "no answer")
     sender.stop()
-    return Sent(why, fails=sender.failure is not None)
+    return UploadResult(why, fails=sender.failure is not None)

@@ -23,8 +23,13 @@ from twinsqueeze.utils.files import describe_change, dir_sha256, state_dir
 
 Operation = Mapping[str, Any]
 
+
 FORMAT = 1
+
+
 JOURNAL, SENT, LOCK, FILES = "journal.jsonl", "sent.jsonl", "lock", "files"
+
+
 # Records appear under their names once they are whole and locked; before they begin with this.
 UNFINISHED = "."
 
@@ -83,7 +88,7 @@ class _Lines:
 
 
 @dataclass
-class Record:
+class RunSpool:
     """A run's record that this process writes or sends.
 
     Attributes:
@@ -105,7 +110,7 @@ class Record:
     _folders: int = 0
 
     @classmethod
-    def create(cls, name: str, uri: str) -> "Record":
+    def create(cls, name: str, uri: str) -> "RunSpool":
         """A new one.
 
         Raises:
@@ -129,7 +134,7 @@ class Record:
         return cls(folder, about, _lock=lock, _journal=journal)
 
     @classmethod
-    def open(cls, folder: Path) -> "Record":
+    def open(cls, folder: Path) -> "RunSpool":
         """One whose process is gone.
 
         Raises:
@@ -144,14 +149,14 @@ class Record:
             # What was sent is written anew: a line that was not written to its end must not have another behind it.
             (folder / SENT).unlink(missing_ok=True)
             record = cls(folder, about, operations, sent, known, lock)
-            record.acknowledge(sent, known)
+            record.mark_sent(sent, known)
         except BaseException:
             lock.release()
             raise
         return record
 
     @classmethod
-    def at(cls, folder: Path) -> "Record":
+    def at(cls, folder: Path) -> "RunSpool":
         """Whatever is in a folder, to be deleted.
 
         Raises:
@@ -195,7 +200,7 @@ class Record:
             raise InputError(f"the files in {folder} are not what was recorded: {difference}")
         return folder
 
-    def acknowledge(self, sent: int, known: Mapping[str, Any]) -> None:
+    def mark_sent(self, sent: int, known: Mapping[str, Any]) -> None:
         """Notes how many operations have been sent, and what that has found out."""
         if self._acknowledged is None:
             self._acknowledged = _Lines(self.folder / SENT)
@@ -264,7 +269,7 @@ def read_known(folder: Path) -> dict[str, Any]:
     return _read_sent(folder)[1]
 
 
-def has_ended(operations: Sequence[Operation]) -> bool:
+def is_complete(operations: Sequence[Operation]) -> bool:
     """Whether a record has all of its run."""
     return bool(operations) and operations[-1]["op"] == "end"
 

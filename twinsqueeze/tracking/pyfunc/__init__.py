@@ -1,0 +1,1 @@
+"""Code that MLflow stores with every logged model."""

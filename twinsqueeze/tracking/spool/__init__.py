@@ -1,0 +1,1 @@
+"""Stores a run's records on disk and uploads them in the background."""
