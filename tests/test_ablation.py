@@ -14,9 +14,10 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
-from twinsqueeze import ablation, comparison
+from twinsqueeze import ablation
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.reporting import run_loader
 from twinsqueeze.training import worker_pool
 
 GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
@@ -230,14 +231,14 @@ def test_an_output_folder_is_not_overwritten_unasked(place, compared):
 
 def test_runs_from_before_a_field_was_there_are_of_the_same_recipe(place, compared):
     run = of_kind(place, "train")[0]
-    recipe = comparison._trained_run(run, None).recipe
+    recipe = run_loader._trained_run(run, None).recipe
     assert recipe.digest == run.data.tags["twinsqueeze.recipe_digest"]
     for later in ("nearest", "synthetic", "part"):
         del run.data.params[later]
-    assert comparison._trained_run(run, None).recipe == recipe
+    assert run_loader._trained_run(run, None).recipe == recipe
     del run.data.params["alpha"]
     with pytest.raises(KeyError):
-        comparison._trained_run(run, None)
+        run_loader._trained_run(run, None)
 
 
 def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_folder):
@@ -272,9 +273,9 @@ def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_fo
 
 def test_any_number_of_runs_is_paged_through(place, compared, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
-    whole = comparison.read_runs("0")
-    monkeypatch.setattr(comparison, "PAGE", 2)
-    paged = comparison.read_runs("0")
+    whole = run_loader.load_runs("0")
+    monkeypatch.setattr(run_loader, "PAGE", 2)
+    paged = run_loader.load_runs("0")
     assert len(whole.runs) >= 6
     assert [run.run_id for run in paged.runs] == [run.run_id for run in whole.runs]
 

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from twinsqueeze import report
-from twinsqueeze.ablation_table import BaselineRow, Kind, TrainedRun, tabulate
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.seeds import Spread
+from twinsqueeze.reporting import formats
+from twinsqueeze.reporting.ablation_table import BaselineRow, ComparisonKey, TrainedRun, build_tables
+from twinsqueeze.reporting.statistics import SeedStats
 
-KIND = Kind("data", "test", "encoder", "tanh", "mse")
+KIND = ComparisonKey("data", "test", "encoder", "tanh", "mse")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def trained(spearman: float, *, kind: Kind = KIND, hours: int = 0, on_test: bool = True, **recipe) -> TrainedRun:
+def trained(
+    spearman: float, *, kind: ComparisonKey = KIND, hours: int = 0, on_test: bool = True, **recipe
+) -> TrainedRun:
     metrics = {"dev/spearman": spearman, "dev/mse": 0.1, "train/loss": 0.01}
     if on_test:
         metrics["test/spearman"] = spearman - 0.02
@@ -34,7 +36,7 @@ def runs() -> list[TrainedRun]:
 
 
 def test_seeds_are_one_row_and_rows_are_compared_with_no_noise(runs):
-    (table,) = tabulate(runs, {})
+    (table,) = build_tables(runs, {})
     assert [(row.recipe.alpha, len(row.runs)) for row in table.rows] == [(0, 3), (0.75, 4)]
     quiet, noisy = table.rows
     assert noisy.scores["dev/spearman"].mean == pytest.approx(np.mean(NOISY))
@@ -50,12 +52,12 @@ def test_the_best_row_is_chosen_on_dev_whatever_test_says():
     low = trained(0.80, alpha=0, seed=0)
     high = trained(0.79, alpha=1, seed=0)
     high = TrainedRun(**{**high.__dict__, "metrics": {**high.metrics, "test/spearman": 0.99}})
-    (table,) = tabulate([high, low], {})
+    (table,) = build_tables([high, low], {})
     assert table.best.recipe.alpha == 0
 
 
 def test_rows_are_sorted_by_number_and_not_by_text():
-    (table,) = tabulate([trained(0.8, alpha=alpha) for alpha in (10, 5, 0, 15)], {})
+    (table,) = build_tables([trained(0.8, alpha=alpha) for alpha in (10, 5, 0, 15)], {})
     assert [row.recipe.alpha for row in table.rows] == [0, 5, 10, 15]
 
 
@@ -70,67 +72,67 @@ def test_rows_are_sorted_by_number_and_not_by_text():
     ],
 )
 def test_what_cannot_be_compared_is_in_another_table(runs, other):
-    tables = tabulate([*runs, trained(0.9, kind=other, alpha=0.75, seed=9)], {})
+    tables = build_tables([*runs, trained(0.9, kind=other, alpha=0.75, seed=9)], {})
     assert [sum(len(row.runs) for row in table.rows) for table in tables] == [7, 1]
 
 
 def test_what_data_and_encoder_are_called_makes_no_difference():
-    (table,) = tabulate([trained(0.8, seed=0), trained(0.8, seed=1, dataset="other", device="cpu")], {})
+    (table,) = build_tables([trained(0.8, seed=0), trained(0.8, seed=1, dataset="other", device="cpu")], {})
     assert [len(row.runs) for row in table.rows] == [2]
 
 
 def test_of_a_repeated_recipe_the_newest_counts():
-    (table,) = tabulate([trained(0.9, hours=2), trained(0.8, hours=1), trained(0.7, hours=3)], {})
+    (table,) = build_tables([trained(0.9, hours=2), trained(0.8, hours=1), trained(0.7, hours=3)], {})
     assert table.rows[0].values("dev/spearman") == [0.7]
     assert table.notes[0].startswith("2 runs repeated")
 
 
 def test_what_cannot_be_computed_is_said():
-    (table,) = tabulate([trained(0.8, alpha=1, on_test=False)], {})
+    (table,) = build_tables([trained(0.8, alpha=1, on_test=False)], {})
     assert [note.split(":")[0] for note in table.notes] == [
         "No run at alpha 0 of mlp32",
         "1 row of a single seed",
         "1 run without scores on test",
     ]
-    assert "n/a" in report.markdown([table], [])
+    assert "n/a" in formats.markdown([table], [])
 
 
 def test_other_hyperparameters_are_other_rows_and_named_where_they_tell_equal_names_apart():
-    (table,) = tabulate([trained(0.8, lr=1e-3), trained(0.8), trained(0.8, dim=8)], {})
+    (table,) = build_tables([trained(0.8, lr=1e-3), trained(0.8), trained(0.8, dim=8)], {})
     assert [row.name for row in table.rows] == ["mlp8", "mlp32, lr 0.0002", "mlp32, lr 0.001"]
     assert list(table.families()) == [row.name for row in table.rows]
 
 
 def test_forms_of_the_table(runs):
-    baseline = BaselineRow("PCA to 32, whitened", 32, 128, {"dev/spearman": Spread(0.8197, float("nan"), 1)})
-    (table,) = tables = tabulate(runs, {KIND: [baseline]})
+    baseline = BaselineRow("PCA to 32, whitened", 32, 128, {"dev/spearman": SeedStats(0.8197, float("nan"), 1)})
+    (table,) = tables = build_tables(runs, {KIND: [baseline]})
     assert baseline.method == "PCA, whitened"
-    lines = report.markdown(tables, ["a note"]).splitlines()
+    lines = formats.markdown(tables, ["a note"]).splitlines()
     row = lines.index(next(line for line in lines if "| mlp32 (best on dev) | 0.75 | 128 | 4 |" in line))
     assert "0.8040 ± 0.0114" in lines[row]
     assert lines[row + 1].startswith("| PCA to 32, whitened |  | 128 |")
     assert "a note" in lines
 
-    frame = report.numbers(tables)
+    frame = formats.to_dataframe(tables)
     assert frame["alpha"].tolist()[:2] == [0, 0.75]
     assert frame["dev/spearman"].iloc[1] == pytest.approx(np.mean(NOISY))
     assert frame["runs"].iloc[0].split() == [f"mlp32-alpha0-seed{i}-0" for i in range(3)]
 
-    text = report.latex(tables)
+    text = formats.latex(tables)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search
     assert r"0.8040 $\pm$ 0.0114" in text
 
-    figure = report.picture(table)
+    figure = formats.picture(table)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [f"{table.title}: {s}" for s in ("dev", "test")]
 
-    page = report.page([report.Section(table, [])], ["<b>"], "now")
+    page = formats.render_html([formats.Section(table, [])], ["<b>"], "now")
     assert 'href="http://x/mlp32-alpha0.75-seed3-0"' in page
     assert "&lt;b&gt;" in page
 
 
 def test_a_description_is_cut_to_what_mlflow_keeps():
     runs = [trained(0.8, alpha=alpha / 10, seed=seed) for alpha in range(200) for seed in range(2)]
-    text = report.summary(tabulate(runs, {}), ["a note"])
+    text = formats.summary(build_tables(runs, {}), ["a note"])
     assert len(text) < 8000
     assert "more rows" in text
     assert "a note" in text

@@ -15,11 +15,11 @@ from sklearn.random_projection import GaussianRandomProjection
 
 from tests.conftest import random_pairs
 from tests.processes import ROOT
-from twinsqueeze.ablation_table import SCORES, method
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
 from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.evaluation.retrieval import SearchScores
+from twinsqueeze.reporting.ablation_table import SCORES, baseline_family
 from twinsqueeze.utils.disk_cache import DiskCache
 
 DIM = 8
@@ -96,7 +96,7 @@ def test_bytes_are_those_of_a_stored_vector(found):
         "FAISS OPQ+PQ, float queries, 64 bytes": 64,
     }
     assert [name for name, row in found.items() if not row.only_search][-1] == "signs of 64, centred"
-    assert {method(row.name, row.dim) for row in found.values()} == {
+    assert {baseline_family(row.name, row.dim) for row in found.values()} == {
         "uncompressed",
         "uncompressed, int8",
         "first",

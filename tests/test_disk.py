@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from tests.processes import Workplace
-from twinsqueeze import comparison, errors, model_store
+from twinsqueeze import errors, model_store
 from twinsqueeze.errors import InputError
+from twinsqueeze.reporting import run_loader
 from twinsqueeze.tracking import tags
 
 MAIN = ["main", "--epochs", "2", "--dim", "8", "--device", "cpu", "--dataset"]
@@ -85,11 +86,11 @@ def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
 
 @pytest.mark.parametrize("name", ["predictions.json", "baselines.json", "train_pair_losses.parquet"])
 def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
-    (run,) = comparison.read_runs("0").runs
+    (run,) = run_loader.load_runs("0").runs
     readers = {
-        "predictions.json": lambda: comparison.read_predictions(run),
-        "baselines.json": lambda: comparison._read_table(run_id, name),
-        "train_pair_losses.parquet": lambda: comparison.read_train_losses(run),
+        "predictions.json": lambda: run_loader.read_predictions(run),
+        "baselines.json": lambda: run_loader._read_table(run_id, name),
+        "train_pair_losses.parquet": lambda: run_loader.read_train_losses(run),
     }
     assert len(readers[name]())
     file = artifact(place, run_id, name)
@@ -111,12 +112,12 @@ def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
 
 
 def test_a_damaged_table_is_left_out_of_a_comparison_and_said(place, run_id):
-    (run,) = comparison.read_runs("0").runs
-    whole = comparison.read_baselines([run])
+    (run,) = run_loader.load_runs("0").runs
+    whole = run_loader.load_baselines([run])
     assert whole.rows
     assert not whole.notes
     for _ in flips(artifact(place, run_id, "baselines.json"), 2):
-        found = comparison.read_baselines([run])
+        found = run_loader.load_baselines([run])
         assert not found.rows
         assert "baselines.json has changed" in found.notes[0]
 

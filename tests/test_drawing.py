@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
-from twinsqueeze import drawing, figures
+from twinsqueeze.reporting import figure_pool, run_plots
 
 LOSSES = {"train": np.linspace(1e-6, 1, 500), "dev": np.linspace(1e-4, 0.5, 300)}
-HISTOGRAM = partial(figures.pair_loss_distribution, LOSSES)
+HISTOGRAM = partial(run_plots.pair_loss_distribution, LOSSES)
 PROGRAM = """
 import multiprocessing, sys, time
 from pathlib import Path
@@ -40,7 +40,7 @@ def pixels(path):
 
 @pytest.fixture(scope="module")
 def draw():
-    with drawing.processes(drawing.FEWEST_REPLICAS) as found:
+    with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as found:
         yield found
 
 
@@ -56,7 +56,7 @@ def begun(tmp_path):
 
 
 def test_other_processes_draw_the_same(draw, tmp_path):
-    with drawing.here({tmp_path / "here.png": HISTOGRAM}):
+    with figure_pool.render_inline({tmp_path / "here.png": HISTOGRAM}):
         pass
     with draw({tmp_path / f"{i}.png": HISTOGRAM for i in range(5)}):
         pass
@@ -80,14 +80,14 @@ def test_what_a_drawing_raises_is_raised(draw, tmp_path):
 
 def test_a_few_are_drawn_here(tmp_path):
     before = set(multiprocessing.active_children())
-    with drawing.processes(drawing.FEWEST_REPLICAS - 1) as draw, draw({tmp_path / "x.png": HISTOGRAM}):
+    with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL - 1) as draw, draw({tmp_path / "x.png": HISTOGRAM}):
         assert set(multiprocessing.active_children()) == before
     assert (tmp_path / "x.png").exists()
 
 
 def test_killed_processes_cost_no_figure(tmp_path):
     before = set(multiprocessing.active_children())
-    with drawing.processes(drawing.FEWEST_REPLICAS) as draw:
+    with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as draw:
         with draw({tmp_path / "first.png": HISTOGRAM}):
             pass
         with draw({tmp_path / "second.png": HISTOGRAM}):
@@ -103,14 +103,14 @@ def test_killed_processes_cost_no_figure(tmp_path):
 @pytest.mark.parametrize("refused", ["the pool", "a process"])
 def test_where_there_can_be_no_processes_figures_are_drawn_here(refused, tmp_path, monkeypatch):
     if refused == "the pool":
-        monkeypatch.setattr(drawing, "ProcessPoolExecutor", Mock(side_effect=OSError(30, "Read-only file system")))
+        monkeypatch.setattr(figure_pool, "ProcessPoolExecutor", Mock(side_effect=OSError(30, "Read-only file system")))
     else:
         monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
     before = set(multiprocessing.active_children())
-    with drawing.here({tmp_path / "here.png": HISTOGRAM}):
+    with figure_pool.render_inline({tmp_path / "here.png": HISTOGRAM}):
         pass
     for i in range(10):  # how it shows that a process is dead depends on when it is seen
-        with drawing.processes(drawing.FEWEST_REPLICAS) as draw, draw({tmp_path / f"{i}.png": HISTOGRAM}):
+        with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as draw, draw({tmp_path / f"{i}.png": HISTOGRAM}):
             pass
         assert np.array_equal(pixels(tmp_path / f"{i}.png"), pixels(tmp_path / "here.png"))
     assert set(multiprocessing.active_children()) <= before

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from tests.test_ablation_table import KIND, trained
-from twinsqueeze import model_card, report, search_table
-from twinsqueeze.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, metric_name, tabulate
+from twinsqueeze import model_card
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.model_card import Choice
-from twinsqueeze.seeds import Spread
+from twinsqueeze.reporting import formats, search_table
+from twinsqueeze.reporting.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, build_tables, metric_name
+from twinsqueeze.reporting.statistics import SeedStats
 
 AT = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
 NAN = float("nan")
@@ -33,18 +34,18 @@ def searched(spearman: float, **recipe):
 def table():
     runs = [searched(0.8, alpha=0, seed=seed, dim=dim) for dim in (8, 32) for seed in (0, 1)]
     runs += [searched(0.85, alpha=0.75, seed=0, dim=8)]
-    kept = {metric_name(split, score): Spread(0.6, NAN, 1) for split in ("dev", "test") for score in SEARCH_SCORES}
+    kept = {metric_name(split, score): SeedStats(0.6, NAN, 1) for split in ("dev", "test") for score in SEARCH_SCORES}
     baselines = [
         BaselineRow("uncompressed", None, 1536, kept),
         BaselineRow("FAISS PQ, 16 bytes", None, 16, kept, only_search=True),
         BaselineRow("FAISS PQ, 64 bytes", None, 64, kept, only_search=True),
     ]
-    (table,) = tabulate(runs, {KIND: baselines})
+    (table,) = build_tables(runs, {KIND: baselines})
     return table
 
 
 def test_each_compressors_best_alpha_stands_at_every_precision_by_bytes(table):
-    rows = search_table.of_table(table)
+    rows = search_table.rows_from_table(table)
     assert [(row.name, row.bytes) for row in rows] == [
         ("uncompressed", 1536),
         ("mlp32, alpha 0, float32", 128),
@@ -63,19 +64,19 @@ def test_each_compressors_best_alpha_stands_at_every_precision_by_bytes(table):
 
 
 def test_every_form_of_the_report_has_both_tables(table):
-    text = report.markdown([table], [])
+    text = formats.markdown([table], [])
     scores, search = text.split("### What search keeps")
     assert "FAISS" not in scores
     assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
     assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
-    assert "FAISS PQ, 16 bytes" in report.page([report.Section(table, [])], [], "now")
-    assert report.latex([table]).count("FAISS PQ, 16 bytes") == 2
-    assert report.numbers([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
+    assert "FAISS PQ, 16 bytes" in formats.render_html([formats.Section(table, [])], [], "now")
+    assert formats.latex([table]).count("FAISS PQ, 16 bytes") == 2
+    assert formats.to_dataframe([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
 
 
 def test_runs_from_before_search_was_measured_have_what_they_have():
-    (table,) = tabulate([trained(0.8)], {})
-    (row,) = search_table.of_table(table)
+    (table,) = build_tables([trained(0.8)], {})
+    (row,) = search_table.rows_from_table(table)
     assert row.name == "mlp32, alpha 0.75, float32"
     assert search_table.as_text([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
 
@@ -84,7 +85,7 @@ def test_a_run_without_ranges_has_no_row_at_int8():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
     assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
-    rows = search_table.of_run("x", "float32", 12, 48, {"dev": assessment}, [baseline])
+    rows = search_table.rows_from_run("x", "float32", 12, 48, {"dev": assessment}, [baseline])
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
     assert search_table.as_text(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
 
@@ -92,13 +93,13 @@ def test_a_run_without_ranges_has_no_row_at_int8():
 def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
     assessment = SimpleNamespace(scores=scores, by_precision={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
-    rows = search_table.of_run("x", "binary", 12, 2, {"dev": assessment}, [])
+    rows = search_table.rows_from_run("x", "binary", 12, 2, {"dev": assessment}, [])
     assert search_table.as_text(rows, ["dev"])[1] == [
         ["x", "2", "0.5000", *["0.50"] * 4],
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],
     ]
-    (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
-    row, other = search_table.of_table(table)
+    (table,) = build_tables([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
+    row, other = search_table.rows_from_table(table)
     assert (row.name, row.bytes) == ("linear64-binary, alpha 0.75", 8)
     assert row.scores["dev/spearman"].mean == 0.8
     assert row.scores["test/mrr"].mean == 0.3
@@ -108,21 +109,21 @@ def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other(
 
 def test_a_byte_of_product_codes_is_a_part():
     fields = {"dim": 64, "part": 8, "precision": "product", "architecture": "linear"}
-    (table,) = tabulate([searched(0.8, **fields)], {})
-    rows = search_table.of_table(table)
+    (table,) = build_tables([searched(0.8, **fields)], {})
+    rows = search_table.rows_from_table(table)
     assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
     assert model_card.sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
 
 
 def test_the_card_of_codes_says_what_float_queries_find():
-    (table,) = tabulate([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
+    (table,) = build_tables([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
     (row,) = table.rows
     text = "\n".join(model_card._results(Choice("dev/spearman", row, row.runs[0], 1, [])))
     assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
 
 
 def test_the_figure_has_every_method_where_its_bytes_are(table):
-    figure = search_table.picture(search_table.of_table(table))()
+    figure = search_table.picture(search_table.rows_from_table(table))()
     assert [axes.get_title() for axes in figure.axes] == [
         "Spearman on test",
         "neighbours on test",
@@ -140,8 +141,8 @@ def test_the_figure_has_every_method_where_its_bytes_are(table):
 def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
     other = KIND._replace(objective="pearson")
     bits = searched(0.9, dim=64, precision="binary", architecture="linear")
-    (best,) = tabulate([replace(bits, kind=other)], {})
-    figure = search_table.frontier(search_table.of_tables([table, best]))
+    (best,) = build_tables([replace(bits, kind=other)], {})
+    figure = search_table.pareto_figure(search_table.rows_from_tables([table, best]))
     titles = ["dev", "test", "dev, its upper right, larger", "test, its upper right, larger"]
     assert [axes.get_title() for axes in figure.axes] == titles
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
@@ -164,8 +165,8 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
 
 def test_points_of_one_size_are_not_joined(table):
     codes = {"precision": "binary", "architecture": "linear"}
-    alike = tabulate([searched(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
-    rows = search_table.of_tables([table, *alike])
-    for figure in (search_table.frontier(rows), search_table.picture(rows)()):
+    alike = build_tables([searched(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
+    rows = search_table.rows_from_tables([table, *alike])
+    for figure in (search_table.pareto_figure(rows), search_table.picture(rows)()):
         lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
         assert (lines["trained linear as codes, binary"], lines["trained mlp, float32"]) == ("None", "-")

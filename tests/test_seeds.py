@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from twinsqueeze.seeds import Difference, Spread
+from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
 
 def test_a_spread_by_hand():
-    spread = Spread.of([1.0, 2.0, 6.0])
+    spread = SeedStats.of([1.0, 2.0, 6.0])
     assert spread.mean == 3
     assert spread.deviation == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / 2
     half = 4.302652729911275 * math.sqrt(7 / 3)  # t at 0.975 with 2 degrees of freedom, from tables
@@ -17,7 +17,7 @@ def test_a_spread_by_hand():
 
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_too_few_values_have_no_spread(values):
-    spread = Spread.of(values)
+    spread = SeedStats.of(values)
     assert spread.mean == pytest.approx(0.5 if values else float("nan"), nan_ok=True)
     assert math.isnan(spread.deviation)
     assert all(map(math.isnan, spread.interval))
@@ -29,14 +29,14 @@ def test_a_differences_interval_is_welchs():
     variances = [x.var(ddof=1) / len(x) for x in (ours, theirs)]
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / 3 + variances[1] ** 2 / 2)
     half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(variances))
-    difference = Difference.between(ours, theirs)
+    difference = MeanDifference.between(ours, theirs)
     assert difference.mean == pytest.approx(ours.mean() - theirs.mean())
     assert (difference.low, difference.high) == pytest.approx((difference.mean - half, difference.mean + half))
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([1.0], [2.0, 3.0]), ([1.0, 1.0], [2.0, 2.0])])
 def test_a_difference_without_spread_has_no_interval(ours, theirs):
-    difference = Difference.between(ours, theirs)
+    difference = MeanDifference.between(ours, theirs)
     assert difference.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert math.isnan(difference.low)
     assert math.isnan(difference.high)

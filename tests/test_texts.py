@@ -11,12 +11,12 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from tests.test_ablation_table import KIND, trained
-from twinsqueeze import report, report_terminal, search_table
-from twinsqueeze.ablation_table import AblationTable, BaselineRow, tabulate
 from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.model_card import model_card
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.seeds import Spread
+from twinsqueeze.reporting import formats, search_table, terminal
+from twinsqueeze.reporting.ablation_table import AblationTable, BaselineRow, build_tables
+from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils import console
 from twinsqueeze.utils.text import escape_control_chars, escape_markdown
 
@@ -34,13 +34,13 @@ def table() -> AblationTable:
     run = trained(0.8, alpha=0, encoder=HOSTILE)
     runs = [type(run)(**{**run.__dict__, "dataset": HOSTILE, "notice": HOSTILE})]
     names = [f"{split}/{name}" for split in ("dev", "test") for name in ("spearman", "neighbours_kept")]
-    scores = dict.fromkeys(names, Spread(0.5, 0.1, 2))
-    (found,) = tabulate(runs, {KIND: [BaselineRow(HOSTILE, 32, 128, scores, False)]})
+    scores = dict.fromkeys(names, SeedStats(0.5, 0.1, 2))
+    (found,) = build_tables(runs, {KIND: [BaselineRow(HOSTILE, 32, 128, scores, False)]})
     return found
 
 
 def test_markdown_holds_names_as_text(table):
-    for text in (report.markdown([table], [HOSTILE]), report.summary([table], [HOSTILE])):
+    for text in (formats.markdown([table], [HOSTILE]), formats.summary([table], [HOSTILE])):
         assert not COMMANDS.search(text)
         assert "\n# head" not in text
         assert not re.search(r"(?<!\\)<script", text)
@@ -53,7 +53,9 @@ def test_markdown_holds_names_as_text(table):
 
 
 def test_html_holds_names_as_text(table):
-    page = report.page([report.Section(table, [report.Illustration("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE)
+    page = formats.render_html(
+        [formats.Section(table, [formats.ReportFigure("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE
+    )
     assert "<script" not in page
     assert page.count("<img") == 1
     assert "http://evil/x.png" in page  # as text
@@ -62,7 +64,7 @@ def test_html_holds_names_as_text(table):
 
 
 def test_latex_holds_names_as_text(table):
-    text = report.latex([table])
+    text = formats.latex([table])
     outside = [line for line in text.splitlines() if not line.startswith("%")]
     assert not COMMANDS.search(text)
     assert not any("\\input" in line for line in outside)
@@ -71,7 +73,7 @@ def test_latex_holds_names_as_text(table):
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
 def test_latex_compiles(table, tmp_path):
-    plain = report.latex([table]).encode("ascii", "ignore").decode()
+    plain = formats.latex([table]).encode("ascii", "ignore").decode()
     document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{plain}\\end{{document}}"
     (tmp_path / "x.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True, check=False)
@@ -80,16 +82,16 @@ def test_latex_compiles(table, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_are_drawn_whatever_names_are(table):
-    report.picture(table).savefig(io.BytesIO())
+    formats.picture(table).savefig(io.BytesIO())
 
-    search_table.picture(search_table.of_table(table))().savefig(io.BytesIO())
+    search_table.picture(search_table.rows_from_table(table))().savefig(io.BytesIO())
 
 
 def test_the_terminal_gets_no_commands(table, capsys):
-    report_terminal.print_table(table)
+    terminal.print_table(table)
     console.print_result(HOSTILE)
     console.warn(HOSTILE)
-    report_terminal.print_next_steps([("look", HOSTILE)])
+    terminal.print_next_steps([("look", HOSTILE)])
     captured = capsys.readouterr()
     for text in captured:
         assert text

@@ -11,14 +11,15 @@ from typing import Self
 
 import pandas as pd
 
-from twinsqueeze import comparison, drawing, records, report, report_terminal, resuming
-from twinsqueeze.ablation_table import TrainedRun, tabulate
+from twinsqueeze import records, resuming
 from twinsqueeze.data.sentence_pairs import SPLITS
-from twinsqueeze.drawing import Draw
 from twinsqueeze.errors import InputError
 from twinsqueeze.grid import load_grid
 from twinsqueeze.material import Material, gather
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.reporting import figure_pool, formats, run_loader, terminal
+from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
+from twinsqueeze.reporting.figure_pool import Draw
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -73,31 +74,31 @@ def ablate(
         if len(materials) == 1:
             parent.tags(records.data_tags(next(iter(materials.values()))))
         _end_left_runs(parent, recipes, materials)
-        found = comparison.read_runs(parent.experiment_id).runs
-        done = {} if force else comparison.finished_recipes(found)
+        found = run_loader.load_runs(parent.experiment_id).runs
+        done = {} if force else run_loader.finished_recipes(found)
         todo = [recipe for recipe in recipes if _fingerprint(recipe, materials) not in done]
         if len(todo) < len(recipes):
             console.info(
                 f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
-        with drawing.processes(len(todo)) as draw:
+        with figure_pool.render_pool(len(todo)) as draw:
             trained, failures = _train(todo, materials, draw, resume=resume)
         wanted = {_fingerprint(recipe, materials) for recipe in recipes}
         # Of what has just been trained the tracking server may not have everything yet.
-        runs = [run for run in (*found, *(run for run, _ in trained)) if comparison.fingerprint(run) in wanted]
+        runs = [run for run in (*found, *(run for run, _ in trained)) if run_loader.fingerprint(run) in wanted]
         if not runs:
             raise InputError(f"no training of the grid succeeded; the first said: {failures[0]}")
-        baselines = comparison.read_baselines(runs, {run.run_id: table for run, table in trained})
-        tables = tabulate(runs, baselines.rows)
+        baselines = run_loader.load_baselines(runs, {run.run_id: table for run, table in trained})
+        tables = build_tables(runs, baselines.rows)
         notes = [f"{len(failures)} of {len(recipes)} trainings diverged."] if failures else []
         notes += baselines.notes
-        parent.describe(report.summary(tables, notes))
+        parent.describe(formats.summary(tables, notes))
     for table in tables:
-        report_terminal.print_table(table)
+        terminal.print_table(table)
     for notice in notices:
         console.warn(notice)
-    report_terminal.print_next_steps(
+    terminal.print_next_steps(
         [
             ("tables, figures and a report", links.mlflow_run_command(parent, "compare")),
             ("put the best in use", links.mlflow_run_command(parent, "register")),
@@ -130,7 +131,7 @@ def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, 
     }
 
 
-def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> comparison.Fingerprint:
+def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> run_loader.Fingerprint:
     material = materials[_source(recipe)]
     return recipe.digest, material.data.digest, records.encoder_fingerprint(material)
 
@@ -298,4 +299,4 @@ def _record(fitted: TrainingResult, material: Material, draw: Draw) -> tuple[Tra
         records.record_curves(run, fitted)
         fitted.check()
         outcome = records.end_training(run, fitted, material, inputs, draw)
-    return comparison.recorded_run(run), records.baseline_table(outcome.baselines)
+    return run_loader.recorded_run(run), records.baseline_table(outcome.baselines)

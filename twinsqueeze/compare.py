@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from twinsqueeze import comparison, report, report_terminal
-from twinsqueeze.ablation_table import Row, TrainedRun, tabulate
 from twinsqueeze.errors import InputError
-from twinsqueeze.illustrations import illustrated
-from twinsqueeze.report import Section
+from twinsqueeze.reporting import formats, run_loader, terminal
+from twinsqueeze.reporting.ablation_figures import build_sections
+from twinsqueeze.reporting.ablation_table import Row, TrainedRun, build_tables
+from twinsqueeze.reporting.formats import Section
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
@@ -33,25 +33,25 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
     if output:
         _check_output(output, overwrite)
     check_tracking_server()
-    experiment_id = comparison.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
-    found = comparison.read_runs(experiment_id)
+    experiment_id = run_loader.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
+    found = run_loader.load_runs(experiment_id)
     if not found.runs:
         raise InputError(
             " ".join(["there is no finished training in the experiment to compare.", *found.notes])
             + " Train with `main` or `ablation`, or name the experiment that has them"
         )
-    baselines = comparison.read_baselines(found.runs)
-    tables = tabulate(found.runs, baselines.rows)
+    baselines = run_loader.load_baselines(found.runs)
+    tables = build_tables(found.runs, baselines.rows)
     notes = [*found.notes, *baselines.notes]
     for table in tables:
-        report_terminal.print_table(table)
+        terminal.print_table(table)
     for note in notes:
         console.info(note)
 
     with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
         run.params({"experiment": experiment, "compared_runs": len(found.runs)})
-        run.describe(report.summary(tables, notes))
-        sections = illustrated(tables)
+        run.describe(formats.summary(tables, notes))
+        sections = build_sections(tables)
         _write(Path(folder), sections, notes, experiment_id)
         run.files(Path(folder), "comparison")
         if output:
@@ -60,7 +60,7 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
     best = tables[0].best
     steps.append(("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=_middle(best).run_id)))
     steps.append(("put the best in use", links.mlflow_run_command(run, "register")))
-    report_terminal.print_next_steps([*steps, *links.ui_steps(run)])
+    terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
 def _middle(row: Row) -> TrainedRun:
@@ -95,15 +95,15 @@ def _put(folder: Path, output: Path) -> None:
 
 def _write(folder: Path, sections: Sequence[Section], notes: Sequence[str], experiment_id: str) -> None:
     tables = [section.table for section in sections]
-    (folder / "table.md").write_text(report.markdown(tables, notes), encoding="utf-8")
-    (folder / "table.tex").write_text(report.latex(tables), encoding="utf-8")
-    report.numbers(tables).to_csv(folder / "table.csv", index=False)
+    (folder / "table.md").write_text(formats.markdown(tables, notes), encoding="utf-8")
+    (folder / "table.tex").write_text(formats.latex(tables), encoding="utf-8")
+    formats.to_dataframe(tables).to_csv(folder / "table.csv", index=False)
     several = len(sections) > 1
     for i, section in enumerate(sections, 1):
         prefix = f"{i}-" if several else ""
-        report.picture(section.table).savefig(folder / f"{prefix}table.png")
+        formats.picture(section.table).savefig(folder / f"{prefix}table.png")
         for shown in section.illustrations:
             shown.figure.savefig(folder / f"{prefix}{shown.name}.png", dpi=150)
     runs = sum(len(row.runs) for table in tables for row in table.rows)
     made = f"{runs} runs of experiment {experiment_id}, compared on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-    (folder / "report.html").write_text(report.page(sections, notes, made), encoding="utf-8")
+    (folder / "report.html").write_text(formats.render_html(sections, notes, made), encoding="utf-8")

@@ -4,17 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 
-from twinsqueeze import report
-from twinsqueeze.ablation_table import ASYMMETRIC, PRECISIONS, SPLITS, BaselineRow, Row, TrainedRun, metric_name
 from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
-from twinsqueeze.report import ABSENT, NAMES
-from twinsqueeze.seeds import Spread
+from twinsqueeze.reporting import formats
+from twinsqueeze.reporting.ablation_table import (
+    ASYMMETRIC,
+    EVALUATED_SPLITS,
+    PRECISIONS,
+    BaselineRow,
+    Row,
+    TrainedRun,
+    metric_name,
+)
+from twinsqueeze.reporting.formats import ABSENT, COLUMN_NAMES
+from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
-COLUMNS = {**NAMES, "neighbours_kept": "neighbours"}
+COLUMNS = {**COLUMN_NAMES, "neighbours_kept": "neighbours"}
 ENCODER_LICENCES = {"all-MiniLM-L6-v2": "Apache 2.0."}
 # By the digest of train and dev, whatever the user calls them.
 DATA_LICENCES = {
@@ -88,7 +96,7 @@ def model_card(
         "Trained on train, chosen on dev. Test took no part in any choice.",
         *([f"**{escape_markdown(choice.run.notice)}**"] if choice and choice.run.notice else []),
         "## Recipe",
-        report.markdown_table(["field", "value"], fields),
+        formats.markdown_table(["field", "value"], fields),
         f"Made by TwinSqueeze {escape_markdown(provenance.version)}"
         + (f", run {run_id}." if run_id else ".")
         + f" Encoder's fingerprint: {escape_markdown(provenance.encoder_fingerprint[:16])}.",
@@ -132,13 +140,13 @@ def _chosen(choice: Choice) -> str:
 
 def _metric_name(metric: str) -> str:
     split, _, score = metric.partition("/")
-    return f"{NAMES[score]} on {split}"
+    return f"{COLUMN_NAMES[score]} on {split}"
 
 
 def _results(choice: Choice) -> list[str]:
-    header = ["", "bytes", *(f"{split} {column}" for split in SPLITS for column in COLUMNS.values())]
+    header = ["", "bytes", *(f"{split} {column}" for split in EVALUATED_SPLITS for column in COLUMNS.values())]
     size = f"{choice.row.bytes:,}"
-    own = {name: Spread.of([value]) for name, value in choice.run.metrics.items()}
+    own = {name: SeedStats.of([value]) for name, value in choice.run.metrics.items()}
     rows = [[f"this model, seed {choice.run.recipe.seed}", size, *_cells(own)]]
     if (count := len(choice.row.runs)) > 1:
         rows.append([f"its recipe, mean of {count} seeds", size, *_cells(choice.row.scores)])
@@ -148,7 +156,7 @@ def _results(choice: Choice) -> list[str]:
         if b.dim in {None, choice.row.recipe.dim} and not b.only_search
     ]
     text = [
-        report.markdown_table(header, rows),
+        formats.markdown_table(header, rows),
         "The other rows need no scored pairs. Neighbours: the share of a sentence's ten nearest that are still "
         "among its ten nearest when compressed.",
     ]
@@ -166,20 +174,28 @@ def _quantised(choice: Choice) -> str | None:
     forms[ASYMMETRIC] = f"{recipe.precision}, {FLOAT_QUERIES}", recipe.vector_bytes
     rows = []
     for compared, (form, size) in forms.items():
-        names = [metric_name(split, score, compared) for split in SPLITS for score in ("spearman", "neighbours_kept")]
+        names = [
+            metric_name(split, score, compared)
+            for split in EVALUATED_SPLITS
+            for score in ("spearman", "neighbours_kept")
+        ]
         found = [choice.row.scores[name].mean for name in names]
         if not isnan(found[0]):
             cells = (ABSENT if isnan(value) else f"{value:.{2 if i % 2 else 4}f}" for i, value in enumerate(found))
             rows.append([form, f"{size:,}", *cells])
     if not rows:
         return None
-    header = ["its recipe kept as", "bytes", *(f"{s} {c}" for s in SPLITS for c in ("Spearman", "neighbours"))]
-    return report.markdown_table(header, rows)
+    header = [
+        "its recipe kept as",
+        "bytes",
+        *(f"{s} {c}" for s in EVALUATED_SPLITS for c in ("Spearman", "neighbours")),
+    ]
+    return formats.markdown_table(header, rows)
 
 
-def _cells(scores: Mapping[str, Spread]) -> list[str]:
+def _cells(scores: Mapping[str, SeedStats]) -> list[str]:
     cells = []
-    for split in SPLITS:
+    for split in EVALUATED_SPLITS:
         for name in COLUMNS:
             found = scores.get(f"{split}/{name}")
             known = found is not None and not isnan(found.mean)
@@ -189,11 +205,11 @@ def _cells(scores: Mapping[str, Spread]) -> list[str]:
 
 def _intervals(metrics: Mapping[str, float]) -> str:
     parts = []
-    for split in SPLITS:
+    for split in EVALUATED_SPLITS:
         for name in reversed(METRICS):
             low, high = (metrics.get(f"uncertainty/{split}_{name}_{end}") for end in ("low", "high"))
             if low is not None and high is not None:
-                parts.append(f"{split} {NAMES[name]} {low:.4f} to {high:.4f}")
+                parts.append(f"{split} {COLUMN_NAMES[name]} {low:.4f} to {high:.4f}")
     return ", ".join(parts)
 
 

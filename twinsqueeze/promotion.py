@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from twinsqueeze import comparison, model_store, records, registry, report_terminal
-from twinsqueeze.ablation_table import TrainedRun, tabulate
+from twinsqueeze import model_store, records, registry
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
@@ -16,7 +15,9 @@ from twinsqueeze.model.compressor import Compressor, pair_cosines_of
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.model_card import LOWER_IS_BETTER, Choice, model_card
 from twinsqueeze.registry import Version
-from twinsqueeze.report import NAMES
+from twinsqueeze.reporting import run_loader, terminal
+from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
+from twinsqueeze.reporting.formats import COLUMN_NAMES
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -84,7 +85,7 @@ def register(
     if rollback:
         _roll_back()
         return
-    experiment_id = comparison.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
+    experiment_id = run_loader.resolve_experiment(None if experiment == THIS_EXPERIMENT else experiment)
     choice = _choose(experiment_id, metric, dataset)
     run_id = choice.run.run_id
     known_version, champion = registry.version_of(run_id), registry.champion()
@@ -119,7 +120,7 @@ def register(
         if verdict.promoted
         else ("put it in use all the same", _by_hand(version.number))
     )
-    report_terminal.print_next_steps([*_uses(alias), after, *links.ui_steps(run)])
+    terminal.print_next_steps([*_uses(alias), after, *links.ui_steps(run)])
 
 
 def _roll_back() -> None:
@@ -130,7 +131,7 @@ def _roll_back() -> None:
         run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
         run.describe(text)
     console.print_result(text)
-    report_terminal.print_next_steps([*_uses(registry.CHAMPION), *links.ui_steps(run)])
+    terminal.print_next_steps([*_uses(registry.CHAMPION), *links.ui_steps(run)])
 
 
 def _uses(alias: str) -> list[tuple[str, str]]:
@@ -159,7 +160,7 @@ def _leave(choice: Choice, version: Version, metric: str) -> None:
 
 
 def _choose(experiment_id: str, metric: str, dataset: str) -> Choice:
-    found = comparison.read_runs(experiment_id)
+    found = run_loader.load_runs(experiment_id)
     if not found.runs:
         raise InputError(
             " ".join(["there is no finished run in the experiment to register.", *found.notes])
@@ -181,8 +182,8 @@ def _choose(experiment_id: str, metric: str, dataset: str) -> Choice:
         raise InputError(
             f"the experiment has runs to different labels, where {metric} can't be compared: dev/spearman can"
         )
-    baselines = comparison.read_baselines(runs)
-    tables = tabulate(runs, baselines.rows)
+    baselines = run_loader.load_baselines(runs)
+    tables = build_tables(runs, baselines.rows)
     sign = -1 if score in LOWER_IS_BETTER else 1
     rows = [(table, row) for table in tables for row in table.rows]
     table, best = max(rows, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
@@ -270,7 +271,7 @@ def _compare(candidate: Trained, material: Material, champion: Version | None, c
     promoted = low > 0
     verdict = "it is better" if promoted else "it is worse" if high < 0 else "that may be chance"
     text = (
-        f"{NAMES[name]} on the {len(material.encoded[SPLIT]):,} dev pairs less that of the champion, version "
+        f"{COLUMN_NAMES[name]} on the {len(material.encoded[SPLIT]):,} dev pairs less that of the champion, version "
         f"{champion.number}: {difference:+.4f}, 95% interval {interval.low:+.4f} to {interval.high:+.4f} by a paired "
         f"bootstrap over pairs: {verdict}{'' if promoted else ', so the champion stays'}."
     )

@@ -14,9 +14,6 @@ import pandas as pd
 import torch
 
 import twinsqueeze
-from twinsqueeze import drawing, figures, report, report_terminal, search_table
-from twinsqueeze.ablation_table import SEARCH_COST, metric_name, speed_name
-from twinsqueeze.drawing import Draw, Drawing
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult, pair_losses
 from twinsqueeze.evaluation.metrics import METRICS
@@ -24,8 +21,11 @@ from twinsqueeze.material import Material
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table, terminal
+from twinsqueeze.reporting.ablation_table import SEARCH_COST, metric_name, speed_name
+from twinsqueeze.reporting.figure_pool import Draw, Drawing
+from twinsqueeze.reporting.search_table import SearchRow
 from twinsqueeze.search_cost import IndexCost
-from twinsqueeze.search_table import SearchRow
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run_logger import LoggedData, RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, TEST_DIGEST
@@ -64,7 +64,9 @@ class Outcome:
     @property
     def search(self) -> list[SearchRow]:
         """The rows of the table of search."""
-        return search_table.of_run(self.title, self.precision, self.dim, self.bytes, self.assessments, self.baselines)
+        return search_table.rows_from_run(
+            self.title, self.precision, self.dim, self.bytes, self.assessments, self.baselines
+        )
 
 
 def begin_training(run: RunLogger, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
@@ -83,7 +85,7 @@ def end_training(
     fitted: TrainingResult,
     material: Material,
     inputs: Mapping[str, LoggedData],
-    draw: Draw = drawing.here,
+    draw: Draw = figure_pool.render_inline,
 ) -> Outcome:
     """Measures a trained compressor on the splits behind train, and records it with all that was found.
 
@@ -130,7 +132,7 @@ def end_training(
     )
     history = fitted.history
     drawings: dict[str, Drawing] = {
-        "loss_curves": partial(figures.loss_curves, history.loss, history.clean_loss, history.dev, recipe.objective),
+        "loss_curves": partial(run_plots.loss_curves, history.loss, history.clean_loss, history.dev, recipe.objective),
         **_drawings(outcome, recipe.labels, {"train": train_losses, "dev": assessments["dev"].losses}),
     }
     example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
@@ -169,7 +171,7 @@ def record_evaluation(
     inputs = log_data(run, material, [split])
     assessment = outcome.assessments[split]
     metrics = _scores(split, assessment) | _particulars(split, assessment) | _costs(outcome.costs)
-    with run.figures(_drawings(outcome, label_kind, {split: assessment.losses}), drawing.here):
+    with run.figures(_drawings(outcome, label_kind, {split: assessment.losses}), figure_pool.render_inline):
         run.metrics(metrics, model_id=model_id, data=inputs[split])
         _record(run, outcome, material)
 
@@ -185,12 +187,12 @@ def _drawings(outcome: Outcome, label_kind: str, losses: Mapping[str, FloatArray
     assessments = outcome.assessments
     return {
         "predicted_against_label": partial(
-            figures.predicted_against_label,
+            run_plots.predicted_against_label,
             {split: a.labels for split, a in assessments.items()},
             {split: a.predicted for split, a in assessments.items()},
             label_kind,
         ),
-        "pair_losses": partial(figures.pair_loss_distribution, losses),
+        "pair_losses": partial(run_plots.pair_loss_distribution, losses),
         "quality_against_bytes": search_table.picture(outcome.search),
     }
 
@@ -202,22 +204,22 @@ def _record(run: RunLogger, outcome: Outcome, material: Material) -> None:
     run.table("baselines", baseline_table(outcome.baselines))
     run.metrics({f"{SEARCH_COST}/bytes_a_vector": outcome.bytes})
     notice = [f"**{escape_markdown(material.data.notice)}**"] if material.data.notice else []
-    sentences = " ".join([outcome.text, *(report_terminal.scores_sentence(s, a) for s, a in assessments.items())])
+    sentences = " ".join([outcome.text, *(terminal.scores_sentence(s, a) for s, a in assessments.items())])
     tables = [
-        report.markdown_table(*report_terminal.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),
+        formats.markdown_table(*terminal.rows(outcome.title, outcome.bytes, assessments, outcome.baselines)),
         "What search keeps:",
-        report.markdown_table(*search_table.as_text(outcome.search, assessments)),
+        formats.markdown_table(*search_table.as_text(outcome.search, assessments)),
     ]
     if outcome.costs:
-        tables += ["What search costs:", report.markdown_table(*search_table.costs_as_text(outcome.costs))]
+        tables += ["What search costs:", formats.markdown_table(*search_table.costs_as_text(outcome.costs))]
     missing = missing_baselines_note(outcome.baselines)
     run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
 
 def conclude(run: RunLogger, outcome: Outcome, material: Material, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
-    report_terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
-    report_terminal.print_costs(outcome.costs)
+    terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
+    terminal.print_costs(outcome.costs)
     if missing := missing_baselines_note(outcome.baselines):
         console.info(missing)
     if material.data.notice:
@@ -226,7 +228,7 @@ def conclude(run: RunLogger, outcome: Outcome, material: Material, trained_run: 
     if trained_run:
         steps.append(("evaluate it again", links.mlflow_run_command(run, "evaluate", model=trained_run)))
         steps.append(("put the best in use", links.mlflow_run_command(run, "register")))
-    report_terminal.print_next_steps([*steps, *links.ui_steps(run)])
+    terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
 def facts(material: Material) -> dict[str, Any]:

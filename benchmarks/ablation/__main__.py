@@ -32,13 +32,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
-from twinsqueeze import ablation, drawing, figures, material, records
+from twinsqueeze import ablation, material, records
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.reporting import figure_pool, run_plots
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.training import batching, loop
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
@@ -54,7 +55,7 @@ OF_A_GRID: Parts = [
     (ONCE, faiss_baselines, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunLogger, ("model",)),
-    ("figures: waiting for them", drawing, ("_finish",)),
+    ("figures: waiting for them", figure_pool, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
     ("scores and intervals", records, ("pair_losses",)),
     ("MLflow: the rest", RunLogger, ("params", "tags", "flush", "data", "table", "frame", "file")),
@@ -172,14 +173,14 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         for split in ("dev", "test"):
             mlflow.log_metric(f"final/{split}", stats.spearmanr(predicted[split], labels[split])[0])
         loss = np.array(history["loss"])
-        mlflow.log_figure(figures.loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png")
+        mlflow.log_figure(run_plots.loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png")
         later = ("dev", "test")
-        scatter = figures.predicted_against_label(
+        scatter = run_plots.predicted_against_label(
             {s: labels[s] for s in later}, {s: predicted[s] for s in later}, recipe.labels
         )
         mlflow.log_figure(scatter, "scatter.png")
         errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}
-        mlflow.log_figure(figures.pair_loss_distribution(errors), "losses.png")
+        mlflow.log_figure(run_plots.pair_loss_distribution(errors), "losses.png")
         mlflow.pytorch.log_state_dict(model.state_dict(), "model")
     epoch_seconds = statistics.median(took)
     return epoch_seconds, time.perf_counter() - start - sum(took)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
 
-    from twinsqueeze.drawing import Draw, Drawing
+    from twinsqueeze.reporting.figure_pool import Draw, Drawing
 
 LoggedData = MetaDataset
 

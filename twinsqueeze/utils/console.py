@@ -13,7 +13,7 @@ from twinsqueeze.utils.text import escape_control_chars
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     pass
-from twinsqueeze.report_terminal import NARROWEST
+from twinsqueeze.reporting.terminal import NARROWEST
 
 PLAIN_LINES = 10
 

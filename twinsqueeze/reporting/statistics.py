@@ -8,7 +8,7 @@ from scipy import stats
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedStats:
     """Values over seeds.
 
     Attributes:
@@ -22,7 +22,7 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "SeedStats":
         """The spread of some values, NaN if there are none."""
         count = len(values)
         mean = float(np.mean(values)) if count else float("nan")
@@ -38,7 +38,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Difference:
+class MeanDifference:
     """A difference of two means with its 95% interval, NaN where there are too few seeds for one."""
 
     mean: float
@@ -46,7 +46,7 @@ class Difference:
     high: float
 
     @classmethod
-    def between(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Difference":
+    def between(cls, ours: Sequence[float], theirs: Sequence[float]) -> "MeanDifference":
         """How much more `ours` are than `theirs` in the mean, by Welch's t (1947).
 
         Seeds are not paired: the same seed at two strengths of noise gives results that hardly correlate.

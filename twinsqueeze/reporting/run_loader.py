@@ -14,10 +14,17 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from twinsqueeze.ablation_table import SCORES, SEARCH_COST, SPLITS, BaselineRow, Kind, TrainedRun
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.seeds import Spread
+from twinsqueeze.reporting.ablation_table import (
+    EVALUATED_SPLITS,
+    SCORES,
+    SEARCH_COST,
+    BaselineRow,
+    ComparisonKey,
+    TrainedRun,
+)
+from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import env_run_id
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -27,17 +34,22 @@ from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 PAGE = 1000
+
+
 # Whoever has this has been evaluated on test.
 TESTED = "test/spearman"
+
+
 # Of recipes, what runs from before the field was there were trained by.
 ADDED_LATER = {"nearest": "0", "synthetic": "0", "part": "4"}
+
 
 # Digests of recipe and data, and the encoder's fingerprint.
 Fingerprint = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class FoundRuns:
+class LoadedRuns:
     """What an experiment holds.
 
     Attributes:
@@ -50,7 +62,7 @@ class FoundRuns:
 
 
 @dataclass(frozen=True)
-class FoundBaselines:
+class LoadedBaselines:
     """What needs no labels, as it was recorded.
 
     Attributes:
@@ -58,7 +70,7 @@ class FoundBaselines:
         notes: What is missing, and why.
     """
 
-    rows: Mapping[Kind, Sequence[BaselineRow]]
+    rows: Mapping[ComparisonKey, Sequence[BaselineRow]]
     notes: Sequence[str]
 
 
@@ -85,7 +97,7 @@ def resolve_experiment(name: str | None) -> str:
     return str(found.experiment_id)
 
 
-def read_runs(experiment_id: str) -> FoundRuns:
+def load_runs(experiment_id: str) -> LoadedRuns:
     """Every finished training of an experiment, with scores from evaluations where these are newer.
 
     Raises:
@@ -113,7 +125,7 @@ def read_runs(experiment_id: str) -> FoundRuns:
             what, verb = ("run", "is") if len(names) == 1 else ("runs", "are")
             shown = escape_control_chars(", ".join(names[:3])) + (", …" if len(names) > 3 else "")
             notes.append(f"{len(names):,} {what} whose {why} {verb} left out: {shown}.")
-    return FoundRuns(_with_test_digest(runs), notes)
+    return LoadedRuns(_infer_test_digest(runs), notes)
 
 
 def _search(experiment_id: str, kind: str) -> Iterator[Run]:
@@ -161,7 +173,7 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
         link=links.run_url(run.info.experiment_id, run.info.run_id),
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         recipe=recipe,
-        kind=Kind(
+        kind=ComparisonKey(
             dataset_digest=tags[DATASET_DIGEST],
             test_digest=test_digest,
             encoder_fingerprint=params["encoder_fingerprint"],
@@ -179,7 +191,7 @@ def recorded_run(run: RunLogger) -> TrainedRun:
     return _trained_run(run.as_run(), None)
 
 
-def _with_test_digest(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
+def _infer_test_digest(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
     """Puts trainings that never saw test with those on the same data that did, where it is clear which."""
     digests: dict[str, set[str]] = {}
     for run in runs:
@@ -205,32 +217,32 @@ def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun
     return {fingerprint(run): run for run in runs if np.isfinite(run.metrics.get(TESTED, np.nan))}
 
 
-def read_baselines(
-    runs: Iterable[TrainedRun], at_hand: Mapping[str, pd.DataFrame] = MappingProxyType({})
-) -> FoundBaselines:
+def load_baselines(
+    runs: Iterable[TrainedRun], preloaded: Mapping[str, pd.DataFrame] = MappingProxyType({})
+) -> LoadedBaselines:
     """What needs no labels, as one run of every kind and dim has recorded it; where none has, a note.
 
     Args:
         runs: The runs.
-        at_hand: The tables of some of them by the runs' ids, which need not be read.
+        preloaded: The tables of some of them by the runs' ids, which need not be read.
     """
-    sources: dict[tuple[Kind, int], TrainedRun] = {}
+    sources: dict[tuple[ComparisonKey, int], TrainedRun] = {}
     for run in sorted(runs, key=lambda run: (TESTED in run.metrics, run.started), reverse=True):
         sources.setdefault((run.kind, run.recipe.dim), run)
-    found: dict[Kind, dict[str, BaselineRow]] = {}
+    found: dict[ComparisonKey, dict[str, BaselineRow]] = {}
     notes = []
     for (kind, dim), run in sorted(sources.items(), key=lambda item: item[0][1]):
         try:
-            table = at_hand[run.run_id] if run.run_id in at_hand else _read_table(run.run_id, "baselines.json")
+            table = preloaded[run.run_id] if run.run_id in preloaded else _read_table(run.run_id, "baselines.json")
         except InputError as error:
             notes.append(f"Rows without labels are missing at dim {dim}: {error}.")
             continue
         for row in table.to_dict("records"):
             scores = {
-                f"{split}/{name}": Spread(
+                f"{split}/{name}": SeedStats(
                     _number(row[f"{split}/{name}"]), _number(row.get(f"{split}/{name}_sd")), int(row["draws"])
                 )
-                for split in SPLITS
+                for split in EVALUATED_SPLITS
                 for name in SCORES
                 if f"{split}/{name}" in row
             }
@@ -239,7 +251,7 @@ def read_baselines(
                 row["model"],
                 BaselineRow(row["model"], own_dim, int(row["bytes"]), scores, bool(row.get("only_search"))),
             )
-    return FoundBaselines({kind: list(rows.values()) for kind, rows in found.items()}, notes)
+    return LoadedBaselines({kind: list(rows.values()) for kind, rows in found.items()}, notes)
 
 
 def _number(value: float | None) -> float:

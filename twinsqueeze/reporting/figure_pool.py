@@ -20,19 +20,26 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, which is for who draws
 
 # To be drawn by another process it is a `functools.partial` of a module's function and its arrays.
 Drawing = Callable[[], "Figure"]
+
+
 # Draws each into its file. They may be there when the context is entered and are there when it is left.
 Draw = Callable[[Mapping[Path, Drawing]], AbstractContextManager[None]]
 
+
 # For fewer replicas than this, processes would take longer to start than they save.
-FEWEST_REPLICAS = 8
+MIN_RUNS_FOR_POOL = 8
+
+
 # A run has four figures.
 MOST_PROCESSES = 4
+
+
 # For one figure, which takes a fifth of a second; after that it is drawn here.
 PATIENCE_SECONDS = 300.0
 
 
 @contextmanager
-def here(drawings: Mapping[Path, Drawing]) -> Iterator[None]:
+def render_inline(drawings: Mapping[Path, Drawing]) -> Iterator[None]:
     """Draws in this process; a `Draw`."""
     for path, drawing in drawings.items():
         _save(drawing, path)
@@ -40,7 +47,7 @@ def here(drawings: Mapping[Path, Drawing]) -> Iterator[None]:
 
 
 @contextmanager
-def processes(replicas: int) -> Iterator[Draw]:
+def render_pool(replicas: int) -> Iterator[Draw]:
     """A `Draw` for a grid, with processes that start at once, and end with the context or with this process.
 
     Args:
@@ -48,8 +55,8 @@ def processes(replicas: int) -> Iterator[Draw]:
             drawn here.
     """
     with ExitStack() as stack:
-        pool = _pool(stack) if replicas >= FEWEST_REPLICAS else None
-        yield partial(_draw, pool) if pool else here
+        pool = _pool(stack) if replicas >= MIN_RUNS_FOR_POOL else None
+        yield partial(_draw, pool) if pool else render_inline
 
 
 def _pool(stack: ExitStack) -> ProcessPoolExecutor | None:
@@ -113,4 +120,4 @@ def _nothing() -> None:
 def _begin() -> None:
     end_with_parent()
     # what a drawing will need, while nobody waits for it
-    from twinsqueeze import figures  # noqa: F401, PLC0415 - as above
+    from twinsqueeze.reporting import run_plots  # noqa: F401, PLC0415 - as above

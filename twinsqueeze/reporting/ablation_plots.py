@@ -13,22 +13,32 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from twinsqueeze.figures import BLUE, GREEN, GREY, ORANGE, SMALLEST_LOSS, VERMILION, panels
+from twinsqueeze.reporting.run_plots import BLUE, GREEN, GREY, ORANGE, SMALLEST_LOSS, VERMILION, panels
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 
 DASHES = ("-", "--", "-.", ":")
+
+
 # Okabe and Ito's, in an order in which no pair that shares a dash is alike.
 LEVELS = (GREY, GREEN, ORANGE, VERMILION, "#CC79A7", "#56B4E9")
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
 SAMPLE = 300
+
+
 # A panel is as wide as so many letters of the legend beside their lines.
 MOST_LETTERS = 55
+
+
 LEGEND_COLUMNS = 5
 
 
 @dataclass(frozen=True)
-class Curves:
+class SeedCurves:
     """A curve of every seed.
 
     Attributes:
@@ -41,7 +51,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointsWithCI:
     """A figure's points with their errors, one a strength of noise.
 
     Attributes:
@@ -60,7 +70,7 @@ class Points:
         return np.stack([self.means - self.low, self.high - self.means])
 
 
-def training_losses(noisy: Mapping[float, Curves], clean: Mapping[float, Curves]) -> Figure:
+def training_losses(noisy: Mapping[float, SeedCurves], clean: Mapping[float, SeedCurves]) -> Figure:
     """Train loss of every alpha, the mean of its seeds in a band from the lowest to the highest seed.
 
     Args:
@@ -81,7 +91,7 @@ def training_losses(noisy: Mapping[float, Curves], clean: Mapping[float, Curves]
 
 def spearman_against(
     what: str,
-    lines: Mapping[str, tuple[Sequence[float], Mapping[str, Points]]],
+    lines: Mapping[str, tuple[Sequence[float], Mapping[str, PointsWithCI]]],
     references: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """Spearman's correlation against a hyperparameter, a panel a split.
@@ -169,7 +179,7 @@ def pair_losses(losses: Mapping[float, Mapping[str, FloatArray]]) -> Figure:
 
 
 def train_against_test(
-    alphas: Sequence[float], train: Mapping[str, Points], test: Mapping[str, Points], split: str
+    alphas: Sequence[float], train: Mapping[str, PointsWithCI], test: Mapping[str, PointsWithCI], split: str
 ) -> Figure:
     """Whether a higher train loss goes with a better test: a row a measure of test, a column a train loss.
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from twinsqueeze import report, search_table
-from twinsqueeze.ablation_table import SPLITS, AblationTable
-from twinsqueeze.report import NAMES
-from twinsqueeze.search_table import SearchRow
+from twinsqueeze.reporting import formats, search_table
+from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, AblationTable
+from twinsqueeze.reporting.formats import COLUMN_NAMES
+from twinsqueeze.reporting.search_table import SearchRow
 from twinsqueeze.utils.text import escape_control_chars
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
@@ -31,7 +31,7 @@ def rows(
     """The table of a run: the compressor first, what needs no labels below; a header and its rows, as text."""
     splits = list(assessments)
     header = ["model", "bytes"]
-    header += [f"{split} {column}" for split in splits for column in (*NAMES.values(), "neighbours")]
+    header += [f"{split} {column}" for split in splits for column in (*COLUMN_NAMES.values(), "neighbours")]
     ours = [title, f"{size:,}"]
     for split in splits:
         ours += _cells(assessments[split].scores)
@@ -45,7 +45,7 @@ def rows(
 
 
 def _cells(scores: Mapping[str, float]) -> list[str]:
-    return [f"{scores[name]:.4f}" for name in NAMES] + [f"{scores['neighbours_kept']:.2f}"]
+    return [f"{scores[name]:.4f}" for name in COLUMN_NAMES] + [f"{scores['neighbours_kept']:.2f}"]
 
 
 def print_results(
@@ -62,7 +62,7 @@ def print_results(
         title_text = f"{split}: {len(assessment.labels):,} pairs"
         console.print(_make_table(title_text, [column.removeprefix(f"{split} ") for column in header], table))
         shown = ", ".join(
-            f"{NAMES[name]} {interval.low:.4f} to {interval.high:.4f}"
+            f"{COLUMN_NAMES[name]} {interval.low:.4f} to {interval.high:.4f}"
             for name, interval in assessment.intervals.items()
         )
         console.print(f"95% intervals over pairs: {shown}\n", soft_wrap=True)
@@ -83,11 +83,11 @@ def print_table(table: AblationTable) -> None:
     console.print(_escape(table.title), soft_wrap=True)
     if table.notice:
         console.print(_escape(table.notice), soft_wrap=True)
-    for split in SPLITS:
-        header, rows = report.brief(table, [split])
+    for split in EVALUATED_SPLITS:
+        header, rows = formats.key_columns(table, [split])
         console.print(_make_table(split, [column.removeprefix(f"{split} ") for column in header], rows))
-    found = search_table.of_table(table)
-    for split in SPLITS:
+    found = search_table.rows_from_table(table)
+    for split in EVALUATED_SPLITS:
         _print_search(console, found, split)
     for note in table.notes:
         console.print(_escape(note), soft_wrap=True)
@@ -122,7 +122,7 @@ def print_next_steps(steps: Sequence[tuple[str, str]]) -> None:
 def scores_sentence(split: str, assessment: "EvaluationResult") -> str:
     """A split's scores in words."""
     parts = [
-        f"{NAMES[name]} {assessment.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"
+        f"{COLUMN_NAMES[name]} {assessment.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"
         for name, interval in assessment.intervals.items()
     ]
     kept = assessment.scores["neighbours_kept"]

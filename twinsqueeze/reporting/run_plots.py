@@ -18,17 +18,35 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
+
+
 # Of what was trained, in the order in which it comes.
 OUR_COLOURS = (VERMILION, BLUE, "#000000", "#C2185B")
+
+
 # Of what needs no labels, in the order in which it comes.
 OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
+
+
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
+
+
 LEGEND_COLUMNS = 5
+
+
 LEGEND_LINE = 0.21  # inches
+
+
 # Of titles, as a share of the panel's height: matplotlib would look for a place that nothing else takes.
 TITLE = 1.0
+
+
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
 SMALLEST_LOSS = 1e-8
 
@@ -143,7 +161,7 @@ def quality_against_bytes(
     return figure
 
 
-def similarity_against_neighbours(
+def plot_spearman_vs_neighbor_recall(
     methods: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]], ours: str
 ) -> Figure:
     """Spearman against the share of neighbours kept: both are better towards the upper right, which is drawn twice.
@@ -158,7 +176,7 @@ def similarity_against_neighbours(
     figure, axes_of = panels(2 * len(methods), columns=len(methods), height=5.4)
     for axes, near, (split, of_split) in zip(axes_of, axes_of[len(methods) :], methods.items(), strict=False):
         styles = _styles(of_split, ours)
-        corner = _corner(of_split.values())
+        corner = _zoom_limits(of_split.values())
         for name, (sizes, kept, spearman) in of_split.items():
             ends = {0, len(sizes) - 1}
             for panel in (axes, near):
@@ -180,7 +198,7 @@ def similarity_against_neighbours(
     return figure
 
 
-def _corner(methods: Iterable[tuple[Sequence[int], Sequence[float], Sequence[float]]]) -> tuple[float, float]:
+def _zoom_limits(methods: Iterable[tuple[Sequence[int], Sequence[float], Sequence[float]]]) -> tuple[float, float]:
     """Where the upper right begins that is drawn again, 0 where there are no points.
 
     It has the better half of Spearman, and of the neighbours all but the worst quarter: what was trained on scores
@@ -255,7 +273,7 @@ def _row(count: int, *, below: float = 0.0) -> tuple[Figure, list[Axes]]:
         left=0.8 / width, right=1 - 0.15 / width, bottom=(0.55 + below) / height, top=1 - 0.35 / height,
         wspace=0.75 / panel,
     )  # fmt: skip
-    return figure, _drawn_on(figure, 1, count, count)
+    return figure, _add_axes(figure, 1, count, count)
 
 
 def panels(count: int, *, columns: int | None = None, height: float = 3.8) -> tuple[Figure, list[Axes]]:
@@ -263,10 +281,10 @@ def panels(count: int, *, columns: int | None = None, height: float = 3.8) -> tu
     columns = min(count, columns or count)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(6.0, 4.4 * columns), height * rows), dpi=110, layout="constrained")
-    return figure, _drawn_on(figure, rows, columns, count)
+    return figure, _add_axes(figure, rows, columns, count)
 
 
-def _drawn_on(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
+def _add_axes(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
     grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for axes in grid:
         axes.spines[["top", "right"]].set_visible(False)

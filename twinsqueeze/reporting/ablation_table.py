@@ -10,21 +10,37 @@ from typing import NamedTuple
 import numpy as np
 
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.seeds import Difference, Spread
+from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
-SPLITS = ("dev", "test")
+EVALUATED_SPLITS = ("dev", "test")
+
+
 SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept", "recall_at_1", "recall_at_10", "mrr")
+
+
 # What a search is measured by, at every precision that vectors are kept in.
 SEARCH_SCORES = SCORES[3:]
+
+
 PRECISIONS = ("float32", "int8", "binary")
+
+
 # Queries in floats with what is stored in fewer bits.
 ASYMMETRIC = "asymmetric"
+
+
 LOSSES = ("train/loss", "train/clean_loss")
-CHOSEN_BY = "dev/spearman"
+
+
+SELECTION_METRIC = "dev/spearman"
+
+
 # Metrics of how long searches take.
 SEARCH_COST = "search_cost"
+
+
 # What tells compressors of one name from each other.
-TELLING = (
+DISTINGUISHING_FIELDS = (
     "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "nearest", "synthetic",
     "temperature", "teacher", "head_alpha", "part",
 )  # fmt: skip
@@ -41,12 +57,17 @@ def speed_name(index: str) -> str:
 
 
 _RECORDED = (
-    *(metric_name(split, score) for split in SPLITS for score in SCORES),
-    *(metric_name(s, score, way) for way in (*PRECISIONS[1:], ASYMMETRIC) for s in SPLITS for score in SEARCH_SCORES),
+    *(metric_name(split, score) for split in EVALUATED_SPLITS for score in SCORES),
+    *(
+        metric_name(s, score, way)
+        for way in (*PRECISIONS[1:], ASYMMETRIC)
+        for s in EVALUATED_SPLITS
+        for score in SEARCH_SCORES
+    ),
 )
 
 
-class Kind(NamedTuple):
+class ComparisonKey(NamedTuple):
     """What must agree for two runs to stand in one table; whatever data and encoder are called."""
 
     dataset_digest: str
@@ -75,13 +96,13 @@ class TrainedRun:
     link: str
     started: datetime
     recipe: Recipe
-    kind: Kind
+    kind: ComparisonKey
     dataset: str
     notice: str | None
     metrics: Mapping[str, float]
 
 
-def method(name: str, dim: int | None) -> str:
+def baseline_family(name: str, dim: int | None) -> str:
     """What a baseline of some name is called at every dim and every number of bytes."""
     name = re.sub(r", \d+ bytes$", "", name)
     return name if dim is None else re.sub(rf" (to )?{dim}\b", "", name)
@@ -102,13 +123,13 @@ class BaselineRow:
     name: str
     dim: int | None
     bytes: int
-    scores: Mapping[str, Spread]
+    scores: Mapping[str, SeedStats]
     only_search: bool = False
 
     @property
     def method(self) -> str:
         """The name without the dim and the bytes, such as "PCA"."""
-        return method(self.name, self.dim)
+        return baseline_family(self.name, self.dim)
 
 
 @dataclass(frozen=True)
@@ -127,8 +148,8 @@ class Row:
     name: str
     recipe: Recipe
     runs: Sequence[TrainedRun]
-    scores: Mapping[str, Spread]
-    gains: Mapping[str, Difference] = field(default_factory=dict)
+    scores: Mapping[str, SeedStats]
+    gains: Mapping[str, MeanDifference] = field(default_factory=dict)
     best: bool = False
 
     @property
@@ -159,7 +180,7 @@ class AblationTable:
         notes: What could not be computed, and why.
     """
 
-    kind: Kind
+    kind: ComparisonKey
     title: str
     notice: str | None
     rows: Sequence[Row]
@@ -184,37 +205,41 @@ class AblationTable:
         return found
 
 
-def tabulate(runs: Iterable[TrainedRun], baselines: Mapping[Kind, Sequence[BaselineRow]]) -> list[AblationTable]:
+def build_tables(
+    runs: Iterable[TrainedRun], baselines: Mapping[ComparisonKey, Sequence[BaselineRow]]
+) -> list[AblationTable]:
     """The tables of some runs, the largest first.
 
     Args:
         runs: Any; of those that repeat a recipe, seed included, the newest counts.
         baselines: Of every kind.
     """
-    newest: dict[tuple[Kind, Recipe], TrainedRun] = {}
-    repeated: Counter[Kind] = Counter()
+    newest: dict[tuple[ComparisonKey, Recipe], TrainedRun] = {}
+    repeated: Counter[ComparisonKey] = Counter()
     for run in sorted(runs, key=lambda run: run.started):
-        key = run.kind, _bare(run.recipe)
+        key = run.kind, _comparable_recipe(run.recipe)
         repeated[run.kind] += key in newest
         newest[key] = run
-    kinds: dict[Kind, list[TrainedRun]] = {}
+    kinds: dict[ComparisonKey, list[TrainedRun]] = {}
     for run in newest.values():
         kinds.setdefault(run.kind, []).append(run)
     tables = [_table(kind, members, baselines.get(kind, ()), repeated[kind]) for kind, members in kinds.items()]
     return sorted(tables, key=lambda table: -sum(len(row.runs) for row in table.rows))
 
 
-def _table(kind: Kind, runs: Sequence[TrainedRun], baselines: Sequence[BaselineRow], repeated: int) -> AblationTable:
+def _table(
+    kind: ComparisonKey, runs: Sequence[TrainedRun], baselines: Sequence[BaselineRow], repeated: int
+) -> AblationTable:
     groups: dict[Recipe, list[TrainedRun]] = {}
     for run in sorted(runs, key=lambda run: run.recipe.seed):
-        groups.setdefault(_bare(run.recipe).model_copy(update={"seed": 0}), []).append(run)
+        groups.setdefault(_comparable_recipe(run.recipe).model_copy(update={"seed": 0}), []).append(run)
     names = _names({_family(recipe) for recipe in groups})
     rows = {
         recipe: Row(
             name=names[_family(recipe)],
             recipe=members[0].recipe,
             runs=members,
-            scores={metric: Spread.of(values(members, metric)) for metric in (*_RECORDED, *LOSSES)},
+            scores={metric: SeedStats.of(values(members, metric)) for metric in (*_RECORDED, *LOSSES)},
         )
         for recipe, members in groups.items()
     }
@@ -222,7 +247,7 @@ def _table(kind: Kind, runs: Sequence[TrainedRun], baselines: Sequence[BaselineR
         quiet = rows.get(_family(recipe))
         if quiet is not None and quiet is not row:
             rows[recipe] = replace(row, gains=_gains(row, quiet))
-    best = max(rows.values(), key=lambda row: row.scores[CHOSEN_BY].mean)
+    best = max(rows.values(), key=lambda row: row.scores[SELECTION_METRIC].mean)
     ordered = sorted(rows.values(), key=lambda row: (_order(row.family), row.recipe.alpha))
     return AblationTable(
         kind=kind,
@@ -236,12 +261,12 @@ def _table(kind: Kind, runs: Sequence[TrainedRun], baselines: Sequence[BaselineR
     )
 
 
-def _gains(row: Row, quiet: Row) -> dict[str, Difference]:
+def _gains(row: Row, quiet: Row) -> dict[str, MeanDifference]:
     gains = {}
-    for split in SPLITS:
+    for split in EVALUATED_SPLITS:
         ours, theirs = (r.values(f"{split}/spearman") for r in (row, quiet))
         if ours and theirs:
-            gains[split] = Difference.between(ours, theirs)
+            gains[split] = MeanDifference.between(ours, theirs)
     return gains
 
 
@@ -273,7 +298,7 @@ def values(runs: Sequence[TrainedRun], metric: str) -> list[float]:
     return [float(value) for value in found if np.isfinite(value)]
 
 
-def _bare(recipe: Recipe) -> Recipe:
+def _comparable_recipe(recipe: Recipe) -> Recipe:
     """A recipe without what the kind stands for, and the device, which is how and not what."""
     defaults = Recipe()
     return recipe.model_copy(update={name: getattr(defaults, name) for name in ("dataset", "encoder", "device")})
@@ -281,11 +306,11 @@ def _bare(recipe: Recipe) -> Recipe:
 
 def _family(recipe: Recipe) -> Recipe:
     """What a recipe shares with those that differ in alpha and seed."""
-    return _bare(recipe).model_copy(update={"alpha": 0.0, "seed": 0})
+    return _comparable_recipe(recipe).model_copy(update={"alpha": 0.0, "seed": 0})
 
 
 def _order(family: Recipe) -> tuple[str | int | float, ...]:
-    return family.architecture, family.precision, family.dim, *(getattr(family, name) for name in TELLING)
+    return family.architecture, family.precision, family.dim, *(getattr(family, name) for name in DISTINGUISHING_FIELDS)
 
 
 def _names(families: Iterable[Recipe]) -> dict[Recipe, str]:
@@ -295,7 +320,7 @@ def _names(families: Iterable[Recipe]) -> dict[Recipe, str]:
         called[family.compressor_name].append(family)
     names = {}
     for name, alike in called.items():
-        telling = [field for field in TELLING if len({getattr(family, field) for family in alike}) > 1]
+        telling = [field for field in DISTINGUISHING_FIELDS if len({getattr(family, field) for family in alike}) > 1]
         for family in alike:
             names[family] = ", ".join([name, *(f"{field} {_text(getattr(family, field))}" for field in telling)])
     return names

@@ -12,17 +12,25 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from twinsqueeze import search_table
-from twinsqueeze.ablation_table import SPLITS, AblationTable, BaselineRow, Row
-from twinsqueeze.seeds import Difference, Spread
+from twinsqueeze.reporting import search_table
+from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, AblationTable, BaselineRow, Row
+from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 from twinsqueeze.utils.text import escape_control_chars, escape_mathtext
 from twinsqueeze.utils.text import escape_markdown as plain
 
-NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
+COLUMN_NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
+
+
 AFTER_SCORES = ("Spearman gain", "neighbours")
+
+
 ABSENT = "n/a"
+
+
 # MLflow keeps 8,000 characters of a description.
 SUMMARY_LENGTH = 7500
+
+
 STATISTICS = (
     "Values are mean ± sample standard deviation over seeds. A gain is Spearman less that at alpha 0, all else equal, "
     "with a 95% interval by Welch's t over seeds, not paired. The best row is chosen by mean Spearman on dev; "
@@ -32,7 +40,7 @@ STATISTICS = (
 
 
 @dataclass(frozen=True)
-class Illustration:
+class ReportFigure:
     """A figure for a report.
 
     Attributes:
@@ -51,24 +59,24 @@ class Section:
     """One table of a report, and its figures."""
 
     table: AblationTable
-    illustrations: Sequence[Illustration]
+    illustrations: Sequence[ReportFigure]
 
 
-def columns(splits: Sequence[str] = SPLITS) -> list[str]:
+def columns(splits: Sequence[str] = EVALUATED_SPLITS) -> list[str]:
     """What `cells` puts side by side."""
     header = ["model", "alpha", "bytes", "seeds"]
     for split in splits:
-        header += [f"{split} {name}" for name in NAMES.values()]
+        header += [f"{split} {name}" for name in COLUMN_NAMES.values()]
         header += [f"{split} {name}" for name in AFTER_SCORES]
     return [*header, "train loss, noisy", "train loss, clean"]
 
 
-def cells(table: AblationTable, splits: Sequence[str] = SPLITS) -> list[list[str]]:
+def cells(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> list[list[str]]:
     """The table as text, a list a row: trained compressors first, what needs no labels below."""
     return [_trained(row, splits) for row in table.rows] + [_baseline(row, splits) for row in table.plain_baselines]
 
 
-def brief(table: AblationTable, splits: Sequence[str] = SPLITS) -> tuple[list[str], list[list[str]]]:
+def key_columns(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> tuple[list[str], list[list[str]]]:
     """The table's most telling columns: a header, and its rows as text."""
     header = columns(splits)
     wanted = ("model", "alpha", "seeds", *(f"{s} {c}" for s in splits for c in ("MSE", "Spearman", *AFTER_SCORES)))
@@ -80,7 +88,7 @@ def summary(tables: Sequence[AblationTable], notes: Sequence[str], limit: int = 
     """The tables in short, Markdown, for a run's description; rows that do not fit are left out, and that is said."""
     text = ""
     for table in tables:
-        header, rows = brief(table)
+        header, rows = key_columns(table)
         kept = rows
         head = f"{plain(table.title)}\n\n" + (f"**{plain(table.notice)}**\n\n" if table.notice else "")
         left = limit - len(text) - sum(map(len, (*notes, *table.notes, head, STATISTICS)))
@@ -99,7 +107,7 @@ def _trained(row: Row, splits: Sequence[str]) -> list[str]:
     text = [f"{row.name} (best on dev)" if row.best else row.name]
     text += [f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
     for split in splits:
-        text += [_spread(row.scores[f"{split}/{name}"]) for name in NAMES]
+        text += [_spread(row.scores[f"{split}/{name}"]) for name in COLUMN_NAMES]
         text += [_difference(row.gains.get(split)), _spread(row.scores[f"{split}/neighbours_kept"], 2)]
     return [*text, _spread(row.scores["train/loss"]), _spread(row.scores["train/clean_loss"])]
 
@@ -107,21 +115,21 @@ def _trained(row: Row, splits: Sequence[str]) -> list[str]:
 def _baseline(row: BaselineRow, splits: Sequence[str]) -> list[str]:
     draws = next(iter(row.scores.values())).count
     text = [row.name, "", f"{row.bytes:,}", f"{draws} draws" if draws > 1 else ""]
-    nothing = Spread(float("nan"), float("nan"), 0)
+    nothing = SeedStats(float("nan"), float("nan"), 0)
     for split in splits:
-        text += [_spread(row.scores.get(f"{split}/{name}", nothing)) for name in NAMES]
+        text += [_spread(row.scores.get(f"{split}/{name}", nothing)) for name in COLUMN_NAMES]
         text += ["", _spread(row.scores.get(f"{split}/neighbours_kept", nothing), 2)]
     return [*text, "", ""]
 
 
-def _spread(spread: Spread, digits: int = 4) -> str:
+def _spread(spread: SeedStats, digits: int = 4) -> str:
     if np.isnan(spread.mean):
         return ABSENT
     deviation = "" if np.isnan(spread.deviation) else f" ± {spread.deviation:.{digits}f}"
     return f"{spread.mean:.{digits}f}{deviation}"
 
 
-def _difference(difference: Difference | None) -> str:
+def _difference(difference: MeanDifference | None) -> str:
     if difference is None:
         return ""
     interval = "" if np.isnan(difference.low) else f" ({difference.low:+.4f} to {difference.high:+.4f})"
@@ -144,12 +152,12 @@ def markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
             parts.append(f"**{plain(table.notice)}**")
         parts.append(markdown_table(columns(), cells(table)))
         parts.append("### What search keeps")
-        parts.append(markdown_table(*search_table.as_text(search_table.of_table(table), SPLITS)))
+        parts.append(markdown_table(*search_table.as_text(search_table.rows_from_table(table), EVALUATED_SPLITS)))
         parts.extend(map(plain, table.notes))
     return "\n\n".join([*parts, *map(plain, notes), STATISTICS, search_table.EXPLANATION]) + "\n"
 
 
-def numbers(tables: Sequence[AblationTable]) -> pd.DataFrame:
+def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
     """Every table as numbers in one frame, a row a row, with the runs behind it."""
     found = []
     for table in tables:
@@ -172,7 +180,7 @@ def numbers(tables: Sequence[AblationTable]) -> pd.DataFrame:
     return pd.DataFrame(found).astype(dict.fromkeys(whole, "Int64"))  # baselines leave gaps, which would make floats
 
 
-def _spreads(scores: Mapping[str, Spread]) -> dict[str, float]:
+def _spreads(scores: Mapping[str, SeedStats]) -> dict[str, float]:
     values = {}
     for name, spread in scores.items():
         values[name] = spread.mean
@@ -184,9 +192,9 @@ def latex(tables: Sequence[AblationTable]) -> str:
     """Two tabulars a table and split, scores and search, for documents that load booktabs."""
     parts = ["% Needs \\usepackage{booktabs}."]
     for table in tables:
-        search = search_table.of_table(table)
+        search = search_table.rows_from_table(table)
         title = escape_control_chars(table.title)  # a line's end would end the comment
-        for split in SPLITS:
+        for split in EVALUATED_SPLITS:
             text = _tabular(columns([split]), cells(table, [split]), split)
             parts.append(f"% {title}: {split}\n{text}")
             text = _tabular(*search_table.as_text(search, [split]), split)
@@ -203,12 +211,15 @@ def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]], split: str) -
 
 def picture(table: AblationTable) -> Figure:
     """The table as a figure, a part a split."""
-    parts = [([name.removeprefix(f"{split} ") for name in columns([split])], cells(table, [split])) for split in SPLITS]
+    parts = [
+        ([name.removeprefix(f"{split} ") for name in columns([split])], cells(table, [split]))
+        for split in EVALUATED_SPLITS
+    ]
     texts = [[header, *rows] for header, rows in parts]
     widths = [max(len(line[i]) for part in texts for line in part) + 2 for i in range(len(texts[0][0]))]
     lines = len(texts[0]) + 2
     figure = Figure(figsize=(sum(widths) * 0.072, 0.22 * lines * len(parts)), dpi=150)
-    for i, (split, (header, rows)) in enumerate(zip(SPLITS, parts, strict=True)):
+    for i, (split, (header, rows)) in enumerate(zip(EVALUATED_SPLITS, parts, strict=True)):
         axes = figure.add_subplot(len(parts), 1, i + 1)
         axes.axis("off")
         axes.set_title(f"{escape_mathtext(table.title)}: {split}", fontsize=8, loc="left", y=1 - 1 / lines)
@@ -232,7 +243,7 @@ def picture(table: AblationTable) -> Figure:
     return figure
 
 
-def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
+def render_html(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
     """An HTML page that needs no other file.
 
     Args:
@@ -241,7 +252,7 @@ def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
         made: When, and from what.
     """
     template = Environment(autoescape=True).from_string(
-        files("twinsqueeze").joinpath("report.html.jinja").read_text(encoding="utf-8")
+        files("twinsqueeze.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
     return template.render(
         sections=[
@@ -266,8 +277,8 @@ def page(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
 
 def _search(table: AblationTable) -> dict[str, object]:
     """The table of search: its header, and its rows as text with whether they are ours."""
-    rows = search_table.of_table(table)
-    header, shown = search_table.as_text(rows, SPLITS)
+    rows = search_table.rows_from_table(table)
+    header, shown = search_table.as_text(rows, EVALUATED_SPLITS)
     return {"header": header, "rows": [(text, row.ours) for text, row in zip(shown, rows, strict=True)]}
 
 

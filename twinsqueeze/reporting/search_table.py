@@ -9,43 +9,53 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from twinsqueeze.ablation_table import (
+from twinsqueeze.recipe import FLOAT_QUERIES, TIMED_QUANTISER, bytes_per_vector
+from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
-    CHOSEN_BY,
+    EVALUATED_SPLITS,
     PRECISIONS,
     SEARCH_SCORES,
-    SPLITS,
+    SELECTION_METRIC,
     AblationTable,
     BaselineRow,
     Row,
     TrainedRun,
-    method,
+    baseline_family,
     metric_name,
     speed_name,
     values,
 )
-from twinsqueeze.figures import quality_against_bytes, similarity_against_neighbours
-from twinsqueeze.recipe import FLOAT_QUERIES, TIMED_QUANTISER, bytes_per_vector
-from twinsqueeze.seeds import Spread
+from twinsqueeze.reporting.run_plots import plot_spearman_vs_neighbor_recall, quality_against_bytes
+from twinsqueeze.reporting.statistics import SeedStats
 
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
-    from twinsqueeze.drawing import Drawing
     from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
+    from twinsqueeze.reporting.figure_pool import Drawing
     from twinsqueeze.search_cost import IndexCost
 
-NAMES = {
+SEARCH_COLUMN_NAMES = {
     "spearman": "Spearman",
     "neighbours_kept": "neighbours",
     "recall_at_1": "recall@1",
     "recall_at_10": "recall@10",
     "mrr": "MRR",
 }
+
+
 INDEXES = {"flat": "flat", "hnsw": "HNSW"}
+
+
 # FAISS's index of codes takes float queries.
 _TIMED_AS = {"product": None, ASYMMETRIC: "product"}
+
+
 ABSENT = "n/a"
-OURS = "trained"
+
+
+TRAINED = "trained"
+
+
 EXPLANATION = (
     "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored, "
     "or, where the row says so, the one that searches in floats (asymmetric distances, Jégou et al. 2011). "
@@ -71,14 +81,14 @@ class SearchRow:
     """
 
     name: str
-    method: str
+    baseline_family: str
     bytes: int
     ours: bool
-    scores: Mapping[str, Spread]
-    speeds: Mapping[str, Spread] = field(default_factory=dict)
+    scores: Mapping[str, SeedStats]
+    speeds: Mapping[str, SeedStats] = field(default_factory=dict)
 
 
-def of_run(
+def rows_from_run(
     title: str,
     precision: str,
     dim: int,
@@ -99,30 +109,32 @@ def of_run(
     rows = []
     for kept_as in _kept_as(precision):
         found = {
-            metric_name(split, score): Spread.of([scores[score]])
+            metric_name(split, score): SeedStats.of([scores[score]])
             for split, assessment in assessments.items()
             if (scores := assessment.scores if kept_as == precision else assessment.by_precision.get(kept_as))
             for score in SEARCH_SCORES
         }
         if found:
-            rows.append(_ours(title, OURS, precision, kept_as, dim, size, found))
+            rows.append(_ours(title, TRAINED, precision, kept_as, dim, size, found))
     for baseline in baselines:
         found = {
-            metric_name(split, score): Spread(scores[score], float("nan"), baseline.draws)
+            metric_name(split, score): SeedStats(scores[score], float("nan"), baseline.draws)
             for split, scores in baseline.scores.items()
             for score in SEARCH_SCORES
         }
-        rows.append(SearchRow(baseline.name, method(baseline.name, baseline.dim), baseline.bytes, False, found))
+        rows.append(
+            SearchRow(baseline.name, baseline_family(baseline.name, baseline.dim), baseline.bytes, False, found)
+        )
     return _sorted(rows)
 
 
-def of_table(table: AblationTable) -> list[SearchRow]:
+def rows_from_table(table: AblationTable) -> list[SearchRow]:
     """The rows of each compressor's best alpha and what it is compared with, the largest vectors first."""
     rows = []
     for name, family in table.families().items():
-        best = max(family, key=lambda row: row.scores[CHOSEN_BY].mean)
+        best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
         alpha = f"{name}, alpha {best.recipe.alpha:g}"
-        precision, dim, group = best.recipe.precision, best.recipe.dim, f"{OURS} {best.recipe.architecture}"
+        precision, dim, group = best.recipe.precision, best.recipe.dim, f"{TRAINED} {best.recipe.architecture}"
         for kept in _kept_as(precision):
             row = _ours(alpha, group, precision, kept, dim, best.bytes, _at(best, kept))
             rows.append(replace(row, speeds=_speeds(best.runs, _TIMED_AS.get(kept, kept))))
@@ -131,10 +143,10 @@ def of_table(table: AblationTable) -> list[SearchRow]:
     return _sorted(rows)
 
 
-def _speeds(runs: Sequence[TrainedRun], stored: str | None) -> dict[str, Spread]:
+def _speeds(runs: Sequence[TrainedRun], stored: str | None) -> dict[str, SeedStats]:
     """How fast vectors that are stored in some way are searched, of the runs that have had it timed; None for none."""
     found = {index: values(runs, speed_name(f"{index}_{stored}")) for index in INDEXES} if stored else {}
-    return {index: Spread.of(timed) for index, timed in found.items() if timed}
+    return {index: SeedStats.of(timed) for index, timed in found.items() if timed}
 
 
 def _stored(baseline: str) -> str:
@@ -150,7 +162,7 @@ def _kept_as(precision: str) -> Sequence[str]:
 
 
 def _ours(
-    name: str, group: str, precision: str, kept_as: str, dim: int, size: int, scores: Mapping[str, Spread]
+    name: str, group: str, precision: str, kept_as: str, dim: int, size: int, scores: Mapping[str, SeedStats]
 ) -> SearchRow:
     if precision == "float32":
         return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_per_vector(kept_as, dim), True, scores)
@@ -158,8 +170,8 @@ def _ours(
     return SearchRow(f"{name}{asked}", f"{group} as codes, {precision}{asked}", size, True, scores)
 
 
-def _at(row: Row, kept_as: str) -> dict[str, Spread]:
-    names = [(split, score) for split in SPLITS for score in SEARCH_SCORES]
+def _at(row: Row, kept_as: str) -> dict[str, SeedStats]:
+    names = [(split, score) for split in EVALUATED_SPLITS for score in SEARCH_SCORES]
     recorded = "float32" if kept_as == row.recipe.precision else kept_as  # a training's own precision has no suffix
     return {metric_name(*name): row.scores[metric_name(*name, recorded)] for name in names}
 
@@ -180,13 +192,13 @@ def _known(row: SearchRow) -> bool:
 def as_text(rows: Sequence[SearchRow], splits: Iterable[str]) -> tuple[list[str], list[list[str]]]:
     """The table on some splits as text: a header and its rows, with speeds where a search was timed."""
     splits, timed = list(splits), _timed(rows)
-    header = ["stored as", "bytes", *(f"{split} {name}" for split in splits for name in NAMES.values())]
+    header = ["stored as", "bytes", *(f"{split} {name}" for split in splits for name in SEARCH_COLUMN_NAMES.values())]
     header += [f"times as fast, {INDEXES[index]}" for index in timed]
     return header, [
         [
             row.name,
             f"{row.bytes:,}",
-            *(_cell(row.scores.get(metric_name(s, n)), n) for s in splits for n in NAMES),
+            *(_cell(row.scores.get(metric_name(s, n)), n) for s in splits for n in SEARCH_COLUMN_NAMES),
             *(f"{row.speeds[index].mean:.1f}" if index in row.speeds else "" for index in timed),
         ]
         for row in rows
@@ -208,7 +220,7 @@ def _timed(rows: Sequence[SearchRow]) -> list[str]:
     return [index for index in INDEXES if any(index in row.speeds for row in rows)]
 
 
-def _cell(spread: Spread | None, score: str) -> str:
+def _cell(spread: SeedStats | None, score: str) -> str:
     if spread is None or not np.isfinite(spread.mean):
         return ABSENT
     digits = 4 if score == "spearman" else 2
@@ -216,9 +228,9 @@ def _cell(spread: Spread | None, score: str) -> str:
     return f"{spread.mean:.{digits}f}{deviation}"
 
 
-def of_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
+def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
     """The rows of tables on the same data and encoder, whatever they were trained towards; the first's baselines."""
-    rows = {row.name: row for table in reversed(tables) for row in of_table(table)}
+    rows = {row.name: row for table in reversed(tables) for row in rows_from_table(table)}
     return _sorted(rows.values())
 
 
@@ -236,15 +248,15 @@ def picture(rows: Sequence[SearchRow]) -> "Drawing":
             )
             for name, members in methods.items()
         },
-        OURS,
-        {q: f"{NAMES[q]} on {split}" for q in qualities},
+        TRAINED,
+        {q: f"{SEARCH_COLUMN_NAMES[q]} on {split}" for q in qualities},
     )
 
 
-def frontier(rows: Sequence[SearchRow]) -> Figure:
+def pareto_figure(rows: Sequence[SearchRow]) -> Figure:
     """Spearman against the neighbours kept, a panel a split."""
-    splits = [split for split in SPLITS if split in _measured(rows)]
-    return similarity_against_neighbours(
+    splits = [split for split in EVALUATED_SPLITS if split in _measured(rows)]
+    return plot_spearman_vs_neighbor_recall(
         {
             split: {
                 name: (
@@ -256,7 +268,7 @@ def frontier(rows: Sequence[SearchRow]) -> Figure:
             }
             for split in splits
         },
-        OURS,
+        TRAINED,
     )
 
 
