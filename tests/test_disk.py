@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from tests.processes import Workplace
-from twinsqueeze import errors, model_store
+from twinsqueeze import errors
 from twinsqueeze.errors import InputError
+from twinsqueeze.registry import model_loader
 from twinsqueeze.reporting import run_loader
 from twinsqueeze.tracking import tags
 
@@ -61,24 +62,24 @@ def names_of(place: Workplace, run_id: str) -> list[str]:
 def test_a_flipped_bit_of_a_runs_model_is_refused(place, run_id):
     """In the header with what it was trained on and its ranges for int8, and in the weights."""
     names = names_of(place, run_id)
-    files = {model_store.find_model(name).file for name in names}
+    files = {model_loader.resolve_model(name).file for name in names}
     (file,) = files
-    assert {(model_store.find_model(name).run_id, model_store.find_model(name).model_id) for name in names} == {
+    assert {(model_loader.resolve_model(name).run_id, model_loader.resolve_model(name).model_id) for name in names} == {
         (run_id, names[2].removeprefix("models:/"))
     }
     for i, _ in enumerate(flips(file, 30)):
         with pytest.raises(InputError, match=r"compressor\.safetensors has changed"):
-            model_store.find_model(names[i % len(names)])
-    assert model_store.find_model(run_id).file == file
+            model_loader.resolve_model(names[i % len(names)])
+    assert model_loader.resolve_model(run_id).file == file
 
 
 def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
     """MLmodel has no digest: whatever becomes of it, the model is refused or belongs to the run that trained it."""
     names = names_of(place, run_id)
-    description = model_store.find_model(run_id).file.parents[1] / "MLmodel"
+    description = model_loader.resolve_model(run_id).file.parents[1] / "MLmodel"
     for i, _ in enumerate(flips(description, 60)):
         try:
-            found = model_store.find_model(names[i % len(names)])
+            found = model_loader.resolve_model(names[i % len(names)])
         except InputError:
             continue
         assert (found.run_id, found.model_id) == (run_id, names[2].removeprefix("models:/"))

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from benchmarks import fuzz
-from twinsqueeze import model_store
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.grid import load_grid
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry import model_loader
 from twinsqueeze.sources import FORMATS, open_source
 from twinsqueeze.utils.text import escape_control_chars
 
@@ -102,7 +102,7 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
 @given(names)
 def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
-    for find in (load_grid, load_pairs, open_source, model_store.find_model, resolve_encoder):
+    for find in (load_grid, load_pairs, open_source, model_loader.resolve_model, resolve_encoder):
         with pytest.raises(InputError) as refused:
             find(name)
         assert "\n" not in str(refused.value)
@@ -121,7 +121,7 @@ def test_any_uri_of_a_model_is_refused(name):
         f"models:/x@{name}",
     ):
         with pytest.raises(InputError):
-            model_store.find_model(uri)
+            model_loader.resolve_model(uri)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -299,7 +299,7 @@ def test_a_models_files_do_not_lead_out_of_its_folder(tmp_path, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret / ("x" if name == "1_Dense" else "file"))
     with pytest.raises(InputError, match=f"{name} of model .* leads out of it"):
-        model_store.find_model(str(folder))
+        model_loader.resolve_model(str(folder))
 
 
 def test_the_hubs_cache_may_link_to_its_own_blobs(tmp_path):
@@ -309,7 +309,7 @@ def test_the_hubs_cache_may_link_to_its_own_blobs(tmp_path):
     blobs.mkdir()
     (blobs / "4567").write_bytes(save(LAYER))
     (snapshot / "compressor.safetensors").symlink_to(Path("..", "..", "blobs", "4567"))
-    assert model_store.find_model(str(snapshot)).file.name == "compressor.safetensors"
+    assert model_loader.resolve_model(str(snapshot)).file.name == "compressor.safetensors"
 
 
 @tried

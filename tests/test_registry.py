@@ -13,7 +13,7 @@ from scipy import stats
 
 from tests.contention import check_succession, contend
 from tests.processes import Workplace, write_pairs
-from twinsqueeze import registry
+from twinsqueeze.registry import model_registry
 
 DIM = ["--dim", "8", "--device", "cpu"]
 
@@ -226,30 +226,30 @@ def store(tmp_path, monkeypatch):
 
 
 def test_rolling_back_again_goes_back_further(store):
-    one, two, three = reversed(registry.versions())
-    registry.promote(one, None)
-    registry.promote(two, one)
-    registry.promote(three, two)
+    one, two, three = reversed(model_registry.versions())
+    model_registry.promote(one, None)
+    model_registry.promote(two, one)
+    model_registry.promote(three, two)
 
     def named() -> dict[str, str]:
         return {alias: str(number) for alias, number in store.get_registered_model("twinsqueeze").aliases.items()}
 
     assert named() == {"champion": "3", "previous": "2"}
-    assert [version.number for version in registry.roll_back()] == [3, 2]
+    assert [version.number for version in model_registry.roll_back()] == [3, 2]
     assert named() == {"champion": "2", "previous": "1"}
-    registry.roll_back()
+    model_registry.roll_back()
     assert named() == {"champion": "1"}
     with pytest.raises(ValueError, match="has no version `previous` to go back to"):
-        registry.roll_back()
+        model_registry.roll_back()
 
 
 def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is(store, monkeypatch):
     monkeypatch.setattr(
         mlflow, "register_model", lambda uri, name, tags: store.create_model_version(name, "nowhere", tags=tags)
     )
-    monkeypatch.setattr(registry.model_store, "model_sha256", lambda model_id: "{}")
+    monkeypatch.setattr(model_registry.model_store, "model_sha256", lambda model_id: "{}")
     logged = store.create_logged_model("0", "text_model").model_id
-    made = registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
+    made = model_registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
     text = store.get_model_version("twinsqueeze", str(made.number)).description
     assert len(text) <= 5000
     lines = text.splitlines()
@@ -265,18 +265,18 @@ def test_one_champion_whoever_registers_at_once(tmp_path):
 
 
 def test_a_process_that_died_while_it_changed_the_champion_stops_nobody(store, monkeypatch, capsys):
-    monkeypatch.setattr(registry, "DEAD_SECONDS", 0.5)
-    one, *_ = reversed(registry.versions())
-    store.create_registered_model(registry.LOCK)
-    assert registry.settle(one, None, promoted=True)
+    monkeypatch.setattr(model_registry, "DEAD_SECONDS", 0.5)
+    one, *_ = reversed(model_registry.versions())
+    store.create_registered_model(model_registry.LOCK)
+    assert model_registry.assign_alias_if_unchanged(one, None, promoted=True)
     assert "is taken for dead" in capsys.readouterr().err
-    assert registry.champion().number == 1
+    assert model_registry.champion().number == 1
     assert [model.name for model in store.search_registered_models()] == ["twinsqueeze"]
 
 
 def test_a_lock_that_goes_while_it_is_in_the_way_is_asked_for_again(store, monkeypatch):
     """MLflow's database refuses the second of two that are made at once, then looks for the first, which has gone."""
-    one, *_ = reversed(registry.versions())
+    one, *_ = reversed(model_registry.versions())
     there, create = SqlAlchemyStore.get_registered_model, mlflow.MlflowClient.create_registered_model
     refused = []
 
@@ -293,17 +293,17 @@ def test_a_lock_that_goes_while_it_is_in_the_way_is_asked_for_again(store, monke
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", made_by_another_first)
     monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", removed_by_the_other)
-    assert registry.settle(one, None, promoted=True)
-    assert refused == [registry.LOCK]
-    assert registry.champion().number == 1
+    assert model_registry.assign_alias_if_unchanged(one, None, promoted=True)
+    assert refused == [model_registry.LOCK]
+    assert model_registry.champion().number == 1
 
 
 def test_what_was_judged_against_another_champion_changes_nothing(store):
-    one, two, three = reversed(registry.versions())
-    registry.promote(one, None)
-    registry.promote(two, one)
-    assert not registry.settle(three, one, promoted=True)
-    assert not registry.settle(three, None, promoted=False)
+    one, two, three = reversed(model_registry.versions())
+    model_registry.promote(one, None)
+    model_registry.promote(two, one)
+    assert not model_registry.assign_alias_if_unchanged(three, one, promoted=True)
+    assert not model_registry.assign_alias_if_unchanged(three, None, promoted=False)
     assert store.get_registered_model("twinsqueeze").aliases == {"champion": 2, "previous": 1}
-    assert registry.settle(three, two, promoted=True)
+    assert model_registry.assign_alias_if_unchanged(three, two, promoted=True)
     assert store.get_registered_model("twinsqueeze").aliases == {"champion": 3, "previous": 2}

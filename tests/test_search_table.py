@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.test_ablation_table import KIND, trained
-from twinsqueeze import model_card
 from twinsqueeze.evaluation.baselines import BaselineScores
-from twinsqueeze.model_card import Choice
+from twinsqueeze.registry import model_card
+from twinsqueeze.registry.model_card import ModelSelection
 from twinsqueeze.reporting import formats, search_table
 from twinsqueeze.reporting.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, build_tables, metric_name
 from twinsqueeze.reporting.statistics import SeedStats
@@ -118,7 +118,7 @@ def test_a_byte_of_product_codes_is_a_part():
 def test_the_card_of_codes_says_what_float_queries_find():
     (table,) = build_tables([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
     (row,) = table.rows
-    text = "\n".join(model_card._results(Choice("dev/spearman", row, row.runs[0], 1, [])))
+    text = "\n".join(model_card._results(ModelSelection("dev/spearman", row, row.runs[0], 1, [])))
     assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
 
 

@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import save
 
 from tests.processes import ROOT, wait_until_healthy
-from twinsqueeze import model_store, registry
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.registry import model_loader, model_registry
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.utils.text import redact_credentials
@@ -167,7 +167,7 @@ def registered(tmp_path_factory) -> str:
         mlflow.set_tracking_uri(None)
         with start_run("run", "train") as run:
             model = run.model(save(layer), np.ones((1, 8), np.float32), 4, {})
-        registry.promote(registry.add_version(run.delivery.models[model], "", {}), None)
+        model_registry.promote(model_registry.add_version(run.delivery.models[model], "", {}), None)
     return uri
 
 
@@ -201,39 +201,39 @@ def test_a_registered_version_says_what_its_files_are(store):
 @pytest.mark.parametrize("uri", [CHAMPION, "models:/twinsqueeze/1", "models:/twinsqueeze/latest"])
 def test_a_flipped_byte_of_a_registered_model_is_refused(store, uri):
     folder, recorded = files_of(store)
-    assert model_store.find_model(uri).file.is_file()
-    assert model_store.find_model(uri).file.is_file()  # also where MLflow has left a file of its own
+    assert model_loader.resolve_model(uri).file.is_file()
+    assert model_loader.resolve_model(uri).file.is_file()  # also where MLflow has left a file of its own
     for name in recorded:
         whole = (folder / name).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         (folder / name).write_bytes(flipped)
         with pytest.raises(InputError, match=f"is not what was recorded: {re.escape(name)} has changed"):
-            model_store.find_model(uri)
+            model_loader.resolve_model(uri)
         (folder / name).write_bytes(whole)
-    model_store.find_model(uri)
+    model_loader.resolve_model(uri)
 
 
 def test_files_that_were_added_or_are_gone_are_seen(store):
     folder, _ = files_of(store)
     (folder / "more.json").write_text("{}")
     with pytest.raises(InputError, match=r"more\.json was not there"):
-        model_store.find_model(CHAMPION)
+        model_loader.resolve_model(CHAMPION)
     (folder / "more.json").unlink()
     whole = (folder / "requirements.txt").read_bytes()
     (folder / "requirements.txt").unlink()
     with pytest.raises(InputError, match=r"requirements\.txt is missing"):
-        model_store.find_model(CHAMPION)
+        model_loader.resolve_model(CHAMPION)
     (folder / "requirements.txt").write_bytes(whole)
 
 
 def test_versions_from_before_digests_are_read_as_they_are(store):
     folder, recorded = files_of(store)
-    store.delete_model_version_tag("twinsqueeze", "1", model_store.FILES_SHA256)
+    store.delete_model_version_tag("twinsqueeze", "1", model_loader.FILES_SHA256)
     (folder / "more.json").write_text("{}")
-    assert model_store.find_model(CHAMPION).file.is_file()
+    assert model_loader.resolve_model(CHAMPION).file.is_file()
     (folder / "more.json").unlink()
-    store.set_model_version_tag("twinsqueeze", "1", model_store.FILES_SHA256, json.dumps(recorded))
+    store.set_model_version_tag("twinsqueeze", "1", model_loader.FILES_SHA256, json.dumps(recorded))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from tests.test_ablation_table import KIND, trained
 from twinsqueeze.model.checkpoint import Provenance
-from twinsqueeze.model_card import model_card
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.reporting import formats, search_table, terminal
 from twinsqueeze.reporting.ablation_table import AblationTable, BaselineRow, build_tables
 from twinsqueeze.reporting.statistics import SeedStats
@@ -120,7 +120,7 @@ def test_a_card_holds_names_as_text():
         encoder_fingerprint=HOSTILE,
         version=HOSTILE,
     )
-    card = model_card(provenance, 384, longest=256)
+    card = render_model_card(provenance, 384, longest=256)
     assert not COMMANDS.search(card)
     assert "\n# head" not in card
     assert not re.search(r"(?<!\\)<script", card)

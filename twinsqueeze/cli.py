@@ -309,9 +309,9 @@ def register_command(**options: Any) -> None:
     the champion, models:/twinsqueeze@champion, only if it is better than the present one on the same dev pairs, by the
     95% interval of a paired bootstrap; otherwise it is the challenger.
     """
-    from twinsqueeze import promotion  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.register_command import register  # noqa: PLC0415 - help and refusals do not wait for it
 
-    promotion.register(options.pop("experiment"), **options)
+    register(options.pop("experiment"), **options)
 
 
 @cli.command("export", epilog="Example: twinsqueeze export --model models:/twinsqueeze@champion --output model")

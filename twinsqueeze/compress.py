@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 import twinsqueeze
-from twinsqueeze import model_store
 from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
@@ -19,8 +18,9 @@ from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.precision import PRECISIONS, check_precision, quantize, storage_dtype
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
-from twinsqueeze.model_store import FoundModel
 from twinsqueeze.outputs import Output, check_output, check_space
+from twinsqueeze.registry import model_loader
+from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.training.batching import resolve_device
@@ -80,7 +80,7 @@ def compress(
     if resume and source.path is None:
         raise InputError("standard input can't be read again from where it was: resume needs a file")
     with _run(f"compress-{Path(given).name}") as describe:
-        found = model_store.find_model(model)
+        found = model_loader.resolve_model(model)
         compressor, origin = read_checkpoint(found.file, model)
         ranges = origin.int8_ranges if origin else None
         precision = compressor.precision if precision == AUTO else precision
@@ -135,7 +135,7 @@ def _run(name: str) -> Iterator[Callable[[str], None]]:
 
 
 def _text_model(
-    found: FoundModel,
+    found: ResolvedModel,
     compressor: Compressor,
     origin: Provenance | None,
     model: str,

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from twinsqueeze import model_store
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
-from twinsqueeze.model_card import model_card
-from twinsqueeze.model_store import FoundModel
+from twinsqueeze.registry import model_loader
+from twinsqueeze.registry.model_card import render_model_card
+from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.tracking.run_logger import CARD_FILE, CHECKPOINT_FILE
 from twinsqueeze.utils import console, signals
@@ -47,7 +47,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         check_onnx_installed()
     output = expand_user(output).resolve()
     _check_output(output, overwrite)
-    found = model_store.find_model(model)
+    found = model_loader.resolve_model(model)
     compressor, provenance = read_checkpoint(found.file, model)
     text = _text_model(model, found, compressor, provenance) if format != "safetensors" else None
     try:
@@ -90,7 +90,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _text_model(
-    model: str, found: FoundModel, compressor: Compressor, provenance: Provenance | None
+    model: str, found: ResolvedModel, compressor: Compressor, provenance: Provenance | None
 ) -> "SentenceTransformer":
     if found.text_model:
         return load_sentence_transformer(found.text_model, "cpu")
@@ -107,14 +107,14 @@ def _text_model(
 
 
 def _card(
-    found: FoundModel, compressor: Compressor, provenance: Provenance | None, text: "SentenceTransformer | None"
+    found: ResolvedModel, compressor: Compressor, provenance: Provenance | None, text: "SentenceTransformer | None"
 ) -> str | None:
     if found.card:
         return found.card.read_text(encoding="utf-8")
     if provenance is None:
         return None
     longest = text.max_seq_length if text else None
-    return model_card(provenance, compressor.input_dimension, longest=longest, run_id=found.run_id)
+    return render_model_card(provenance, compressor.input_dimension, longest=longest, run_id=found.run_id)
 
 
 def _put(made: Path, output: Path, before: Path) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from twinsqueeze.model.checkpoint import Provenance
-    from twinsqueeze.model_store import FoundModel
+    from twinsqueeze.registry.model_loader import ResolvedModel
 
 
 COLUMN = "compressed"
@@ -87,10 +87,10 @@ def compress_frame(
     """
     from pyspark.sql import types  # noqa: PLC0415 - an extra
 
-    from twinsqueeze import model_store  # noqa: PLC0415 - a worker needs no MLflow
     from twinsqueeze.model.checkpoint import read_checkpoint  # noqa: PLC0415 - nor this
+    from twinsqueeze.registry import model_loader  # noqa: PLC0415 - a worker needs no MLflow
 
-    found = model_store.find_model(model)
+    found = model_loader.resolve_model(model)
     compressor, origin = read_checkpoint(found.file, model)
     ranges = origin.int8_ranges if origin else None
     if precision == "ubinary":
@@ -146,7 +146,7 @@ def _column(frame: "DataFrame", column: str | None) -> tuple[str, bool]:
 
 
 def _send_text_model(
-    session: "SparkSession", found: "FoundModel", compressor: Compressor, origin: "Provenance | None", model: str
+    session: "SparkSession", found: "ResolvedModel", compressor: Compressor, origin: "Provenance | None", model: str
 ) -> str:
     """Makes the text model known to Spark's workers, and returns the name that they know it under."""
     from twinsqueeze.data.encoder import resolve_encoder  # noqa: PLC0415 - for texts alone

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze import model_store, records, resuming
+from twinsqueeze import records, resuming
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.material import Material, gather
@@ -16,6 +16,7 @@ from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.records import Outcome
+from twinsqueeze.registry import model_loader
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -133,7 +134,7 @@ def evaluate(
     if search_vectors:
         check_searched(search_vectors)
     where = resolve_device(device)
-    found = model_store.find_model(model)
+    found = model_loader.resolve_model(model)
     compressor, origin = read_checkpoint(found.file, model)
     recipe = origin.recipe if origin else Recipe()
     if dataset == SAME_DATASET:

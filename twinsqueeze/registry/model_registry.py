@@ -10,29 +10,54 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze import model_store
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.registry import model_loader
 from twinsqueeze.tracking import run, run_logger
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.text import redact_credentials
 
 NAME = "twinsqueeze"
+
+
 CHAMPION = "champion"
+
+
 CHALLENGER = "challenger"
+
+
 PREVIOUS = "previous"
+
+
 # A registered model that is there while a process changes these.
 LOCK = "twinsqueeze-being-changed"
+
+
 WAIT_SECONDS = 0.05
+
+
 DEAD_SECONDS = 60.0
+
+
 ALREADY_THERE, NOT_THERE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
+
 DEV_DIGEST = "twinsqueeze.dev_digest"
+
+
 LABELS = "twinsqueeze.labels"
+
+
 REPLACES = "twinsqueeze.replaces"
+
+
 ROLLED_BACK = "twinsqueeze.rolled_back"
+
+
 # What a database keeps of a version's description.
 DESCRIPTION_LENGTH = 5000
+
+
 ABOUT = "Text to short vectors that keep their cosine. In use: the alias champion; before it: previous."
 
 
@@ -117,7 +142,7 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
     """
     client = mlflow.MlflowClient()
     _make(NAME, ABOUT)
-    digests = {model_store.FILES_SHA256: model_store.model_sha256(model_id)}
+    digests = {model_loader.FILES_SHA256: model_loader.model_sha256(model_id)}
     client.set_logged_model_tags(model_id, digests)
     tags = {**tags, **digests}
     with redirect_stderr(io.StringIO()):  # where it says that the name exists already, of a first version too
@@ -139,7 +164,7 @@ def _cut(text: str) -> str:
     return text[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 
-def settle(version: Version, judged_against: Version | None, *, promoted: bool) -> bool:
+def assign_alias_if_unchanged(version: Version, judged_against: Version | None, *, promoted: bool) -> bool:
     """Makes a version the champion or the challenger, if it was judged against what is the champion still.
 
     Args:
@@ -156,7 +181,7 @@ def settle(version: Version, judged_against: Version | None, *, promoted: bool) 
         if promoted:
             promote(version, judged_against)
         else:
-            challenge(version)
+            set_challenger(version)
         return True
 
 
@@ -222,7 +247,7 @@ def promote(version: Version, former: Version | None) -> None:
         client.set_registered_model_alias(NAME, CHAMPION, str(version.number))
 
 
-def challenge(version: Version) -> None:
+def set_challenger(version: Version) -> None:
     """Makes a version the challenger, in the place of any other."""
     mlflow.MlflowClient().set_registered_model_alias(NAME, CHALLENGER, str(version.number))
 

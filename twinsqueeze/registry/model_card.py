@@ -22,19 +22,27 @@ from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
+
+
 COLUMNS = {**COLUMN_NAMES, "neighbours_kept": "neighbours"}
+
+
 ENCODER_LICENCES = {"all-MiniLM-L6-v2": "Apache 2.0."}
+
+
 # By the digest of train and dev, whatever the user calls them.
 DATA_LICENCES = {
     "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), its scores CC BY-SA 4.0, its sentences under the licences of their "
     "sources.",
     "e3944d43fc94b8b5": "TwinSqueeze's demo, Apache 2.0.",
 }
+
+
 UNKNOWN = "a licence of its own, which this card does not know."
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelSelection:
     """How a model was chosen among trained ones.
 
     Attributes:
@@ -58,12 +66,12 @@ def sizes(recipe: Recipe) -> dict[str, int]:
     return {recipe.precision: recipe.vector_bytes, **kept_as}
 
 
-def model_card(
+def render_model_card(
     provenance: Provenance,
     input_dimension: int,
     *,
     longest: int | None,
-    choice: Choice | None = None,
+    choice: ModelSelection | None = None,
     verdict: str | None = None,
     run_id: str | None = None,
 ) -> str:
@@ -122,7 +130,7 @@ def _trained_as(recipe: Recipe) -> str:
     )
 
 
-def _chosen(choice: Choice) -> str:
+def _chosen(choice: ModelSelection) -> str:
     score = choice.row.scores[choice.metric]
     deviation = f" ± {score.deviation:.4f}" if score.count > 1 else ""
     name = _metric_name(choice.metric)
@@ -143,7 +151,7 @@ def _metric_name(metric: str) -> str:
     return f"{COLUMN_NAMES[score]} on {split}"
 
 
-def _results(choice: Choice) -> list[str]:
+def _results(choice: ModelSelection) -> list[str]:
     header = ["", "bytes", *(f"{split} {column}" for split in EVALUATED_SPLITS for column in COLUMNS.values())]
     size = f"{choice.row.bytes:,}"
     own = {name: SeedStats.of([value]) for name, value in choice.run.metrics.items()}
@@ -167,7 +175,7 @@ def _results(choice: Choice) -> list[str]:
     return text
 
 
-def _quantised(choice: Choice) -> str | None:
+def _quantised(choice: ModelSelection) -> str | None:
     """The recipe's vectors in fewer bytes or with float queries, means over seeds; None where that was not measured."""
     recipe = choice.row.recipe
     forms = {precision: (precision, bytes_per_vector(precision, recipe.dim)) for precision in PRECISIONS[1:]}
@@ -223,7 +231,7 @@ def _licence(provenance: Provenance) -> str:
     )
 
 
-def _limits(longest: int | None, choice: Choice | None) -> str:
+def _limits(longest: int | None, choice: ModelSelection | None) -> str:
     limits = [
         "Vectors of different models or versions can't be compared: a new version means compressing the index again.",
         *([f"A text is cut after {longest:,} tokens, as the encoder cuts it."] if longest else []),
@@ -238,13 +246,13 @@ def _limits(longest: int | None, choice: Choice | None) -> str:
                 f"Of a sentence's ten nearest neighbours on dev {kept:.0%} are kept: for search, look at the table "
                 "before you use it."
             )
-        better = _better_untrained(choice)
+        better = _baselines_ahead(choice)
         if better:
             limits.append(f"In no more bytes and without training, better by {_metric_name(choice.metric)}: {better}.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _better_untrained(choice: Choice) -> str:
+def _baselines_ahead(choice: ModelSelection) -> str:
     """Baselines that beat the recipe's mean in no more bytes than its vectors have."""
     sign = -1 if choice.metric.partition("/")[2] in LOWER_IS_BETTER else 1
     ours = sign * choice.row.scores[choice.metric].mean

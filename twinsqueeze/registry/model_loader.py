@@ -20,14 +20,18 @@ from twinsqueeze.utils.text import redact_credentials
 
 # Of a registered version and its model: the SHA-256 of all files, as JSON.
 FILES_SHA256 = "twinsqueeze.files_sha256"
+
+
 # What MLflow puts into the folder of a version that is read, and Python into that of a model with code of its own.
 LEFT_BY_READING = ("registered_model_meta", "*.pyc")
+
+
 # Of a model: whoever names / or a home by mistake should not wait for all of it to be looked through.
 MOST_FILES = 1000
 
 
 @dataclass(frozen=True)
-class FoundModel:
+class ResolvedModel:
     """A model's files, local.
 
     Attributes:
@@ -45,7 +49,7 @@ class FoundModel:
     card: Path | None = None
 
 
-def find_model(model: str) -> FoundModel:
+def resolve_model(model: str) -> ResolvedModel:
     """The compressor of a run, a model or a folder, and the text model that it is part of.
 
     Args:
@@ -61,27 +65,27 @@ def find_model(model: str) -> FoundModel:
         folder = _download(origin.uri, model)
     files = _files(folder, model)
     if origin and (all_files := origin.tags.get(FILES_SHA256)):
-        _refuse(describe_change(json.loads(all_files), dir_sha256(folder, LEFT_BY_READING)), model)
+        _raise_if_modified(describe_change(json.loads(all_files), dir_sha256(folder, LEFT_BY_READING)), model)
     weights = [path for path in files if path.name == run_logger.CHECKPOINT_FILE]
     weights = weights or [path for path in files if path.suffix == ".safetensors"]
     if len(weights) != 1:
         raise InputError(f"model {model!r} has {len(weights)} .safetensors files, where a compressor has one")
     if origin and (recorded := origin.tags.get(f"{FILE_SHA256}{run_logger.CHECKPOINT_FILE}")):
-        _refuse(describe_file_change(run_logger.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
+        _raise_if_modified(describe_file_change(run_logger.CHECKPOINT_FILE, recorded, file_sha256(weights[0])), model)
     text_models = sorted(path.parent for path in files if path.name == "modules.json")
     card = weights[0].with_name(run_logger.CARD_FILE)
     beside = text_models[0] if text_models else None, card if card.is_file() else None
     if not (folder / "MLmodel").is_file():
-        return FoundModel(weights[0], None, None, *beside)
+        return ResolvedModel(weights[0], None, None, *beside)
     try:
         logged = Model.load(str(folder))
     except Exception as error:  # YAML that is no model's gives errors of many kinds
         raise InputError(f"MLmodel of model {model!r} can't be read: {_line(error)}") from error
     trained_run = (logged.metadata or {}).get(TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
-    return FoundModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
+    return ResolvedModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
 
 
-def _refuse(found: str | None, model: str) -> None:
+def _raise_if_modified(found: str | None, model: str) -> None:
     if found:
         raise InputError(
             f"model {model!r} is not what was recorded: {found}. Put its files back, or train or register it again"
@@ -129,7 +133,7 @@ def _model_uri(model: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _StoreEntry:
     """What the store says of a model.
 
     Attributes:
@@ -145,7 +149,7 @@ class _Origin:
     run_id: str | None = None
 
 
-def _origin(uri: str, model: str) -> _Origin:
+def _origin(uri: str, model: str) -> _StoreEntry:
     client = mlflow.MlflowClient()
     try:
         if uri.startswith("runs:/"):
@@ -154,14 +158,14 @@ def _origin(uri: str, model: str) -> _Origin:
             logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
             named = [known for known in logged if known.name == name]
             if not named:
-                return _Origin(uri, {}, run_id=run_id)
+                return _StoreEntry(uri, {}, run_id=run_id)
             found = named[-1]
         else:
             name, *number = get_model_name_and_version(client, uri)
             if number:
-                return _Origin(f"models:/{name}/{number[0]}", client.get_model_version(name, number[0]).tags)
+                return _StoreEntry(f"models:/{name}/{number[0]}", client.get_model_version(name, number[0]).tags)
             found = client.get_logged_model(name)
-        return _Origin(f"models:/{found.model_id}", found.tags, found.model_id, found.source_run_id)
+        return _StoreEntry(f"models:/{found.model_id}", found.tags, found.model_id, found.source_run_id)
     except Exception as error:  # stores answer an unknown model with exceptions of many kinds
         raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
 

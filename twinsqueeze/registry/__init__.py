@@ -1,0 +1,1 @@
+"""The registered model: versions, promotion, model card, loading."""
