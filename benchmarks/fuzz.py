@@ -51,14 +51,14 @@ def grids(data: bytes, folder: Path) -> None:
 
 def vectors(data: bytes, folder: Path, suffix: str = "") -> None:
     """Vectors or texts; without a suffix the first byte chooses one."""
-    from twinsqueeze.sources import FORMATS, open_source
+    from twinsqueeze.inference.readers import FORMATS, open_reader
 
     suffix, data = (suffix, data) if suffix else _chosen(data, FORMATS)
     file = folder / f"vectors.{suffix}"
     file.write_bytes(data)
 
     def read() -> None:
-        for block in open_source(str(file)).blocks(ROWS, 0):
+        for block in open_reader(str(file)).blocks(ROWS, 0):
             block.load()
 
     _tolerate(read)

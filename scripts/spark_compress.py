@@ -8,6 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from twinsqueeze.spark import main
+from twinsqueeze.inference.spark import main
 
 main()

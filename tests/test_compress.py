@@ -23,12 +23,12 @@ from torch import nn
 import twinsqueeze
 from tests.processes import Workplace
 from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.inference.readers import open_reader
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.initialization import orthogonal_layer
 from twinsqueeze.model.quantizers import ProductQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.sources import open_source
 
 ROWS = 9_001  # three blocks, the last of which has few rows and not a multiple of 16
 TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
@@ -680,11 +680,11 @@ def test_blocks_from_a_row_on_are_those_that_were_left(workplace, vectors, name)
         (path / name).write_text("".join(f"text {i}\n" for i in range(500)))
     else:
         write(path, vectors[:5000] if name in {"in.npy", "in.parquet"} else vectors[:500, :5], name)
-    blocks = [(b.first, b.position, b.load()) for b in open_source(str(path / name)).blocks(300, 0)]
+    blocks = [(b.first, b.position, b.load()) for b in open_reader(str(path / name)).blocks(300, 0)]
     assert len(blocks) > 1
     assert sum(len(rows) for _, _, rows in blocks) == (5000 if name in {"in.npy", "in.parquet"} else 500)
     for i, (first, _, _) in enumerate(blocks):
-        rest = [(b.first, b.position, b.load()) for b in open_source(str(path / name)).blocks(300, first)]
+        rest = [(b.first, b.position, b.load()) for b in open_reader(str(path / name)).blocks(300, first)]
         assert [b[:2] for b in rest] == [b[:2] for b in blocks[i:]]
         for (_, _, found), (_, _, expected) in zip(rest, blocks[i:], strict=True):
             np.testing.assert_array_equal(found, expected)

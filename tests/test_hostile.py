@@ -21,10 +21,10 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.grid import load_grid
+from twinsqueeze.inference.readers import FORMATS, open_reader
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import model_loader
-from twinsqueeze.sources import FORMATS, open_source
 from twinsqueeze.utils.text import escape_control_chars
 
 # The same inputs every time: a test must not fail for who did not touch it. `benchmarks.fuzz` looks for new ones.
@@ -102,7 +102,7 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
 @given(names)
 def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
-    for find in (load_grid, load_pairs, open_source, model_loader.resolve_model, resolve_encoder):
+    for find in (load_grid, load_pairs, open_reader, model_loader.resolve_model, resolve_encoder):
         with pytest.raises(InputError) as refused:
             find(name)
         assert "\n" not in str(refused.value)
@@ -217,7 +217,7 @@ def test_headers_that_numpy_stumbles_over_are_refused(tmp_path, header):
     file = tmp_path / "vectors.npy"
     file.write_bytes(npy(header))
     with pytest.raises(InputError):
-        open_source(str(file))
+        open_reader(str(file))
 
 
 def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
@@ -225,7 +225,7 @@ def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
     header = npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (2, {10**14})}}")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(header))))
     with pytest.raises(InputError, match="too large to read"):
-        list(open_source("-").blocks(64, 0))
+        list(open_reader("-").blocks(64, 0))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_lines_that_json_stumbles_over_are_refused(tmp_path, line):
     file = tmp_path / "vectors.jsonl"
     file.write_text(f"{line}\n")
     with pytest.raises(InputError, match="can't be read as jsonl"):
-        open_source(str(file))
+        open_reader(str(file))
 
 
 def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
@@ -245,7 +245,7 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
     pq.write_table(
         pa.table({"text": pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"\xff\xfe"))}), tmp_path / "x.parquet"
     )
-    source = open_source(str(tmp_path / "x.parquet"))
+    source = open_reader(str(tmp_path / "x.parquet"))
     with pytest.raises(InputError, match="is damaged"):
         [block.load() for block in source.blocks(4, 0)]
 

@@ -19,13 +19,13 @@ import twinsqueeze
 from tests.processes import ROOT, Workplace
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.inference.spark import _compress_batches, _Work
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.initialization import uniform_layers
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.model.quantizers import ProductQuantizer
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.spark import _compress_batches, _Work
 
 ROWS = 1_000_000
 GROUP = 25_000
@@ -152,7 +152,7 @@ PROGRAM = """
 import json, sys
 from pyspark.sql import SparkSession
 from twinsqueeze.errors import InputError
-from twinsqueeze.spark import compress_frame
+from twinsqueeze.inference.spark import compress_frame
 builder = SparkSession.builder
 for name, value in json.loads(sys.argv[1]).items():
     builder = builder.config(name, value)

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 import twinsqueeze
-from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.inference.compression import TextCompressor, VectorCompressor
+from twinsqueeze.inference.readers import AUTO, Block, RowReader, open_reader
+from twinsqueeze.inference.writers import AtomicArrayWriter, check_output, check_space
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.precision import PRECISIONS, check_precision, quantize, storage_dtype
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
-from twinsqueeze.outputs import Output, check_output, check_space
 from twinsqueeze.registry import model_loader
 from twinsqueeze.registry.model_loader import ResolvedModel
-from twinsqueeze.sources import AUTO, Block, Source, open_source
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.utils import console
@@ -59,8 +59,8 @@ def compress(
         model: A run's id, a model's URI or a folder.
         output: A .npy or .parquet file, row i of which belongs to row i of the input.
         precision: float32, int8, product, binary or ubinary; auto for what the model was trained as.
-        format: As for `open_source`.
-        column: As for `open_source`.
+        format: As for `open_reader`.
+        column: As for `open_reader`.
         encoder: What turns texts into vectors; None for the one that the model was trained with.
         device: Where texts are encoded: auto, cpu or cuda.
         resume: Whether to go on where the same command was interrupted, if it was.
@@ -74,7 +74,7 @@ def compress(
     if precision not in {AUTO, *PRECISIONS}:
         check_precision(precision, None, None, model)
     where = resolve_device(device)
-    source = open_source(given, format, column)
+    source = open_reader(given, format, column)
     if source.path and output.exists() and output.samefile(source.path):
         raise InputError(f"output {str(output)!r} is the input: name another file")
     if resume and source.path is None:
@@ -104,7 +104,7 @@ def compress(
             "precision": precision,
             "version of twinsqueeze": twinsqueeze.__version__,
         }
-        writing = Output(output, dtype, width, made_of, resume=resume)
+        writing = AtomicArrayWriter(output, dtype, width, made_of, resume=resume)
         _say_what_is_done(source, writing, resume)
         quantize(np.zeros((1, compressor.dim), np.float32), precision, ranges, compressor.codebooks)  # imports, untimed
         before, started = writing.rows, time.monotonic()
@@ -162,7 +162,7 @@ def _state(path: Path | None) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _say_what_is_done(source: Source, writing: Output, resume: bool) -> None:
+def _say_what_is_done(source: RowReader, writing: AtomicArrayWriter, resume: bool) -> None:
     if source.cast:
         console.info(f"{source.name} holds {source.cast} numbers, which are cast to float32")
     if resume:
@@ -173,7 +173,7 @@ def _say_what_is_done(source: Source, writing: Output, resume: bool) -> None:
 
 
 @contextmanager
-def _whole_or_not(writing: Output, source: Source) -> Iterator[None]:
+def _whole_or_not(writing: AtomicArrayWriter, source: RowReader) -> Iterator[None]:
     """What is left of the output when something goes wrong: what can be gone on from, and nothing else."""
     try:
         yield
@@ -190,7 +190,7 @@ def _whole_or_not(writing: Output, source: Source) -> Iterator[None]:
         raise
 
 
-def _compress_vectors(source: Source, convert: VectorCompressor, writing: Output) -> None:
+def _compress_vectors(source: RowReader, convert: VectorCompressor, writing: AtomicArrayWriter) -> None:
     def handle(block: Block) -> int:
         rows = convert(np.asarray(block.load()), source.name, block.first)
         writing.write(block.first, rows)
@@ -203,7 +203,7 @@ def _compress_vectors(source: Source, convert: VectorCompressor, writing: Output
         _follow(results, source, writing)
 
 
-def _compress_texts(source: Source, convert: TextCompressor, writing: Output) -> None:
+def _compress_texts(source: RowReader, convert: TextCompressor, writing: AtomicArrayWriter) -> None:
     def handle(block: Block) -> int:
         rows = convert(list(block.load()))
         writing.write(block.first, rows)
@@ -215,7 +215,7 @@ def _compress_texts(source: Source, convert: TextCompressor, writing: Output) ->
         console.warn(f"{what} cut at the {convert.limit} tokens that the encoder looks at")
 
 
-def _follow(results: Iterable[tuple[Block, int]], source: Source, writing: Output) -> None:
+def _follow(results: Iterable[tuple[Block, int]], source: RowReader, writing: AtomicArrayWriter) -> None:
     """Takes note of blocks as they are written, in their order, with the number of the row behind each."""
     with console.progress("compressing", source.unit) as advance:
         for block, end in results:

@@ -25,10 +25,19 @@ from twinsqueeze.utils.text import escape_control_chars
 
 Rows = AnyArray | list[str]
 
+
 AUTO = "auto"
+
+
 STANDARD_INPUT = "-"
+
+
 FORMATS = ("npy", "parquet", "csv", "jsonl", "txt")
+
+
 NPY_MAGIC = b"\x93NUMPY"
+
+
 MEGABYTE = 1_000_000
 
 
@@ -48,7 +57,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowReader:
     """Where rows come from.
 
     Attributes:
@@ -77,7 +86,7 @@ class Source:
     blocks: Callable[[int, int], Iterator[Block]]
 
 
-def open_source(given: str, format_: str = AUTO, column: str | None = None) -> Source:
+def open_reader(given: str, format_: str = AUTO, column: str | None = None) -> RowReader:
     """Opens a file or standard input and finds out what is in it.
 
     Args:
@@ -114,7 +123,7 @@ def open_source(given: str, format_: str = AUTO, column: str | None = None) -> S
         raise InputError(f"input {given!r} can't be read: {error.strerror or one_line(error)}") from error
 
 
-def _from_standard_input(format_: str, column: str | None) -> Source:
+def _from_standard_input(format_: str, column: str | None) -> RowReader:
     name = "standard input"
     stream: Any = sys.stdin.buffer
     if not stream.peek(1):
@@ -128,7 +137,7 @@ def _from_standard_input(format_: str, column: str | None) -> Source:
     return _lines(name, None, stream, format_, column, None)
 
 
-def _npy(name: str, path: Path | None, stream: BinaryIO, column: str | None) -> Source:
+def _npy(name: str, path: Path | None, stream: BinaryIO, column: str | None) -> RowReader:
     if column is not None:
         raise InputError(f"{name} is a .npy array, which has no column {column!r}")
     try:
@@ -185,12 +194,12 @@ def _npy(name: str, path: Path | None, stream: BinaryIO, column: str | None) -> 
             if path:
                 yield Block(first, first + count, lambda first=first, count=count: load(first, count))  # type: ignore[misc]
             else:
-                yield _ready(first, first + count, load(first, count))
+                yield _loaded_block(first, first + count, load(first, count))
 
-    return Source(name, path, "npy", False, dimension, rows, rows, "row", _cast(dtype), blocks)
+    return RowReader(name, path, "npy", False, dimension, rows, rows, "row", _cast(dtype), blocks)
 
 
-def _ready(first: int, position: int, rows: Rows) -> Block:
+def _loaded_block(first: int, position: int, rows: Rows) -> Block:
     return Block(first, position, lambda: rows)
 
 
@@ -204,7 +213,7 @@ def _float32(array: AnyArray) -> AnyArray:
         return array.astype(np.float32, copy=False)
 
 
-def _parquet(name: str, path: Path, column: str | None) -> Source:
+def _parquet(name: str, path: Path, column: str | None) -> RowReader:
     import pyarrow as pa  # noqa: PLC0415 - takes half a second to import
     import pyarrow.parquet as pq  # noqa: PLC0415 - takes half a second to import
 
@@ -226,9 +235,11 @@ def _parquet(name: str, path: Path, column: str | None) -> Source:
     except broken as error:
         raise InputError(f"{name} is no .parquet file, or a truncated one: {one_line(error)}") from error
     if column is None:
-        column = _only(name, [c for c in kinds if vectors(kinds[c])], [c for c in kinds if text(kinds[c])], list(kinds))
+        column = _infer_column(
+            name, [c for c in kinds if vectors(kinds[c])], [c for c in kinds if text(kinds[c])], list(kinds)
+        )
     elif column not in kinds:
-        raise InputError(f"{name} has no column {column!r}; its columns are {_listed(kinds)}")
+        raise InputError(f"{name} has no column {column!r}; its columns are {_format_columns(kinds)}")
     kind = kinds[column]
     texts = text(kind)
     if not texts and not vectors(kind):
@@ -257,7 +268,7 @@ def _parquet(name: str, path: Path, column: str | None) -> Source:
         try:
             for first, array in read(size, begin):
                 rows = _arrow_texts(name, first, array) if texts else _arrow_vectors(name, first, array, dimension)
-                yield _ready(first, first + len(array), rows)
+                yield _loaded_block(first, first + len(array), rows)
         except InputError:
             raise
         except broken as error:
@@ -270,7 +281,7 @@ def _parquet(name: str, path: Path, column: str | None) -> Source:
     except broken as error:
         raise InputError(f"{name} is damaged: {one_line(error)}") from error
     cast = None if texts else _cast(kind.value_type.to_pandas_dtype())
-    return Source(name, path, "parquet", texts, dimension, rows, rows, "row", cast, blocks)
+    return RowReader(name, path, "parquet", texts, dimension, rows, rows, "row", cast, blocks)
 
 
 def _arrow_texts(name: str, first: int, array: Any) -> list[str]:
@@ -309,17 +320,19 @@ def _arrow_vectors(name: str, first: int, array: Any, dimension: int | None) -> 
     return found
 
 
-def _only(name: str, vectors: Sequence[str], texts: Sequence[str], columns: Sequence[str]) -> str:
+def _infer_column(name: str, vectors: Sequence[str], texts: Sequence[str], columns: Sequence[str]) -> str:
     """The column that is meant where none is named: the one with vectors, or else the one with texts."""
     for candidates in (vectors, texts):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            raise InputError(f"{name} has more than one column that can be meant, {_listed(candidates)}: name one")
-    raise InputError(f"{name} has neither texts nor lists of numbers; its columns are {_listed(columns)}")
+            raise InputError(
+                f"{name} has more than one column that can be meant, {_format_columns(candidates)}: name one"
+            )
+    raise InputError(f"{name} has neither texts nor lists of numbers; its columns are {_format_columns(columns)}")
 
 
-def _listed(columns: Any) -> str:
+def _format_columns(columns: Any) -> str:
     return escape_control_chars(", ".join(list(columns)[:10]))[:200]
 
 
@@ -341,7 +354,7 @@ class _Counted(io.RawIOBase):
 
 def _lines(
     name: str, path: Path | None, stream: BinaryIO, format_: str, column: str | None, size: int | None
-) -> Source:
+) -> RowReader:
     counted = _Counted(stream)
     text = io.TextIOWrapper(
         io.BufferedReader(counted, 1 << 20), encoding="utf-8-sig", newline="" if format_ == "csv" else "\n"
@@ -362,12 +375,12 @@ def _lines(
         rows = head
         while rows := [*rows, *islice(values, count - len(rows))]:
             if first >= begin:
-                yield _ready(first, megabytes(counted.count), _checked(name, first, rows, dimension))
+                yield _loaded_block(first, megabytes(counted.count), _checked(name, first, rows, dimension))
             first += len(rows)
             rows = []
 
     total = None if size is None else megabytes(size)
-    return Source(name, path, format_, texts, dimension, None, total, "MB", None, blocks)
+    return RowReader(name, path, format_, texts, dimension, None, total, "MB", None, blocks)
 
 
 def _readable(name: str, format_: str, values: Iterator[Any]) -> Iterator[Any]:
@@ -411,9 +424,9 @@ def _jsonl_values(name: str, text: io.TextIOWrapper, column: str | None) -> Iter
         if isinstance(value, dict):
             if key is None:
                 lists = [k for k, v in value.items() if isinstance(v, list)]
-                key = _only(name, lists, [k for k, v in value.items() if isinstance(v, str)], list(value))
+                key = _infer_column(name, lists, [k for k, v in value.items() if isinstance(v, str)], list(value))
             if key not in value:
-                raise ValueError(f"no {key!r} among {_listed(value)}")
+                raise ValueError(f"no {key!r} among {_format_columns(value)}")
             value = value[key]
         if isinstance(value, list):
             if not value or not all(type(number) in {int, float} for number in value):
@@ -436,13 +449,13 @@ def _csv_values(name: str, text: io.TextIOWrapper, column: str | None) -> Iterat
     if column is None and _all_numbers(header):  # as numpy.savetxt writes them
         rows = (cells for part in ([header], lines) for cells in part)
     elif column is not None and column not in header:
-        raise InputError(f"{name} has no column {column!r}; its columns are {_listed(header)}")
+        raise InputError(f"{name} has no column {column!r}; its columns are {_format_columns(header)}")
     first = next(rows, None)
     if first is None:
         return
     if column is None and not _all_numbers(first):
         texts = [c for c, cell in zip(header, first, strict=False) if not _all_numbers([cell])]
-        column = _only(name, [], texts, header)
+        column = _infer_column(name, [], texts, header)
     place = None if column is None else header.index(column)
     for cells in (cells for part in ([first], rows) for cells in part):
         if len(cells) != len(header):

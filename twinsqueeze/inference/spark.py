@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from safetensors.torch import load
 
-from twinsqueeze.batch import TextCompressor, VectorCompressor
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.inference.compression import TextCompressor, VectorCompressor
+from twinsqueeze.inference.readers import arrow_vectors
 from twinsqueeze.model.compressor import Compressor
 from twinsqueeze.model.precision import Int8Ranges, check_precision, storage_dtype
 from twinsqueeze.model.sentence_transformer import load_sentence_transformer
-from twinsqueeze.sources import arrow_vectors
 from twinsqueeze.types import AnyArray
 
 if TYPE_CHECKING:
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from twinsqueeze.model.checkpoint import Provenance
     from twinsqueeze.registry.model_loader import ResolvedModel
 
-
 COLUMN = "compressed"
+
+
 FORMATS = ("parquet", "json", "csv", "text", "orc")
+
+
 # What Spark names no exception of ours by, but prints in the traceback of a worker.
 OURS = f"{InputError.__module__}.{InputError.__name__}: "
 

@@ -19,15 +19,25 @@ from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.signals import defer_signals
 
 SUFFIXES = (".npy", ".parquet")
+
+
 COLUMN = "vector"
+
+
 METADATA = "twinsqueeze"
+
+
 JOURNAL_SECONDS = 5.0
+
+
 SENT_BYTES = 1 << 24
+
+
 # Rows that are turned from .npy to .parquet at a time, a row group each.
 PARQUET_ROWS = 65_536
 
 
-class Output:
+class AtomicArrayWriter:
     """A .npy or .parquet file in the making.
 
     Rows are gathered in NAME.part, a .npy array whatever the output is to be, and NAME.part.json says every few seconds

@@ -1,0 +1,1 @@
+"""Compresses files of vectors or texts."""
