@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import twinsqueeze
-from twinsqueeze.compress import compress
+from twinsqueeze.commands.compress import compress
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.compressor import Compressor, layer_sizes
 from twinsqueeze.model.initialization import uniform_layers

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
-from twinsqueeze import ablation
+from twinsqueeze.commands import ablation
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.reporting import run_loader

@@ -215,12 +215,12 @@ def test_a_training_that_diverges_is_failed_and_says_why(run_here, workplace, pa
 
 
 def test_a_fault_of_ours_is_failed_too(run_here, workplace, pairs_folder, monkeypatch):
-    from twinsqueeze import workflow
+    from twinsqueeze.commands import train
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(workflow, "fit", broken)
+    monkeypatch.setattr(train, "fit", broken)
     with pytest.raises(RuntimeError):
         run_here("train", "--dataset", str(pairs_folder))
     (run,) = workplace.runs()
@@ -270,7 +270,7 @@ def test_a_process_says_it_in_one_line_too(workplace):
 def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
     """People type the first, `mlflow run` the second."""
     asked = []
-    monkeypatch.setattr("twinsqueeze.ablation.ablate", lambda grid, **options: asked.append(options["force"]))
+    monkeypatch.setattr("twinsqueeze.commands.ablation.ablate", lambda grid, **options: asked.append(options["force"]))
     for arguments in ([*given, "--grid", QUICK], ["--grid", QUICK, *given]):
         cli.cli(["ablation", *arguments], standalone_mode=False)
     assert asked == [value, value]

@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks import serving
 from tests.processes import Workplace
-from twinsqueeze import export
+from twinsqueeze.commands import export
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model import onnx

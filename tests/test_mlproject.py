@@ -6,8 +6,8 @@ import yaml
 from click.testing import CliRunner
 
 from tests.processes import ROOT
-from twinsqueeze import workflow
 from twinsqueeze.cli import cli
+from twinsqueeze.commands import train
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
 
@@ -43,7 +43,7 @@ def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
 @pytest.mark.parametrize("grid", ["best", "best-16"])
 def test_the_command_best_trains_the_recipes_of_its_grids(monkeypatch, grid):
     trained = []
-    monkeypatch.setattr(workflow, "train", lambda recipe, **_: trained.append(recipe))
+    monkeypatch.setattr(train, "train", lambda recipe, **_: trained.append(recipe))
     recipes = load_grid(str(ROOT / "experiments" / f"{grid}.yaml"))
     for recipe in recipes:
         options = ["--dim", recipe.dim, "--seed", recipe.seed]

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import random_pairs
+from twinsqueeze.commands.resume import plan_with_checkpoints
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.resuming import resumable_batches
 from twinsqueeze.training import checkpointing, loop
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainerState, TrainingCheckpoint
 from twinsqueeze.training.loop import TrainingResult, train_replicas
@@ -314,7 +314,7 @@ def test_a_batch_is_gone_on_with_as_it_was_where_that_is_less_work(room):
 
     def cut(epoch: int, *, resume: bool = True) -> list[set[tuple[float, int]]]:
         room.leave(grid, epoch)
-        made = resumable_batches(todo, room.store(), resume=resume)
+        made = plan_with_checkpoints(todo, room.store(), resume=resume)
         assert {recipe.dataset for batch in made for recipe in batch} == {"data"}
         return [{(recipe.alpha, recipe.seed) for recipe in batch} for batch in made]
 
@@ -323,8 +323,8 @@ def test_a_batch_is_gone_on_with_as_it_was_where_that_is_less_work(room):
     assert cut(6) == cut(9, resume=False) == [{(1, 1), (1, 2)}]
     room.leave(grid, 10)
     more = [*todo, *recipes_of(alphas=[3], seeds=[0])]
-    assert [len(batch) for batch in resumable_batches(more, room.store(), resume=True)] == [6, 1]
-    assert resumable_batches([], room.store(), resume=True) == []
+    assert [len(batch) for batch in plan_with_checkpoints(more, room.store(), resume=True)] == [6, 1]
+    assert plan_with_checkpoints([], room.store(), resume=True) == []
     assert len(room.store().left()) == 1
     cut(1)  # what is no use any more is not kept
     assert room.store().left() == []

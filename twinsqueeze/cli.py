@@ -37,20 +37,20 @@ def run() -> None:
     except (InputError, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         line = " ".join(text.split())
-        _refuse(line)
+        _exit_with_error(line)
     except (signals.Interrupted, click.Abort) as stop:
-        _end_given_run(f"Killed: {stop}.", "KILLED")
+        _fail_env_run(f"Killed: {stop}.", "KILLED")
         click.echo(f"twinsqueeze: {stop}", err=True)
         sys.exit(getattr(stop, "exit_code", 130))
     except Exception as error:
         if trouble := describe_storage_error(error):
-            _refuse(f"{one_line(trouble)}. Make room, or name another place, and start again")
-        _end_given_run(f"Failed: {type(error).__name__}: {error}")
+            _exit_with_error(f"{one_line(trouble)}. Make room, or name another place, and start again")
+        _fail_env_run(f"Failed: {type(error).__name__}: {error}")
         raise
 
 
-def _refuse(line: str) -> NoReturn:
-    _end_given_run(f"Failed: {line}")
+def _exit_with_error(line: str) -> NoReturn:
+    _fail_env_run(f"Failed: {line}")
     click.echo(f"twinsqueeze: {escape_control_chars(redact_credentials(line))}", err=True)
     sys.exit(2)
 
@@ -60,7 +60,7 @@ def _print_traceback(kind: type[BaseException], error: BaseException, where: Tra
     click.echo(redact_credentials("".join(traceback.format_exception(kind, error, where))), err=True, nl=False)
 
 
-def _end_given_run(reason: str, status: str = "FAILED") -> None:
+def _fail_env_run(reason: str, status: str = "FAILED") -> None:
     if os.environ.get("MLFLOW_RUN_ID"):  # gone once the run is taken up, which then ends it itself
         from twinsqueeze.tracking.run import fail_env_run  # noqa: PLC0415 - MLflow, where there is a run
 
@@ -88,7 +88,7 @@ def cli() -> None:
     """
 
 
-def _names(field: str) -> list[str]:
+def _option_names(field: str) -> list[str]:
     """An option's spellings, --batch-size for people and --batch_size for `mlflow run -P batch_size=`, and its name."""
     return list(dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}", field]))
 
@@ -109,17 +109,17 @@ def recipe_options(*names: str, **defaults: Any) -> Callable[[Command], Command]
             metavar = {"float": "NUMBER", "int": "INTEGER", "str": "TEXT", "Literal": "NAME"}.get(kind, "NAME")
             default = f"{defaults.get(name, field.default)}"
             command = click.option(
-                *_names(name), default=default, show_default=True, metavar=metavar, help=field.description
+                *_option_names(name), default=default, show_default=True, metavar=metavar, help=field.description
             )(command)
         return command
 
     return decorate
 
 
-def switch(name: str, help_: str) -> Callable[[Command], Command]:
+def bool_option(name: str, help_: str) -> Callable[[Command], Command]:
     """An option that is off until it is given, alone or with a value, since `mlflow run` gives every parameter one."""
     return click.option(
-        *_names(name),
+        *_option_names(name),
         type=bool,
         is_flag=False,
         flag_value="true",
@@ -131,14 +131,14 @@ def switch(name: str, help_: str) -> Callable[[Command], Command]:
 
 
 score_max_option = click.option(
-    *_names("score_max"),
+    *_option_names("score_max"),
     type=float,
     metavar="NUMBER",
     help="Upper end of the data's scores, which begin at 0.  [default: 5; STS-B from the Hub: 1]",
 )
 
 resume_option = click.option(
-    *_names("resume"),
+    *_option_names("resume"),
     type=bool,
     default=True,
     show_default=True,
@@ -181,9 +181,9 @@ def best_command(score_max: float | None, resume: bool, **fields: Any) -> None:
 
 def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, resume: bool) -> None:
     recipe = Recipe.parse(fields)
-    from twinsqueeze import workflow  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import train  # noqa: PLC0415 - help and refusals do not wait for it
 
-    workflow.train(recipe, score_max=score_max, on_test=on_test, resume=resume)
+    train.train(recipe, score_max=score_max, on_test=on_test, resume=resume)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
@@ -201,7 +201,7 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, re
     "--device", default="auto", show_default=True, metavar="NAME", help=Recipe.model_fields["device"].description
 )
 @click.option(
-    *_names("search_vectors"),
+    *_option_names("search_vectors"),
     type=int,
     default=0,
     show_default=True,
@@ -213,30 +213,35 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, re
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
-    from twinsqueeze import workflow  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import (
+        evaluate,  # noqa: PLC0415 - help and refusals do not wait for it
+    )
 
-    workflow.evaluate(options.pop("model"), **options)
+    evaluate.evaluate(options.pop("model"), **options)
 
 
 @cli.command("ablation", epilog="Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb")
 @click.option(
-    *_names("grid"), required=True, metavar="FILE", help="A YAML file that gives fields of the recipe lists of values."
+    *_option_names("grid"),
+    required=True,
+    metavar="FILE",
+    help="A YAML file that gives fields of the recipe lists of values.",
 )
 @click.option(
-    *_names("dataset"),
+    *_option_names("dataset"),
     default="grid",
     show_default=True,
     metavar="NAME",
     help="As for main, or `grid` for what the file says.",
 )
 @click.option(
-    *_names("device"),
+    *_option_names("device"),
     default="grid",
     show_default=True,
     metavar="NAME",
     help="As for main, or `grid` for what the file says.",
 )
-@switch("force", "Train also what a finished run of the experiment has trained on the same data.")
+@bool_option("force", "Train also what a finished run of the experiment has trained on the same data.")
 @resume_option
 @score_max_option
 def ablation_command(grid: str, **options: Any) -> None:
@@ -247,40 +252,40 @@ def ablation_command(grid: str, **options: Any) -> None:
     """
     fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
     load_grid(grid, **fixed)
-    from twinsqueeze import ablation  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import ablation  # noqa: PLC0415 - help and refusals do not wait for it
 
-    ablation.ablate(grid, **options)
+    ablation.run_ablation(grid, **options)
 
 
 @cli.command("compare", epilog="Example: twinsqueeze compare --output results")
 @click.option(
-    *_names("experiment"),
+    *_option_names("experiment"),
     default="current",
     show_default=True,
     metavar="NAME",
     help="The name or id of the experiment whose runs are compared; `current` is the one that a run started now is in.",
 )
 @click.option(
-    *_names("output"),
+    *_option_names("output"),
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="A folder that gets the tables, figures and the report as well.  [default: none]",
 )
-@switch("overwrite", "Write to an output folder that is not empty; files of the same names are replaced.")
+@bool_option("overwrite", "Write to an output folder that is not empty; files of the same names are replaced.")
 def compare_command(**options: Any) -> None:
     """Build the ablation's table from an experiment's runs.
 
     Writes figures and a report too. Runs that differ by seed alone become a row; runs on other data, encoders, labels
     or objectives another table.
     """
-    from twinsqueeze import compare  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import compare  # noqa: PLC0415 - help and refusals do not wait for it
 
     compare.compare(options.pop("experiment"), **options)
 
 
 @cli.command("register", epilog="Example: twinsqueeze register --experiment ablation")
 @click.option(
-    *_names("experiment"),
+    *_option_names("experiment"),
     default="current",
     show_default=True,
     metavar="NAME",
@@ -288,20 +293,20 @@ def compare_command(**options: Any) -> None:
     "is in.",
 )
 @click.option(
-    *_names("metric"),
+    *_option_names("metric"),
     default="dev/spearman",
     show_default=True,
     metavar="NAME",
     help="What to choose and compare by: dev/spearman, dev/pearson, dev/mse or dev/mae.",
 )
 @click.option(
-    *_names("dataset"),
+    *_option_names("dataset"),
     default="any",
     show_default=True,
     metavar="NAME",
     help="The name of the data whose runs are looked at; `any` where the experiment has runs on one only.",
 )
-@switch("rollback", "Put back the previous champion, and register nothing.")
+@bool_option("rollback", "Put back the previous champion, and register nothing.")
 def register_command(**options: Any) -> None:
     """Make the best run a version of the registered model `twinsqueeze`.
 
@@ -309,53 +314,53 @@ def register_command(**options: Any) -> None:
     the champion, models:/twinsqueeze@champion, only if it is better than the present one on the same dev pairs, by the
     95% interval of a paired bootstrap; otherwise it is the challenger.
     """
-    from twinsqueeze.register_command import register  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands.register import register  # noqa: PLC0415 - help and refusals do not wait for it
 
     register(options.pop("experiment"), **options)
 
 
 @cli.command("export", epilog="Example: twinsqueeze export --model models:/twinsqueeze@champion --output model")
-@click.option(*_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
+@click.option(*_option_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
 @click.option(
-    *_names("output"),
+    *_option_names("output"),
     required=True,
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Where to: a folder that is not there yet, or empty.",
 )
 @click.option(
-    *_names("format"),
+    *_option_names("format"),
     default="folder",
     show_default=True,
     metavar="NAME",
     help="folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, checked "
     "against PyTorch.",
 )
-@switch("overwrite", "Replace an earlier export.")
+@bool_option("overwrite", "Replace an earlier export.")
 def export_command(**options: Any) -> None:
     """Write a model to a folder that needs neither MLflow nor this package."""
-    from twinsqueeze import export  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import export  # noqa: PLC0415 - help and refusals do not wait for it
 
     export.export(options.pop("model"), options.pop("output"), **options)
 
 
 @cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
 @click.option(
-    *_names("input"),
+    *_option_names("input"),
     required=True,
     metavar="FILE",
     help="Vectors or texts: .npy, .parquet, .csv, .jsonl or .txt, a row each; - for standard input.",
 )
-@click.option(*_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
+@click.option(*_option_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
 @click.option(
-    *_names("output"),
+    *_option_names("output"),
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="A .npy or .parquet file for the compressed vectors, in the order of the input's rows.",
 )
 @click.option(
-    *_names("precision"),
+    *_option_names("precision"),
     default="auto",
     show_default=True,
     metavar="NAME",
@@ -363,7 +368,7 @@ def export_command(**options: Any) -> None:
     "of a model trained so), binary or ubinary (a bit a number); auto for what the model was trained as.",
 )
 @click.option(
-    *_names("format"),
+    *_option_names("format"),
     default="auto",
     show_default=True,
     metavar="NAME",
@@ -371,7 +376,7 @@ def export_command(**options: Any) -> None:
     "or a text a line.",
 )
 @click.option(
-    *_names("column"),
+    *_option_names("column"),
     default="auto",
     show_default=True,
     metavar="NAME",
@@ -379,21 +384,21 @@ def export_command(**options: Any) -> None:
     "numbers alone is taken for vectors unless its column of texts is named.",
 )
 @click.option(
-    *_names("encoder"),
+    *_option_names("encoder"),
     default="same",
     show_default=True,
     metavar="TEXT",
     help="What turns texts into vectors: same, for the encoder that the model was trained with, or as for main.",
 )
 @click.option(
-    *_names("device"),
+    *_option_names("device"),
     default="auto",
     show_default=True,
     metavar="NAME",
     help="Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
 )
-@switch("resume", "Go on where the same command was interrupted.")
-@switch("overwrite", "Replace an output that is there.")
+@bool_option("resume", "Go on where the same command was interrupted.")
+@bool_option("overwrite", "Replace an output that is there.")
 def compress_command(**options: Any) -> None:
     """Compress a file of vectors or texts with a trained model.
 
@@ -402,7 +407,7 @@ def compress_command(**options: Any) -> None:
     Recipe.parse({"device": options["device"]})
     options["column"] = None if options["column"] == "auto" else options["column"]
     options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
-    from twinsqueeze import compress  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import compress  # noqa: PLC0415 - help and refusals do not wait for it
 
     compress.compress(options.pop("input"), options.pop("model"), options.pop("output"), **options)
 
@@ -419,6 +424,6 @@ def sync_command(**options: Any) -> None:
     MLFLOW_TRACKING_URI named has all of it. This sends what was left when a command ended, or was killed; a run that
     nobody ended becomes KILLED. Nothing is sent twice, however often this is called.
     """
-    from twinsqueeze import sync  # noqa: PLC0415 - help and refusals do not wait for it
+    from twinsqueeze.commands import sync  # noqa: PLC0415 - help and refusals do not wait for it
 
     sync.sync(**options)

@@ -32,7 +32,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
-from twinsqueeze import ablation, material, records
+from twinsqueeze.commands import ablation, context, run_recording
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import baselines, faiss_baselines
@@ -51,13 +51,13 @@ ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
-    ("encoding", material, ("embed_pairs",)),
+    ("encoding", context, ("embed_pairs",)),
     (ONCE, faiss_baselines, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunLogger, ("model",)),
     ("figures: waiting for them", figure_pool, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
-    ("scores and intervals", records, ("pair_losses",)),
+    ("scores and intervals", run_recording, ("pair_losses",)),
     ("MLflow: the rest", RunLogger, ("params", "tags", "flush", "data", "table", "frame", "file")),
 ]
 OF_A_TRAINING: Parts = [
@@ -202,7 +202,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
         plain_runs = [plain_run(recipes[len(recipes) // 2], epochs)]
         with timed(OF_A_GRID) as seconds:
             start = time.perf_counter()
-            ablation.ablate(file, dataset=recipes[0].dataset)
+            ablation.run_ablation(file, dataset=recipes[0].dataset)
             ours = time.perf_counter() - start
         same_work = _again_with_baselines(file, recipes[0].dataset)
         together = batching.MAX_BATCH["cpu"]
@@ -236,13 +236,13 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
     for file in DiskCache().folder.glob("embeddings-*"):
         file.unlink()
     start = time.perf_counter()
-    ablation.ablate(grid, dataset=dataset, force=True)
+    ablation.run_ablation(grid, dataset=dataset, force=True)
     return time.perf_counter() - start
 
 
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Seconds of an epoch of one of so many replicas that train together on one core, by part."""
-    encoded = material.gather(
+    encoded = context.prepare_context(
         recipe.dataset, recipe.encoder, torch.device("cpu"), ("train", "dev"), validate_dim=recipe.validate_dim
     ).encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
+from twinsqueeze.commands.context import ExperimentContext, prepare_context
+from twinsqueeze.commands.register import ONLY_DATASET
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
-from twinsqueeze.material import Material, gather
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import Compressor, pair_cosines_of
-from twinsqueeze.register_command import ONLY_DATASET
 from twinsqueeze.registry import model_loader, model_registry
 from twinsqueeze.registry.model_card import LOWER_IS_BETTER, ModelSelection
 from twinsqueeze.registry.model_registry import Version
@@ -87,12 +87,12 @@ def load_compressor(model: str) -> LoadedCompressor:
     return LoadedCompressor(compressor, provenance, found)
 
 
-def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> Material:
+def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> ExperimentContext:
     """The candidate's data with the vectors of an encoder, checked to be what it was trained on."""
     provenance = trained.provenance
     named = provenance.recipe.dataset
     dataset = provenance.dataset if named == "auto" else named
-    material = gather(
+    material = prepare_context(
         dataset,
         encoder,
         resolve_device("auto"),
@@ -108,7 +108,7 @@ def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> Mater
     return material
 
 
-def check_encoder(trained: LoadedCompressor, material: Material) -> None:
+def check_encoder(trained: LoadedCompressor, material: ExperimentContext) -> None:
     if trained.provenance.encoder_fingerprint != material.encoder.fingerprint:
         raise InputError(
             f"the files of encoder {material.encoder.name!r} are not those that {trained.provenance.recipe.name} was "
@@ -117,7 +117,7 @@ def check_encoder(trained: LoadedCompressor, material: Material) -> None:
 
 
 def compare_with_champion(
-    candidate: LoadedCompressor, material: Material, champion: Version | None, choice: ModelSelection
+    candidate: LoadedCompressor, material: ExperimentContext, champion: Version | None, choice: ModelSelection
 ) -> PromotionDecision:
     """Whether the candidate is better than the champion on the same dev pairs."""
     check_encoder(candidate, material)
@@ -158,7 +158,7 @@ def compare_with_champion(
     return PromotionDecision(promoted, text, figures)
 
 
-def _predictions(trained: LoadedCompressor, material: Material) -> FloatArray:
+def _predictions(trained: LoadedCompressor, material: ExperimentContext) -> FloatArray:
     split = material.encoded[SPLIT]
     vectors = torch.from_numpy(split.embeddings).to(material.device)
     return pair_cosines_of(trained.compressor.to(material.device), vectors, split)

@@ -20,7 +20,7 @@ from twinsqueeze.utils.signals import check_interrupted
 
 
 @dataclass(frozen=True)
-class Material:
+class ExperimentContext:
     """Pairs and their sentences' vectors, with what is derived from them once and used by every replica.
 
     Attributes:
@@ -54,12 +54,12 @@ class Material:
                 with _encoding("encoding synthetic sentences") as on_progress:
                     train = self.data.splits["train"]
                     others = embed_synthetic(count, train, self.encoder, self._cache, on_progress)
-                self._say_trouble()
+                self.flush_warnings()
                 pairs = replace(pairs, others=others)
             self._training_pairs[count] = pairs
         return self._training_pairs[count]
 
-    def _say_trouble(self) -> None:
+    def flush_warnings(self) -> None:
         while self._cache.trouble:
             console.warn(self._cache.trouble.pop(0))
 
@@ -95,7 +95,7 @@ def _on_training(quantiser: str) -> None:
     console.info(f"training {quantiser}, to compare with; it is kept for these data")
 
 
-def gather(
+def prepare_context(
     dataset: str,
     encoder_name: str,
     device: torch.device,
@@ -103,7 +103,7 @@ def gather(
     *,
     score_max: float | None = None,
     validate_dim: Callable[[int], None],
-) -> Material:
+) -> ExperimentContext:
     """Reads pairs and encodes their sentences.
 
     Args:
@@ -125,8 +125,8 @@ def gather(
     cache = DiskCache()
     with _encoding("encoding") as on_progress:
         encoded = embed_pairs(data.splits, encoder, cache, validate_dim=validate_dim, on_progress=on_progress)
-    material = Material(data, encoder, encoded, device, score_max, cache)
-    material._say_trouble()
+    material = ExperimentContext(data, encoder, encoded, device, score_max, cache)
+    material.flush_warnings()
     return material
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from twinsqueeze import records
+from twinsqueeze.commands import run_recording
+from twinsqueeze.commands.context import ExperimentContext
 from twinsqueeze.errors import one_line
-from twinsqueeze.material import Material
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -16,14 +16,14 @@ from twinsqueeze.utils import console
 from twinsqueeze.utils.text import redact_credentials
 
 
-def open_snapshots(material: Material, clean_loss_every: int) -> CheckpointStore:
+def open_snapshots(material: ExperimentContext, clean_loss_every: int) -> CheckpointStore:
     """The files of trainings on this material, with `clean_loss_every` as for `fit`."""
     encoded = material.encoded
-    facts = records.facts(material) | {"clean_every": clean_loss_every}
+    facts = run_recording.environment_params(material) | {"clean_every": clean_loss_every}
     return CheckpointStore(encoded["train"], encoded["dev"], facts, console.warn)
 
 
-def end_left_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
+def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
     """Gives the runs of the experiment whose processes on this host are gone their end, and says which they are.
 
     A run that was recorded to its end is sent and keeps that end, so that it counts as done from here on; the others
@@ -65,20 +65,20 @@ def _send_whole(experiment_id: str) -> None:
             return
 
 
-def say_taken_up(snapshot: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:
+def announce_resume(snapshot: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:
     """Says from where interrupted trainings go on, if any were."""
     if snapshot.left:
         what = "an interrupted training goes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings go"
         console.info(f"{what} on from epoch {snapshot.left.epoch} of {recipes[0].epochs} (--resume false begins anew)")
 
 
-def note_taken_up(run: RunLogger, epoch: int, epochs: int) -> None:
+def tag_resumed(run: RunLogger, epoch: int, epochs: int) -> None:
     """Tags a run whose training an interrupted process began; nothing for one that began itself."""
     if epoch:
         run.tags({tags.RESUMED_FROM: f"epoch {epoch} of {epochs}"})
 
 
-def resumable_batches(
+def plan_with_checkpoints(
     recipes: Sequence[Recipe], snapshots: CheckpointStore, *, resume: bool, at_once: int = 1
 ) -> list[list[Recipe]]:
     """Cuts recipes into batches for `fit`, those that were interrupted first and as they were.

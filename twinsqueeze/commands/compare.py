@@ -55,15 +55,15 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
         _write(Path(folder), sections, notes, experiment_id)
         run.files(Path(folder), "comparison")
         if output:
-            _put(Path(folder), output)
+            _copy_atomically(Path(folder), output)
     steps = [("read the report", str(output / "report.html"))] if output else []
     best = tables[0].best
-    steps.append(("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=_middle(best).run_id)))
+    steps.append(("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=_median_run(best).run_id)))
     steps.append(("put the best in use", links.mlflow_run_command(run, "register")))
     terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
-def _middle(row: Row) -> TrainedRun:
+def _median_run(row: Row) -> TrainedRun:
     """The run whose Spearman on dev is the middle one of its seeds'."""
     ordered = sorted(row.runs, key=lambda run: run.metrics["dev/spearman"])
     return ordered[len(ordered) // 2]
@@ -80,7 +80,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
 
 
-def _put(folder: Path, output: Path) -> None:
+def _copy_atomically(folder: Path, output: Path) -> None:
     """Copies the files to another folder, all of them or none."""
     try:
         # Within the output, so that it takes no more room to put them in place.

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 import twinsqueeze
+from twinsqueeze.commands.context import ExperimentContext
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult, pair_losses
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.material import Material
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
@@ -38,7 +38,7 @@ INPUT_EXAMPLE_ROWS = 3
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a job found, for every form in which it is told.
 
     Attributes:
@@ -69,31 +69,31 @@ class Outcome:
         )
 
 
-def begin_training(run: RunLogger, recipe: Recipe, material: Material) -> dict[str, LoggedData]:
+def log_training_setup(run: RunLogger, recipe: Recipe, material: ExperimentContext) -> dict[str, LoggedData]:
     """Records what is known before a training: the recipe, what else fixes the result, and the data.
 
     Returns:
         The data that were logged, by split.
     """
-    run.params(recipe.model_dump() | facts(material))
+    run.params(recipe.model_dump() | environment_params(material))
     run.tags(data_tags(material) | {RECIPE_DIGEST: recipe.digest})
     return log_data(run, material, list(material.encoded))
 
 
-def end_training(
+def evaluate_and_log_training(
     run: RunLogger,
     fitted: TrainingResult,
-    material: Material,
+    material: ExperimentContext,
     inputs: Mapping[str, LoggedData],
     draw: Draw = figure_pool.render_inline,
-) -> Outcome:
+) -> RunResult:
     """Measures a trained compressor on the splits behind train, and records it with all that was found.
 
     Args:
         run: Where to.
         fitted: What was trained.
         material: What on.
-        inputs: What `begin_training` returned.
+        inputs: What `log_training_setup` returned.
         draw: Who draws the figures.
     """
     recipe, compressor = fitted.recipe, fitted.compressor
@@ -111,7 +111,7 @@ def end_training(
     splits = [split for split in material.encoded if split != "train"]
     assessments = {split: material.evaluator(split, recipe.labels)(placed, provenance.int8_ranges) for split in splits}
     train_losses = pair_losses(placed, material.encoded["train"], recipe.labels)
-    outcome = Outcome(
+    outcome = RunResult(
         title=recipe.name,
         text=(
             f"A compressor ({recipe.architecture}, {compressor.input_dimension} numbers to {recipe.dim} "
@@ -141,14 +141,14 @@ def end_training(
         for split, assessment in assessments.items():
             last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
             run.metrics(_scores(split, assessment), last, model_id, inputs[split])
-            run.metrics(_particulars(split, assessment), 0, model_id, inputs[split])
+            run.metrics(_extra_metrics(split, assessment), 0, model_id, inputs[split])
         run.frame("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
         _record(run, outcome, material)
     return outcome
 
 
 def record_curves(run: RunLogger, fitted: TrainingResult) -> None:
-    """Records every epoch of a training that is over, but for the last epoch's scores, which `end_training` records."""
+    """Records every epoch of a training that is over, but for the last epoch's scores, which `evaluate_and_log_training` records."""
     history = fitted.history
     for epoch, (loss, clean_loss) in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):
         dev = {name: curve[epoch - 1] for name, curve in history.dev.items()}
@@ -165,18 +165,18 @@ def epoch_metrics(
 
 
 def record_evaluation(
-    run: RunLogger, outcome: Outcome, material: Material, label_kind: str, split: str, model_id: str | None
+    run: RunLogger, outcome: RunResult, material: ExperimentContext, label_kind: str, split: str, model_id: str | None
 ) -> None:
     """Records the outcome of an evaluation on one split."""
     inputs = log_data(run, material, [split])
     assessment = outcome.assessments[split]
-    metrics = _scores(split, assessment) | _particulars(split, assessment) | _costs(outcome.costs)
+    metrics = _scores(split, assessment) | _extra_metrics(split, assessment) | _costs(outcome.costs)
     with run.figures(_drawings(outcome, label_kind, {split: assessment.losses}), figure_pool.render_inline):
         run.metrics(metrics, model_id=model_id, data=inputs[split])
         _record(run, outcome, material)
 
 
-def _drawings(outcome: Outcome, label_kind: str, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
+def _drawings(outcome: RunResult, label_kind: str, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
     """The figures that every outcome has.
 
     Args:
@@ -197,7 +197,7 @@ def _drawings(outcome: Outcome, label_kind: str, losses: Mapping[str, FloatArray
     }
 
 
-def _record(run: RunLogger, outcome: Outcome, material: Material) -> None:
+def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> None:
     """Records the tables and the description."""
     assessments = outcome.assessments
     run.table("predictions", _predictions(material, assessments))
@@ -216,7 +216,7 @@ def _record(run: RunLogger, outcome: Outcome, material: Material) -> None:
     run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
 
-def conclude(run: RunLogger, outcome: Outcome, material: Material, trained_run: str | None) -> None:
+def print_summary(run: RunLogger, outcome: RunResult, material: ExperimentContext, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
     terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
     terminal.print_costs(outcome.costs)
@@ -231,7 +231,7 @@ def conclude(run: RunLogger, outcome: Outcome, material: Material, trained_run: 
     terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
-def facts(material: Material) -> dict[str, Any]:
+def environment_params(material: ExperimentContext) -> dict[str, Any]:
     """What fixes a result besides the recipe: data, encoder, versions, machine."""
     packages = ("torch", "numpy", "mlflow", "sentence-transformers")
     return {
@@ -245,7 +245,7 @@ def facts(material: Material) -> dict[str, Any]:
     } | {f"{package}_version": version(package) for package in packages}
 
 
-def encoder_fingerprint(material: Material) -> str:
+def encoder_fingerprint(material: ExperimentContext) -> str:
     """What runs are told apart by that have another encoder."""
     return material.encoder.fingerprint[:16]
 
@@ -259,7 +259,7 @@ def _cpu() -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def data_tags(material: Material) -> dict[str, str]:
+def data_tags(material: ExperimentContext) -> dict[str, str]:
     """What a run's data are called and known by."""
     data = material.data
     tags = {DATASET: data.name, DATASET_DIGEST: data.digest}
@@ -270,7 +270,7 @@ def data_tags(material: Material) -> dict[str, str]:
     return tags
 
 
-def log_data(run: RunLogger, material: Material, splits: Sequence[str]) -> dict[str, LoggedData]:
+def log_data(run: RunLogger, material: ExperimentContext, splits: Sequence[str]) -> dict[str, LoggedData]:
     """Records splits as the run's inputs."""
     data = material.data
     return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}
@@ -281,7 +281,7 @@ def _scores(split: str, assessment: EvaluationResult) -> dict[str, float]:
     return {f"{split}/{name}": assessment.scores[name] for name in METRICS}
 
 
-def _particulars(split: str, assessment: EvaluationResult) -> dict[str, float]:
+def _extra_metrics(split: str, assessment: EvaluationResult) -> dict[str, float]:
     """What is measured once. Intervals have a section of their own, which the UI's charts show last."""
     values = {metric_name(split, name): value for name, value in assessment.scores.items() if name not in METRICS}
     for compared, scores in assessment.by_precision.items():
@@ -322,7 +322,7 @@ def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
     )
 
 
-def _predictions(material: Material, assessments: Mapping[str, EvaluationResult]) -> pd.DataFrame:
+def _predictions(material: ExperimentContext, assessments: Mapping[str, EvaluationResult]) -> pd.DataFrame:
     frames = []
     for split, assessment in assessments.items():
         pairs = material.data.splits[split]

@@ -63,7 +63,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
             shutil.copyfile(found.file, made / CHECKPOINT_FILE)
             if card := _card(found, compressor, provenance, text):
                 (made / CARD_FILE).write_text(card, encoding="utf-8")
-            _put(made, output, Path(temporary, "before"))
+            _replace_dir(made, output, Path(temporary, "before"))
     except (OSError, SafetensorError) as error:
         raise InputError(f"output {str(output)!r} can't be written: {one_line(error)}") from error
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
@@ -117,7 +117,7 @@ def _card(
     return render_model_card(provenance, compressor.input_dimension, longest=longest, run_id=found.run_id)
 
 
-def _put(made: Path, output: Path, before: Path) -> None:
+def _replace_dir(made: Path, output: Path, before: Path) -> None:
     """Puts what was made in the output's place, and what was there before into another."""
     with signals.defer_signals(then_stop=False):
         if output.is_dir():

@@ -1,9 +1,9 @@
 """The command register: the best run becomes a version of the registered model."""
 
-from twinsqueeze import records
+from twinsqueeze.commands import run_recording
+from twinsqueeze.commands.context import ExperimentContext
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.material import Material
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
@@ -76,7 +76,7 @@ def register(
     verdict = compare_with_champion(candidate, material, champion, choice)
     with start_run(f"register-{choice.run.recipe.name}", "registration") as run:
         run.params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
-        run.tags(records.data_tags(material) | {TRAINED_RUN: run_id})
+        run.tags(run_recording.data_tags(material) | {TRAINED_RUN: run_id})
         # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
         version = known_version or _register(run, candidate, material, choice, verdict)
         while not model_registry.assign_alias_if_unchanged(version, champion, promoted=verdict.promoted):
@@ -150,7 +150,11 @@ def _model_selection(choice: ModelSelection) -> str:
 
 
 def _register(
-    run: RunLogger, candidate: LoadedCompressor, material: Material, choice: ModelSelection, verdict: PromotionDecision
+    run: RunLogger,
+    candidate: LoadedCompressor,
+    material: ExperimentContext,
+    choice: ModelSelection,
+    verdict: PromotionDecision,
 ) -> Version:
     """Makes the text model, logs it with its card and registers it."""
     run_id = choice.run.run_id

@@ -11,11 +11,18 @@ from typing import Self
 
 import pandas as pd
 
-from twinsqueeze import records, resuming
+from twinsqueeze.commands import run_recording
+from twinsqueeze.commands.context import ExperimentContext, prepare_context
+from twinsqueeze.commands.resume import (
+    announce_resume,
+    close_orphaned_runs,
+    open_snapshots,
+    plan_with_checkpoints,
+    tag_resumed,
+)
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.grid import load_grid
-from twinsqueeze.material import Material, gather
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_loader, terminal
 from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
@@ -33,18 +40,21 @@ from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.threads import map_threaded
 
-AS_IN_GRID = "grid"
+FROM_GRID = "grid"
+
+
 # Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
 CLEAN_EVERY = 10
+
 
 Source = tuple[str, str, str]
 
 
-def ablate(
+def run_ablation(
     grid: str,
     *,
-    dataset: str = AS_IN_GRID,
-    device: str = AS_IN_GRID,
+    dataset: str = FROM_GRID,
+    device: str = FROM_GRID,
     score_max: float | None = None,
     force: bool = False,
     resume: bool = True,
@@ -64,7 +74,7 @@ def ablate(
     Raises:
         InputError: If something that the user gave can't be used, or every training diverges.
     """
-    fixed = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != AS_IN_GRID}
+    fixed = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != FROM_GRID}
     recipes = load_grid(grid, **fixed)
     materials = _gather(recipes, score_max)
     notices = dict.fromkeys(m.data.notice for m in materials.values() if m.data.notice)
@@ -72,7 +82,7 @@ def ablate(
         parent.params({"grid": grid, "replicas": len(recipes)})
         parent.file(Path(grid))
         if len(materials) == 1:
-            parent.tags(records.data_tags(next(iter(materials.values()))))
+            parent.tags(run_recording.data_tags(next(iter(materials.values()))))
         _end_left_runs(parent, recipes, materials)
         found = run_loader.load_runs(parent.experiment_id).runs
         done = {} if force else run_loader.finished_recipes(found)
@@ -107,19 +117,19 @@ def ablate(
     )
 
 
-def _source(recipe: Recipe) -> Source:
+def _data_key(recipe: Recipe) -> Source:
     return recipe.dataset, recipe.encoder, recipe.device
 
 
-def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, Material]:
+def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, ExperimentContext]:
     """Everything that the recipes need, so that a grid does not stop halfway for a file that is not there."""
     widest: dict[Source, Recipe] = {}
     for recipe in recipes:
-        known = widest.setdefault(_source(recipe), recipe)
+        known = widest.setdefault(_data_key(recipe), recipe)
         if recipe.dim > known.dim:
-            widest[_source(recipe)] = recipe
+            widest[_data_key(recipe)] = recipe
     return {
-        source: gather(
+        source: prepare_context(
             recipe.dataset,
             recipe.encoder,
             resolve_device(recipe.device),
@@ -131,12 +141,12 @@ def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, 
     }
 
 
-def _fingerprint(recipe: Recipe, materials: dict[Source, Material]) -> run_loader.Fingerprint:
-    material = materials[_source(recipe)]
-    return recipe.digest, material.data.digest, records.encoder_fingerprint(material)
+def _fingerprint(recipe: Recipe, materials: dict[Source, ExperimentContext]) -> run_loader.Fingerprint:
+    material = materials[_data_key(recipe)]
+    return recipe.digest, material.data.digest, run_recording.encoder_fingerprint(material)
 
 
-def _end_left_runs(parent: RunLogger, recipes: Sequence[Recipe], materials: dict[Source, Material]) -> None:
+def _end_left_runs(parent: RunLogger, recipes: Sequence[Recipe], materials: dict[Source, ExperimentContext]) -> None:
     """Ends what was left RUNNING of this grid, or of anything, by processes that were killed."""
     fingerprints = {_fingerprint(recipe, materials)[:2] for recipe in recipes}
     grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
@@ -146,7 +156,7 @@ def _end_left_runs(parent: RunLogger, recipes: Sequence[Recipe], materials: dict
         trained = tags.get(RECIPE_DIGEST, ""), tags.get(DATASET_DIGEST, "")
         return tags.get(GRID_DIGEST) == grid_digest or trained in fingerprints
 
-    resuming.end_left_runs(parent, is_same, "goes on with the grid")
+    close_orphaned_runs(parent, is_same, "goes on with the grid")
 
 
 @dataclass(frozen=True)
@@ -160,41 +170,41 @@ class _Training:
 
     place: int
     recipes: list[Recipe]
-    material: Material
+    material: ExperimentContext
     snapshot: TrainingCheckpoint
     kept: ExitStack
 
 
 def _train(
-    recipes: Sequence[Recipe], materials: dict[Source, Material], draw: Draw, *, resume: bool
+    recipes: Sequence[Recipe], materials: dict[Source, ExperimentContext], draw: Draw, *, resume: bool
 ) -> tuple[list[tuple[TrainedRun, pd.DataFrame]], list[str]]:
     """Trains and records; returns the runs, each with the table of what needs no labels, and why some failed."""
     runs: list[tuple[TrainedRun, pd.DataFrame]] = []
     failures: list[str] = []
-    wanted = {(_source(recipe), recipe.digest) for recipe in recipes}
-    snapshots = {source: resuming.open_snapshots(material, CLEAN_EVERY) for source, material in materials.items()}
+    wanted = {(_data_key(recipe), recipe.digest) for recipe in recipes}
+    snapshots = {source: open_snapshots(material, CLEAN_EVERY) for source, material in materials.items()}
     at_once = num_parallel_batches(resolve_device(recipe.device) for recipe in recipes)
     cut = [
         batch
         for source in materials
-        for batch in resuming.resumable_batches(
-            [r for r in recipes if _source(r) == source], snapshots[source], resume=resume, at_once=at_once
+        for batch in plan_with_checkpoints(
+            [r for r in recipes if _data_key(r) == source], snapshots[source], resume=resume, at_once=at_once
         )
     ]
     if not cut:
         return runs, failures
     for batch in cut:  # before any of them trains, so that none waits for another one's sentences
-        materials[_source(batch[0])].training_pairs(batch[0])
+        materials[_data_key(batch[0])].training_pairs(batch[0])
     at_once = min(at_once, len(cut))
     epochs = [sum(recipe.epochs for recipe in batch) for batch in cut]
-    pairs = sum(n * len(materials[_source(batch[0])].encoded["train"]) for n, batch in zip(epochs, cut, strict=True))
+    pairs = sum(n * len(materials[_data_key(batch[0])].encoded["train"]) for n, batch in zip(epochs, cut, strict=True))
 
     def opened(held: ExitStack) -> Iterator[_Training]:
         for place, batch in enumerate(cut):
-            source = _source(batch[0])
+            source = _data_key(batch[0])
             kept = held.enter_context(ExitStack())
             snapshot = kept.enter_context(snapshots[source].open(batch, resume=resume))
-            resuming.say_taken_up(snapshot, batch)
+            announce_resume(snapshot, batch)
             yield _Training(place, batch, materials[source], snapshot, kept)
 
     with (
@@ -202,12 +212,12 @@ def _train(
         worker_pool.training_pool(pairs, at_once) as fit,
         console.progress("training", "epoch") as advance,
     ):
-        watch = _Watch(fit, advance, epochs)
+        watch = _GridProgress(fit, advance, epochs)
         # However this ends, trainings are told to stop, then waited for, and then their files are let go.
         with closing(map_threaded(opened(held), watch.fit, at_once)) as finished, watch:
             for training, trained in finished:
                 for fitted in trained:
-                    if (_source(fitted.recipe), fitted.recipe.digest) not in wanted:
+                    if (_data_key(fitted.recipe), fitted.recipe.digest) not in wanted:
                         continue
                     watch.recording(len(runs) + len(failures) + 1, len(recipes))
                     try:
@@ -220,7 +230,7 @@ def _train(
     return runs, failures
 
 
-class _Watch:
+class _GridProgress:
     """The bar over batches that train at once, and what ends them when the context is left.
 
     Args:
@@ -291,12 +301,12 @@ class _Watch:
             self._advance(sum(self._done), sum(self._epochs), {**figures, **self._recorded})
 
 
-def _record(fitted: TrainingResult, material: Material, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
+def _record(fitted: TrainingResult, material: ExperimentContext, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
     check_interrupted()
     with start_run(fitted.recipe.name, "train", nested=True) as run:
-        inputs = records.begin_training(run, fitted.recipe, material)
-        resuming.note_taken_up(run, fitted.resumed_from_epoch, fitted.recipe.epochs)
-        records.record_curves(run, fitted)
+        inputs = run_recording.log_training_setup(run, fitted.recipe, material)
+        tag_resumed(run, fitted.resumed_from_epoch, fitted.recipe.epochs)
+        run_recording.record_curves(run, fitted)
         fitted.check()
-        outcome = records.end_training(run, fitted, material, inputs, draw)
-    return run_loader.recorded_run(run), records.baseline_table(outcome.baselines)
+        outcome = run_recording.evaluate_and_log_training(run, fitted, material, inputs, draw)
+    return run_loader.recorded_run(run), run_recording.baseline_table(outcome.baselines)

@@ -33,9 +33,10 @@ from twinsqueeze.utils.threads import map_threaded
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-
 # Rows in a block: vectors that a core's cache holds, texts that an encoder sorts by length.
 VECTORS_A_BLOCK = 4096
+
+
 TEXTS_A_BLOCK = 1024
 
 
@@ -96,7 +97,7 @@ def compress(
             check_space(output, source.rows * width * dtype.itemsize)
         made_of = {
             "input": str(source.path and source.path.resolve()),
-            "size or date of the input": _state(source.path),
+            "size or date of the input": _file_stat(source.path),
             "format": source.format,
             "column": column,
             "model": hashlib.sha256(found.file.read_bytes()).hexdigest(),
@@ -105,10 +106,10 @@ def compress(
             "version of twinsqueeze": twinsqueeze.__version__,
         }
         writing = AtomicArrayWriter(output, dtype, width, made_of, resume=resume)
-        _say_what_is_done(source, writing, resume)
+        _log_start(source, writing, resume)
         quantize(np.zeros((1, compressor.dim), np.float32), precision, ranges, compressor.codebooks)  # imports, untimed
         before, started = writing.rows, time.monotonic()
-        with _whole_or_not(writing, source):
+        with _discard_on_error(writing, source):
             if texts:
                 _compress_texts(source, TextCompressor(texts[0], precision, ranges, compressor.codebooks), writing)
             else:
@@ -154,7 +155,7 @@ def _text_model(
     return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
-def _state(path: Path | None) -> list[int]:
+def _file_stat(path: Path | None) -> list[int]:
     """What changes when a file does."""
     if path is None:
         return []
@@ -162,7 +163,7 @@ def _state(path: Path | None) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _say_what_is_done(source: RowReader, writing: AtomicArrayWriter, resume: bool) -> None:
+def _log_start(source: RowReader, writing: AtomicArrayWriter, resume: bool) -> None:
     if source.cast:
         console.info(f"{source.name} holds {source.cast} numbers, which are cast to float32")
     if resume:
@@ -173,7 +174,7 @@ def _say_what_is_done(source: RowReader, writing: AtomicArrayWriter, resume: boo
 
 
 @contextmanager
-def _whole_or_not(writing: AtomicArrayWriter, source: RowReader) -> Iterator[None]:
+def _discard_on_error(writing: AtomicArrayWriter, source: RowReader) -> Iterator[None]:
     """What is left of the output when something goes wrong: what can be gone on from, and nothing else."""
     try:
         yield
@@ -200,7 +201,7 @@ def _compress_vectors(source: RowReader, convert: VectorCompressor, writing: Ato
     with closing(
         map_threaded(source.blocks(VECTORS_A_BLOCK, writing.rows), handle, torch.get_num_threads())
     ) as results:
-        _follow(results, source, writing)
+        _track_progress(results, source, writing)
 
 
 def _compress_texts(source: RowReader, convert: TextCompressor, writing: AtomicArrayWriter) -> None:
@@ -209,13 +210,13 @@ def _compress_texts(source: RowReader, convert: TextCompressor, writing: AtomicA
         writing.write(block.first, rows)
         return block.first + len(rows)
 
-    _follow(((block, handle(block)) for block in source.blocks(TEXTS_A_BLOCK, writing.rows)), source, writing)
+    _track_progress(((block, handle(block)) for block in source.blocks(TEXTS_A_BLOCK, writing.rows)), source, writing)
     if convert.cut:
         what = "1 text was" if convert.cut == 1 else f"{convert.cut:,} texts were"
         console.warn(f"{what} cut at the {convert.limit} tokens that the encoder looks at")
 
 
-def _follow(results: Iterable[tuple[Block, int]], source: RowReader, writing: AtomicArrayWriter) -> None:
+def _track_progress(results: Iterable[tuple[Block, int]], source: RowReader, writing: AtomicArrayWriter) -> None:
     """Takes note of blocks as they are written, in their order, with the number of the row behind each."""
     with console.progress("compressing", source.unit) as advance:
         for block, end in results:

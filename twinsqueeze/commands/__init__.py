@@ -1,0 +1,1 @@
+"""One module per command: it computes with the library, records in MLflow and prints."""
