@@ -106,7 +106,7 @@ def test_other_hyperparameters_are_other_rows_and_named_where_they_tell_equal_na
 def test_forms_of_the_table(runs):
     baseline = BaselineRow("PCA to 32, whitened", 32, 128, {"dev/spearman": SeedStats(0.8197, float("nan"), 1)})
     (table,) = tables = build_tables(runs, {KIND: [baseline]})
-    assert baseline.method == "PCA, whitened"
+    assert baseline.family == "PCA, whitened"
     lines = formats.markdown(tables, ["a note"]).splitlines()
     row = lines.index(next(line for line in lines if "| mlp32 (best on dev) | 0.75 | 128 | 4 |" in line))
     assert "0.8040 ± 0.0114" in lines[row]

@@ -213,9 +213,7 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, re
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
-    from twinsqueeze.commands import (
-        evaluate,  # noqa: PLC0415 - help and refusals do not wait for it
-    )
+    from twinsqueeze.commands import evaluate  # noqa: PLC0415 - help and refusals do not wait for it
 
     evaluate.evaluate(options.pop("model"), **options)
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 # What the user can mend, and no program.
 ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
-
-
 SQLITE = (
     "SQLITE_FULL",
     "SQLITE_READONLY",

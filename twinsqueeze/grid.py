@@ -11,8 +11,6 @@ from twinsqueeze.errors import InputError, one_line, truncate_repr
 from twinsqueeze.recipe import Recipe
 
 MAX_COMBINATIONS = 2000
-
-
 # Characters of a grid: PyYAML takes a second for a tenth of a million, so a wrong file must not be read through.
 MAX_GRID = 100_000
 

@@ -268,8 +268,6 @@ def _format_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> st
 
 # Said of rows where queries that are not quantised are compared with stored vectors, as in a search of codes.
 FLOAT_QUERIES = "float queries"
-
-
 # The product quantiser of FAISS's whose search is timed.
 TIMED_QUANTISER = 32
 

@@ -41,12 +41,8 @@ from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.threads import map_threaded
 
 FROM_GRID = "grid"
-
-
 # Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
 CLEAN_EVERY = 10
-
-
 Source = tuple[str, str, str]
 
 

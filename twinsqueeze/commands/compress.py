@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 # Rows in a block: vectors that a core's cache holds, texts that an encoder sorts by length.
 VECTORS_A_BLOCK = 4096
-
-
 TEXTS_A_BLOCK = 1024
 
 

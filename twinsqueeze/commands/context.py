@@ -60,6 +60,7 @@ class ExperimentContext:
         return self._training_pairs[count]
 
     def flush_warnings(self) -> None:
+        """Prints the warnings of the cache, each once."""
         while self._cache.trouble:
             console.warn(self._cache.trouble.pop(0))
 

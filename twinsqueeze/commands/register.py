@@ -9,6 +9,7 @@ from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
 from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.registry.promotion import (
+    ONLY_DATASET,
     SPLIT,
     LoadedCompressor,
     PromotionDecision,
@@ -25,11 +26,6 @@ from twinsqueeze.tracking.tags import DATASET_DIGEST, TRAINED_RUN
 from twinsqueeze.utils import console
 
 THIS_EXPERIMENT = "current"
-
-
-ONLY_DATASET = "any"
-
-
 EXAMPLES = ("A man is playing a guitar.", "Two dogs run through the snow.")
 
 

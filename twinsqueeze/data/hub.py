@@ -17,11 +17,7 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.utils.text import redact_credentials
 
 ANSWER_SECONDS = 4.5
-
-
 FETCH_SECONDS = 300.0
-
-
 PROBE = "api/datasets/sentence-transformers/stsb"
 
 

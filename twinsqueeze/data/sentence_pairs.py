@@ -21,27 +21,13 @@ from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.text import escape_control_chars
 
 SPLITS = ("train", "dev", "test")
-
-
 STSB = "sentence-transformers/stsb"
-
-
 DEMO_FOLDER = Path(__file__).with_name("demo")
-
-
 DEMO_NOTICE = "these are the demo pairs, made by a script of this project: a demo and no benchmark"
-
-
 COLUMNS = ("sentence1", "sentence2", "score")
-
-
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
 # What a split may be called where it comes from.
 ALIASES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
-
-
 SCALE = 5.0
 
 

@@ -38,15 +38,9 @@ SENTENCES_PER_TOPIC, NUM_NEIGHBORS, OF_SUBJECT = 4, 23, 0.8
 
 
 WORD = re.compile(r"[a-z]{3,}")
-
-
 REPLACEABLE = re.compile(r"[A-Za-z]{4,}")
-
-
 # What tokenizers mark the beginning of a word with: SentencePiece and byte-level BPE. WordPiece marks the others.
 MARKS = ("\u2581", "\u0120")
-
-
 TEMPLATES = tuple(
     """
 I think {} is more about {} than about {}.

@@ -24,11 +24,7 @@ from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 from twinsqueeze.utils.threads import BLAS_LOCK
 
 Transform = Callable[[FloatArray], FloatArray]
-
-
 PROJECTION_DRAWS = 20
-
-
 # Part of the cache key: raise it when a baseline is computed in another way.
 CACHE_VERSION = "5"
 

@@ -15,23 +15,13 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
 OnProgress = Callable[[int, int], None]
-
-
 # Bytes of a vector, one for each part that it is cut into.
 SIZES = (16, 32, 64)
-
-
 BITS = 8
-
-
 CENTROIDS = 2**BITS
-
-
 # FAISS's default for the rotation of OPQ, 50 iterations of 40 and then 4 of k-means, takes three times as long and
 # keeps hardly more: on STS-B's test 0.57 of the neighbours instead of 0.56 in 16 bytes, 0.68 both ways in 32.
 ROTATION = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
-
-
 # Part of the cache key: raise it when a quantiser is trained in another way.
 CACHE_VERSION = "1"
 

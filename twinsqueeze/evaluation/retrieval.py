@@ -13,8 +13,6 @@ from twinsqueeze.utils.similarity import NEIGHBOURS, nearest_neighbors, unit_ten
 
 # Pairs with at least this score, 0 to 5, mean the same: each sentence is to find the other.
 PARTNER_SCORE = 4.0
-
-
 # Cosines closer than this are equal: signs tie often, and how a product is rounded must not break ties.
 TIE_TOLERANCE = 1e-6
 

@@ -24,20 +24,10 @@ from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.text import escape_control_chars
 
 Rows = AnyArray | list[str]
-
-
 AUTO = "auto"
-
-
 STANDARD_INPUT = "-"
-
-
 FORMATS = ("npy", "parquet", "csv", "jsonl", "txt")
-
-
 NPY_MAGIC = b"\x93NUMPY"
-
-
 MEGABYTE = 1_000_000
 
 

@@ -35,11 +35,7 @@ if TYPE_CHECKING:
     from twinsqueeze.registry.model_loader import ResolvedModel
 
 COLUMN = "compressed"
-
-
 FORMATS = ("parquet", "json", "csv", "text", "orc")
-
-
 # What Spark names no exception of ours by, but prints in the traceback of a worker.
 OURS = f"{InputError.__module__}.{InputError.__name__}: "
 

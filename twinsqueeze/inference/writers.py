@@ -19,20 +19,10 @@ from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.signals import defer_signals
 
 SUFFIXES = (".npy", ".parquet")
-
-
 COLUMN = "vector"
-
-
 METADATA = "twinsqueeze"
-
-
 JOURNAL_SECONDS = 5.0
-
-
 SENT_BYTES = 1 << 24
-
-
 # Rows that are turned from .npy to .parquet at a time, a row group each.
 PARQUET_ROWS = 65_536
 

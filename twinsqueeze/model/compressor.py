@@ -20,20 +20,12 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import pairwise_cosine
 
 MLP_HIDDEN = (128, 64)
-
-
 # Units of a wide compressor besides those that carry the linear layer it begins as.
 WIDE_HIDDEN = 1024
-
-
 # Floats in the widest vector register: every layer has a multiple of this many outputs while it is trained.
 ALIGNMENT = 16
-
-
 # A state's tensor beside those of layers.
 CODEBOOKS = "codebooks"
-
-
 Layer = tuple[torch.Tensor, torch.Tensor]
 
 

@@ -21,29 +21,18 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 TEXT_GRAPH = "model.onnx"
-
-
 COMPRESSOR_GRAPH = "compressor.onnx"
-
-
 TOKENIZER_FILE = "tokenizer.json"
-
-
 VECTOR = "sentence_embedding"
-
-
 # What the numbers of a graph's unit vectors may differ by from PyTorch's.
 TOLERANCE = 1e-5
-
-
 # Of many lengths, so that the check meets padding and the cut at the encoder's limit.
 CHECKED_TEXTS = ("A man is playing a guitar.", "", "Two dogs run through the snow, and a child laughs.", "word " * 600)
-
-
 CHECKED_VECTORS = 5
 
 
 def check_onnx_installed() -> None:
+    """Raises an `InputError` that names the packages to install if any of the ONNX extra is missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"the format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -98,6 +87,7 @@ def write_text_graph(folder: Path, model: "SentenceTransformer") -> None:
 
 
 def write_compressor_graph(folder: Path, compressor: Compressor) -> None:
+    """Writes the compressor as a graph: float32 vectors (N, d) to unit vectors (N, dim)."""
     vectors = np.random.default_rng(0).normal(size=(CHECKED_VECTORS, compressor.input_dimension)).astype(np.float32)
     vectors[-1] = 0
     example = [torch.from_numpy(vectors)]

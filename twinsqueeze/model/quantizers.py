@@ -16,23 +16,13 @@ from torch.nn import functional
 from twinsqueeze.types import FloatArray
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
-
-
 # Vectors are divided by no less, as by `torch.nn.functional.normalize`.
 EPSILON = 1e-12
-
-
 # Of a part of a product code, which becomes one of them, a byte.
 CENTROIDS = 256
-
-
 KMEANS_ITERATIONS = 25
-
-
 # Of the largest variance, what counts as none.
 LEAST_VARIANCE = 1e-6
-
-
 # Vectors that are compared with all centroids at a time, so that memory stays bounded.
 BLOCK = 1024
 

@@ -22,14 +22,8 @@ from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
-
-
 COLUMNS = {**COLUMN_NAMES, "neighbours_kept": "neighbours"}
-
-
 ENCODER_LICENCES = {"all-MiniLM-L6-v2": "Apache 2.0."}
-
-
 # By the digest of train and dev, whatever the user calls them.
 DATA_LICENCES = {
     "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), its scores CC BY-SA 4.0, its sentences under the licences of their "

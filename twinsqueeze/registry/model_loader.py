@@ -24,8 +24,6 @@ FILES_SHA256 = "twinsqueeze.files_sha256"
 
 # What MLflow puts into the folder of a version that is read, and Python into that of a model with code of its own.
 LEFT_BY_READING = ("registered_model_meta", "*.pyc")
-
-
 # Of a model: whoever names / or a home by mistake should not wait for all of it to be looked through.
 MOST_FILES = 1000
 

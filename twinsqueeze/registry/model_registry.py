@@ -18,24 +18,12 @@ from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.text import redact_credentials
 
 NAME = "twinsqueeze"
-
-
 CHAMPION = "champion"
-
-
 CHALLENGER = "challenger"
-
-
 PREVIOUS = "previous"
-
-
 # A registered model that is there while a process changes these.
 LOCK = "twinsqueeze-being-changed"
-
-
 WAIT_SECONDS = 0.05
-
-
 DEAD_SECONDS = 60.0
 
 
@@ -43,21 +31,11 @@ ALREADY_THERE, NOT_THERE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
 
 DEV_DIGEST = "twinsqueeze.dev_digest"
-
-
 LABELS = "twinsqueeze.labels"
-
-
 REPLACES = "twinsqueeze.replaces"
-
-
 ROLLED_BACK = "twinsqueeze.rolled_back"
-
-
 # What a database keeps of a version's description.
 DESCRIPTION_LENGTH = 5000
-
-
 ABOUT = "Text to short vectors that keep their cosine. In use: the alias champion; before it: previous."
 
 
@@ -96,8 +74,8 @@ def check_registry() -> None:
         mlflow.MlflowClient().search_registered_models(max_results=1)
     except Exception as error:  # stores that are not there answer with exceptions of many kinds
         raise InputError(
-            f"the model registry {redact_credentials(uri)} can't be used ({redact_credentials(one_line(error))}): point "
-            "MLFLOW_REGISTRY_URI, or MLFLOW_TRACKING_URI, at one that is there"
+            f"the model registry {redact_credentials(uri)} can't be used ({redact_credentials(one_line(error))}): "
+            "point MLFLOW_REGISTRY_URI, or MLFLOW_TRACKING_URI, at one that is there"
         ) from error
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from twinsqueeze.commands.context import ExperimentContext, prepare_context
-from twinsqueeze.commands.register import ONLY_DATASET
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
@@ -21,6 +20,7 @@ from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.types import FloatArray
 
 SPLIT = "dev"
+ONLY_DATASET = "any"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class PromotionDecision:
 
 
 def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelection:
+    """Selects the recipe with the best mean over seeds, then the best of its seeds.
+
+    Raises:
+        InputError: If there is no run to choose from, or data to choose on are not named.
+    """
     found = run_loader.load_runs(experiment_id)
     if not found.runs:
         raise InputError(
@@ -80,6 +85,11 @@ def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelec
 
 
 def load_compressor(model: str) -> LoadedCompressor:
+    """Loads the compressor of a model that records its provenance.
+
+    Raises:
+        InputError: If the model can't be resolved or has no provenance.
+    """
     found = model_loader.resolve_model(model)
     compressor, provenance = read_checkpoint(found.file, model)
     if provenance is None:
@@ -109,6 +119,7 @@ def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> Exper
 
 
 def check_encoder(trained: LoadedCompressor, material: ExperimentContext) -> None:
+    """Raises an `InputError` if the encoder's files are not those that the compressor was trained with."""
     if trained.provenance.encoder_fingerprint != material.encoder.fingerprint:
         raise InputError(
             f"the files of encoder {material.encoder.name!r} are not those that {trained.provenance.recipe.name} was "

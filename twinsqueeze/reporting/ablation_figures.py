@@ -16,8 +16,6 @@ from twinsqueeze.utils.signals import check_interrupted
 
 # Of a table, since every one of them has figures of its own; the largest come first.
 MOST_FAMILIES = 12
-
-
 Advance = Callable[[int], None]
 
 
@@ -184,7 +182,7 @@ def _against_dim(table: AblationTable) -> list[ReportFigure]:
     methods: dict[str, list[BaselineRow]] = {}
     for baseline in table.plain_baselines:
         if baseline.dim is not None:
-            methods.setdefault(baseline.method, []).append(baseline)
+            methods.setdefault(baseline.family, []).append(baseline)
     for method, found in methods.items():
         points = {split: _points(baseline.scores[f"{split}/spearman"] for baseline in found) for split in splits}
         lines[method] = [baseline.dim or 0 for baseline in found], points

@@ -18,22 +18,12 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 
 DASHES = ("-", "--", "-.", ":")
-
-
 # Okabe and Ito's, in an order in which no pair that shares a dash is alike.
 LEVELS = (GREY, GREEN, ORANGE, VERMILION, "#CC79A7", "#56B4E9")
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
 SAMPLE = 300
-
-
 # A panel is as wide as so many letters of the legend beside their lines.
 MOST_LETTERS = 55
-
-
 LEGEND_COLUMNS = 5
 
 

@@ -13,32 +13,16 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
 EVALUATED_SPLITS = ("dev", "test")
-
-
 SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept", "recall_at_1", "recall_at_10", "mrr")
-
-
 # What a search is measured by, at every precision that vectors are kept in.
 SEARCH_SCORES = SCORES[3:]
-
-
 PRECISIONS = ("float32", "int8", "binary")
-
-
 # Queries in floats with what is stored in fewer bits.
 ASYMMETRIC = "asymmetric"
-
-
 LOSSES = ("train/loss", "train/clean_loss")
-
-
 SELECTION_METRIC = "dev/spearman"
-
-
 # Metrics of how long searches take.
 SEARCH_COST = "search_cost"
-
-
 # What tells compressors of one name from each other.
 DISTINGUISHING_FIELDS = (
     "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "nearest", "synthetic",
@@ -127,7 +111,7 @@ class BaselineRow:
     only_search: bool = False
 
     @property
-    def method(self) -> str:
+    def family(self) -> str:
         """The name without the dim and the bytes, such as "PCA"."""
         return baseline_family(self.name, self.dim)
 

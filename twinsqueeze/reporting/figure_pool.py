@@ -20,20 +20,12 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, which is for who draws
 
 # To be drawn by another process it is a `functools.partial` of a module's function and its arrays.
 Drawing = Callable[[], "Figure"]
-
-
 # Draws each into its file. They may be there when the context is entered and are there when it is left.
 Draw = Callable[[Mapping[Path, Drawing]], AbstractContextManager[None]]
-
-
 # For fewer replicas than this, processes would take longer to start than they save.
 MIN_RUNS_FOR_POOL = 8
-
-
 # A run has four figures.
 MOST_PROCESSES = 4
-
-
 # For one figure, which takes a fifth of a second; after that it is drawn here.
 PATIENCE_SECONDS = 300.0
 

@@ -19,18 +19,10 @@ from twinsqueeze.utils.text import escape_control_chars, escape_mathtext
 from twinsqueeze.utils.text import escape_markdown as plain
 
 COLUMN_NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
-
-
 AFTER_SCORES = ("Spearman gain", "neighbours")
-
-
 ABSENT = "n/a"
-
-
 # MLflow keeps 8,000 characters of a description.
 SUMMARY_LENGTH = 7500
-
-
 STATISTICS = (
     "Values are mean ± sample standard deviation over seeds. A gain is Spearman less that at alpha 0, all else equal, "
     "with a 95% interval by Welch's t over seeds, not paired. The best row is chosen by mean Spearman on dev; "

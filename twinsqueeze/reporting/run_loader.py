@@ -34,16 +34,10 @@ from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 PAGE = 1000
-
-
 # Whoever has this has been evaluated on test.
 TESTED = "test/spearman"
-
-
 # Of recipes, what runs from before the field was there were trained by.
 ADDED_LATER = {"nearest": "0", "synthetic": "0", "part": "4"}
-
-
 # Digests of recipe and data, and the encoder's fingerprint.
 Fingerprint = tuple[str, str, str]
 

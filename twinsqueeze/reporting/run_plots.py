@@ -21,32 +21,16 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00
 
 
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
-
-
 # Of what was trained, in the order in which it comes.
 OUR_COLOURS = (VERMILION, BLUE, "#000000", "#C2185B")
-
-
 # Of what needs no labels, in the order in which it comes.
 OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
-
-
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
-
-
 LEGEND_COLUMNS = 5
-
-
 LEGEND_LINE = 0.21  # inches
-
-
 # Of titles, as a share of the panel's height: matplotlib would look for a place that nothing else takes.
 TITLE = 1.0
-
-
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 # Losses below this are drawn at it: a pair predicted exactly has no logarithm.
 SMALLEST_LOSS = 1e-8
 

@@ -44,18 +44,10 @@ SEARCH_COLUMN_NAMES = {
 
 
 INDEXES = {"flat": "flat", "hnsw": "HNSW"}
-
-
 # FAISS's index of codes takes float queries.
 _TIMED_AS = {"product": None, ASYMMETRIC: "product"}
-
-
 ABSENT = "n/a"
-
-
 TRAINED = "trained"
-
-
 EXPLANATION = (
     "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored, "
     "or, where the row says so, the one that searches in floats (asymmetric distances, Jégou et al. 2011). "
@@ -81,7 +73,7 @@ class SearchRow:
     """
 
     name: str
-    baseline_family: str
+    family: str
     bytes: int
     ours: bool
     scores: Mapping[str, SeedStats]
@@ -177,7 +169,7 @@ def _at(row: Row, kept_as: str) -> dict[str, SeedStats]:
 
 
 def _baseline(row: BaselineRow) -> SearchRow:
-    return SearchRow(row.name, row.method, row.bytes, False, row.scores)
+    return SearchRow(row.name, row.family, row.bytes, False, row.scores)
 
 
 def _sorted(rows: Iterable[SearchRow]) -> list[SearchRow]:
@@ -280,7 +272,7 @@ def _methods(rows: Sequence[SearchRow]) -> dict[str, list[SearchRow]]:
     """Rows that differ in size alone, ours first."""
     methods: dict[str, list[SearchRow]] = {}
     for row in sorted(rows, key=lambda row: (not row.ours, row.bytes)):
-        methods.setdefault(row.method, []).append(row)
+        methods.setdefault(row.family, []).append(row)
     return methods
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to impo
     from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
     from twinsqueeze.search_cost import IndexCost
-from twinsqueeze.utils.console import _console, _escape
+from twinsqueeze.utils.console import _escape
 
 NARROWEST = 150
 
@@ -130,3 +130,9 @@ def scores_sentence(split: str, assessment: "EvaluationResult") -> str:
         f"On {split} ({len(assessment.labels):,} pairs): {', '.join(parts)}; "
         f"{kept:.0%} of a sentence's ten nearest neighbours are kept."
     )
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)  # a name in brackets is no colour
+    console.width = max(console.width, NARROWEST)  # a narrow terminal breaks lines, where rich would cut figures off
+    return console

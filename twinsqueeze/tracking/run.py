@@ -89,7 +89,8 @@ def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_
     thread.join(SERVER_SECONDS)
     if failure:
         raise InputError(
-            f"the {what} {redact_credentials(uri)} does not answer ({failure[0]}): start it, or point {setting} elsewhere"
+            f"the {what} {redact_credentials(uri)} does not answer ({failure[0]}): "
+            f"start it, or point {setting} elsewhere"
         )
 
 

@@ -37,36 +37,16 @@ if TYPE_CHECKING:
     from twinsqueeze.reporting.figure_pool import Draw, Drawing
 
 LoggedData = MetaDataset
-
-
 FLUSH_SECONDS = 5.0
-
-
 PARAM_LENGTH = 6000
-
-
 MODEL_NAME = "compressor"
-
-
 MODEL_PACKAGES = ("mlflow", "numpy", "safetensors")
-
-
 MODEL_CODE = Path(__file__).parent / "pyfunc" / "compressor.py"
-
-
 TEXT_MODEL_NAME = "text_model"
-
-
 TEXT_MODEL_CODE = Path(__file__).parent / "pyfunc" / "sentence_encoder.py"
-
-
 TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
-
-
 # The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
 CHECKPOINT_FILE = "compressor.safetensors"
-
-
 CARD_FILE = "README.md"
 
 

@@ -20,12 +20,8 @@ from twinsqueeze.utils.text import redact_credentials
 
 # Making the tables takes a second or two, and others may be before us.
 OPENING_SECONDS = 120.0
-
-
 # As long as MLflow waits for another's write.
 BUSY_SECONDS = 20.0
-
-
 ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
 
 

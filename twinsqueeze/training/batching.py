@@ -11,12 +11,8 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import Recipe
 
 T = TypeVar("T")
-
-
 # Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
 MAX_BATCH = {"cpu": 5, "cuda": 25}
-
-
 # Batches that train at once on a CPU, at most: threads take turns at Python, processes take 0.5 GB each.
 MAX_PARALLEL_BATCHES = 4
 

@@ -25,25 +25,13 @@ from twinsqueeze.utils.files import state_dir
 from twinsqueeze.utils.signals import defer_signals
 
 SUFFIX = ".snapshot"
-
-
 LOCK = ".lock"
-
-
 HEADER = "twinsqueeze"
-
-
 # Of a training's time, what its snapshots may take in all.
 MAX_OVERHEAD = 0.02
-
-
 # What the first one is reckoned to take, before one was measured: seconds, and bytes a second.
 LEAST_SECONDS = 0.01
-
-
 BYTES_A_SECOND = 1e8
-
-
 KEPT_SECONDS = 30 * 24 * 3600
 
 

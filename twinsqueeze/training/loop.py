@@ -109,7 +109,7 @@ def train_replicas(
         dev: Pairs to follow the training with; they do not influence it.
         clean_loss_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
         on_epoch: Called after every epoch, and for those that were done before an interruption.
-        on_teacher_epoch: Told after every epoch of the heads, where the recipe wants any, how many are done and of how many.
+        on_teacher_epoch: Called with (done, total) after every epoch of the teachers, if the recipe needs any.
         snapshot: What to go on from, and where to keep the training against interruptions.
 
     Returns:

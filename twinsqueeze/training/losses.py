@@ -44,14 +44,12 @@ def pearson_loss(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.T
 
 # Each gives loss and gradient: for so few numbers autograd's bookkeeping takes ten times as long as the arithmetic.
 LOSSES = {"mse": mse_loss, "pearson": pearson_loss}
-
-
 # Sentences that are compared with each other where they are drawn for it.
 SAMPLE_SIZE = 512
 
 
 def sample_with_neighbors(generator: np.random.Generator, nearest: IntArray) -> IntArray:
-    """Distinct sentences, each followed by its nearest, until there are `SAMPLE_SIZE` of them, or all where there are fewer.
+    """Samples at most `SAMPLE_SIZE` distinct sentences, each followed by its nearest neighbors.
 
     Args:
         generator: Draws which ones.

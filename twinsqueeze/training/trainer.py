@@ -49,8 +49,6 @@ class SeedStreams:
 
 
 STREAMS = tuple(field.name for field in fields(SeedStreams))
-
-
 TEACHERS = "teachers"
 
 

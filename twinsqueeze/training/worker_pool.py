@@ -29,8 +29,6 @@ from twinsqueeze.utils.signals import POLL_SECONDS, check_interrupted
 # Pairs in the epochs of all replicas, of which a core trains 100,000 to 200,000 a second in the published network. With
 # fewer of them processes, which take 2.4 s of a core to start, would save less.
 FEWEST_PAIRS = 5_000_000
-
-
 # Of the processes, so that what is trained is recorded before more is: a run counts as done once it is recorded.
 LESS_URGENT = 5
 
@@ -41,15 +39,13 @@ EPOCH, HEADS, WARNING, TRAINED, FAILED = "epoch", "heads", "warning", "trained",
 
 # What a pipe raises whose other end is gone.
 GONE = (EOFError, BrokenPipeError, ConnectionResetError)
-
-
 # What trains a batch: `training.train_replicas`, or what takes and gives the same.
 TrainFunction = Callable[..., list[TrainingResult]]
 
 
 @contextmanager
 def training_pool(pairs: int, threads: int) -> Iterator[TrainFunction]:
-    """A `TrainFunction` for threads, each of which gets a process that trains for it, on as many cores as the thread has.
+    """Yields a `TrainFunction` for threads; each thread gets a training process with the cores of that thread.
 
     They end with the context, or with this process, whatever they are at. What the callbacks raise ends the training.
 

@@ -4,23 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
 from tqdm import tqdm
 
 from twinsqueeze.utils.text import escape_control_chars
 
-if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
-    pass
-from twinsqueeze.reporting.terminal import NARROWEST
-
 PLAIN_LINES = 10
-
-
 SECONDS_A_LINE = 10
-
-
 Advance = Callable[[int, int | None, Mapping[str, str]], None]
 
 
@@ -79,9 +70,3 @@ def print_result(*lines: str) -> None:
 def warn(text: str) -> None:
     """A line that must not be missed, on standard error."""
     info(f"WARNING: {text}")
-
-
-def _console() -> Console:
-    console = Console(highlight=False, markup=False, emoji=False)  # a name in brackets is no colour
-    console.width = max(console.width, NARROWEST)  # a narrow terminal breaks lines, where rich would cut figures off
-    return console

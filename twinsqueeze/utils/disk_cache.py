@@ -52,8 +52,6 @@ def default_cache_dir() -> Path:
 
 
 DIGEST_LENGTH = 64
-
-
 # What a file is called until it is whole; a process that is killed may leave one.
 UNFINISHED = ".part"
 

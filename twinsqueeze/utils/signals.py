@@ -10,8 +10,6 @@ from types import FrameType
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 POLL_SECONDS = 0.5
 
 

@@ -24,6 +24,7 @@ def pair_cosines(vectors: FloatArray, first: Any, second: Any) -> FloatArray:
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:
+    """Returns the rows scaled to unit length; rows of zeros stay zeros."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: FloatArray = vectors / np.maximum(length, np.finfo(np.float32).tiny)
     return unit

@@ -17,11 +17,7 @@ import torch
 # For NumPy's linear algebra where bits count: its BLAS has one number of threads for the whole process, which k-means
 # in another thread sets to one while it runs, and with another number results have other last bits.
 BLAS_LOCK = RLock()
-
-
 Piece = TypeVar("Piece")
-
-
 Result = TypeVar("Result")
 
 

@@ -22,8 +22,6 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.utils.files import describe_change, dir_sha256, state_dir
 
 Operation = Mapping[str, Any]
-
-
 FORMAT = 1
 
 

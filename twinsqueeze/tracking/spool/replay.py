@@ -35,27 +35,15 @@ from twinsqueeze.tracking.store import ensure_experiment
 
 # Of a run: the record that it was made from, by which it is found where only the server's answer was lost.
 RECORD = "twinsqueeze.record"
-
-
 # What MLflow calls a run that nobody named, such as zealous-crow-123.
 MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-
-
 METRICS_A_CALL = 1000
-
-
 PARAMS_A_CALL = 100
-
-
 # Answers that stay the same: what is named is not there, or was deleted; or it says something else already.
 PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
-
-
 # What MLflow calls whatever its database can't do. It may be for good, or because another process has just made the
 # same row (MLflow looks for data of that digest, then inserts it), which the next attempt finds.
 DATABASE = "BAD_REQUEST"
-
-
 DATABASE_ATTEMPTS = 3
 
 

@@ -9,30 +9,16 @@ from twinsqueeze.errors import InputError
 
 # Until a server that is asked whether it is there counts as gone.
 SERVER_SECONDS = 25.0
-
-
 # Of one request while a record is sent, and of one that carries files. MLflow's own 120 with seven retries would be no
 # answer for minutes, and its retries make a run twice where only the answer was lost.
 REQUEST_SECONDS = 10
-
-
 UPLOAD_SECONDS = 30
-
-
 # Between attempts to send: the first pause, and what it doubles up to.
 FIRST_PAUSE = 0.5
-
-
 LONGEST_PAUSE = 5.0
-
-
 # Whoever has stopped a command, or has an error to read, does not wait for longer than that.
 STOP_SECONDS = 5.0
-
-
 PATIENCE = "TWINSQUEEZE_PATIENCE"
-
-
 PATIENCE_SECONDS = 60.0
 
 

@@ -16,8 +16,6 @@ from twinsqueeze.tracking.spool.timeouts import FIRST_PAUSE, LONGEST_PAUSE, UPLO
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 SECONDS_A_LINE = 10
-
-
 LOOK_SECONDS = 0.1
 
 
