@@ -22,7 +22,7 @@ from tqdm import tqdm
 import twinsqueeze
 from twinsqueeze.commands.compress import compress
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
-from twinsqueeze.model.compressor import Compressor, layer_sizes
+from twinsqueeze.model.compressor import CompressorNetwork, layer_sizes
 from twinsqueeze.model.initialization import uniform_layers
 from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges, quantize
 from twinsqueeze.recipe import Recipe
@@ -45,7 +45,7 @@ def main(rows: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sample = _make_vectors(folder / "vectors.npy", rows)
-        compressor = Compressor(layers)
+        compressor = CompressorNetwork(layers)
         _make_model(folder / "model", compressor, sample, recipe)
         for precision in PRECISIONS:
             quantize(sample[:1, : recipe.dim], precision, _ranges(compressor, sample))  # imports what takes seconds
@@ -73,7 +73,7 @@ def _make_vectors(path: Path, rows: int) -> np.ndarray:
     return np.array(array[:10_000])
 
 
-def _make_model(folder: Path, compressor: Compressor, sample: np.ndarray, recipe: Recipe) -> None:
+def _make_model(folder: Path, compressor: CompressorNetwork, sample: np.ndarray, recipe: Recipe) -> None:
     provenance = Provenance(
         recipe=recipe,
         dataset="random vectors",
@@ -87,7 +87,7 @@ def _make_model(folder: Path, compressor: Compressor, sample: np.ndarray, recipe
     (folder / "compressor.safetensors").write_bytes(serialize_checkpoint(compressor, provenance))
 
 
-def _ranges(compressor: Compressor, sample: np.ndarray) -> Int8Ranges:
+def _ranges(compressor: CompressorNetwork, sample: np.ndarray) -> Int8Ranges:
     return int8_calibration_ranges(compressor.compress(torch.from_numpy(sample)).numpy())
 
 

@@ -25,7 +25,7 @@ from tests.processes import Workplace
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.inference.readers import open_reader
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import orthogonal_layer
 from twinsqueeze.model.quantizers import ProductQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
@@ -61,17 +61,17 @@ def ranges(expected) -> np.ndarray:
 def _codes(known: dict) -> bytes:
     """What a training of product codes writes."""
     layers = orthogonal_layer((384, 16), np.random.default_rng(0), None)
-    begun = Compressor([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
+    begun = CompressorNetwork([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
     quantiser = ProductQuantizer(fit_codebooks(begun.numpy(), 8, 0)[None])
     recipe = Recipe(dim=16, architecture="linear", part=8, precision="product")
-    return serialize_checkpoint(Compressor([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
+    return serialize_checkpoint(CompressorNetwork([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
 
 
 @pytest.fixture(scope="module")
 def models(network, ranges, tmp_path_factory):
     """Folders with what a training writes, what it wrote before there were ranges, and what another program does."""
     folder = tmp_path_factory.mktemp("models")
-    compressor = Compressor.from_state_dict(network.state_dict())
+    compressor = CompressorNetwork.from_state_dict(network.state_dict())
     known = {
         "recipe": Recipe(dim=12),
         "dataset": "demo",

@@ -7,7 +7,7 @@ from safetensors.torch import load
 from scipy import stats
 from torch import nn
 
-from twinsqueeze.model.compressor import Compressor, CompressorBatch, layer_sizes
+from twinsqueeze.model.compressor import CompressorBatch, CompressorNetwork, layer_sizes
 from twinsqueeze.model.initialization import orthogonal_layer, uniform_layers
 from twinsqueeze.model.quantizers import SignQuantizer
 
@@ -44,7 +44,7 @@ def test_weights_of_another_program_give_the_same_vectors(tmp_path):
     torch.manual_seed(1)
     model = sequential((384, 128, 64, 32))
     state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
-    compressor = Compressor.from_state_dict(dict(reversed(state.items())))
+    compressor = CompressorNetwork.from_state_dict(dict(reversed(state.items())))
     vectors = torch.randn(50, 384)
     expected = nn.functional.normalize(model(vectors), dim=1)
     torch.testing.assert_close(compressor.compress(vectors), expected.detach(), rtol=0, atol=1e-6)
@@ -64,7 +64,7 @@ def test_layers_are_sorted_by_number_not_by_letter():
     state = {}
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         state |= {f"fc{i}.weight": torch.rand(fan_out, fan_in), f"fc{i}.bias": torch.rand(fan_out)}
-    assert Compressor.from_state_dict(dict(sorted(state.items()))).dim == 2
+    assert CompressorNetwork.from_state_dict(dict(sorted(state.items()))).dim == 2
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_layers_are_sorted_by_number_not_by_letter():
 )
 def test_what_is_no_compressor_is_refused(state, message):
     with pytest.raises(ValueError, match=message):
-        Compressor.from_state_dict(state)
+        CompressorNetwork.from_state_dict(state)
 
 
 def test_gradient_is_autograds():
@@ -129,11 +129,11 @@ def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_pack
     from sentence_transformers.util.quantization import quantize_embeddings
 
     layers = [orthogonal_layer((24, 16), np.random.default_rng(0), None)]
-    compressor = Compressor(layers, SignQuantizer())
+    compressor = CompressorNetwork(layers, SignQuantizer())
     vectors = torch.randn(30, 24)
     bits = np.unpackbits(quantize_embeddings(compressor.compress(vectors).numpy(), precision="ubinary"), axis=1)
     signs = compressor.compress_as_stored(vectors)
     np.testing.assert_array_equal(signs.numpy() > 0, bits == 1)
     differing = (bits[:, None] != bits[None]).sum(-1)  # cosine of signs = 1 - 2 * Hamming distance / dim
     np.testing.assert_allclose((signs @ signs.T).numpy(), 1 - 2 * differing / 16, atol=1e-6)
-    assert torch.equal(Compressor(layers).compress_as_stored(vectors), compressor.compress(vectors))
+    assert torch.equal(CompressorNetwork(layers).compress_as_stored(vectors), compressor.compress(vectors))

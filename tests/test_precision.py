@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import (
     PRECISIONS,
     check_precision,
@@ -61,7 +61,7 @@ def test_bytes_are_those_of_the_arrays(precision, dim, part):
     assert bytes_per_vector(precision, dim, part) == stored.nbytes // 3
     quantiser = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
     if precision in quantiser:  # what is trained
-        compressor = Compressor([(torch.zeros(dim, 384), torch.zeros(dim))], quantiser[precision])
+        compressor = CompressorNetwork([(torch.zeros(dim, 384), torch.zeros(dim))], quantiser[precision])
         recipe = Recipe(architecture="linear", part=part, precision=precision, dim=dim)
         assert compressor.vector_bytes == recipe.vector_bytes == stored.nbytes // 3
 

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from tests.processes import Workplace, write_pairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.search_cost import IndexCost, corpus, measure
@@ -21,12 +21,12 @@ def sentences() -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def linear(dim: int, quantiser=None) -> Compressor:
+def linear(dim: int, quantiser=None) -> CompressorNetwork:
     weight = torch.from_numpy(np.random.default_rng(1).normal(size=(dim, 64)).astype(np.float32))
-    return Compressor([(weight, torch.zeros(dim))], quantiser)
+    return CompressorNetwork([(weight, torch.zeros(dim))], quantiser)
 
 
-def costs_of(compressor: Compressor, sentences: np.ndarray, ranges=None) -> dict[str, IndexCost]:
+def costs_of(compressor: CompressorNetwork, sentences: np.ndarray, ranges=None) -> dict[str, IndexCost]:
     found = measure(sentences, sentences, compressor, ranges, vectors=VECTORS, queries=QUERIES, alone=5, rounds=2)
     assert all(len(cost.alone) == len(cost.together) == 2 and min(cost.alone) > 0 for cost in found)
     return {cost.key: cost for cost in found}

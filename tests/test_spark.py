@@ -21,7 +21,7 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.spark import _compress_batches, _Work
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import uniform_layers
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.model.quantizers import ProductQuantizer
@@ -51,7 +51,7 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
 
 @pytest.fixture(scope="module")
 def provenance() -> Provenance:
-    compressor = Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
+    compressor = CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
     ranges = int8_calibration_ranges(compressor.compress(torch.from_numpy(unit_vectors(2000, 9))).numpy())
     return Provenance(
         recipe=Recipe(),
@@ -66,7 +66,9 @@ def provenance() -> Provenance:
 
 @pytest.fixture(scope="module")
 def weights(provenance) -> bytes:
-    return serialize_checkpoint(Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance)
+    return serialize_checkpoint(
+        CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def coded_weights(provenance) -> bytes:
     layers = uniform_layers((384, 32), np.random.default_rng(1))
     recipe = Recipe(architecture="linear", precision="product")
     return serialize_checkpoint(
-        Compressor(layers, ProductQuantizer(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
+        CompressorNetwork(layers, ProductQuantizer(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
     )
 
 
@@ -104,7 +106,7 @@ def compressed(place: Workplace, name: str, *arguments: str, model: str = "model
 def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
     """Without Spark, what it calls in a worker, with batches of any length."""
     vectors = unit_vectors(1000, 0)
-    expected = Compressor(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))).compress(
+    expected = CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))).compress(
         torch.from_numpy(vectors)
     )
     batches = [
@@ -125,7 +127,7 @@ def test_product_codes_are_numbers_that_spark_has(coded_weights):
         _Work("v", "short", coded_weights, "product", None, None), "partition 0", iter([batch])
     )
     assert found["short"].type.value_type == pa.int16()
-    compressor = Compressor.from_state_dict(load(coded_weights))
+    compressor = CompressorNetwork.from_state_dict(load(coded_weights))
     unit = compressor.compress(torch.from_numpy(vectors))
     expected = ProductQuantizer(compressor.codebooks[None]).codes(unit[None])[0].numpy()
     np.testing.assert_array_equal(np.stack(found["short"].to_numpy(zero_copy_only=False)), expected)

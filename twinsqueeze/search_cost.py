@@ -22,7 +22,7 @@ import torch
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.faiss_baselines import BITS, CENTROIDS, faiss_version
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, quantize
 from twinsqueeze.recipe import TIMED_QUANTISER
 from twinsqueeze.utils.similarity import NEIGHBOURS
@@ -100,7 +100,7 @@ def check_train(count: int) -> None:
 def measure(
     train: Vectors,
     sentences: Vectors,
-    compressor: Compressor,
+    compressor: CompressorNetwork,
     ranges: Int8Ranges | None,
     *,
     vectors: int = 200_000,
@@ -182,7 +182,7 @@ class _Contender:
 
 
 def _contenders(
-    faiss: Any, train: Vectors, wide: Vectors, asked: Vectors, compressor: Compressor, ranges: Int8Ranges | None
+    faiss: Any, train: Vectors, wide: Vectors, asked: Vectors, compressor: CompressorNetwork, ranges: Int8Ranges | None
 ) -> Iterator[_Contender]:
     """Every index, filled; the uncompressed flat one first."""
     dimension, dim = wide.shape[1], compressor.dim

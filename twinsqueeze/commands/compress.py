@@ -17,7 +17,7 @@ from twinsqueeze.inference.compression import TextCompressor, VectorCompressor
 from twinsqueeze.inference.readers import AUTO, Block, RowReader, open_reader
 from twinsqueeze.inference.writers import AtomicArrayWriter, check_output, check_space
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import PRECISIONS, check_precision, quantize, storage_dtype
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
 from twinsqueeze.registry import model_loader
@@ -135,7 +135,7 @@ def _run(name: str) -> Iterator[Callable[[str], None]]:
 
 def _text_model(
     found: ResolvedModel,
-    compressor: Compressor,
+    compressor: CompressorNetwork,
     origin: Provenance | None,
     model: str,
     name: str | None,

@@ -12,7 +12,7 @@ from twinsqueeze.commands.run_recording import RunResult
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import model_loader
@@ -109,7 +109,7 @@ def evaluate(
 
 
 def _time_search(
-    compressor: Compressor, ranges: Int8Ranges | None, material: ExperimentContext, vectors: int
+    compressor: CompressorNetwork, ranges: Int8Ranges | None, material: ExperimentContext, vectors: int
 ) -> Sequence[IndexCost]:
     sentences = np.concatenate([split.embeddings for split in material.encoded.values()])
     with console.progress("timing searches", "step") as advance:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
 from twinsqueeze.registry import model_loader
 from twinsqueeze.registry.model_card import render_model_card
@@ -90,7 +90,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _text_model(
-    model: str, found: ResolvedModel, compressor: Compressor, provenance: Provenance | None
+    model: str, found: ResolvedModel, compressor: CompressorNetwork, provenance: Provenance | None
 ) -> "SentenceTransformer":
     if found.text_model:
         return load_sentence_transformer(found.text_model, "cpu")
@@ -107,7 +107,10 @@ def _text_model(
 
 
 def _card(
-    found: ResolvedModel, compressor: Compressor, provenance: Provenance | None, text: "SentenceTransformer | None"
+    found: ResolvedModel,
+    compressor: CompressorNetwork,
+    provenance: Provenance | None,
+    text: "SentenceTransformer | None",
 ) -> str | None:
     if found.card:
         return found.card.read_text(encoding="utf-8")

@@ -148,7 +148,7 @@ def evaluate_and_log_training(
 
 
 def record_curves(run: RunLogger, fitted: TrainingResult) -> None:
-    """Logs every epoch of a finished training, except the last epoch's scores: `evaluate_and_log_training` logs those."""
+    """Logs every epoch of a finished training, without the last epoch's scores on dev."""
     history = fitted.history
     for epoch, (loss, clean_loss) in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):
         dev = {name: curve[epoch - 1] for name, curve in history.dev.items()}

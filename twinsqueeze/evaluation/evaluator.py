@@ -10,7 +10,7 @@ from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
 from twinsqueeze.evaluation.metrics import asymmetric_scores, score
 from twinsqueeze.evaluation.retrieval import relevant_pairs, retrieval_scores
-from twinsqueeze.model.compressor import Compressor, pair_cosines_of
+from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.model.precision import Int8Ranges, dequantize
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
@@ -59,14 +59,14 @@ class Evaluator:
         self._nearest = nearest_neighbors(split.embeddings)
         self._partners = relevant_pairs(split.first, split.second, split.scores)
 
-    def __call__(self, compressor: Compressor, ranges: Int8Ranges | None = None) -> EvaluationResult:
+    def __call__(self, compressor: CompressorNetwork, ranges: Int8Ranges | None = None) -> EvaluationResult:
         """Measures a compressor.
 
         Args:
             compressor: Its input dimension is that of the split's embeddings; on the evaluator's device.
             ranges: What its vectors are scaled by for int8; None leaves int8 out.
         """
-        predicted = pair_cosines_of(compressor, self._vectors, self.split)
+        predicted = predict_pair_cosines(compressor, self._vectors, self.split)
         vectors = compressor.compress_as_stored(self._vectors).cpu().numpy()
         if compressor.precision == "float32":
             by_precision = {
@@ -96,7 +96,7 @@ class Evaluator:
         return {"spearman": float(score(cosine, self.labels).spearman)} | self._search(vectors)
 
 
-def pair_losses(compressor: Compressor, split: EncodedPairs, label_kind: str) -> FloatArray:
+def pair_losses(compressor: CompressorNetwork, split: EncodedPairs, label_kind: str) -> FloatArray:
     """Each pair's squared error, (P,), where nothing else of an assessment is wanted."""
     vectors = torch.from_numpy(split.embeddings).to(compressor.device)
-    return np.square(pair_cosines_of(compressor, vectors, split) - scores_to_labels(split.scores, label_kind))
+    return np.square(predict_pair_cosines(compressor, vectors, split) - scores_to_labels(split.scores, label_kind))

@@ -8,7 +8,7 @@ import torch
 
 from twinsqueeze.data.encoder import BATCH
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.compressor import ALIGNMENT, Compressor
+from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, quantize
 from twinsqueeze.types import AnyArray
 
@@ -25,7 +25,7 @@ class VectorCompressor:
         ranges: As for `quantize`.
     """
 
-    def __init__(self, compressor: Compressor, precision: str, ranges: Int8Ranges | None) -> None:
+    def __init__(self, compressor: CompressorNetwork, precision: str, ranges: Int8Ranges | None) -> None:
         self.compressor = compressor
         self.precision = precision
         self.ranges = ranges

@@ -22,7 +22,7 @@ from safetensors.torch import load
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.inference.compression import TextCompressor, VectorCompressor
 from twinsqueeze.inference.readers import arrow_vectors
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, check_precision, storage_dtype
 from twinsqueeze.model.sentence_transformer import load_sentence_transformer
 from twinsqueeze.types import AnyArray
@@ -145,7 +145,11 @@ def _column(frame: "DataFrame", column: str | None) -> tuple[str, bool]:
 
 
 def _send_text_model(
-    session: "SparkSession", found: "ResolvedModel", compressor: Compressor, origin: "Provenance | None", model: str
+    session: "SparkSession",
+    found: "ResolvedModel",
+    compressor: CompressorNetwork,
+    origin: "Provenance | None",
+    model: str,
 ) -> str:
     """Makes the text model known to Spark's workers, and returns the name that they know it under."""
     from twinsqueeze.data.encoder import resolve_encoder  # noqa: PLC0415 - for texts alone
@@ -171,7 +175,7 @@ def _send_text_model(
 @lru_cache(maxsize=4)
 def _converter(work: _Work) -> Callable[[Any, str, int], AnyArray]:
     """What turns an Arrow array into compressed vectors; made once a worker process."""
-    compressor = Compressor.from_state_dict(load(work.weights))
+    compressor = CompressorNetwork.from_state_dict(load(work.weights))
     if work.archive:
         from pyspark import SparkFiles  # noqa: PLC0415 - an extra
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 
@@ -30,12 +30,12 @@ class Provenance(BaseModel):
     int8_ranges: Int8Ranges | None = None
 
 
-def serialize_checkpoint(compressor: Compressor, provenance: Provenance) -> bytes:
+def serialize_checkpoint(compressor: CompressorNetwork, provenance: Provenance) -> bytes:
     """The file's bytes."""
     return compressor.to_bytes({HEADER: provenance.model_dump_json()})
 
 
-def read_checkpoint(file: Path, model: str) -> tuple[Compressor, Provenance | None]:
+def read_checkpoint(file: Path, model: str) -> tuple[CompressorNetwork, Provenance | None]:
     """A compressor and its provenance, None where another program saved the weights.
 
     Args:
@@ -51,7 +51,7 @@ def read_checkpoint(file: Path, model: str) -> tuple[Compressor, Provenance | No
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
         provenance = Provenance.model_validate_json(text) if text else None
         precision = provenance.recipe.precision if provenance else "float32"
-        compressor = Compressor.from_state_dict(state, precision)
+        compressor = CompressorNetwork.from_state_dict(state, precision)
         if provenance and provenance.int8_ranges and any(len(e) != compressor.dim for e in provenance.int8_ranges):
             raise ValueError(f"its ranges for int8 are not those of {compressor.dim} numbers")
         return compressor, provenance

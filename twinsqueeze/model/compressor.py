@@ -133,11 +133,11 @@ class CompressorBatch:
             torch.neg(positive, out=negative)
         of_difference[:, :, : 2 * self.carried] = 0
 
-    def replica(self, index: int) -> "Compressor":
+    def replica(self, index: int) -> "CompressorNetwork":
         """One of the compressors, sharing its weights: it changes when they are trained on."""
         *hidden, last = [(weight[index], bias[index, 0]) for weight, bias in self.layers]
         quantiser = self.quantiser.replica(index) if self.quantiser else None
-        return Compressor([*hidden, (last[0][: self.dim], last[1][: self.dim])], quantiser)
+        return CompressorNetwork([*hidden, (last[0][: self.dim], last[1][: self.dim])], quantiser)
 
 
 def _layers(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[Layer]:
@@ -146,7 +146,7 @@ def _layers(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[Layer]:
     return list(zip(views[::2], views[1::2], strict=True))
 
 
-class Compressor:
+class CompressorNetwork:
     """One compressor, for use and not for training.
 
     Args:
@@ -207,10 +207,10 @@ class Compressor:
         """Numbers in a compressed vector."""
         return int(self.layers[-1][0].shape[0])
 
-    def snapshot(self) -> "Compressor":
+    def snapshot(self) -> "CompressorNetwork":
         """A copy on the CPU that no training changes."""
         layers = [(weight.cpu().clone(), bias.cpu().clone()) for weight, bias in self.layers]
-        return Compressor(layers, self._quantiser_on(torch.device("cpu")))
+        return CompressorNetwork(layers, self._quantiser_on(torch.device("cpu")))
 
     @torch.inference_mode()
     def compress(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -230,10 +230,10 @@ class Compressor:
             return compressed
         return functional.normalize(self.quantiser.dequantized(compressed[None])[0], dim=-1)
 
-    def to(self, device: torch.device) -> "Compressor":
+    def to(self, device: torch.device) -> "CompressorNetwork":
         """The same compressor on a device."""
         layers = [(weight.to(device), bias.to(device)) for weight, bias in self.layers]
-        return Compressor(layers, self._quantiser_on(device))
+        return CompressorNetwork(layers, self._quantiser_on(device))
 
     def _quantiser_on(self, device: torch.device) -> Quantizer | None:
         return self.quantiser if self.codebooks is None else ProductQuantizer(self.codebooks[None].to(device))
@@ -289,17 +289,17 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
 
 
-def pair_cosines_of(compressor: Compressor, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+def predict_pair_cosines(compressor: CompressorNetwork, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
     """The twins' cosine of every pair, (P,) float32; `vectors` are the pairs' embeddings on the compressor's device."""
     compressed = compressor.compress_as_stored(vectors)
     cosine = pairwise_cosine(compressed[pairs.first], compressed[pairs.second])
     return cosine.cpu().numpy()
 
 
-def pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
-    """Each replica's `pair_cosines_of`, (R, P).
+def predict_pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+    """Each replica's `predict_pair_cosines`, (R, P).
 
     One replica after the other: the products are large enough to fill the machine, memory does not grow with R, and a
     replica's bits can't depend on its company.
     """
-    return np.stack([pair_cosines_of(model.replica(r), vectors, pairs) for r in range(len(model))])
+    return np.stack([predict_pair_cosines(model.replica(r), vectors, pairs) for r in range(len(model))])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.quantizers import EPSILON
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import signals
@@ -55,7 +55,7 @@ class _TextGraph(nn.Module):
 class _CompressorGraph(nn.Module):
     """`Compressor.compress` without what a graph can't have: operations in place, and inference mode."""
 
-    def __init__(self, compressor: Compressor) -> None:
+    def __init__(self, compressor: CompressorNetwork) -> None:
         super().__init__()
         self.weights = nn.ParameterList([weight for weight, _ in compressor.layers])
         self.biases = nn.ParameterList([bias for _, bias in compressor.layers])
@@ -86,7 +86,7 @@ def write_text_graph(folder: Path, model: "SentenceTransformer") -> None:
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
 
 
-def write_compressor_graph(folder: Path, compressor: Compressor) -> None:
+def write_compressor_graph(folder: Path, compressor: CompressorNetwork) -> None:
     """Writes the compressor as a graph: float32 vectors (N, d) to unit vectors (N, dim)."""
     vectors = np.random.default_rng(0).normal(size=(CHECKED_VECTORS, compressor.input_dimension)).astype(np.float32)
     vectors[-1] = 0

@@ -10,14 +10,14 @@ from torch import nn
 
 from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.utils.files import expand_user, is_dir
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-def build_sentence_transformer(encoder: SentenceEncoder, compressor: Compressor) -> "SentenceTransformer":
+def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorNetwork) -> "SentenceTransformer":
     """The encoder's modules, then the compressor's layers as Dense modules, then Normalize.
 
     The vectors are those that the compressor makes of the encoder's. They are float32 whatever the encoder's weights

@@ -9,7 +9,7 @@ from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.model.compressor import Compressor, pair_cosines_of
+from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.registry import model_loader, model_registry
 from twinsqueeze.registry.model_card import LOWER_IS_BETTER, ModelSelection
 from twinsqueeze.registry.model_registry import Version
@@ -27,7 +27,7 @@ ONLY_DATASET = "any"
 class LoadedCompressor:
     """A compressor with what its file says of it."""
 
-    compressor: Compressor
+    compressor: CompressorNetwork
     provenance: Provenance
     found: model_loader.ResolvedModel
 
@@ -172,4 +172,4 @@ def compare_with_champion(
 def _predictions(trained: LoadedCompressor, material: ExperimentContext) -> FloatArray:
     split = material.encoded[SPLIT]
     vectors = torch.from_numpy(split.embeddings).to(material.device)
-    return pair_cosines_of(trained.compressor.to(material.device), vectors, split)
+    return predict_pair_cosines(trained.compressor.to(material.device), vectors, split)

@@ -11,7 +11,7 @@ from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.metrics import METRICS, Scores, score
-from twinsqueeze.model.compressor import Compressor, pair_cosines_of_each
+from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines_of_each
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.training.checkpointing import TrainerState, TrainingCheckpoint
@@ -53,7 +53,7 @@ class TrainingResult:
     """
 
     recipe: Recipe
-    compressor: Compressor
+    compressor: CompressorNetwork
     history: History
     resumed_from_epoch: int = 0
 
@@ -158,10 +158,12 @@ def train_replicas(
         if snapshot:
             snapshot.offer(state)
         loss = trainer.epoch()
-        scores = score(pair_cosines_of_each(model, dev_vectors, dev), dev_labels)
+        scores = score(predict_pair_cosines_of_each(model, dev_vectors, dev), dev_labels)
         clean_loss = np.full(len(model), np.nan)
         if epoch % clean_loss_every == 0 or epoch in (1, shared.epochs):
-            predicted = torch.from_numpy(pair_cosines_of_each(model, trainer.vectors[: len(train.embeddings)], train))
+            predicted = torch.from_numpy(
+                predict_pair_cosines_of_each(model, trainer.vectors[: len(train.embeddings)], train)
+            )
             clean_loss = objective(predicted.double(), train_labels)[0].numpy()
         curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
         tell(epoch)

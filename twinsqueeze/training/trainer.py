@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
-from twinsqueeze.model.compressor import CODEBOOKS, Compressor, CompressorBatch, Layer, layer_sizes
+from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorNetwork, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
@@ -219,7 +219,7 @@ def _make_quantizer(
         return _quantizer_for_replica(recipe.precision, None)
     # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
     device = vectors.device
-    begun = [Compressor(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
+    begun = [CompressorNetwork(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
     codebooks = [fit_codebooks(outputs, recipe.part, seed) for outputs, seed in zip(begun, seeds, strict=True)]
     return _quantizer_for_replica(recipe.precision, torch.stack(codebooks * alphas).to(device))
 

@@ -18,7 +18,7 @@ import torch
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.compressor import Compressor
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainerState, TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, History, TrainingResult, train_replicas
@@ -176,7 +176,9 @@ def _packed(fitted: TrainingResult) -> tuple[Any, ...]:
 def _unpacked(
     recipe: Recipe, arrays: Mapping[str, FloatArray], precision: str, history: History, resumed_from_epoch: int
 ) -> TrainingResult:
-    return TrainingResult(recipe, Compressor.from_state_dict(_tensors(arrays), precision), history, resumed_from_epoch)
+    return TrainingResult(
+        recipe, CompressorNetwork.from_state_dict(_tensors(arrays), precision), history, resumed_from_epoch
+    )
 
 
 def _serve(connection: Connection) -> None:
