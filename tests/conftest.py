@@ -95,7 +95,7 @@ def run_here(workplace, monkeypatch, capsys):
     for name, value in workplace.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(workplace.folder)
-    monkeypatch.setattr(cli.interrupts, "raise_on_signals", lambda: None)
+    monkeypatch.setattr(cli.signals, "raise_on_signals", lambda: None)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["twinsqueeze", *arguments])

@@ -21,7 +21,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader, model_registry
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
-from twinsqueeze.utils.text import redact_credentials
+from twinsqueeze.utils.text import describe_error, redact_credentials
 
 # Of the project, what git has or would take.
 LIST = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -252,6 +252,12 @@ def test_versions_from_before_digests_are_read_as_they_are(store):
 )
 def test_passwords_are_left_out_of_addresses(text, shown):
     assert redact_credentials(text) == shown
+
+
+def test_an_error_is_described_on_one_line_without_credentials():
+    assert describe_error(OSError("no answer\nfrom http://me:s3cret@host/x")) == "no answer from http://host/x"
+    assert describe_error(TimeoutError()) == "TimeoutError"
+    assert len(describe_error(ValueError("word " * 1000))) == 500
 
 
 SECRETS = {

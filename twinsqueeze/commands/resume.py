@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze.commands import run_recording
 from twinsqueeze.commands.context import ExperimentContext
-from twinsqueeze.errors import one_line
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -13,7 +12,7 @@ from twinsqueeze.tracking.spool.timeouts import STOP_SECONDS
 from twinsqueeze.training.batching import plan_batches
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.utils import console
-from twinsqueeze.utils.text import redact_credentials
+from twinsqueeze.utils.text import describe_error
 
 
 def open_snapshots(material: ExperimentContext, clean_loss_every: int) -> CheckpointStore:
@@ -40,7 +39,7 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
         if found.same:
             run.tags({tags.RESUMES_RUN: ", ".join(found.same)})
     except Exception as error:  # a training is not given up because another one's record can't be mended
-        console.warn(f"runs that dead processes left can't be looked after: {redact_credentials(one_line(error))}")
+        console.warn(f"runs that dead processes left can't be looked after: {describe_error(error)}")
         return
     kept = {record.run_id for record in pending_runs()}
     for run_id in (*found.same, *found.others):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.utils.text import redact_credentials
+from twinsqueeze.utils.text import describe_error, redact_credentials
 
 ANSWER_SECONDS = 4.5
 FETCH_SECONDS = 300.0
@@ -121,7 +121,7 @@ def fetch_dataset(name: str, folder: Path | None = None) -> Any:
     try:
         return run_with_timeout(FETCH_SECONDS, load)
     except Exception as error:  # the client has no common base for what can go wrong
-        reason = f"{offline}, and it has not been downloaded before" if offline else redact_credentials(one_line(error))
+        reason = f"{offline}, and it has not been downloaded before" if offline else describe_error(error)
         raise InputError(
             f"dataset {name!r} can't be had from the Hub ({reason}): give demo, or a folder with train, dev and test"
         ) from error
@@ -150,7 +150,7 @@ def fetch_model(name: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(load())
     except Exception as error:  # as above
-        reason = f"{offline}, and it has not been downloaded before" if offline else redact_credentials(one_line(error))
+        reason = f"{offline}, and it has not been downloaded before" if offline else describe_error(error)
         raise InputError(
             f"encoder {name!r} can't be had ({reason}): give all-MiniLM-L6-v2, which is installed, or a folder"
         ) from error

@@ -11,12 +11,12 @@ import mlflow
 from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import run_logger
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.utils.files import describe_change, describe_file_change, dir_sha256, expand_user, file_sha256, is_dir
-from twinsqueeze.utils.text import redact_credentials
+from twinsqueeze.utils.text import describe_error, redact_credentials
 
 # Of a registered version and its model: the SHA-256 of all files, as JSON.
 FILES_SHA256 = "twinsqueeze.files_sha256"
@@ -78,7 +78,7 @@ def resolve_model(model: str) -> ResolvedModel:
     try:
         logged = Model.load(str(folder))
     except Exception as error:  # YAML that is no model's gives errors of many kinds
-        raise InputError(f"MLmodel of model {model!r} can't be read: {_line(error)}") from error
+        raise InputError(f"MLmodel of model {model!r} can't be read: {describe_error(error)}") from error
     trained_run = (logged.metadata or {}).get(TRAINED_RUN) or (origin and origin.run_id) or logged.run_id
     return ResolvedModel(weights[0], (origin and origin.model_id) or logged.model_id, trained_run, *beside)
 
@@ -124,7 +124,7 @@ def _model_uri(model: str) -> str:
         run = mlflow.get_run(model)
     except mlflow.MlflowException as error:
         store = redact_credentials(mlflow.get_tracking_uri())
-        raise InputError(f"model {model!r} is no run in {store}: {_line(error)}") from error
+        raise InputError(f"model {model!r} is no run in {store}: {describe_error(error)}") from error
     if not run.outputs or not run.outputs.model_outputs:
         raise InputError(f"run {model} has no model, its status is {run.info.status}: name a run that was trained")
     return f"models:/{run.outputs.model_outputs[-1].model_id}"
@@ -165,7 +165,7 @@ def _origin(uri: str, model: str) -> _StoreEntry:
             found = client.get_logged_model(name)
         return _StoreEntry(f"models:/{found.model_id}", found.tags, found.model_id, found.source_run_id)
     except Exception as error:  # stores answer an unknown model with exceptions of many kinds
-        raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
+        raise InputError(f"model {model!r} can't be had: {describe_error(error)}") from error
 
 
 def model_sha256(model_id: str) -> str:
@@ -182,8 +182,4 @@ def _download(uri: str, model: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:  # stores answer an unknown model with exceptions of many kinds
-        raise InputError(f"model {model!r} can't be had: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return redact_credentials(one_line(error, limit=500))
+        raise InputError(f"model {model!r} can't be had: {describe_error(error)}") from error

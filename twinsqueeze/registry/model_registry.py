@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader
 from twinsqueeze.tracking import run, run_logger
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console, signals
-from twinsqueeze.utils.text import redact_credentials
+from twinsqueeze.utils.text import describe_error, redact_credentials
 
 NAME = "twinsqueeze"
 CHAMPION = "champion"
@@ -74,7 +74,7 @@ def check_registry() -> None:
         mlflow.MlflowClient().search_registered_models(max_results=1)
     except Exception as error:  # stores that are not there answer with exceptions of many kinds
         raise InputError(
-            f"the model registry {redact_credentials(uri)} can't be used ({redact_credentials(one_line(error))}): "
+            f"the model registry {redact_credentials(uri)} can't be used ({describe_error(error)}): "
             "point MLFLOW_REGISTRY_URI, or MLFLOW_TRACKING_URI, at one that is there"
         ) from error
 

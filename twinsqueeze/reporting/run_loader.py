@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.ablation_table import (
     EVALUATED_SPLITS,
@@ -31,7 +31,7 @@ from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, FILE_SHA256, KIND, NOTICE, TEST_DIGEST, TRAINED_RUN
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import describe_file_change, file_sha256
-from twinsqueeze.utils.text import escape_control_chars, redact_credentials
+from twinsqueeze.utils.text import describe_error, escape_control_chars
 
 PAGE = 1000
 # Whoever has this has been evaluated on test.
@@ -133,9 +133,7 @@ def _search(experiment_id: str, kind: str) -> Iterator[Run]:
             if not token:
                 return
     except mlflow.MlflowException as error:
-        raise InputError(
-            f"the runs of experiment {experiment_id} can't be read: {redact_credentials(one_line(error))}"
-        ) from error
+        raise InputError(f"the runs of experiment {experiment_id} can't be read: {describe_error(error)}") from error
 
 
 def _newest_evaluations(evaluations: Iterable[Run]) -> dict[str, list[Run]]:
@@ -285,7 +283,7 @@ def _artifact(run_id: str, path: str) -> Path:
         file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
         recorded = mlflow.MlflowClient().get_run(run_id).data.tags.get(f"{FILE_SHA256}{path}")
     except Exception as error:  # stores answer a missing file with exceptions of many kinds
-        raise InputError(f"run {run_id} has no {path}: {redact_credentials(one_line(error))}") from error
+        raise InputError(f"run {run_id} has no {path}: {describe_error(error)}") from error
     with _readable(run_id, path):
         found = recorded and describe_file_change(path, recorded, file_sha256(file))
     if found:
@@ -301,4 +299,4 @@ def _readable(run_id: str, path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} of run {run_id} can't be read: {one_line(error)}") from error
+        raise InputError(f"{path} of run {run_id} can't be read: {describe_error(error)}") from error

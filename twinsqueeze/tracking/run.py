@@ -19,7 +19,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import store
 from twinsqueeze.tracking.spool.journal import RunSpool, records_folder
 from twinsqueeze.tracking.spool.replay import RunReplayer
@@ -27,7 +27,7 @@ from twinsqueeze.tracking.spool.timeouts import SERVER_SECONDS, STOP_SECONDS, fl
 from twinsqueeze.tracking.spool.uploader import Uploader
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
-from twinsqueeze.utils.text import escape_markdown, redact_credentials
+from twinsqueeze.utils.text import describe_error, escape_markdown, redact_credentials
 
 if TYPE_CHECKING:
     pass
@@ -82,7 +82,7 @@ def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_
                 failure.clear()
                 return
             except Exception as error:  # any failure means that there is no server to record to
-                failure[:] = [_line(error)]
+                failure[:] = [describe_error(error)]
 
     thread = threading.Thread(target=ask, daemon=True)  # a server that trickles would hold us for ever
     thread.start()
@@ -105,7 +105,7 @@ def fail_env_run(reason: str, status: str = "FAILED") -> None:
             client.set_tag(run_id, MLFLOW_RUN_NOTE, escape_markdown(redact_credentials(reason)))
             client.set_terminated(run_id, status)
         except Exception as error:  # the reason itself matters more, and is printed by the caller
-            print(f"twinsqueeze: run {run_id} can't be ended: {_line(error)}", file=sys.stderr)
+            print(f"twinsqueeze: run {run_id} can't be ended: {describe_error(error)}", file=sys.stderr)
 
 
 class UnsentError(InputError):
@@ -148,7 +148,11 @@ def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogg
         _end(run, "KILLED", f"Killed: {stop}.")
         raise
     except BaseException as error:
-        reason = _line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {_line(error)}"
+        reason = (
+            describe_error(error)
+            if isinstance(error, InputError)
+            else f"{type(error).__name__}: {describe_error(error)}"
+        )
         _end(run, "FAILED", f"Failed: {reason}")
         raise
     finally:
@@ -273,7 +277,3 @@ def _kept(sender: Uploader) -> str:
 def delivery(record: RunSpool) -> RunReplayer:
     """Who sends a record to the tracking store."""
     return RunReplayer(mlflow.MlflowClient(), record)
-
-
-def _line(error: BaseException) -> str:
-    return redact_credentials(one_line(error, limit=500))

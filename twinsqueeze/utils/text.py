@@ -27,3 +27,8 @@ def redact_credentials(text: str) -> str:
     text = re.sub(r"((?:postgres|mysql|mssql|sqlite|oracle)[\w+]*://)[^@\s]*@", r"\1", text)
     text = re.sub(r"//[^/\s]*@", "//", text)
     return re.sub(r"(?i)([?&](?:\w*(?:password|passwd|pwd|token|secret|key)\w*)=)[^&\s]+", r"\1...", text)
+
+
+def describe_error(error: BaseException) -> str:
+    """An error's message on one line of at most 500 characters, without credentials; its type if it has no message."""
+    return " ".join(redact_credentials(str(error)).split())[:500] or type(error).__name__

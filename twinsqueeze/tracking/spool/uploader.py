@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
 from twinsqueeze.tracking.spool.timeouts import FIRST_PAUSE, LONGEST_PAUSE, UPLOAD_SECONDS
-from twinsqueeze.utils.text import escape_control_chars, redact_credentials
+from twinsqueeze.utils.text import describe_error, escape_control_chars
 
 SECONDS_A_LINE = 10
 LOOK_SECONDS = 0.1
@@ -155,15 +155,15 @@ class Uploader:
             try:
                 shipment.delivery.send(operation, again=again)
             except RefusedError as error:
-                self._refuse(shipment, _line(error))
+                self._refuse(shipment, describe_error(error))
             except InputError as error:  # files that are not what was recorded
-                self._refuse(shipment, _line(error))
+                self._refuse(shipment, describe_error(error))
             except Exception as error:  # networks, servers and databases fail in many ways, and all may pass
                 again = True
                 if shipment.delivery.progress > before:
                     pause = FIRST_PAUSE
                     self._count += 1
-                self._fail(shipment, _line(error))
+                self._fail(shipment, describe_error(error))
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -212,7 +212,3 @@ class Uploader:
 def _tell(text: str) -> None:
     """A line on standard error, above a bar that may be there."""
     tqdm.write(escape_control_chars(text), file=sys.stderr)
-
-
-def _line(error: BaseException) -> str:
-    return redact_credentials(one_line(error, limit=500))
