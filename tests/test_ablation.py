@@ -169,7 +169,7 @@ def test_the_table_is_that_of_the_runs(place, compared):
         assert float(row["dev/spearman_sd"]) == pytest.approx(np.std(sample, ddof=1))
         assert row["best"] == str(np.mean(sample) == max(map(np.mean, values.values())))
     expected = stats.ttest_ind(values[3], values[0], equal_var=False).confidence_interval()
-    assert float(rows["mlp8", "3.0"]["dev/spearman_less_alpha0_low"]) == pytest.approx(expected.low)
+    assert float(rows["mlp8", "3.0"]["dev/spearman_gain_low"]) == pytest.approx(expected.low)
     assert [name for name, alpha in rows if not alpha] == [
         "uncompressed",
         "first 8",
@@ -215,8 +215,8 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
     with (place.folder / "out" / "table.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if row["best"] == "True"]
     seeds = [r for r in of_kind(place, "train") if float(r.data.params["alpha"]) == float(row["alpha"])]
-    kept = [run.data.metrics["test/neighbours_kept_int8"] for run in seeds]
-    assert float(row["test/neighbours_kept_int8"]) == pytest.approx(np.mean(kept))
+    kept = [run.data.metrics["test/neighbor_recall_int8"] for run in seeds]
+    assert float(row["test/neighbor_recall_int8"]) == pytest.approx(np.mean(kept))
     line = f"<td>mlp8, alpha {float(row['alpha']):g}, int8</td><td>8</td>"
     assert f"<td>{np.mean(kept):.2f} ± {np.std(kept, ddof=1):.2f}</td>" in best.partition(line)[2].partition("</tr>")[0]
     assert "test: what search keeps" in compared.stdout

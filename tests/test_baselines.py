@@ -95,7 +95,7 @@ def test_bytes_are_those_of_a_stored_vector(found):
         "FAISS OPQ+PQ, 64 bytes": 64,
         "FAISS OPQ+PQ, float queries, 64 bytes": 64,
     }
-    assert [name for name, row in found.items() if not row.only_search][-1] == "signs of 64, centred"
+    assert [name for name, row in found.items() if not row.search_only][-1] == "signs of 64, centred"
     assert {baseline_family(row.name, row.dim) for row in found.values()} == {
         "uncompressed",
         "uncompressed, int8",
@@ -131,7 +131,7 @@ def test_int8_and_signs_are_sentence_transformers(found, task):
             spearman, neighbours = expected_scores(vectors, task)
             assert scores["spearman"] == pytest.approx(spearman, abs=0.01), row
             if not row.endswith("8, signs"):  # these tie, and which of equals are the nearest is arbitrary
-                assert scores["neighbours_kept"] == pytest.approx(neighbours, abs=0.01), row
+                assert scores["neighbor_recall"] == pytest.approx(neighbours, abs=0.01), row
 
 
 def test_random_projections_in_fewer_bits_are_those_of_scikit_learn(found, task):
@@ -164,8 +164,8 @@ def test_quantisers_are_those_of_faiss(found, task):
         # OPQ starts from a random rotation
         tolerance = 0.002 if kind == "PQ" else 0.05
         expected = expected_scores(index.sa_decode(index.sa_encode(dev)), task)
-        assert (scores["spearman"], scores["neighbours_kept"]) == pytest.approx(expected, abs=tolerance)
-    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbours_kept"] for size in faiss_baselines.SIZES]
+        assert (scores["spearman"], scores["neighbor_recall"]) == pytest.approx(expected, abs=tolerance)
+    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbor_recall"] for size in faiss_baselines.SIZES]
     assert kept == sorted(kept)
 
 
@@ -188,8 +188,8 @@ def test_queries_in_floats_are_searched_as_by_faiss_in_what_it_restores(found, t
     reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(split.embeddings).kneighbors()[1]
     pairs = zip(reference, np.argsort(-table, 1)[:, :10], strict=True)
     kept = np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
-    assert scores["neighbours_kept"] == pytest.approx(kept, abs=0.002)
-    assert kept > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbours_kept"]
+    assert scores["neighbor_recall"] == pytest.approx(kept, abs=0.002)
+    assert kept > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
 
 
 def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
@@ -222,7 +222,7 @@ def test_every_row_has_every_score(found):
     for row in found.values():
         assert set(row.scores["dev"]) == names
     assert set(found["uncompressed"].scores["dev"]) >= names
-    assert found["uncompressed"].scores["dev"]["neighbours_kept"] == 1
+    assert found["uncompressed"].scores["dev"]["neighbor_recall"] == 1
 
 
 def test_what_is_kept_is_neither_trained_nor_scored_again(task, cache, found, monkeypatch):

@@ -105,7 +105,7 @@ def test_neighbours_are_scikit_learns():
     np.testing.assert_array_equal(nearest_neighbors(vectors, 10, block=64), expected)
 
 
-def test_neighbours_kept_by_hand():
+def test_neighbor_recall_by_hand():
     reference = np.array([[1, 2, 3], [0, 2, 3]])
     found = np.array([[3, 1, 9], [7, 8, 9]])  # two of three, in another order; none
     assert neighbor_recall(reference, found) == pytest.approx(1 / 3)

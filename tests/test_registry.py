@@ -93,7 +93,7 @@ def test_a_version_has_its_card(place, first):
         assert f"{trained.data.metrics[name]:.4f}" in own
     baselines = json.loads(place.download(registered, "baselines.json").read_text())
     for row in (dict(zip(baselines["columns"], row, strict=True)) for row in baselines["data"]):
-        assert (row["model"] in rows) != row["only_search"]
+        assert (row["model"] in rows) != row["search_only"]
     low, high = (trained.data.metrics[f"uncertainty/test_spearman_{end}"] for end in ("low", "high"))
     assert f"test Spearman {low:.4f} to {high:.4f}" in card
     assert "is the best by Spearman on dev: dev chose it" in card

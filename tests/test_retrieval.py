@@ -29,7 +29,7 @@ def test_a_search_by_hand():
     vectors = np.array([[1, 0], [1, 0.1], [1, 0.3], [0, 1], [0.1, 1]], np.float32)
     wanted = RelevantPairs(np.array([0, 0, 3]), np.array([1, 2, 0]))  # found first, second, and last
     scores = retrieval_scores(vectors, nearest_neighbors(vectors, 2), wanted)
-    assert scores.neighbours_kept == 1
+    assert scores.neighbor_recall == 1
     assert scores.recall_at_1 == pytest.approx((1 / 2 + 0) / 2)
     assert scores.recall_at_10 == 1
     assert scores.mrr == pytest.approx((1 + 1 / 4) / 2)
@@ -70,7 +70,7 @@ def test_queries_that_are_not_what_is_found_are_scikit_learns(sentences):
     others = [row[row != query] for query, row in enumerate(found)]
     ours = retrieval_scores(stored, reference, wanted, queries=vectors, block=32)
     kept = [len(set(them[:10]) & set(before)) / 10 for them, before in zip(others, reference, strict=True)]
-    assert ours.neighbours_kept == pytest.approx(np.mean(kept))
+    assert ours.neighbor_recall == pytest.approx(np.mean(kept))
     best = [
         1 / (1 + min(others[query].tolist().index(target) for target in wanted.targets[wanted.queries == query]))
         for query in np.unique(wanted.queries)
@@ -79,12 +79,12 @@ def test_queries_that_are_not_what_is_found_are_scikit_learns(sentences):
     assert ours != retrieval_scores(stored, reference, wanted)
 
 
-def test_neighbours_kept_are_those_of_metrics_whatever_the_block(sentences):
+def test_neighbor_recall_are_those_of_metrics_whatever_the_block(sentences):
     vectors, reference, first, second, scores = sentences
     wanted = relevant_pairs(first, second, scores)
     squeezed = vectors[:, :4]
     expected = retrieval_scores(squeezed, reference, wanted)
-    assert expected.neighbours_kept == neighbor_recall(reference, nearest_neighbors(squeezed))
+    assert expected.neighbor_recall == neighbor_recall(reference, nearest_neighbors(squeezed))
     for block in (1, 7, 90, 1000):
         assert retrieval_scores(squeezed, reference, wanted, block=block) == expected
 
@@ -101,4 +101,4 @@ def test_where_no_pair_is_close_there_is_nothing_to_find():
     wanted = relevant_pairs(np.array([0]), np.array([1]), np.array([3.0]))
     scores = retrieval_scores(np.eye(3), nearest_neighbors(np.eye(3)), wanted)
     assert np.isnan([scores.recall_at_1, scores.recall_at_10, scores.mrr]).all()
-    assert scores.neighbours_kept == 1
+    assert scores.neighbor_recall == 1

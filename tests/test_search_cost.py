@@ -106,7 +106,7 @@ def test_evaluate_times_a_search_and_compare_shows_it(workplace: Workplace, run_
     (folder / "train.csv").write_text("\n".join(line.replace("in train", f"in {i}") for i, line in enumerate(lines)))
     assert run_here("main", "--dataset", str(folder), "--epochs", "1", "--dim", "8")[0] == 0
     (trained,) = workplace.runs()
-    assert trained.data.metrics["search_cost/bytes_a_vector"] == 32
+    assert trained.data.metrics["search_cost/bytes_per_vector"] == 32
     code, out, error = run_here("evaluate", "--model", trained.info.run_id, "--search-vectors", "1000")
     assert code == 0, error
     assert "what search costs" in out

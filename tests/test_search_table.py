@@ -37,8 +37,8 @@ def table():
     kept = {metric_name(split, score): SeedStats(0.6, NAN, 1) for split in ("dev", "test") for score in SEARCH_SCORES}
     baselines = [
         BaselineRow("uncompressed", None, 1536, kept),
-        BaselineRow("FAISS PQ, 16 bytes", None, 16, kept, only_search=True),
-        BaselineRow("FAISS PQ, 64 bytes", None, 64, kept, only_search=True),
+        BaselineRow("FAISS PQ, 16 bytes", None, 16, kept, search_only=True),
+        BaselineRow("FAISS PQ, 64 bytes", None, 64, kept, search_only=True),
     ]
     (table,) = build_tables(runs, {KIND: baselines})
     return table
@@ -126,7 +126,7 @@ def test_the_figure_has_every_method_where_its_bytes_are(table):
     figure = search_table.picture(search_table.rows_from_table(table))()
     assert [axes.get_title() for axes in figure.axes] == [
         "Spearman on test",
-        "neighbours on test",
+        "neighbor recall on test",
         "recall@10 on test",
     ]
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}

@@ -85,7 +85,7 @@ def test_every_epoch_is_in_the_curves_and_test_is_there_once(place, main_run):
     for name in ("train/loss", "train/clean_loss", "dev/mse", "dev/mae", "dev/pearson", "dev/spearman"):
         history = place.client.get_metric_history(main_run.info.run_id, name)
         assert sorted(m.step for m in history) == list(range(1, EPOCHS + 1)), name
-    for name in ("test/mse", "test/mae", "test/pearson", "test/spearman", "test/neighbours_kept"):
+    for name in ("test/mse", "test/mae", "test/pearson", "test/spearman", "test/neighbor_recall"):
         assert len(place.client.get_metric_history(main_run.info.run_id, name)) == 1
 
 
@@ -131,7 +131,7 @@ def test_what_search_keeps_is_measured_at_every_precision(main_run, model_folder
             if suffix != "_binary":  # where signs tie, any of the tied are the nearest
                 _, found = NearestNeighbors(n_neighbors=10, metric="cosine").fit(stored).kneighbors()
                 kept = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(reference, found, strict=True)])
-                assert metrics[f"{split}/neighbours_kept{suffix}"] == pytest.approx(kept, abs=0.02)
+                assert metrics[f"{split}/neighbor_recall{suffix}"] == pytest.approx(kept, abs=0.02)
 
 
 def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):

@@ -202,7 +202,7 @@ def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> 
     assessments = outcome.assessments
     run.table("predictions", _predictions(material, assessments))
     run.table("baselines", baseline_table(outcome.baselines))
-    run.metrics({f"{SEARCH_COST}/bytes_a_vector": outcome.bytes})
+    run.metrics({f"{SEARCH_COST}/bytes_per_vector": outcome.bytes})
     notice = [f"**{escape_markdown(material.data.notice)}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(terminal.scores_sentence(s, a) for s, a in assessments.items())])
     tables = [
@@ -302,7 +302,7 @@ def _costs(costs: Sequence[IndexCost]) -> dict[str, float]:
     return values
 
 
-_BASELINE_COLUMNS = {"model": "name", "dim": "dim", "bytes": "bytes", "only_search": "only_search", "draws": "draws"}
+_BASELINE_COLUMNS = {"model": "name", "dim": "dim", "bytes": "bytes", "search_only": "search_only", "draws": "draws"}
 
 
 def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:

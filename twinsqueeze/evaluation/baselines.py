@@ -37,7 +37,7 @@ class BaselineScores:
         name: Such as "PCA to 32".
         dim: Numbers that vectors are reduced to, None where the baseline is the same at every dim.
         bytes: Of a vector.
-        only_search: Whether it is of interest only where a search is weighed against its bytes: it holds no floats.
+        search_only: Whether it is of interest only where a search is weighed against its bytes: it holds no floats.
         draws: How many random draws the figures are the mean of; 1 where nothing is random.
         scores: For each split the means of mse, mae, pearson, spearman and what `retrieval.SearchScores` has.
         deviations: Their sample standard deviations over the draws, 0 where nothing is random.
@@ -46,7 +46,7 @@ class BaselineScores:
     name: str
     dim: int | None
     bytes: int
-    only_search: bool
+    search_only: bool
     draws: int
     scores: dict[str, dict[str, float]]
     deviations: dict[str, dict[str, float]]
@@ -61,7 +61,7 @@ class Baseline(NamedTuple):
     name: str
     dim: int | None
     bytes: int
-    only_search: bool
+    search_only: bool
     transforms: Sequence[Transform]
     queries: Transform | None = None
 
@@ -237,4 +237,4 @@ def cached_baselines(
 
     all_numbers, *others = kept(f"faiss {faiss_version()}", lambda: full_dim_encodings(task.train, cache, on_training))
     reduced = kept(f"scikit-learn {version('scikit-learn')}, {dim}", lambda: dimension_reductions(task.train, dim))
-    return sorted([all_numbers, *reduced, *others], key=lambda row: row.only_search)
+    return sorted([all_numbers, *reduced, *others], key=lambda row: row.search_only)

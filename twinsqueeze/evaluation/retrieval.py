@@ -49,7 +49,7 @@ class SearchScores:
     """What a search finds among a split's sentences; NaN where there is nothing to find.
 
     Attributes:
-        neighbours_kept: Share of the 10 nearest uncompressed neighbours that are still among the 10 nearest.
+        neighbor_recall: Share of the 10 nearest uncompressed neighbours that are still among the 10 nearest.
         recall_at_1: Share of a sentence's partners that are the nearest of all, mean over the sentences with partners.
         recall_at_10: The same for the 10 nearest.
         mrr: Mean over those sentences of 1 / the rank of the partner that is found first.

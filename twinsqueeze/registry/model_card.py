@@ -22,7 +22,7 @@ from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
-COLUMNS = {**COLUMN_NAMES, "neighbours_kept": "neighbours"}
+COLUMNS = {**COLUMN_NAMES, "neighbor_recall": "neighbor recall"}
 ENCODER_LICENCES = {"all-MiniLM-L6-v2": "Apache 2.0."}
 # By the digest of train and dev, whatever the user calls them.
 DATA_LICENCES = {
@@ -155,11 +155,11 @@ def _results(choice: ModelSelection) -> list[str]:
     rows += [
         [b.name, f"{b.bytes:,}", *_cells(b.scores)]
         for b in choice.baselines
-        if b.dim in {None, choice.row.recipe.dim} and not b.only_search
+        if b.dim in {None, choice.row.recipe.dim} and not b.search_only
     ]
     text = [
         formats.markdown_table(header, rows),
-        "The other rows need no scored pairs. Neighbours: the share of a sentence's ten nearest that are still "
+        "The other rows need no scored pairs. Neighbor recall: the share of a sentence's ten nearest that are still "
         "among its ten nearest when compressed.",
     ]
     if quantised := _quantised(choice):
@@ -179,7 +179,7 @@ def _quantised(choice: ModelSelection) -> str | None:
         names = [
             metric_name(split, score, compared)
             for split in EVALUATED_SPLITS
-            for score in ("spearman", "neighbours_kept")
+            for score in ("spearman", "neighbor_recall")
         ]
         found = [choice.row.scores[name].mean for name in names]
         if not isnan(found[0]):
@@ -190,7 +190,7 @@ def _quantised(choice: ModelSelection) -> str | None:
     header = [
         "its recipe kept as",
         "bytes",
-        *(f"{s} {c}" for s in EVALUATED_SPLITS for c in ("Spearman", "neighbours")),
+        *(f"{s} {c}" for s in EVALUATED_SPLITS for c in ("Spearman", "neighbor recall")),
     ]
     return formats.markdown_table(header, rows)
 
@@ -201,7 +201,7 @@ def _cells(scores: Mapping[str, SeedStats]) -> list[str]:
         for name in COLUMNS:
             found = scores.get(f"{split}/{name}")
             known = found is not None and not isnan(found.mean)
-            cells.append(f"{found.mean:.{2 if name == 'neighbours_kept' else 4}f}" if found and known else ABSENT)
+            cells.append(f"{found.mean:.{2 if name == 'neighbor_recall' else 4}f}" if found and known else ABSENT)
     return cells
 
 
@@ -234,7 +234,7 @@ def _limits(longest: int | None, choice: ModelSelection | None) -> str:
         "The same recipe gives other weights on another machine.",
     ]
     if choice:
-        kept = choice.run.metrics.get("dev/neighbours_kept")
+        kept = choice.run.metrics.get("dev/neighbor_recall")
         if kept is not None:
             limits.append(
                 f"Of a sentence's ten nearest neighbours on dev {kept:.0%} are kept: for search, look at the table "

@@ -13,7 +13,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
 EVALUATED_SPLITS = ("dev", "test")
-SCORES = ("mse", "mae", "pearson", "spearman", "neighbours_kept", "recall_at_1", "recall_at_10", "mrr")
+SCORES = ("mse", "mae", "pearson", "spearman", "neighbor_recall", "recall_at_1", "recall_at_10", "mrr")
 # What a search is measured by, at every precision that vectors are kept in.
 SEARCH_SCORES = SCORES[3:]
 PRECISIONS = ("float32", "int8", "binary")
@@ -101,14 +101,14 @@ class BaselineRow:
         dim: Numbers that vectors are reduced to, None where the row is the same at every dim.
         bytes: Of a vector.
         scores: Mean and deviation over draws by metric, such as "dev/mse"; deviation NaN where nothing is random.
-        only_search: Whether it is of interest only where a search is weighed against its bytes.
+        search_only: Whether it is of interest only where a search is weighed against its bytes.
     """
 
     name: str
     dim: int | None
     bytes: int
     scores: Mapping[str, SeedStats]
-    only_search: bool = False
+    search_only: bool = False
 
     @property
     def family(self) -> str:
@@ -179,7 +179,7 @@ class AblationTable:
     @property
     def plain_baselines(self) -> list[BaselineRow]:
         """Those that stand beside every compressor."""
-        return [baseline for baseline in self.baselines if not baseline.only_search]
+        return [baseline for baseline in self.baselines if not baseline.search_only]
 
     def families(self) -> dict[str, list[Row]]:
         """Rows that differ by alpha alone, by their name."""

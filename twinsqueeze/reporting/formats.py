@@ -19,15 +19,15 @@ from twinsqueeze.utils.text import escape_control_chars, escape_mathtext
 from twinsqueeze.utils.text import escape_markdown as plain
 
 COLUMN_NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
-AFTER_SCORES = ("Spearman gain", "neighbours")
+AFTER_SCORES = ("Spearman gain", "neighbor recall")
 ABSENT = "n/a"
 # MLflow keeps 8,000 characters of a description.
 SUMMARY_LENGTH = 7500
 STATISTICS = (
     "Values are mean ± sample standard deviation over seeds. A gain is Spearman less that at alpha 0, all else equal, "
     "with a 95% interval by Welch's t over seeds, not paired. The best row is chosen by mean Spearman on dev; "
-    "test took no part in the choice. Neighbours: the share of a sentence's ten nearest that are still among its ten "
-    "nearest when compressed. Rows without alpha need no labels."
+    "test took no part in the choice. Neighbor recall: the share of a sentence's ten nearest that are still among "
+    "its ten nearest when compressed. Rows without alpha need no labels."
 )
 
 
@@ -100,7 +100,7 @@ def _trained(row: Row, splits: Sequence[str]) -> list[str]:
     text += [f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
     for split in splits:
         text += [_spread(row.scores[f"{split}/{name}"]) for name in COLUMN_NAMES]
-        text += [_difference(row.gains.get(split)), _spread(row.scores[f"{split}/neighbours_kept"], 2)]
+        text += [_difference(row.gains.get(split)), _spread(row.scores[f"{split}/neighbor_recall"], 2)]
     return [*text, _spread(row.scores["train/loss"]), _spread(row.scores["train/clean_loss"])]
 
 
@@ -110,7 +110,7 @@ def _baseline(row: BaselineRow, splits: Sequence[str]) -> list[str]:
     nothing = SeedStats(float("nan"), float("nan"), 0)
     for split in splits:
         text += [_spread(row.scores.get(f"{split}/{name}", nothing)) for name in COLUMN_NAMES]
-        text += ["", _spread(row.scores.get(f"{split}/neighbours_kept", nothing), 2)]
+        text += ["", _spread(row.scores.get(f"{split}/neighbor_recall", nothing), 2)]
     return [*text, "", ""]
 
 
@@ -161,7 +161,7 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
             values |= _spreads(row.scores)
             for split, gain in row.gains.items():
                 ends = {"": gain.mean, "_low": gain.low, "_high": gain.high}
-                values |= {f"{split}/spearman_less_alpha0{end}": value for end, value in ends.items()}
+                values |= {f"{split}/spearman_gain{end}": value for end, value in ends.items()}
             values["runs"] = " ".join(run.run_id for run in row.runs)
             found.append(values)
         found += [

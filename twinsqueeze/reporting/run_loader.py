@@ -241,7 +241,7 @@ def load_baselines(
             own_dim = None if pd.isna(row["dim"]) else dim
             found.setdefault(kind, {}).setdefault(
                 row["model"],
-                BaselineRow(row["model"], own_dim, int(row["bytes"]), scores, bool(row.get("only_search"))),
+                BaselineRow(row["model"], own_dim, int(row["bytes"]), scores, bool(row.get("search_only"))),
             )
     return LoadedBaselines({kind: list(rows.values()) for kind, rows in found.items()}, notes)
 

@@ -148,12 +148,12 @@ def quality_against_bytes(
 def plot_spearman_vs_neighbor_recall(
     methods: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]], ours: str
 ) -> Figure:
-    """Spearman against the share of neighbours kept: both are better towards the upper right, which is drawn twice.
+    """Spearman against neighbor recall: both are better towards the upper right, which is drawn twice.
 
     The points worth a choice lie close together, so that a second row of panels has them alone, with all their sizes.
 
     Args:
-        methods: By split and name the bytes of each of a method's sizes, in rising order, the neighbours kept there and
+        methods: By split and name the bytes of each of a method's sizes, in rising order, the neighbor recall there and
             Spearman there. Bytes stand beside the points; in the first row at the ends of lines.
         ours: As for `quality_against_bytes`.
     """
@@ -176,7 +176,9 @@ def plot_spearman_vs_neighbor_recall(
         near.set_xlim(left=corner[0])
         near.set_ylim(bottom=corner[1])
         for panel, title in ((axes, split), (near, f"{split}, its upper right, larger")):
-            panel.set(title=title, xlabel="share of the ten nearest neighbours kept", ylabel="Spearman")
+            panel.set(
+                title=title, xlabel="neighbor recall (share of the ten nearest neighbors found)", ylabel="Spearman"
+            )
     handles, names = axes_of[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure

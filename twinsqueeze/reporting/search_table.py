@@ -1,4 +1,4 @@
-"""The table of search: what is kept of neighbours and partners, against bytes a vector, for every method."""
+"""The search table: neighbor recall and retrieval of relevant sentences against bytes per vector, for every method."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to impo
 
 SEARCH_COLUMN_NAMES = {
     "spearman": "Spearman",
-    "neighbours_kept": "neighbours",
+    "neighbor_recall": "neighbor recall",
     "recall_at_1": "recall@1",
     "recall_at_10": "recall@10",
     "mrr": "MRR",
@@ -51,10 +51,10 @@ TRAINED = "trained"
 EXPLANATION = (
     "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored, "
     "or, where the row says so, the one that searches in floats (asymmetric distances, Jégou et al. 2011). "
-    "Neighbours: the share of the ten nearest uncompressed sentences among the ten nearest found. Recall and MRR: of "
-    "the partner, for the pairs scored 4 or more. The rows of ours are of each compressor's best alpha by Spearman on "
-    "dev; the others need no labels. Times as fast: a query at a time, against all numbers in a flat index, where "
-    "`evaluate` was asked to time it (search_vectors)."
+    "Neighbor recall: the share of the ten nearest uncompressed sentences among the ten nearest found. Recall and "
+    "MRR: a sentence is relevant to another if their pair is scored 4 or more. The rows of ours are of each "
+    "compressor's best alpha by Spearman on dev; the others need no labels. Times as fast: a query at a time, against "
+    "all numbers in a flat index, where `evaluate` was asked to time it (search_vectors)."
 )
 
 
@@ -230,7 +230,7 @@ def picture(rows: Sequence[SearchRow]) -> "Drawing":
     """Quality against bytes a vector, on the last split that was looked at; drawn when it is called."""
     split = next(split for split in ("test", "dev", "train") if split in _measured(rows))
     methods = _methods(rows)
-    qualities = ("spearman", "neighbours_kept", "recall_at_10")
+    qualities = ("spearman", "neighbor_recall", "recall_at_10")
     return partial(
         quality_against_bytes,
         {
@@ -246,14 +246,14 @@ def picture(rows: Sequence[SearchRow]) -> "Drawing":
 
 
 def pareto_figure(rows: Sequence[SearchRow]) -> Figure:
-    """Spearman against the neighbours kept, a panel a split."""
+    """Spearman against neighbor recall, a panel a split."""
     splits = [split for split in EVALUATED_SPLITS if split in _measured(rows)]
     return plot_spearman_vs_neighbor_recall(
         {
             split: {
                 name: (
                     [row.bytes for row in members],
-                    [_mean(row, metric_name(split, "neighbours_kept")) for row in members],
+                    [_mean(row, metric_name(split, "neighbor_recall")) for row in members],
                     [_mean(row, metric_name(split, "spearman")) for row in members],
                 )
                 for name, members in _methods(rows).items()

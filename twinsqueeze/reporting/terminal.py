@@ -31,12 +31,12 @@ def rows(
     """The table of a run: the compressor first, what needs no labels below; a header and its rows, as text."""
     splits = list(assessments)
     header = ["model", "bytes"]
-    header += [f"{split} {column}" for split in splits for column in (*COLUMN_NAMES.values(), "neighbours")]
+    header += [f"{split} {column}" for split in splits for column in (*COLUMN_NAMES.values(), "neighbor recall")]
     ours = [title, f"{size:,}"]
     for split in splits:
         ours += _cells(assessments[split].scores)
     table = [ours]
-    for baseline in (baseline for baseline in baselines if not baseline.only_search):
+    for baseline in (baseline for baseline in baselines if not baseline.search_only):
         row = [baseline.name, f"{baseline.bytes:,}"]
         for split in splits:
             row += _cells(baseline.scores[split])
@@ -45,7 +45,7 @@ def rows(
 
 
 def _cells(scores: Mapping[str, float]) -> list[str]:
-    return [f"{scores[name]:.4f}" for name in COLUMN_NAMES] + [f"{scores['neighbours_kept']:.2f}"]
+    return [f"{scores[name]:.4f}" for name in COLUMN_NAMES] + [f"{scores['neighbor_recall']:.2f}"]
 
 
 def print_results(
@@ -125,7 +125,7 @@ def scores_sentence(split: str, assessment: "EvaluationResult") -> str:
         f"{COLUMN_NAMES[name]} {assessment.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"
         for name, interval in assessment.intervals.items()
     ]
-    kept = assessment.scores["neighbours_kept"]
+    kept = assessment.scores["neighbor_recall"]
     return (
         f"On {split} ({len(assessment.labels):,} pairs): {', '.join(parts)}; "
         f"{kept:.0%} of a sentence's ten nearest neighbours are kept."
