@@ -31,7 +31,7 @@ def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     vectors = torch.from_numpy(train.embeddings)
-    labels = torch.from_numpy(scores_to_labels(train.scores, recipe.labels).astype(np.float32))
+    labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
     pairs = TensorDataset(vectors[train.first], vectors[train.second], labels)
     loader = DataLoader(pairs, batch_size=recipe.batch_size, shuffle=True)
     scale = recipe.alpha / dimension**0.5

@@ -233,7 +233,7 @@ def test_runs_from_before_a_field_was_there_are_of_the_same_recipe(place, compar
     run = of_kind(place, "train")[0]
     recipe = run_loader._trained_run(run, None).recipe
     assert recipe.digest == run.data.tags["twinsqueeze.recipe_digest"]
-    for later in ("nearest", "synthetic", "part"):
+    for later in ("num_neighbors", "synthetic_sentences", "subvector_dim"):
         del run.data.params[later]
     assert run_loader._trained_run(run, None).recipe == recipe
     del run.data.params["alpha"]

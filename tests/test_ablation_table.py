@@ -67,8 +67,8 @@ def test_rows_are_sorted_by_number_and_not_by_text():
         KIND._replace(dataset_digest="other"),
         KIND._replace(test_digest="other"),
         KIND._replace(encoder_fingerprint="other"),
-        KIND._replace(labels="linear"),
-        KIND._replace(objective="other"),
+        KIND._replace(label_transform="linear"),
+        KIND._replace(loss="other"),
     ],
 )
 def test_what_cannot_be_compared_is_in_another_table(runs, other):

@@ -48,7 +48,7 @@ def refused(outcome: tuple[int, str, str], workplace, made: Collection[str] = ()
         (["--seed", "2147483648"], "seed must be a whole number from 0 to 2147483647"),
         (["--architecture", "cnn"], "architecture must be mlp, linear or wide, not 'cnn'"),
         (["--objective", "l1"], "objective must be mse"),
-        (["--start", "head"], "start must be random, or for a linear or wide compressor components or head, not"),
+        (["--init", "teacher"], "init must be random, or for a linear or residual compressor pca or teacher, not"),
         (
             ["--architecture", "linear", "--dim", "30", "--precision", "product"],
             "precision must be float32 or binary, or product for a linear or wide compressor whose dim is a multiple",

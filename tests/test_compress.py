@@ -63,7 +63,7 @@ def _codes(known: dict) -> bytes:
     layers = orthogonal_layer((384, 16), np.random.default_rng(0), None)
     begun = CompressorNetwork([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
     quantiser = ProductQuantizer(fit_codebooks(begun.numpy(), 8, 0)[None])
-    recipe = Recipe(dim=16, architecture="linear", part=8, precision="product")
+    recipe = Recipe(dim=16, architecture="linear", subvector_dim=8, quantizer="product")
     return serialize_checkpoint(CompressorNetwork([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
 
 

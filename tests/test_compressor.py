@@ -24,8 +24,8 @@ def sequential(sizes: tuple[int, ...]) -> nn.Sequential:
 def test_mlp_has_the_layers_of_the_study():
     assert layer_sizes("mlp", 384, 32) == (384, 128, 64, 32)
     assert layer_sizes("linear", 384, 32) == (384, 32)
-    assert layer_sizes("wide", 384, 32) == (384, 64 + 1024, 32)
-    assert layer_sizes("wide", 384, 30)[1] % 16 == 0
+    assert layer_sizes("residual", 384, 32) == (384, 64 + 1024, 32)
+    assert layer_sizes("residual", 384, 30)[1] % 16 == 0
     with pytest.raises(ValueError, match="unknown architecture 'cnn'"):
         layer_sizes("cnn", 384, 32)
 

@@ -19,10 +19,10 @@ from twinsqueeze.training.loop import EpochMetrics, train_replicas
 from twinsqueeze.training.worker_pool import FEWEST_PAIRS, TrainFunction
 from twinsqueeze.utils.threads import map_threaded
 
-HEADS = {"architecture": "linear", "objective": "pearson", "start": "head", "teacher": "head", "neighbourhood": 1}
-CODES = HEADS | {"precision": "product"}
-SIGNS = {"architecture": "linear", "objective": "pearson", "precision": "binary"}
-DRAWN = HEADS | {"nearest": 3}
+HEADS = {"architecture": "linear", "loss": "pearson", "init": "teacher", "teacher": "projection", "neighbor_weight": 1}
+CODES = HEADS | {"quantizer": "product"}
+SIGNS = {"architecture": "linear", "loss": "pearson", "quantizer": "sign"}
+DRAWN = HEADS | {"num_neighbors": 3}
 ENDLESS = 10**6
 PROGRAM = """
 import multiprocessing, sys, threading, time

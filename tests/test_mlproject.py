@@ -35,19 +35,21 @@ def test_declared_parameters_are_passed_on_and_known_to_the_command(name):
 
 
 @pytest.mark.parametrize("name", ["main", "train"])
-def test_parameters_of_a_training_are_the_recipe_with_its_defaults(name):
+def test_declared_parameters_of_a_training_have_the_defaults_of_the_recipe(name):
     declared = {key: value["default"] for key, value in ENTRY_POINTS[name]["parameters"].items()}
-    assert declared == Recipe().model_dump() | {"resume": "true"}
+    assert declared.pop("resume") == "true"
+    defaults = Recipe().model_dump()
+    assert declared == {field: defaults[field] for field in declared}
+    assert {"alpha", "dim", "epochs", "batch_size", "lr", "seed", "architecture", "loss"} < set(declared)
 
 
-@pytest.mark.parametrize("grid", ["best", "best-16"])
-def test_the_command_best_trains_the_recipes_of_its_grids(monkeypatch, grid):
+@pytest.mark.parametrize(("grid", "preset"), [("best", "best"), ("best-16", "best-16"), ("search", "search")])
+def test_the_command_best_trains_the_recipes_of_the_grids(monkeypatch, grid, preset):
     trained = []
     monkeypatch.setattr(train, "train", lambda recipe, **_: trained.append(recipe))
     recipes = load_grid(str(ROOT / "experiments" / f"{grid}.yaml"))
     for recipe in recipes:
-        options = ["--dim", recipe.dim, "--seed", recipe.seed]
-        options += ["--epochs", recipe.epochs] if grid != "best" else []
+        options = ["--recipe", preset, "--dim", recipe.dim, "--seed", recipe.seed]
         assert CliRunner().invoke(cli, ["best", *map(str, options)], catch_exceptions=False).exit_code == 0
     assert trained == recipes
 

@@ -52,7 +52,7 @@ def test_divergence_of_equals_is_nothing():
 
 @pytest.mark.parametrize("drawn", [1, 10, 40, 1000])
 def test_sentences_are_drawn_with_their_nearest_and_none_twice(monkeypatch, drawn):
-    monkeypatch.setattr("twinsqueeze.training.losses.DRAWN", drawn)
+    monkeypatch.setattr("twinsqueeze.training.losses.SAMPLE_SIZE", drawn)
     nearest = np.array([[(i + 1) % 40, (i + 2) % 40, (i + 17) % 40] for i in range(40)])
     counts = np.zeros(40)
     for seed in range(400):

@@ -62,8 +62,9 @@ def test_bytes_are_those_of_the_arrays(precision, dim, part):
     quantiser = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
     if precision in quantiser:  # what is trained
         compressor = CompressorNetwork([(torch.zeros(dim, 384), torch.zeros(dim))], quantiser[precision])
-        recipe = Recipe(architecture="linear", part=part, precision=precision, dim=dim)
-        assert compressor.vector_bytes == recipe.vector_bytes == stored.nbytes // 3
+        quantizer = {"binary": "sign", "float32": "none"}.get(precision, precision)
+        recipe = Recipe(architecture="linear", subvector_dim=part, quantizer=quantizer, dim=dim)
+        assert compressor.bytes_per_vector == recipe.bytes_per_vector == stored.nbytes // 3
 
 
 def test_what_is_refused():

@@ -42,8 +42,8 @@ def test_text_is_read_as_numbers():
         ("seed", "-1"),
         ("seed", "2147483648"),  # 2**31
         ("architecture", "transformer"),
-        ("objective", "mae"),
-        ("labels", "sigmoid"),
+        ("loss", "mae"),
+        ("label_transform", "sigmoid"),
         ("device", "tpu"),
         ("encoder", ""),
         ("dataset", ""),
@@ -59,7 +59,7 @@ def test_a_bad_value_is_named_in_one_line(field, value):
 
 
 def test_an_unknown_field_is_named():
-    with pytest.raises(InputError, match=r"'alhpa' is no field of the recipe; the fields are alpha, dim"):
+    with pytest.raises(InputError, match=r"'alhpa' is not a field of the recipe; the fields are alpha, dim"):
         Recipe.parse({"alhpa": 1})
 
 
@@ -76,7 +76,7 @@ CHANGED = {
     "batch_size": 64,
     "lr": 1e-3,
     "seed": 1,
-    "labels": "linear",
+    "label_transform": "linear",
     "encoder": "other",
 }
 
@@ -102,9 +102,9 @@ def test_what_is_given_with_the_command_overrides_the_file(tmp_path):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("- 1\n", "is no mapping"),
+        ("- 1\n", "is not a mapping"),
         ("alpha: [0\n", "can't be read as YAML"),
-        ("alhpa: [0]\n", "'alhpa' is no field of the recipe; the fields are alpha, dim"),
+        ("alhpa: [0]\n", "'alhpa' is not a field of the recipe; the fields are alpha, dim"),
         ("alpha: []\n", "alpha has no value"),
         ("alpha: [0, -1]\n", "alpha must be a finite number of at least 0, not -1"),
         ("alpha: [0, .nan]\n", "alpha must be a finite number"),
@@ -123,7 +123,7 @@ def test_what_is_no_grid_is_refused(tmp_path, text, message):
 
 
 def test_a_grid_that_is_not_there_or_not_text_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="not found"):
         load_grid(str(tmp_path / "absent.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="can't be read as YAML"):

@@ -98,17 +98,17 @@ def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other(
         ["x", "2", "0.5000", *["0.50"] * 4],
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],
     ]
-    (table,) = build_tables([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
+    (table,) = build_tables([searched(0.8, dim=64, quantizer="sign", architecture="linear")], {})
     row, other = search_table.rows_from_table(table)
-    assert (row.name, row.bytes) == ("linear64-binary, alpha 0.75", 8)
+    assert (row.name, row.bytes) == ("linear64-sign, alpha 0.75", 8)
     assert row.scores["dev/spearman"].mean == 0.8
     assert row.scores["test/mrr"].mean == 0.3
-    assert (other.name, other.bytes) == ("linear64-binary, alpha 0.75, float queries", 8)
+    assert (other.name, other.bytes) == ("linear64-sign, alpha 0.75, float queries", 8)
     assert other.scores["dev/spearman"].mean == AT["asymmetric"] == other.scores["test/mrr"].mean
 
 
 def test_a_byte_of_product_codes_is_a_part():
-    fields = {"dim": 64, "part": 8, "precision": "product", "architecture": "linear"}
+    fields = {"dim": 64, "subvector_dim": 8, "quantizer": "product", "architecture": "linear"}
     (table,) = build_tables([searched(0.8, **fields)], {})
     rows = search_table.rows_from_table(table)
     assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
@@ -116,7 +116,7 @@ def test_a_byte_of_product_codes_is_a_part():
 
 
 def test_the_card_of_codes_says_what_float_queries_find():
-    (table,) = build_tables([searched(0.8, dim=64, precision="binary", architecture="linear")], {})
+    (table,) = build_tables([searched(0.8, dim=64, quantizer="sign", architecture="linear")], {})
     (row,) = table.rows
     text = "\n".join(model_card._results(ModelSelection("dev/spearman", row, row.runs[0], 1, [])))
     assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
@@ -139,8 +139,8 @@ def test_the_figure_has_every_method_where_its_bytes_are(table):
 
 
 def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
-    other = KIND._replace(objective="pearson")
-    bits = searched(0.9, dim=64, precision="binary", architecture="linear")
+    other = KIND._replace(loss="pearson")
+    bits = searched(0.9, dim=64, quantizer="sign", architecture="linear")
     (best,) = build_tables([replace(bits, kind=other)], {})
     figure = search_table.pareto_figure(search_table.rows_from_tables([table, best]))
     titles = ["dev", "test", "dev, its upper right, larger", "test, its upper right, larger"]
@@ -164,7 +164,7 @@ def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
 
 
 def test_points_of_one_size_are_not_joined(table):
-    codes = {"precision": "binary", "architecture": "linear"}
+    codes = {"quantizer": "sign", "architecture": "linear"}
     alike = build_tables([searched(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
     rows = search_table.rows_from_tables([table, *alike])
     for figure in (search_table.pareto_figure(rows), search_table.picture(rows)()):

@@ -23,15 +23,23 @@ from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.utils.disk_cache import write_atomic
 
 EPOCHS = 4
-LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01, "schedule": "cosine"}
+LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr_schedule": "cosine"}
 RECIPES = {
     "published": {},
     "ten numbers": {"dim": 10, "lr": 1e-3},
-    "signs": LINEAR | {"precision": "binary", "neighbourhood": 0.1},
-    "codes": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "components", "dim": 12, "part": 6},
-    "heads": LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head", "dim": 12},
-    "teachers": LINEAR | {"neighbourhood": 1, "nearest": 2, "teacher": "head"},
-    "wide": LINEAR | {"architecture": "wide", "neighbourhood": 1, "nearest": 2, "start": "head", "teacher": "head"},
+    "signs": LINEAR | {"quantizer": "sign", "neighbor_weight": 0.1},
+    "codes": LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "pca", "dim": 12, "subvector_dim": 6},
+    "heads": LINEAR
+    | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher", "teacher": "projection", "dim": 12},
+    "teachers": LINEAR | {"neighbor_weight": 1, "num_neighbors": 2, "teacher": "projection"},
+    "wide": LINEAR
+    | {
+        "architecture": "residual",
+        "neighbor_weight": 1,
+        "num_neighbors": 2,
+        "init": "teacher",
+        "teacher": "projection",
+    },
 }
 
 

@@ -76,7 +76,7 @@ def coded_weights(provenance) -> bytes:
     """Of a compressor that was trained as product codes."""
     codebooks = torch.randn(8, 256, 4, generator=torch.Generator().manual_seed(0)) / 6
     layers = uniform_layers((384, 32), np.random.default_rng(1))
-    recipe = Recipe(architecture="linear", precision="product")
+    recipe = Recipe(architecture="linear", quantizer="product")
     return serialize_checkpoint(
         CompressorNetwork(layers, ProductQuantizer(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
     )

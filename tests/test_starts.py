@@ -38,15 +38,15 @@ def test_components_of_a_head_are_of_its_directions():
     np.testing.assert_allclose(full.T @ full, slope.T @ slope, atol=1e-9)
 
 
-@pytest.mark.parametrize("precision", ["float32", "binary", "product"])
-@pytest.mark.parametrize("start", ["components", "head"])
-def test_a_compressor_begins_at_a_scale_and_keeps_the_cosines(precision, start):
-    recipe = Recipe(architecture="linear", start=start, precision=precision, dim=8)
-    given = head() if start == "head" else None
+@pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
+@pytest.mark.parametrize("init", ["pca", "teacher"])
+def test_a_compressor_begins_at_a_scale_and_keeps_the_cosines(quantizer, init):
+    recipe = Recipe(architecture="linear", init=init, quantizer=quantizer, dim=8)
+    given = head() if init == "teacher" else None
     ((weight, bias),) = initial_layers(recipe, VECTORS, generator(), given)
     assert weight.dtype == bias.dtype == torch.float32
     outputs = VECTORS @ weight.numpy().T + bias.numpy()
-    if precision == "float32":
+    if quantizer == "none":
         assert np.linalg.norm(outputs, axis=1).mean() == pytest.approx(1, abs=1e-5)
     else:
         assert np.sqrt(np.square(outputs).mean()) == pytest.approx(0.5, abs=1e-5)
@@ -59,23 +59,23 @@ def test_a_compressor_begins_at_a_scale_and_keeps_the_cosines(precision, start):
 
     np.testing.assert_allclose(cosines(outputs), cosines(expected), atol=1e-4)
     spread = outputs.var(0)
-    if precision == "binary":  # turned, so that no bit has all to say
+    if quantizer == "sign":  # turned, so that no bit has all to say
         assert spread.max() / spread.min() < 0.5 * expected.var(0).max() / expected.var(0).min()
-    if precision == "product":
-        parts = np.log(spread.reshape(-1, recipe.part)).sum(1)
-        assert np.ptp(parts) < np.ptp(np.log(np.sort(spread).reshape(-1, recipe.part)).sum(1))
+    if quantizer == "product":
+        parts = np.log(spread.reshape(-1, recipe.subvector_dim)).sum(1)
+        assert np.ptp(parts) < np.ptp(np.log(np.sort(spread).reshape(-1, recipe.subvector_dim)).sum(1))
 
 
 def test_seeds_turn_signs_in_ways_of_their_own():
-    recipe = Recipe(architecture="linear", start="components", precision="binary", dim=8)
+    recipe = Recipe(architecture="linear", init="pca", quantizer="sign", dim=8)
     first, second = (initial_layers(recipe, VECTORS, np.random.default_rng(seed))[0][0] for seed in (0, 1))
     assert not torch.allclose(first, second, atol=1e-2)
 
 
-@pytest.mark.parametrize("precision", ["float32", "binary", "product"])
-def test_a_wide_compressor_begins_as_the_linear_one(precision):
-    linear = Recipe(architecture="linear", start="head", precision=precision, dim=8)
-    wide = linear.model_copy(update={"architecture": "wide"})
+@pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
+def test_a_wide_compressor_begins_as_the_linear_one(quantizer):
+    linear = Recipe(architecture="linear", init="teacher", quantizer=quantizer, dim=8)
+    wide = linear.model_copy(update={"architecture": "residual"})
     ((weight, bias),) = initial_layers(linear, VECTORS, generator(), head())
     (first, first_bias), (second, second_bias) = initial_layers(wide, VECTORS, generator(), head())
     assert len(first) >= 1024 + 2 * 8

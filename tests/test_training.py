@@ -130,55 +130,66 @@ class Branched(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "precision", "part", "neighbourhood", "nearest", "start", "teacher", "others"),
+    ("architecture", "quantizer", "subvector_dim", "neighbor_weight", "num_neighbors", "init", "teacher", "unpaired"),
     [
-        ("linear", "float32", 4, 0.0, 0, "random", "encoder", 0),
-        ("linear", "float32", 4, 0.3, 0, "random", "encoder", 0),
-        ("linear", "float32", 4, 0.3, 2, "random", "encoder", 0),
-        ("linear", "float32", 4, 0.3, 2, "random", "encoder", 90),
-        ("linear", "binary", 4, 0.0, 0, "random", "encoder", 0),
-        ("linear", "binary", 4, 0.3, 0, "random", "encoder", 90),
-        ("linear", "product", 4, 0.3, 0, "head", "head", 0),
-        ("linear", "product", 2, 0.3, 3, "head", "head", 0),
-        ("wide", "float32", 4, 0.0, 0, "random", "encoder", 0),
-        ("wide", "binary", 4, 0.3, 0, "random", "encoder", 0),
-        ("wide", "product", 4, 0.3, 3, "head", "head", 90),
+        ("linear", "none", 4, 0.0, 0, "random", "encoder", 0),
+        ("linear", "none", 4, 0.3, 0, "random", "encoder", 0),
+        ("linear", "none", 4, 0.3, 2, "random", "encoder", 0),
+        ("linear", "none", 4, 0.3, 2, "random", "encoder", 90),
+        ("linear", "sign", 4, 0.0, 0, "random", "encoder", 0),
+        ("linear", "sign", 4, 0.3, 0, "random", "encoder", 90),
+        ("linear", "product", 4, 0.3, 0, "teacher", "projection", 0),
+        ("linear", "product", 2, 0.3, 3, "teacher", "projection", 0),
+        ("residual", "none", 4, 0.0, 0, "random", "encoder", 0),
+        ("residual", "sign", 4, 0.3, 0, "random", "encoder", 0),
+        ("residual", "product", 4, 0.3, 3, "teacher", "projection", 90),
     ],
 )
-def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
-    architecture, precision, part, neighbourhood, nearest, start, teacher, others, small_train, small_dev, monkeypatch
+def test_linear_and_residual_recipes_match_a_plain_autograd_loop(
+    architecture,
+    quantizer,
+    subvector_dim,
+    neighbor_weight,
+    num_neighbors,
+    init,
+    teacher,
+    unpaired,
+    small_train,
+    small_dev,
+    monkeypatch,
 ):
     """A linear layer, alone or with a branch, Pearson's correlation, AdamW, codes and neighbours, with autograd.
 
     Of sentences without scores there are some that are in no pair.
     """
-    monkeypatch.setattr("twinsqueeze.training.losses.DRAWN", 30)
+    monkeypatch.setattr("twinsqueeze.training.losses.SAMPLE_SIZE", 30)
     decay = 0.05 if architecture == "linear" else 0.0  # of what carries a layer past ReLU it would be another one
     recipe = Recipe(
-        architecture=architecture, objective="pearson", labels="linear", part=part, precision=precision,
-        neighbourhood=neighbourhood, nearest=nearest, start=start, teacher=teacher, temperature=0.1,
-        dim=8, epochs=3, lr=1e-3, weight_decay=decay, schedule="cosine", alpha=0.75, seed=7, device="cpu",
+        architecture=architecture, loss="pearson", label_transform="linear", subvector_dim=subvector_dim,
+        quantizer=quantizer, neighbor_weight=neighbor_weight, num_neighbors=num_neighbors, init=init, teacher=teacher,
+        neighbor_temperature=0.1,
+        dim=8, epochs=3, lr=1e-3, weight_decay=decay, lr_schedule="cosine", alpha=0.75, seed=7, device="cpu",
     )  # fmt: skip
     streams = SeedStreams.of(7)
     layer = nn.Linear(24, 8)
     known = torch.tensor(small_train.embeddings)
-    if others:
-        further = random_pairs(pairs=2, sentences=others, dimension=24, seed=9).embeddings
+    if unpaired:
+        further = random_pairs(pairs=2, sentences=unpaired, dimension=24, seed=9).embeddings
         small_train = replace(small_train, others=further)
         known = torch.cat([known, torch.tensor(further)])
-    if start == "random":
+    if init == "random":
         q, r = np.linalg.qr(streams.weights.normal(size=(24, 8)))
         layer.weight.data = torch.tensor((q * np.sign(np.diag(r))).T, dtype=torch.float32)
-        centre = known.mean(0) if precision == "binary" else torch.zeros(24)
+        centre = known.mean(0) if quantizer == "sign" else torch.zeros(24)
         layer.bias.data = -(layer.weight.data @ centre)
     else:
         (head,) = train_teachers([7], 2.0, small_train, torch.device("cpu"))
         linear = recipe.model_copy(update={"architecture": "linear"})
         ((weight, bias),) = initial_layers(linear, known.numpy(), streams.weights, head)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
-        codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), part, 7)
+        codebooks = fit_codebooks(functional.normalize(known @ weight.T + bias).numpy(), subvector_dim, 7)
     model: nn.Module = layer
-    if architecture == "wide":
+    if architecture == "residual":
         model = Branched(layer, streams.weights)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=15)
@@ -194,13 +205,15 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
         for row in streams.neighbourhoods.permutation(len(known)):
             cosine = known @ known[row]
             cosine[row] = torch.inf  # itself before all
-            found += [other for other in cosine.argsort(descending=True)[: nearest + 1].tolist() if other not in found]
+            found += [
+                other for other in cosine.argsort(descending=True)[: num_neighbors + 1].tolist() if other not in found
+            ]
         return found[:30]
 
     def measured(outputs: torch.Tensor) -> torch.Tensor:
-        if precision == "binary":
+        if quantizer == "sign":
             return Signs.apply(outputs)
-        return Levels.apply(functional.normalize(outputs, dim=1), codebooks) if precision == "product" else outputs
+        return Levels.apply(functional.normalize(outputs, dim=1), codebooks) if quantizer == "product" else outputs
 
     losses = []
     for _ in range(3):
@@ -218,15 +231,15 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
             loss = 1 - torch.corrcoef(torch.stack([cosine, label]))[0, 1]
             summed += loss.item() * len(rows)
             held = torch.tensor(clean)
-            if nearest:
+            if num_neighbors:
                 held = known[drawn()]
                 noise = 2 * streams.noise.random(held.shape, dtype=np.float32) - 1
                 compared = measured(model(held + torch.tensor(noise) * 0.75 / np.sqrt(24)))
-            if teacher == "head":
+            if teacher == "projection":
                 held = held @ head[0].T + head[1]
             apart = functional.kl_div(near(compared), near(held), log_target=True, reduction="batchmean")
             optimizer.zero_grad()
-            (loss + neighbourhood * apart).backward()
+            (loss + neighbor_weight * apart).backward()
             optimizer.step()
             schedule.step()
         losses.append(summed / 150)
@@ -242,9 +255,9 @@ def test_linear_and_wide_recipes_do_what_a_plain_loop_does(
     cosine = functional.cosine_similarity(ends[small_train.first], ends[small_train.second]).numpy()
     assert ours.history.clean_loss[-1] == pytest.approx(1 - stats.pearsonr(cosine, small_train.scores)[0], abs=1e-5)
     expected = functional.normalize(model(torch.from_numpy(small_dev.embeddings)).detach(), dim=1)
-    if precision == "binary":
+    if quantizer == "sign":
         expected = expected.sign()
-    elif precision == "product":
+    elif quantizer == "product":
         expected = Levels.apply(expected, codebooks)
     cosine = functional.cosine_similarity(expected[small_dev.first], expected[small_dev.second]).numpy()
     spearman = stats.spearmanr(cosine, small_dev.scores)[0]
@@ -268,22 +281,32 @@ def same_bits(a: TrainingResult, b: TrainingResult) -> bool:
     return all(weights + curves + dev)
 
 
-LINEAR = {"architecture": "linear", "objective": "pearson", "weight_decay": 0.01, "schedule": "cosine"}
-WIDE = LINEAR | {"architecture": "wide"}
+LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr_schedule": "cosine"}
+WIDE = LINEAR | {"architecture": "residual"}
 
 
 @pytest.mark.parametrize(
     ("dim", "fields"),
     [
         *((dim, {}) for dim in (8, 10, 32, 33, 128)),  # 10 and 33 are no multiples of a vector register
-        (33, LINEAR | {"neighbourhood": 0.1}),
-        (256, LINEAR | {"precision": "binary", "neighbourhood": 0.1, "batch_size": 64}),
-        (36, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head", "teacher": "head"}),
-        (48, LINEAR | {"precision": "product", "part": 8, "neighbourhood": 1, "start": "head"}),
-        (20, LINEAR | {"precision": "product", "neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
-        (32, LINEAR | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
-        (20, WIDE | {"neighbourhood": 1, "nearest": 3, "start": "head", "teacher": "head"}),
-        (33, WIDE | {"neighbourhood": 0.1}),
+        (33, LINEAR | {"neighbor_weight": 0.1}),
+        (256, LINEAR | {"quantizer": "sign", "neighbor_weight": 0.1, "batch_size": 64}),
+        (36, LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher", "teacher": "projection"}),
+        (48, LINEAR | {"quantizer": "product", "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"}),
+        (
+            20,
+            LINEAR
+            | {
+                "quantizer": "product",
+                "neighbor_weight": 1,
+                "num_neighbors": 3,
+                "init": "teacher",
+                "teacher": "projection",
+            },
+        ),
+        (32, LINEAR | {"neighbor_weight": 1, "num_neighbors": 3, "init": "teacher", "teacher": "projection"}),
+        (20, WIDE | {"neighbor_weight": 1, "num_neighbors": 3, "init": "teacher", "teacher": "projection"}),
+        (33, WIDE | {"neighbor_weight": 0.1}),
     ],
 )
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
@@ -302,7 +325,7 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
         assert same_bits(alone, same), (dim, len(grid))
 
 
-@pytest.mark.parametrize("fields", [{}, LINEAR | {"precision": "product", "neighbourhood": 1, "start": "head"}])
+@pytest.mark.parametrize("fields", [{}, LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher"}])
 def test_trainings_at_once_have_the_bits_of_each_alone(fields):
     """On one core each, where alone they have all of them."""
     train = random_pairs(pairs=600, sentences=500, dimension=384, seed=1)
@@ -326,7 +349,7 @@ def test_what_a_training_begins_with_does_not_depend_on_what_else_begins(monkeyp
         return result
 
     def begin(dim: int) -> None:
-        (recipe,) = replicas([0.0], [0], dim=dim, **LINEAR | {"precision": "product", "start": "components"})
+        (recipe,) = replicas([0.0], [0], dim=dim, **LINEAR | {"quantizer": "product", "init": "pca"})
         BatchedTrainer(recipe, [0.0], [0], train, torch.device("cpu"))
 
     monkeypatch.setattr("twinsqueeze.model.initialization.pca_layer", recorded)

@@ -20,7 +20,7 @@ from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.model.checkpoint import read_checkpoint
-from twinsqueeze.recipe import BEST, Recipe
+from twinsqueeze.recipe import Recipe, load_preset
 from twinsqueeze.utils.disk_cache import DiskCache
 
 EPOCHS = 12
@@ -302,7 +302,12 @@ def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_fold
 def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, pairs_folder, encoded):
     """Scores of the run, and of an evaluation of its model, from an index with the codebooks of the model's file."""
     # With a few synthetic sentences instead of thousands, which take minutes to encode.
-    fields = BEST | {"dataset": str(pairs_folder), "dim": 16, "device": "cpu", "synthetic": 300}
+    fields = load_preset("best") | {
+        "dataset": str(pairs_folder),
+        "dim": 16,
+        "device": "cpu",
+        "synthetic_sentences": 300,
+    }
     options = [text for name, value in fields.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     done = workplace.command("main", *options)
     assert "training: epoch 0 of 15, heads 20 of 20 epochs" in done.stderr or "training: epoch 15 of 15" in done.stderr
@@ -342,11 +347,11 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     monkeypatch.setattr("twinsqueeze.data.synthetic.WORDS", 300)
     fields = {
         "architecture": "linear",
-        "start": "components",
+        "init": "pca",
         "dim": "4",
         "epochs": "1",
         "lr": "1e-12",
-        "synthetic": "80",
+        "synthetic_sentences": "80",
     }
     options = [text for name, value in fields.items() for text in (f"--{name}", value)]
     code, _, err = run_here("train", "--dataset", str(pairs_folder), "--device", "cpu", *options)

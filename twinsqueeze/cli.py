@@ -13,11 +13,13 @@ import click
 from twinsqueeze import __version__
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import BEST, Recipe
+from twinsqueeze.recipe import PRESETS, Recipe, load_preset
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 Command = Callable[..., None]
+# Recipe fields that no preset sets.
+PRESET_INDEPENDENT = ("seed", "encoder", "dataset", "device")
 
 
 def run() -> None:
@@ -93,23 +95,24 @@ def _option_names(field: str) -> list[str]:
     return list(dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}", field]))
 
 
-def recipe_options(*names: str, **defaults: Any) -> Callable[[Command], Command]:
-    """An option for fields of the recipe, with its default and help; values are checked by the recipe.
+def recipe_options(*, preset: bool = False) -> Callable[[Command], Command]:
+    """Adds an option for every field of the recipe; the recipe validates the values.
 
     Args:
-        names: Of the fields, all of them where none is named.
-        defaults: Of fields whose default is not the recipe's.
+        preset: Whether the defaults are those of a preset, which `--recipe` names.
     """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(Recipe.model_fields.items()):
-            if names and name not in names:
-                continue
             kind = getattr(field.annotation, "__name__", "choice")
-            metavar = {"float": "NUMBER", "int": "INTEGER", "str": "TEXT", "Literal": "NAME"}.get(kind, "NAME")
-            default = f"{defaults.get(name, field.default)}"
+            metavar = {"float": "NUMBER", "int": "INTEGER", "str": "TEXT"}.get(kind, "NAME")
+            from_preset = preset and name not in PRESET_INDEPENDENT
+            default: str | None = f"{field.default}"
+            help_ = field.description
+            if from_preset:
+                default, help_ = None, f"{help_}  [default: the preset's]"
             command = click.option(
-                *_option_names(name), default=default, show_default=True, metavar=metavar, help=field.description
+                *_option_names(name), default=default, show_default=not from_preset, metavar=metavar, help=help_
             )(command)
         return command
 
@@ -166,17 +169,25 @@ def train_command(score_max: float | None, resume: bool, **fields: Any) -> None:
     _train(fields, score_max, on_test=False, resume=resume)
 
 
-@cli.command("best", epilog="Example: twinsqueeze best --dim 64 --epochs 60 --dataset stsb")
-@recipe_options("dim", "epochs", "seed", "encoder", "dataset", "device", **BEST)
+@cli.command("best", epilog="Example: twinsqueeze best --recipe best-16 --dataset stsb")
+@click.option(
+    *_option_names("recipe"),
+    default="best",
+    show_default=True,
+    metavar="NAME",
+    help=f"The preset: {', '.join(PRESETS)}. Other options override its fields.",
+)
+@recipe_options(preset=True)
 @resume_option
 @score_max_option
-def best_command(score_max: float | None, resume: bool, **fields: Any) -> None:
-    """Train the best recipe that was found, product codes of 32 bytes, and evaluate it on dev and test.
+def best_command(recipe: str, score_max: float | None, resume: bool, **fields: Any) -> None:
+    """Train a preset recipe and evaluate it on dev and test.
 
-    The recipe is in experiments/best.yaml, and what it does beside others in the README. A quarter of dim are the bytes
-    of a vector; at 64 it gains by 60 epochs.
+    The presets are in twinsqueeze/recipes/. best: 32 bytes per vector; best-16: 16 bytes; search and search-16: the
+    same sizes for search in text that differs from STS-B; floats: float32 vectors; published: the defaults of main.
     """
-    _train({**BEST, **fields}, score_max, on_test=True, resume=resume)
+    given = {name: value for name, value in fields.items() if value is not None}
+    _train(load_preset(recipe) | given, score_max, on_test=True, resume=resume)
 
 
 def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, resume: bool) -> None:

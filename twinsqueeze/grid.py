@@ -8,67 +8,78 @@ from typing import Any
 import yaml
 
 from twinsqueeze.errors import InputError, one_line, truncate_repr
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe import Recipe, load_preset
 
 MAX_COMBINATIONS = 2000
-# Characters of a grid: PyYAML takes a second for a tenth of a million, so a wrong file must not be read through.
-MAX_GRID = 100_000
+# PyYAML parses 100,000 characters in about a second, so a wrong file must not be parsed as a whole.
+MAX_CHARACTERS = 100_000
 
 
 class _GridLoader(yaml.SafeLoader):
-    """YAML's safe part without aliases: merged ones of merged ones would grow without end in a few lines."""
+    """PyYAML's safe loader without aliases, whose nesting can grow exponentially."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name), which grids do without: write the value")
+            raise yaml.YAMLError("aliases (*name) are not supported: write the value")
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
+
+
+def load_grid(file: str, **overrides: Any) -> list[Recipe]:
+    """Returns the recipes of a grid: every combination of its values, the first field varying slowest.
+
+    Args:
+        file: A YAML mapping of recipe fields to a value or a list of values. `recipe` names a preset as the base;
+            without it, the other fields have their defaults.
+        overrides: Fields that replace those of the file.
+
+    Raises:
+        InputError: If the file can't be read, is not such a mapping, or has more than 2,000 combinations.
+    """
+    content = _read_mapping(file)
+    try:
+        base = load_preset(str(content.pop("recipe"))) if "recipe" in content else {}
+        values = {_field_name(name): value if isinstance(value, list) else [value] for name, value in content.items()}
+        values |= {name: [value] for name, value in overrides.items()}
+        return _combine(base, values)
+    except InputError as error:
+        raise InputError(f"grid {file!r}: {error}") from None
+
+
+def _read_mapping(file: str) -> dict[Any, Any]:
+    try:
+        with Path(file).open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
+        content = _GridLoader(text).get_single_data() if len(text) <= MAX_CHARACTERS else None
+    except FileNotFoundError:
+        raise InputError(f"grid {file!r} not found: pass a YAML file such as experiments/published.yaml") from None
+    except Exception as error:  # PyYAML also raises IndexError, KeyError, AttributeError and RecursionError
+        raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"grid {file!r} is longer than {MAX_CHARACTERS:,} characters: it is not a grid")
+    if not isinstance(content, dict):
+        state = "is empty" if content is None else "is not a mapping"
+        raise InputError(
+            f"grid {file!r} {state}: map fields of the recipe to a value or a list of values, as in `alpha: [0, 0.75]`"
+        )
+    return content
 
 
 def _field_name(name: object) -> str:
     return name if isinstance(name, str) else truncate_repr(name)
 
 
-def load_grid(file: str, **fixed: Any) -> list[Recipe]:
-    """The recipes of a grid: every combination of its values, the first field varying slowest.
-
-    Args:
-        file: A YAML mapping of the recipe's fields to a value or a list of values; the rest has its default.
-        fixed: Fields that override the file's.
-
-    Raises:
-        InputError: If the file can't be read, is no such mapping, or has more than 2,000 combinations.
-    """
-    try:
-        with Path(file).open(encoding="utf-8") as stream:
-            text = stream.read(MAX_GRID + 1)
-        if len(text) > MAX_GRID:
-            raise InputError(f"grid {file!r} is longer than {MAX_GRID:,} characters, which no grid is")
-        content = _GridLoader(text).get_single_data()
-    except FileNotFoundError:
-        raise InputError(f"grid {file!r} is not there: name a YAML file such as experiments/published.yaml") from None
-    except InputError:
-        raise
-    except Exception as error:  # its parser lets IndexError, KeyError, AttributeError and RecursionError through
-        raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        what = "is empty" if content is None else "is no mapping"
+def _combine(base: dict[str, Any], values: dict[str, list[Any]]) -> list[Recipe]:
+    for name, options in values.items():
+        if not options:
+            raise InputError(f"{name} has no value")
+    count = math.prod(map(len, values.values()))
+    if count > MAX_COMBINATIONS:
         raise InputError(
-            f"grid {file!r} {what}: it gives fields of the recipe a value or a list of values, as in `alpha: [0, 0.75]`"
+            f"{count:,} combinations are more than {MAX_COMBINATIONS:,}: split the grid into several files"
         )
-    values = {_field_name(name): value if isinstance(value, list) else [value] for name, value in content.items()}
-    values |= {name: [value] for name, value in fixed.items()}
-    try:
-        for name, options in values.items():
-            if not options:
-                raise InputError(f"{name} has no value")
-        count = math.prod(map(len, values.values()))
-        if count > MAX_COMBINATIONS:
-            raise InputError(f"{count:,} combinations are more than {MAX_COMBINATIONS:,}: cut it into several files")
-        recipes = [Recipe.parse(dict(zip(values, some, strict=True))) for some in product(*values.values())]
-        for name, options in values.items():
-            if len({getattr(recipe, name) for recipe in recipes}) < len(options):
-                raise InputError(f"{name} has the same value twice: {', '.join(map(truncate_repr, options))}")
-    except InputError as error:
-        raise InputError(f"grid {file!r}: {error}") from None
+    recipes = [Recipe.parse(base | dict(zip(values, some, strict=True))) for some in product(*values.values())]
+    for name, options in values.items():
+        if len({getattr(recipe, name) for recipe in recipes}) < len(options):
+            raise InputError(f"{name} has the same value twice: {', '.join(map(truncate_repr, options))}")
     return recipes

@@ -1,20 +1,45 @@
-"""Every hyperparameter of a training, with its default, its bounds and its help text.
+"""Every hyperparameter of a training, with its default, its bounds and its help text, and the named presets.
 
-The recipe is the one place of these facts: the commands take their options from it, MLproject is tested against it, and
+The recipe is the only place of these facts: commands derive their options from it, MLproject is tested against it, and
 MLflow's parameters are its fields.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, truncate_repr
 
 MAX_SEED = 2**31 - 1
+# The presets in twinsqueeze/recipes/. `published` has the defaults.
+PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
+# Storage format of compressed vectors, by the quantizer of the recipe.
+QUANTIZER_PRECISIONS = {"none": "float32", "product": "product", "sign": "binary"}
+# Label of rows that compare float32 queries with stored codes, as a search does.
+FLOAT_QUERIES = "float queries"
+# Bytes of the product quantizer whose search is timed.
+TIMED_QUANTISER = 32
+
+
+def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None) -> int:
+    """Returns the bytes of a stored vector.
+
+    Args:
+        precision: float32, int8, product, binary or ubinary.
+        dim: Dimension of the vector.
+        subvector_dim: Dimensions per byte of product codes; required for `product` only.
+    """
+    if precision == "product":
+        assert subvector_dim
+        return dim // subvector_dim
+    bits = {"float32": 32, "int8": 8, "binary": 1, "ubinary": 1}[precision]
+    return -(-bits * dim // 8)
 
 
 def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
@@ -23,9 +48,15 @@ def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
 
 
 class Recipe(BaseModel):
-    """What one training is made of; equal recipes on equal data give equal weights on one machine.
+    """The hyperparameters of one training; equal recipes on equal data give equal weights on one machine.
 
-    Text is accepted for numbers, since MLflow and the command line hand over text.
+    Numbers may be given as text, since MLflow and the command line pass text.
+
+    Example:
+        >>> Recipe(alpha=0.5, dim=16).name
+        'mlp16-alpha0.5-seed0'
+        >>> Recipe.preset("best", seed=1).bytes_per_vector
+        32
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,122 +64,119 @@ class Recipe(BaseModel):
     alpha: float = _field(
         0.75,
         "a finite number of at least 0",
-        "Strength of the NEFTune-style noise: every training step adds U(-1, 1) * alpha / sqrt(d) to each of the d "
-        "numbers of a sentence's unit vector, a noise of norm about alpha / sqrt(3). 0 trains without noise.",
+        "Strength of the NEFTune-style noise. Every training step adds U(-1, 1) * alpha / sqrt(d) to each of the d "
+        "components of a sentence's unit vector: noise of norm about alpha / sqrt(3). 0 trains without noise.",
         ge=0,
         allow_inf_nan=False,
     )
     dim: int = _field(
         32,
         "a whole number of at least 2 (the cosine of one-dimensional vectors is -1 or 1)",
-        "Numbers in a compressed vector, at most the encoder's.",
+        "Output dimension; at most the encoder's dimension.",
         ge=2,
     )
     epochs: int = _field(
-        200,
-        "a whole number of at least 1",
-        "Passes over the training pairs; the last epoch's weights are kept.",
-        ge=1,
+        200, "a whole number of at least 1", "Passes over the training pairs. The last epoch's weights are used.", ge=1
     )
-    batch_size: int = _field(32, "a whole number of at least 1", "Sentence pairs in a training step.", ge=1)
+    batch_size: int = _field(32, "a whole number of at least 1", "Sentence pairs per training step.", ge=1)
     lr: float = _field(2e-4, "a finite number above 0", "Adam's learning rate.", gt=0, allow_inf_nan=False)
-    schedule: Literal["constant", "cosine", "linear"] = _field(
+    lr_schedule: Literal["constant", "cosine", "linear"] = _field(
         "constant",
         "constant, cosine or linear",
-        "How the learning rate goes on from lr. cosine: lr * (1 + cos(pi * t)) / 2, linear: lr * (1 - t), where t is "
-        "the share of the steps that are done.",
+        "Learning rate schedule, where t is the fraction of steps done. constant: lr; cosine: "
+        "lr * (1 + cos(pi * t)) / 2; linear: lr * (1 - t).",
     )
     weight_decay: float = _field(
         0.0,
         "a finite number of at least 0",
-        "Decoupled weight decay, AdamW's: every step takes lr * weight_decay of each weight away. 0 is Adam.",
+        "Decoupled weight decay as in AdamW: every step subtracts lr * weight_decay of each weight. 0 is Adam.",
         ge=0,
         allow_inf_nan=False,
     )
     seed: int = _field(
         0,
         f"a whole number from 0 to {MAX_SEED}",
-        "Fixes the initial weights, the order of the pairs, the noise and whose neighbourhoods are drawn, each by a "
+        "Seeds the initial weights, the order of pairs, the noise and the sampled neighborhoods, each in a random "
         "stream of its own.",
         ge=0,
         le=MAX_SEED,
     )
-    architecture: Literal["mlp", "linear", "wide"] = _field(
+    architecture: Literal["mlp", "linear", "residual"] = _field(
         "mlp",
-        "mlp, linear or wide",
-        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; wide: "
-        "d -> 1024 + 2 * dim -> dim with ReLU between, which begins as the linear layer would.",
+        "mlp, linear or residual",
+        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; residual: a linear "
+        "layer plus a branch of 1024 ReLU units whose output starts at zero.",
     )
-    start: Literal["random", "components", "head"] = _field(
+    init: Literal["random", "pca", "teacher"] = _field(
         "random",
-        "random, or for a linear or wide compressor components or head",
-        "Weights before training. random: PyTorch's for mlp, else orthogonal rows. components: the first principal "
-        "components of the train sentences' vectors. head: those of a linear layer of all d numbers that is trained "
-        "on the scores before.",
+        "random, or for a linear or residual compressor pca or teacher",
+        "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
+        "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
+        "d -> d linear projection that is first trained on the scores.",
     )
-    part: int = _field(
+    subvector_dim: int = _field(
         4,
         "a whole number of at least 1",
-        "Numbers that product codes make one byte of; nothing where there are none. Longer parts cover more numbers in "
-        "as many bytes, each less exactly.",
+        "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.",
         ge=1,
     )
-    precision: Literal["float32", "product", "binary"] = _field(
-        "float32",
-        "float32 or binary, or product for a linear or wide compressor whose dim is a multiple of part",
-        "What vectors are trained and measured as, through the quantiser. product: each part becomes one of 256 "
-        "centroids, a byte; binary: the signs, a bit each.",
+    quantizer: Literal["none", "product", "sign"] = _field(
+        "none",
+        "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
+        "Quantizer that the vectors are trained and evaluated with. none: float32; product: each subvector becomes "
+        "one of 256 centroids, a byte; sign: the signs, one bit each.",
     )
-    objective: Literal["mse", "pearson"] = _field(
+    loss: Literal["mse", "pearson"] = _field(
         "mse",
         "mse or pearson",
-        "Training loss. mse: mean squared error of the twins' cosine to the label; pearson: 1 less Pearson's "
-        "correlation of cosines and labels in the batch.",
+        "Training loss. mse: mean squared error of the pair's cosine to the label; pearson: 1 - Pearson correlation "
+        "of cosines and labels in the batch.",
     )
-    neighbourhood: float = _field(
+    neighbor_weight: float = _field(
         0.0,
         "a finite number of at least 0",
-        "Weight of the neighbourhood loss, which keeps who is near whom. 0 leaves it out.",
+        "Weight of the neighborhood loss: the KL divergence between the softmax of the teacher's cosines and that of "
+        "the compressed cosines. 0 disables it.",
         ge=0,
         allow_inf_nan=False,
     )
-    nearest: int = _field(
+    num_neighbors: int = _field(
         0,
         "a whole number from 0 to 100",
-        "Whom the neighbourhood loss compares. 0: the sentences of a batch's pairs; n: 512 of the train split, "
-        "drawn with the n that the encoder puts nearest to each.",
+        "Sentences that the neighborhood loss compares. 0: those of the batch; n: 512 sampled train sentences, each "
+        "sampled with its n nearest neighbors by the encoder.",
         ge=0,
         le=100,
     )
-    synthetic: int = _field(
+    synthetic_sentences: int = _field(
         0,
         "a whole number from 0 to 100000",
-        "Sentences that the project makes of the encoder's own words, which join those of the train split in all that "
-        "needs no scores: what weights and centroids begin with, and the neighbourhood loss's n nearest.",
+        "Synthetic sentences, made of the encoder's vocabulary. They join the train sentences where no scores are "
+        "needed: initial weights, centroids, and the sampled neighborhoods.",
         ge=0,
         le=100_000,
     )
-    temperature: float = _field(
+    neighbor_temperature: float = _field(
         0.05,
         "a finite number above 0",
-        "Of the neighbourhood loss: cosines count as exp(cosine / temperature).",
+        "Temperature of the neighborhood loss: softmax(cosine / temperature).",
         gt=0,
         allow_inf_nan=False,
     )
-    teacher: Literal["encoder", "head"] = _field(
+    teacher: Literal["encoder", "projection"] = _field(
         "encoder",
-        "encoder or head",
-        "Whose neighbourhoods are kept: the encoder's, or those of a linear layer of all d numbers that is trained on "
-        "the scores before.",
+        "encoder or projection",
+        "Teacher of the neighborhood loss: the encoder, or a d -> d linear projection that is first trained on the "
+        "scores.",
     )
-    head_alpha: float = _field(
+    teacher_alpha: float = _field(
         2.0,
         "a finite number of at least 0",
-        "Strength of the noise in the training of that linear layer of all d numbers; nothing where there is none.",
+        "Strength of the noise while that projection is trained. Ignored if the recipe needs none.",
         ge=0,
         allow_inf_nan=False,
     )
-    labels: Literal["tanh", "linear"] = _field(
+    label_transform: Literal["tanh", "linear"] = _field(
         "tanh",
         "tanh or linear",
         "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5.",
@@ -156,132 +184,122 @@ class Recipe(BaseModel):
     encoder: str = _field(
         "all-MiniLM-L6-v2",
         "the name of a sentence-transformers model or the path of its folder",
-        "The frozen sentence encoder: a sentence-transformers name or a folder. The default's weights are installed "
-        "with the package.",
+        "Frozen sentence encoder: a sentence-transformers name or a folder. The default's weights are installed with "
+        "the package.",
         min_length=1,
     )
     dataset: str = _field(
         "auto",
         "auto, stsb, demo, a Hub id or the path of a folder",
-        "Scored sentence pairs. stsb: STS-B from the Hub; demo: bundled pairs, no benchmark; a Hub id; a folder with "
-        "train, dev and test as .csv, .tsv, .jsonl or .parquet. auto: stsb if it can be had within 5 s, else demo.",
+        "Scored sentence pairs. stsb: STS-B from the Hub; demo: bundled pairs, not a benchmark; a Hub id; a folder "
+        "with train, dev and test as .csv, .tsv, .jsonl or .parquet. auto: stsb if it is cached or the Hub answers "
+        "within 5 s, demo otherwise.",
         min_length=1,
     )
     device: Literal["auto", "cpu", "cuda"] = _field(
-        "auto", "auto, cpu or cuda", "Where to train. auto: cuda if there is one, else cpu."
+        "auto", "auto, cpu or cuda", "Training device. auto: cuda if available, cpu otherwise."
     )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
+    def _refuse_bool(cls, value: Any) -> Any:
         if isinstance(value, bool):  # YAML's yes and on would pass for 1
             raise ValueError("a truth value")
         return value
 
-    @field_validator("start", "precision")
+    @field_validator("init", "quantizer")
     @classmethod
-    def _fits_the_architecture(cls, value: str, info: ValidationInfo) -> str:
-        if value in {"components", "head", "product"} and info.data.get("architecture") == "mlp":
-            raise ValueError("only linear layers begin with what train sentences have")
-        if value == "product" and info.data.get("dim", 0) % info.data.get("part", 1):
-            raise ValueError("parts are whole")
+    def _check_architecture(cls, value: str, info: ValidationInfo) -> str:
+        if value in {"pca", "teacher", "product"} and info.data.get("architecture") == "mlp":
+            raise ValueError("needs a linear or residual compressor")
+        if value == "product" and info.data.get("dim", 0) % info.data.get("subvector_dim", 1):
+            raise ValueError("dim is not a multiple of subvector_dim")
         return value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """The recipe of `values`, defaults filled in.
+        """Returns the recipe of `values`, with defaults for the rest.
 
         Raises:
-            InputError: For the first value that is out of bounds or names no field of the recipe.
+            InputError: For the first value that is out of bounds or is not a field of the recipe.
         """
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise InputError(_format_error(error, cls.model_fields)) from None
 
-    def validate_dim(self, dimension: int) -> None:
-        """Raises an `InputError` if `dim` is more than the encoder's vectors have."""
-        if self.dim > dimension:
-            raise InputError(f"dim must be at most {dimension}, the numbers of the encoder's vectors, not {self.dim}")
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """Returns a preset recipe.
+
+        Args:
+            name: One of `PRESETS`.
+            overrides: Fields that replace those of the preset.
+
+        Raises:
+            InputError: If there is no such preset, or a value is out of bounds.
+        """
+        return cls.parse({**load_preset(name), **overrides})
+
+    def validate_dim(self, encoder_dim: int) -> None:
+        """Raises an `InputError` if `dim` exceeds the dimension of the encoder."""
+        if self.dim > encoder_dim:
+            raise InputError(f"dim must be at most {encoder_dim}, the dimension of the encoder, not {self.dim}")
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a linear layer of all of the encoder's numbers is trained before the compressor."""
-        return self.start == "head" or (self.teacher == "head" and self.neighbourhood > 0)
+        """Whether a d -> d projection is trained on the scores before the compressor."""
+        return self.init == "teacher" or (self.teacher == "projection" and self.neighbor_weight > 0)
 
     @property
     def digest(self) -> str:
-        """16 hex digits over all fields but dataset and device.
+        """16 hex digits over all fields except dataset and device.
 
-        Pairs have a digest of their own, whatever they are called here, and the device is how a result is computed and
-        not what is asked.
+        Pairs have a digest of their own, and the device is how a result is computed, not what is computed.
         """
         text = json.dumps(self.model_dump(exclude={"dataset", "device"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
-        """What a run is called, such as `mlp32-alpha0.75-seed0`."""
+        """The name of its run, such as `mlp32-alpha0.75-seed0`."""
         return f"{self.compressor_name}-alpha{self.alpha:g}-seed{self.seed}"
 
     @property
     def compressor_name(self) -> str:
-        """The compressor without noise and seed, such as `mlp32`, `linear256-binary` or `linear128-product4`."""
-        precision = {"float32": "", "product": f"-product{self.part}"}.get(self.precision, f"-{self.precision}")
-        return f"{self.architecture}{self.dim}{precision}"
+        """The compressor without noise and seed, such as `mlp32`, `linear256-sign` or `linear128-product4`."""
+        suffix = {"none": "", "product": f"-product{self.subvector_dim}", "sign": "-sign"}[self.quantizer]
+        return f"{self.architecture}{self.dim}{suffix}"
 
     @property
-    def vector_bytes(self) -> int:
-        """Bytes of a compressed vector as it is measured."""
-        return bytes_per_vector(self.precision, self.dim, self.part)
+    def precision(self) -> str:
+        """Storage format that its vectors are evaluated in: float32, product or binary."""
+        return QUANTIZER_PRECISIONS[self.quantizer]
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Bytes of a compressed vector in that format."""
+        return bytes_per_vector(self.precision, self.dim, self.subvector_dim)
 
 
-# What `best` trains: experiments/best.yaml has its seeds and sizes, experiments/LOG.md how it was found.
-BEST: dict[str, Any] = {
-    "architecture": "linear",
-    "start": "head",
-    "precision": "product",
-    "dim": 128,
-    "objective": "pearson",
-    "labels": "linear",
-    "teacher": "head",
-    "neighbourhood": 0.5,
-    "synthetic": 12_000,
-    "temperature": 0.07,
-    "alpha": 0.0,
-    "lr": 1e-3,
-    "schedule": "linear",
-    "batch_size": 256,
-    "epochs": 15,
-}
+def load_preset(name: str) -> dict[str, Any]:
+    """Returns the fields of a preset that differ from the defaults.
+
+    Raises:
+        InputError: If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"recipe must be one of {', '.join(PRESETS)}, not {truncate_repr(name)}")
+    text = files("twinsqueeze").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    fields: dict[str, Any] = yaml.safe_load(text)
+    return fields
 
 
 def _format_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if name not in fields:
-        return f"{truncate_repr(name)} is no field of the recipe; the fields are {', '.join(fields)}"
+        return f"{truncate_repr(name)} is not a field of the recipe; the fields are {', '.join(fields)}"
     extra = fields[name].json_schema_extra
     assert isinstance(extra, dict)
     return f"{name} must be {extra['allowed']}, not {truncate_repr(first['input'])}"
-
-
-# Said of rows where queries that are not quantised are compared with stored vectors, as in a search of codes.
-FLOAT_QUERIES = "float queries"
-# The product quantiser of FAISS's whose search is timed.
-TIMED_QUANTISER = 32
-
-
-def bytes_per_vector(precision: str, dim: int, part: int | None = None) -> int:
-    """Bytes of a compressed vector.
-
-    Args:
-        precision: What it is stored as.
-        dim: Its numbers.
-        part: How many of them product codes make one byte of; needed for product alone.
-    """
-    if precision == "product":
-        assert part
-        return dim // part
-    bits = {"float32": 32, "int8": 8, "binary": 1, "ubinary": 1}[precision]
-    return -(-bits * dim // 8)

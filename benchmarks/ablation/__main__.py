@@ -127,7 +127,8 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         split: [torch.from_numpy(encoder.encode(s)) for s in (pairs.sentence1, pairs.sentence2)]
         for split, pairs in data.items()
     }
-    labels = {split: scores_to_labels(np.asarray(pairs.scores), recipe.labels) for split, pairs in data.items()}
+    wanted = recipe.label_transform
+    labels = {split: scores_to_labels(np.asarray(pairs.scores), wanted) for split, pairs in data.items()}
     torch.manual_seed(recipe.seed)
     dimension = vectors["train"][0].shape[1]
     model = nn.Sequential(
@@ -176,7 +177,7 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         mlflow.log_figure(run_plots.loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png")
         later = ("dev", "test")
         scatter = run_plots.predicted_against_label(
-            {s: labels[s] for s in later}, {s: predicted[s] for s in later}, recipe.labels
+            {s: labels[s] for s in later}, {s: predicted[s] for s in later}, recipe.label_transform
         )
         mlflow.log_figure(scatter, "scatter.png")
         errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}

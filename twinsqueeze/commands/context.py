@@ -47,7 +47,7 @@ class ExperimentContext:
         Raises:
             InputError: If the encoder gives nothing to make sentences of.
         """
-        count = recipe.synthetic
+        count = recipe.synthetic_sentences
         if count not in self._training_pairs:
             pairs = self.encoded["train"]
             if count:

@@ -85,7 +85,7 @@ def evaluate(
     if search_vectors:
         check_train(len(material.encoded["train"].embeddings))
     with start_run(f"{title}-{split}", "evaluation") as run:
-        given = {"model": model, "split": split, "encoder": encoder, "labels": recipe.labels}
+        given = {"model": model, "split": split, "encoder": encoder, "label_transform": recipe.label_transform}
         trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
         run.params(
             trained
@@ -99,12 +99,12 @@ def evaluate(
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",
             dim=compressor.dim,
             precision=compressor.precision,
-            bytes=compressor.vector_bytes,
-            assessments={split: material.evaluator(split, recipe.labels)(compressor.to(where), ranges)},
-            baselines=material.baselines([split], recipe.labels, compressor.dim),
+            bytes=compressor.bytes_per_vector,
+            assessments={split: material.evaluator(split, recipe.label_transform)(compressor.to(where), ranges)},
+            baselines=material.baselines([split], recipe.label_transform, compressor.dim),
             costs=_time_search(compressor, ranges, material, search_vectors) if search_vectors else (),
         )
-        run_recording.record_evaluation(run, outcome, material, recipe.labels, split, found.model_id)
+        run_recording.record_evaluation(run, outcome, material, recipe.label_transform, split, found.model_id)
     run_recording.print_summary(run, outcome, material, None)
 
 

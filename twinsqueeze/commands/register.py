@@ -164,7 +164,7 @@ def _register(
         TRAINED_RUN: run_id,
         DATASET_DIGEST: material.data.digest,
         model_registry.DEV_DIGEST: material.data.splits[SPLIT].digest,
-        model_registry.LABELS: candidate.provenance.recipe.labels,
+        model_registry.LABELS: candidate.provenance.recipe.label_transform,
     }
     return model_registry.add_version(model_id, card, tags)
 

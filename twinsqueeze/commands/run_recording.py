@@ -109,8 +109,10 @@ def evaluate_and_log_training(
         int8_ranges=int8_calibration_ranges(placed.compress(train).cpu().numpy()),
     )
     splits = [split for split in material.encoded if split != "train"]
-    assessments = {split: material.evaluator(split, recipe.labels)(placed, provenance.int8_ranges) for split in splits}
-    train_losses = pair_losses(placed, material.encoded["train"], recipe.labels)
+    assessments = {
+        split: material.evaluator(split, recipe.label_transform)(placed, provenance.int8_ranges) for split in splits
+    }
+    train_losses = pair_losses(placed, material.encoded["train"], recipe.label_transform)
     outcome = RunResult(
         title=recipe.name,
         text=(
@@ -126,14 +128,14 @@ def evaluate_and_log_training(
         ),
         dim=recipe.dim,
         precision=recipe.precision,
-        bytes=recipe.vector_bytes,
+        bytes=recipe.bytes_per_vector,
         assessments=assessments,
-        baselines=material.baselines(splits, recipe.labels, recipe.dim),
+        baselines=material.baselines(splits, recipe.label_transform, recipe.dim),
     )
     history = fitted.history
     drawings: dict[str, Drawing] = {
-        "loss_curves": partial(run_plots.loss_curves, history.loss, history.clean_loss, history.dev, recipe.objective),
-        **_drawings(outcome, recipe.labels, {"train": train_losses, "dev": assessments["dev"].losses}),
+        "loss_curves": partial(run_plots.loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss),
+        **_drawings(outcome, recipe.label_transform, {"train": train_losses, "dev": assessments["dev"].losses}),
     }
     example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
     with run.figures(drawings, draw):

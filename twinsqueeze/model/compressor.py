@@ -35,7 +35,7 @@ def layer_sizes(architecture: str, encoder_dimension: int, dim: int) -> tuple[in
         return (encoder_dimension, *MLP_HIDDEN, dim)
     if architecture == "linear":
         return (encoder_dimension, dim)
-    if architecture == "wide":
+    if architecture == "residual":
         carrying = 2 * dim + -2 * dim % ALIGNMENT
         return (encoder_dimension, carrying + WIDE_HIDDEN, dim)
     raise ValueError(f"unknown architecture {architecture!r}")
@@ -188,7 +188,7 @@ class CompressorNetwork:
         return self.quantiser.part if isinstance(self.quantiser, ProductQuantizer) else None
 
     @property
-    def vector_bytes(self) -> int:
+    def bytes_per_vector(self) -> int:
         """Bytes of a compressed vector as it is measured."""
         return bytes_per_vector(self.precision, self.dim, self.part)
 

@@ -38,7 +38,7 @@ def initial_layers(
 
 
 def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Generator, head: Layer | None) -> Layer:
-    if recipe.start == "random":
+    if recipe.init == "random":
         # Signs tell most where half the sentences are on either side.
         centre = None if recipe.precision == "float32" else vectors.mean(0)
         return orthogonal_layer((vectors.shape[1], recipe.dim), generator, centre)
@@ -49,7 +49,7 @@ def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Gene
         return _layer(weight * scale, bias * scale)
     scale = QUANTISED_SCALE / np.sqrt(np.square(outputs).mean())
     if recipe.precision == "product":
-        order = balance_subspaces(variances.tolist(), recipe.part)
+        order = balance_subspaces(variances.tolist(), recipe.subvector_dim)
         return _layer(weight[order] * scale, bias[order] * scale)
     # A sign says as little of the first component as of the last one.
     rotation = _orthogonal(generator, recipe.dim, recipe.dim) * scale

@@ -57,7 +57,7 @@ class ModelSelection:
 def sizes(recipe: Recipe) -> dict[str, int]:
     """Bytes of a compressed vector as it was trained and as sentence-transformers can keep it."""
     kept_as = {precision: bytes_per_vector(precision, recipe.dim) for precision in PRECISIONS}
-    return {recipe.precision: recipe.vector_bytes, **kept_as}
+    return {recipe.precision: recipe.bytes_per_vector, **kept_as}
 
 
 def render_model_card(
@@ -119,7 +119,7 @@ def _trained_as(recipe: Recipe) -> str:
         "compressor.safetensors.",
     }[recipe.precision]
     return (
-        f"It was trained to be kept as {recipe.precision}, {recipe.vector_bytes:,} bytes a vector, and all figures "
+        f"It was trained to be kept as {recipe.precision}, {recipe.bytes_per_vector:,} bytes a vector, and all figures "
         f"below are of such vectors, both of a pair, but for rows with {FLOAT_QUERIES}: {what}"
     )
 
@@ -173,7 +173,7 @@ def _quantised(choice: ModelSelection) -> str | None:
     """The recipe's vectors in fewer bytes or with float queries, means over seeds; None where that was not measured."""
     recipe = choice.row.recipe
     forms = {precision: (precision, bytes_per_vector(precision, recipe.dim)) for precision in PRECISIONS[1:]}
-    forms[ASYMMETRIC] = f"{recipe.precision}, {FLOAT_QUERIES}", recipe.vector_bytes
+    forms[ASYMMETRIC] = f"{recipe.precision}, {FLOAT_QUERIES}", recipe.bytes_per_vector
     rows = []
     for compared, (form, size) in forms.items():
         names = [

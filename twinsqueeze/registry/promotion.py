@@ -71,7 +71,7 @@ def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelec
             "name one with --dataset, or an experiment with runs on one alone"
         )
     score = metric.removeprefix(f"{SPLIT}/")
-    if score != "spearman" and len({run.recipe.labels for run in runs}) > 1:
+    if score != "spearman" and len({run.recipe.label_transform for run in runs}) > 1:
         raise InputError(
             f"the experiment has runs to different labels, where {metric} can't be compared: dev/spearman can"
         )
@@ -135,7 +135,7 @@ def compare_with_champion(
     if champion is None:
         return PromotionDecision(promoted=True, text="There was no champion to compare it with.", figures={})
     digest = material.data.splits[SPLIT].digest
-    labels = candidate.provenance.recipe.labels
+    labels = candidate.provenance.recipe.label_transform
     name = choice.metric.removeprefix(f"{SPLIT}/")
     apart = None
     if champion.tags.get(model_registry.DEV_DIGEST) != digest:

@@ -25,8 +25,8 @@ SELECTION_METRIC = "dev/spearman"
 SEARCH_COST = "search_cost"
 # What tells compressors of one name from each other.
 DISTINGUISHING_FIELDS = (
-    "epochs", "batch_size", "lr", "schedule", "weight_decay", "start", "neighbourhood", "nearest", "synthetic",
-    "temperature", "teacher", "head_alpha", "part",
+    "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init", "neighbor_weight", "num_neighbors",
+    "synthetic_sentences", "neighbor_temperature", "teacher", "teacher_alpha", "subvector_dim",
 )  # fmt: skip
 
 
@@ -57,8 +57,8 @@ class ComparisonKey(NamedTuple):
     dataset_digest: str
     test_digest: str | None
     encoder_fingerprint: str
-    labels: str
-    objective: str
+    label_transform: str
+    loss: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Row:
     @property
     def bytes(self) -> int:
         """Of a compressed vector."""
-        return self.recipe.vector_bytes
+        return self.recipe.bytes_per_vector
 
     @property
     def family(self) -> Recipe:
@@ -235,9 +235,7 @@ def _table(
     ordered = sorted(rows.values(), key=lambda row: (_order(row.family), row.recipe.alpha))
     return AblationTable(
         kind=kind,
-        title=(
-            f"{runs[0].dataset}, encoder {runs[0].recipe.encoder}, labels {kind.labels}, objective {kind.objective}"
-        ),
+        title=(f"{runs[0].dataset}, encoder {runs[0].recipe.encoder}, labels {kind.label_transform}, loss {kind.loss}"),
         notice=runs[0].notice,
         rows=[replace(row, best=row is best) for row in ordered],
         baselines=baselines,

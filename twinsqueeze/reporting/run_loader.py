@@ -37,7 +37,7 @@ PAGE = 1000
 # Whoever has this has been evaluated on test.
 TESTED = "test/spearman"
 # Of recipes, what runs from before the field was there were trained by.
-ADDED_LATER = {"nearest": "0", "synthetic": "0", "part": "4"}
+ADDED_LATER: dict[str, str] = {}
 # Digests of recipe and data, and the encoder's fingerprint.
 Fingerprint = tuple[str, str, str]
 
@@ -169,8 +169,8 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
             dataset_digest=tags[DATASET_DIGEST],
             test_digest=test_digest,
             encoder_fingerprint=params["encoder_fingerprint"],
-            labels=recipe.labels,
-            objective=recipe.objective,
+            label_transform=recipe.label_transform,
+            loss=recipe.loss,
         ),
         dataset=escape_control_chars(tags[DATASET]),
         notice=tags.get(NOTICE) and escape_control_chars(tags[NOTICE]),

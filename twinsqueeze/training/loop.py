@@ -131,13 +131,13 @@ def train_replicas(
     device = resolve_device(shared.device)
     left = snapshot.begin() if snapshot else None
     needs_teacher = shared.needs_teacher and left is None
-    heads = train_teachers(seeds, shared.head_alpha, train, device, on_teacher_epoch) if needs_teacher else None
+    heads = train_teachers(seeds, shared.teacher_alpha, train, device, on_teacher_epoch) if needs_teacher else None
     trainer = BatchedTrainer(shared, alphas, seeds, train, device, heads, left)
     model = trainer.model
-    objective = LOSSES[shared.objective]
+    objective = LOSSES[shared.loss]
     dev_vectors = torch.from_numpy(dev.embeddings).to(device)
-    train_labels = torch.from_numpy(scores_to_labels(train.scores, shared.labels))
-    dev_labels = scores_to_labels(dev.scores, shared.labels)
+    train_labels = torch.from_numpy(scores_to_labels(train.scores, shared.label_transform))
+    dev_labels = scores_to_labels(dev.scores, shared.label_transform)
     # Of every epoch the loss, the clean loss and the scores on dev, each of every replica.
     curves = list(left.tensors[CURVES].numpy()) if left else []
 

@@ -18,11 +18,11 @@ from twinsqueeze.training.trainer import BatchedTrainer
 # With a smaller learning rate it fits the scores less and stays nearer to the encoder; experiments/LOG.md has a few.
 TEACHER_RECIPE = {
     "architecture": "linear",
-    "start": "components",
-    "objective": "pearson",
-    "labels": "linear",
+    "init": "pca",
+    "loss": "pearson",
+    "label_transform": "linear",
     "lr": 6e-4,
-    "schedule": "linear",
+    "lr_schedule": "linear",
     "batch_size": 256,
     "epochs": 20,
 }

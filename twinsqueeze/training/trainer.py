@@ -76,29 +76,29 @@ class BatchedTrainer:
         left: TrainerState | None = None,
     ) -> None:
         self.batch_size = min(recipe.batch_size, len(train))
-        self.objective = LOSSES[recipe.objective]
+        self.objective = LOSSES[recipe.loss]
         self.vectors = torch.from_numpy(train.sentences).to(device)
         self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
-        labels = scores_to_labels(train.scores, recipe.labels)
+        labels = scores_to_labels(train.scores, recipe.label_transform)
         self.labels = torch.from_numpy(labels.astype(np.float32))
 
         dimension = train.dimension
         scales = [noise_scale(alpha, dimension) for alpha in alphas]
         self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self.noisy = any(scales)
-        compared = min(SAMPLE_SIZE, len(self.vectors)) if recipe.neighbourhood and recipe.nearest else 0
+        compared = min(SAMPLE_SIZE, len(self.vectors)) if recipe.neighbor_weight and recipe.num_neighbors else 0
         self.uniform = torch.zeros(len(seeds), 2 * self.batch_size + compared, dimension)
 
         self.streams = [SeedStreams.of(seed) for seed in seeds]
         if left is None:
-            starts = heads if heads and recipe.start == "head" else [None] * len(seeds)
+            starts = heads if heads and recipe.init == "teacher" else [None] * len(seeds)
             with BLAS_LOCK:
                 layers = [
                     initial_layers(recipe, self.vectors.cpu().numpy(), streams.weights, start)
                     for streams, start in zip(self.streams, starts, strict=True)
                 ]
                 quantiser = _make_quantizer(recipe, layers, self.vectors, seeds, len(alphas))
-            teachers = heads if recipe.teacher == "head" else None
+            teachers = heads if recipe.teacher == "projection" else None
         else:  # the weights are filled in below
             layers = [_empty(layer_sizes(recipe.architecture, dimension, recipe.dim))] * len(seeds)
             codebooks = left.tensors.get(CODEBOOKS)
@@ -107,7 +107,7 @@ class BatchedTrainer:
             )
             teachers = _empty([dimension, dimension]) * len(seeds) if TEACHERS in left.tensors else None
         self.teachers = CompressorBatch([[head] for head in teachers], device) if teachers else None
-        carried = recipe.dim if recipe.architecture == "wide" else 0
+        carried = recipe.dim if recipe.architecture == "residual" else 0
         self.model = CompressorBatch(layers * len(alphas), device, quantiser, carried)
         self.optimizer = FlatAdam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
         self.recipe = recipe
@@ -116,7 +116,9 @@ class BatchedTrainer:
         if left is not None:
             self._go_on_from(left)
         self.nearest = (
-            nearest_neighbors(train.sentences, recipe.nearest) if recipe.neighbourhood and recipe.nearest else None
+            nearest_neighbors(train.sentences, recipe.num_neighbors)
+            if recipe.neighbor_weight and recipe.num_neighbors
+            else None
         )
 
     def state(self) -> TrainerState:
@@ -169,10 +171,10 @@ class BatchedTrainer:
         cosine = PairCosine(dequantized[:, : 2 * batch])
         loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
         loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
-        if weight := self.recipe.neighbourhood:
+        if weight := self.recipe.neighbor_weight:
             compared = cosine if drawn is None else L2Normalize(dequantized[:, 2 * batch :])
             rows = twins.reshape(seeds, -1) if drawn is None else drawn
-            temperature = self.recipe.temperature
+            temperature = self.recipe.neighbor_temperature
             wanted = log_neighbor_probs(self._teacher_vectors(rows), temperature)
             _, of_unit = neighborhood_kl_loss(compared.unit, wanted, temperature)
             of_outputs = compared.backward_unit(of_unit).mul_(weight)
@@ -181,7 +183,7 @@ class BatchedTrainer:
             gradient = straight_through(gradient)
 
         self.model.backward(activations, gradient)
-        self.optimizer.lr = lr_at(self.recipe.schedule, self.recipe.lr, self.steps_done / self.steps)
+        self.optimizer.lr = lr_at(self.recipe.lr_schedule, self.recipe.lr, self.steps_done / self.steps)
         self.optimizer.step()
         self.steps_done += 1
         return loss
@@ -220,7 +222,7 @@ def _make_quantizer(
     # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
     device = vectors.device
     begun = [CompressorNetwork(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
-    codebooks = [fit_codebooks(outputs, recipe.part, seed) for outputs, seed in zip(begun, seeds, strict=True)]
+    codebooks = [fit_codebooks(outputs, recipe.subvector_dim, seed) for outputs, seed in zip(begun, seeds, strict=True)]
     return _quantizer_for_replica(recipe.precision, torch.stack(codebooks * alphas).to(device))
 
 
