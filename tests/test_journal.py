@@ -118,8 +118,8 @@ def test_files_that_have_changed_are_not_sent(state):
 
 def test_a_record_is_in_use_while_its_process_lives(state):
     program = (
-        "import sys, time\nfrom twinsqueeze.tracking.spool.journal import Record\n"
-        "record = Record.create('a run', 'x')\nrecord.append({'op': 'tags', 'values': {}})\n"
+        "import sys, time\nfrom twinsqueeze.tracking.spool.journal import RunSpool\n"
+        "record = RunSpool.create('a run', 'x')\nrecord.append({'op': 'tags', 'values': {}})\n"
         "print(record.folder, flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:

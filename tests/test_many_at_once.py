@@ -28,13 +28,13 @@ TRAIN = ["train", "--epochs", str(EPOCHS), "--dim", "8", "--device", "cpu", "--d
 # What every command does before its first question to the store, and before its run.
 OPENING = """
 import sys
-from twinsqueeze import store, tracking
+from twinsqueeze.tracking import run, store
 print("ready", flush=True)
 sys.stdin.readline()
-tracking.check_server()
-store.make_experiment()
-with tracking.open_run("run", "train") as run:
-    run.metrics({"dev/spearman": 0.5}, 1)
+run.check_tracking_server()
+store.ensure_experiment()
+with run.start_run("run", "train") as logger:
+    logger.log_metrics({"dev/spearman": 0.5}, 1)
 """
 
 

@@ -166,7 +166,7 @@ def registered(tmp_path_factory) -> str:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(None)
         with start_run("run", "train") as run:
-            model = run.model(save(layer), np.ones((1, 8), np.float32), 4, {})
+            model = run.log_compressor(save(layer), np.ones((1, 8), np.float32), 4, {})
         model_registry.promote(model_registry.add_version(run.delivery.models[model], "", {}), None)
     return uri
 

@@ -53,8 +53,8 @@ def fault(monkeypatch) -> Fault:
 def client(tmp_path, monkeypatch, fault) -> mlflow.MlflowClient:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWINSQUEEZE_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(run_module, "patience", lambda: 0.3 if fault.away else 60)
-    monkeypatch.setattr(sync, "patience", lambda: 0.3 if fault.away else 60)
+    monkeypatch.setattr(run_module, "flush_timeout", lambda: 0.3 if fault.away else 60)
+    monkeypatch.setattr(sync, "flush_timeout", lambda: 0.3 if fault.away else 60)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(None)
     return mlflow.MlflowClient()
@@ -66,16 +66,16 @@ def write(fault: Fault, *, away: bool = False) -> None:
     layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
     with run_module.start_run("a", "train") as run:
         fault.away = away
-        run.params({"alpha": 0.75, "seed": 1})
-        data = run.data("train", "pairs", "0123abcd", "/nowhere")
+        run.log_params({"alpha": 0.75, "seed": 1})
+        data = run.log_input("train", "pairs", "0123abcd", "/nowhere")
         for step in range(1, 30):
-            run.metrics({"train/loss": 1 / step}, step)
-        model = run.model(save(layer), rng.normal(size=(3, 8)).astype(np.float32), 4, {"alpha": 0.75})
-        run.metrics({"dev/mse": 0.1, "dev/mae": 0.3}, 30, model, data)
-        run.table("predictions", pd.DataFrame({"a": [1, 2]}))
-        run.frame("losses", pd.DataFrame({"a": [1.5, 2.5]}))
+            run.log_metrics({"train/loss": 1 / step}, step)
+        model = run.log_compressor(save(layer), rng.normal(size=(3, 8)).astype(np.float32), 4, {"alpha": 0.75})
+        run.log_metrics({"dev/mse": 0.1, "dev/mae": 0.3}, 30, model, data)
+        run.log_table("predictions", pd.DataFrame({"a": [1, 2]}))
+        run.log_parquet("losses", pd.DataFrame({"a": [1.5, 2.5]}))
         with run_module.start_run("b", "train", nested=True) as child:
-            child.metrics({"dev/mse": 0.2}, 3)
+            child.log_metrics({"dev/mse": 0.2}, 3)
     run_module.flush()
 
 

@@ -54,11 +54,15 @@ OF_A_GRID: Parts = [
     ("encoding", context, ("embed_pairs",)),
     (ONCE, faiss_baselines, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
-    ("models", RunLogger, ("model",)),
+    ("models", RunLogger, ("log_compressor",)),
     ("figures: waiting for them", figure_pool, ("_finish",)),
     ("scores and intervals", Evaluator, ("__call__",)),
     ("scores and intervals", run_recording, ("pair_losses",)),
-    ("MLflow: the rest", RunLogger, ("params", "tags", "flush", "data", "table", "frame", "file")),
+    (
+        "MLflow: the rest",
+        RunLogger,
+        ("log_params", "set_tags", "flush", "log_input", "log_table", "log_parquet", "log_artifact"),
+    ),
 ]
 OF_A_TRAINING: Parts = [
     ("drawing and gathering", BatchedTrainer, ("_inputs",)),

@@ -75,10 +75,10 @@ def run_ablation(
     materials = _gather(recipes, score_max)
     notices = dict.fromkeys(m.data.notice for m in materials.values() if m.data.notice)
     with start_run(Path(grid).stem, "ablation") as parent:
-        parent.params({"grid": grid, "replicas": len(recipes)})
-        parent.file(Path(grid))
+        parent.log_params({"grid": grid, "replicas": len(recipes)})
+        parent.log_artifact(Path(grid))
         if len(materials) == 1:
-            parent.tags(run_recording.data_tags(next(iter(materials.values()))))
+            parent.set_tags(run_recording.data_tags(next(iter(materials.values()))))
         _end_left_runs(parent, recipes, materials)
         found = run_loader.load_runs(parent.experiment_id).runs
         done = {} if force else run_loader.finished_recipes(found)
@@ -99,7 +99,7 @@ def run_ablation(
         tables = build_tables(runs, baselines.rows)
         notes = [f"{len(failures)} of {len(recipes)} trainings diverged."] if failures else []
         notes += baselines.notes
-        parent.describe(formats.summary(tables, notes))
+        parent.set_description(formats.summary(tables, notes))
     for table in tables:
         terminal.print_table(table)
     for notice in notices:
@@ -146,7 +146,7 @@ def _end_left_runs(parent: RunLogger, recipes: Sequence[Recipe], materials: dict
     """Ends what was left RUNNING of this grid, or of anything, by processes that were killed."""
     fingerprints = {_fingerprint(recipe, materials)[:2] for recipe in recipes}
     grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
-    parent.tags({GRID_DIGEST: grid_digest})
+    parent.set_tags({GRID_DIGEST: grid_digest})
 
     def is_same(tags: Mapping[str, str]) -> bool:
         trained = tags.get(RECIPE_DIGEST, ""), tags.get(DATASET_DIGEST, "")

@@ -49,11 +49,11 @@ def compare(experiment: str = THIS_EXPERIMENT, *, output: Path | None = None, ov
         console.info(note)
 
     with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
-        run.params({"experiment": experiment, "compared_runs": len(found.runs)})
-        run.describe(formats.summary(tables, notes))
+        run.log_params({"experiment": experiment, "compared_runs": len(found.runs)})
+        run.set_description(formats.summary(tables, notes))
         sections = build_sections(tables)
         _write(Path(folder), sections, notes, experiment_id)
-        run.files(Path(folder), "comparison")
+        run.log_artifacts(Path(folder), "comparison")
         if output:
             _copy_atomically(Path(folder), output)
     steps = [("read the report", str(output / "report.html"))] if output else []

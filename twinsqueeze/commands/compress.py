@@ -128,7 +128,7 @@ def _run(name: str) -> Iterator[Callable[[str], None]]:
     """The run that `mlflow run` made, if it did; this command makes none. Yields what describes it."""
     if env_run_id():
         with start_run(name, "compression") as run:
-            yield run.describe
+            yield run.set_description
     else:
         yield lambda _: None
 

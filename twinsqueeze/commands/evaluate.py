@@ -87,13 +87,13 @@ def evaluate(
     with start_run(f"{title}-{split}", "evaluation") as run:
         given = {"model": model, "split": split, "encoder": encoder, "label_transform": recipe.label_transform}
         trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
-        run.params(
+        run.log_params(
             trained
             | {"dim": compressor.dim, "search_vectors": search_vectors}
             | given
             | run_recording.environment_params(material)
         )
-        run.tags(run_recording.data_tags(material) | ({TRAINED_RUN: found.run_id} if found.run_id else {}))
+        run.set_tags(run_recording.data_tags(material) | ({TRAINED_RUN: found.run_id} if found.run_id else {}))
         outcome = RunResult(
             title=title,
             text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",

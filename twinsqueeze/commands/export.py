@@ -70,7 +70,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     console.print_result(f"Written to {output}: {', '.join(files)}.")
     if env_run_id():  # `mlflow run` has made one, which should say what it was for
         with start_run("export", "export") as run:
-            run.describe(escape_markdown(f"Wrote model {model} to {output} ({format})."))
+            run.set_description(escape_markdown(f"Wrote model {model} to {output} ({format})."))
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

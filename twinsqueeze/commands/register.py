@@ -71,8 +71,8 @@ def register(
     material = dev_pairs(candidate, candidate.provenance.recipe.encoder, choice.run)
     verdict = compare_with_champion(candidate, material, champion, choice)
     with start_run(f"register-{choice.run.recipe.name}", "registration") as run:
-        run.params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
-        run.tags(run_recording.data_tags(material) | {TRAINED_RUN: run_id})
+        run.log_params({"experiment": experiment, "dataset": dataset, "metric": metric, "trained_run": run_id})
+        run.set_tags(run_recording.data_tags(material) | {TRAINED_RUN: run_id})
         # One that is no champion is compared anew: the champion may have changed, or a stop have come before its alias.
         version = known_version or _register(run, candidate, material, choice, verdict)
         while not model_registry.assign_alias_if_unchanged(version, champion, promoted=verdict.promoted):
@@ -82,9 +82,9 @@ def register(
             if not known_version:
                 longest = material.encoder.load_model().max_seq_length
                 model_registry.describe(version, _card(candidate, choice, verdict, longest))
-                run.describe(f"{_model_selection(choice)} {verdict.text}")
-        run.metrics(verdict.figures)
-        run.params({"version": version.number})
+                run.set_description(f"{_model_selection(choice)} {verdict.text}")
+        run.log_metrics(verdict.figures)
+        run.log_params({"version": version.number})
     alias = model_registry.CHAMPION if verdict.promoted else model_registry.CHALLENGER
     done = "That run was registered before, and compared again: it is" if known_version else "Registered as"
     console.print_result(_model_selection(choice), f"{done} version {version.number}, {alias}. {verdict.text}")
@@ -103,8 +103,8 @@ def _roll_back() -> None:
     left = f", in the place of version {former.number}" if former else ""
     with start_run("rollback", "registration") as run:
         text = f"Rolled back: version {back.number} is the champion again{left}."
-        run.params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
-        run.describe(text)
+        run.log_params({"rollback": "true", "version": back.number})  # as `mlflow run` writes it
+        run.set_description(text)
     console.print_result(text)
     terminal.print_next_steps([*_uses(model_registry.CHAMPION), *links.ui_steps(run)])
 
@@ -129,8 +129,8 @@ def _report_already_registered(choice: ModelSelection, version: Version, metric:
     since = f" It was rolled back at {rolled_back}." if rolled_back else ""
     text = f"That run is {version} of {model_registry.NAME} already, so nothing was registered.{since}"
     with start_run(f"register-{choice.run.recipe.name}", "registration") as run:
-        run.params({"metric": metric, "trained_run": choice.run.run_id, "version": version.number})
-        run.describe(text)
+        run.log_params({"metric": metric, "trained_run": choice.run.run_id, "version": version.number})
+        run.set_description(text)
     console.print_result(_model_selection(choice), text)
 
 
@@ -156,10 +156,12 @@ def _register(
     run_id = choice.run.run_id
     model = build_sentence_transformer(material.encoder, candidate.compressor)
     card = _card(candidate, choice, verdict, model.max_seq_length)
-    name = run.text_model(model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump())
+    name = run.log_sentence_transformer(
+        model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump()
+    )
     flush()
     model_id = run.model_id(name)
-    run.describe(f"{_model_selection(choice)} {verdict.text}")
+    run.set_description(f"{_model_selection(choice)} {verdict.text}")
     tags = {
         TRAINED_RUN: run_id,
         DATASET_DIGEST: material.data.digest,

@@ -37,7 +37,7 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
         _send_whole(run.experiment_id)
         found = orphaned_runs.mark_orphans_killed(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
         if found.same:
-            run.tags({tags.RESUMES_RUN: ", ".join(found.same)})
+            run.set_tags({tags.RESUMES_RUN: ", ".join(found.same)})
     except Exception as error:  # a training is not given up because another one's record can't be mended
         console.warn(f"runs that dead processes left can't be looked after: {describe_error(error)}")
         return
@@ -74,7 +74,7 @@ def announce_resume(snapshot: TrainingCheckpoint, recipes: Sequence[Recipe]) -> 
 def tag_resumed(run: RunLogger, epoch: int, epochs: int) -> None:
     """Tags a run whose training an interrupted process began; nothing for one that began itself."""
     if epoch:
-        run.tags({tags.RESUMED_FROM: f"epoch {epoch} of {epochs}"})
+        run.set_tags({tags.RESUMED_FROM: f"epoch {epoch} of {epochs}"})
 
 
 def plan_with_checkpoints(

@@ -2,11 +2,13 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -75,8 +77,8 @@ def log_training_setup(run: RunLogger, recipe: Recipe, material: ExperimentConte
     Returns:
         The data that were logged, by split.
     """
-    run.params(recipe.model_dump() | environment_params(material))
-    run.tags(data_tags(material) | {RECIPE_DIGEST: recipe.digest})
+    run.log_params(recipe.model_dump() | environment_params(material))
+    run.set_tags(data_tags(material) | {RECIPE_DIGEST: recipe.digest})
     return log_data(run, material, list(material.encoded))
 
 
@@ -138,13 +140,15 @@ def evaluate_and_log_training(
         **_drawings(outcome, recipe.label_transform, {"train": train_losses, "dev": assessments["dev"].losses}),
     }
     example = material.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
-    with run.figures(drawings, draw):
-        model_id = run.model(serialize_checkpoint(compressor, provenance), example, compressor.dim, recipe.model_dump())
+    with _log_figures(run, drawings, draw):
+        model_id = run.log_compressor(
+            serialize_checkpoint(compressor, provenance), example, compressor.dim, recipe.model_dump()
+        )
         for split, assessment in assessments.items():
             last = recipe.epochs if split == "dev" else 0  # dev has a curve, the rest is a bar in the UI's charts
-            run.metrics(_scores(split, assessment), last, model_id, inputs[split])
-            run.metrics(_extra_metrics(split, assessment), 0, model_id, inputs[split])
-        run.frame("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
+            run.log_metrics(_scores(split, assessment), last, model_id, inputs[split])
+            run.log_metrics(_extra_metrics(split, assessment), 0, model_id, inputs[split])
+        run.log_parquet("train_pair_losses", pd.DataFrame({"squared_error": train_losses.astype(np.float32)}))
         _record(run, outcome, material)
     return outcome
 
@@ -154,7 +158,7 @@ def record_curves(run: RunLogger, fitted: TrainingResult) -> None:
     history = fitted.history
     for epoch, (loss, clean_loss) in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):
         dev = {name: curve[epoch - 1] for name, curve in history.dev.items()}
-        run.metrics(epoch_metrics(epoch, fitted.recipe.epochs, loss, clean_loss, dev), epoch)
+        run.log_metrics(epoch_metrics(epoch, fitted.recipe.epochs, loss, clean_loss, dev), epoch)
 
 
 def epoch_metrics(
@@ -173,9 +177,18 @@ def record_evaluation(
     inputs = log_data(run, material, [split])
     assessment = outcome.assessments[split]
     metrics = _scores(split, assessment) | _extra_metrics(split, assessment) | _costs(outcome.costs)
-    with run.figures(_drawings(outcome, label_kind, {split: assessment.losses}), figure_pool.render_inline):
-        run.metrics(metrics, model_id=model_id, data=inputs[split])
+    with _log_figures(run, _drawings(outcome, label_kind, {split: assessment.losses}), figure_pool.render_inline):
+        run.log_metrics(metrics, model_id=model_id, data=inputs[split])
         _record(run, outcome, material)
+
+
+@contextmanager
+def _log_figures(run: RunLogger, drawings: Mapping[str, Drawing], draw: Draw) -> Iterator[None]:
+    """Logs figures as `figures/NAME.png` at the end of the context, during which they are drawn."""
+    with TemporaryDirectory() as folder:
+        with draw({Path(folder, f"{name}.png"): drawing for name, drawing in drawings.items()}):
+            yield
+        run.log_artifacts(Path(folder), "figures")
 
 
 def _drawings(outcome: RunResult, label_kind: str, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
@@ -202,9 +215,9 @@ def _drawings(outcome: RunResult, label_kind: str, losses: Mapping[str, FloatArr
 def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> None:
     """Records the tables and the description."""
     assessments = outcome.assessments
-    run.table("predictions", _predictions(material, assessments))
-    run.table("baselines", baseline_table(outcome.baselines))
-    run.metrics({f"{SEARCH_COST}/bytes_per_vector": outcome.bytes})
+    run.log_table("predictions", _predictions(material, assessments))
+    run.log_table("baselines", baseline_table(outcome.baselines))
+    run.log_metrics({f"{SEARCH_COST}/bytes_per_vector": outcome.bytes})
     notice = [f"**{escape_markdown(material.data.notice)}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(terminal.scores_sentence(s, a) for s, a in assessments.items())])
     tables = [
@@ -215,7 +228,7 @@ def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> 
     if outcome.costs:
         tables += ["What search costs:", formats.markdown_table(*search_table.costs_as_text(outcome.costs))]
     missing = missing_baselines_note(outcome.baselines)
-    run.describe("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
+    run.set_description("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
 
 def print_summary(run: RunLogger, outcome: RunResult, material: ExperimentContext, trained_run: str | None) -> None:
@@ -275,7 +288,7 @@ def data_tags(material: ExperimentContext) -> dict[str, str]:
 def log_data(run: RunLogger, material: ExperimentContext, splits: Sequence[str]) -> dict[str, LoggedData]:
     """Records splits as the run's inputs."""
     data = material.data
-    return {split: run.data(split, data.name, data.splits[split].digest, data.source) for split in splits}
+    return {split: run.log_input(split, data.name, data.splits[split].digest, data.source) for split in splits}
 
 
 def _scores(split: str, assessment: EvaluationResult) -> dict[str, float]:

@@ -72,7 +72,7 @@ def _run_training(
             check_interrupted()
             dev = {name: value[0] for name, value in asdict(progress.dev).items()}
             loss, clean_loss = progress.loss[0], progress.clean_loss[0]
-            run.metrics(
+            run.log_metrics(
                 run_recording.epoch_metrics(progress.epoch, progress.epochs, loss, clean_loss, dev), progress.epoch
             )
             figures = {"loss": f"{loss:.4f}", "dev Spearman": f"{dev['spearman']:.4f}"}

@@ -143,7 +143,7 @@ def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogg
             _parents.append(run)
             monitor = _monitor(run)
         yield run
-        run.end("FINISHED")
+        run.end_run("FINISHED")
     except signals.Interrupted as stop:
         _end(run, "KILLED", f"Killed: {stop}.")
         raise
@@ -220,8 +220,8 @@ def _end(run: RunLogger | None, status: str, reason: str) -> None:
     if run is None:
         return
     with signals.defer_signals(then_stop=False):
-        run.describe(escape_markdown(reason))
-        run.end(status)
+        run.set_description(escape_markdown(reason))
+        run.end_run(status)
         if run in _parents:
             _parents.remove(run)
             if not _close(run.sender, STOP_SECONDS):

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
 
-    from twinsqueeze.reporting.figure_pool import Draw, Drawing
-
 LoggedData = MetaDataset
 FLUSH_SECONDS = 5.0
 PARAM_LENGTH = 6000
@@ -77,7 +75,7 @@ class RunLogger:
         """Of its experiment."""
         return self.delivery.experiment_id
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def log_params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters; those that `mlflow run` has logged already stay as they were typed.
 
         Raises:
@@ -91,16 +89,16 @@ class RunLogger:
         if new:
             self._write({"op": "params", "values": new})
 
-    def tags(self, values: Mapping[str, str]) -> None:
+    def set_tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
         self._tags |= values
         self._write({"op": "tags", "values": dict(values)})
 
-    def describe(self, text: str) -> None:
+    def set_description(self, text: str) -> None:
         """Sets the run's description, Markdown."""
-        self.tags({MLFLOW_RUN_NOTE: text})
+        self.set_tags({MLFLOW_RUN_NOTE: text})
 
-    def metrics(
+    def log_metrics(
         self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: LoggedData | None = None
     ) -> None:
         """Notes metrics of a step, and writes what has gathered every few seconds; leaves out what is not finite.
@@ -138,7 +136,7 @@ class RunLogger:
             self._write({"op": "metrics", "rows": rows}, durable=not self._pending)
         self._flushed = time.monotonic()
 
-    def end(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
         """Ends the run."""
         self.flush()
         self._write({"op": "end", "status": status, "time": int(time.time() * 1000)}, durable=True)
@@ -156,7 +154,7 @@ class RunLogger:
                 )
         self.sender.put(self.shipment, operation)
 
-    def data(self, split: str, name: str, digest: str, source: str) -> LoggedData:
+    def log_input(self, split: str, name: str, digest: str, source: str) -> LoggedData:
         """Logs a split as an input of the run and returns it."""
         columns = [(DataType.string, "sentence1"), (DataType.string, "sentence2"), (DataType.double, "score")]
         dataset = MetaDataset(  # type: ignore[abstract] # MLflow's annotations say so, its code does not
@@ -168,16 +166,7 @@ class RunLogger:
         self._write({"op": "input", "context": split, "dataset": dict(dataset._to_mlflow_entity())})
         return dataset
 
-    @contextmanager
-    def figures(self, drawings: "Mapping[str, Drawing]", draw: "Draw") -> Iterator[None]:
-        """Logs figures as `figures/NAME.png`; they may be drawn while the context lasts."""
-        with self._files() as folder:
-            place = folder / "figures"
-            place.mkdir()
-            with draw({place / f"{name}.png": drawing for name, drawing in drawings.items()}):
-                yield
-
-    def table(self, name: str, frame: "pd.DataFrame") -> None:
+    def log_table(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.json`, which the UI shows and compares between runs."""
         # As `mlflow.log_table` does, which would add the rows to those of a table that is there.
         with self._files() as folder:
@@ -185,22 +174,22 @@ class RunLogger:
             frame.to_json(path, orient="split", index=False, date_format="iso")
             digest = {f"{FILE_SHA256}{path.name}": file_sha256(path)}
         self._tables.append({"path": path.name, "type": "table"})
-        self.tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps(self._tables)} | digest)
+        self.set_tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps(self._tables)} | digest)
 
-    def frame(self, name: str, frame: "pd.DataFrame") -> None:
+    def log_parquet(self, name: str, frame: "pd.DataFrame") -> None:
         """Logs a table as `NAME.parquet`, for programs: a tenth of the size and the time of `table`."""
         with self._files() as folder:
             path = folder / f"{name}.parquet"
             frame.to_parquet(path)
             digest = {f"{FILE_SHA256}{path.name}": file_sha256(path)}
-        self.tags(digest)
+        self.set_tags(digest)
 
-    def file(self, path: Path) -> None:
+    def log_artifact(self, path: Path) -> None:
         """Logs a file under its own name."""
         with self._files() as folder:
             shutil.copyfile(path, folder / path.name)
 
-    def files(self, source: Path, path: str | None = None) -> None:
+    def log_artifacts(self, source: Path, path: str | None = None) -> None:
         """Logs a folder's files, under `path` if that is given."""
         with self._files() as folder:
             shutil.copytree(source, folder / (path or ""), dirs_exist_ok=True)
@@ -211,7 +200,7 @@ class RunLogger:
         yield folder
         self._write({"op": "files", **self.record.seal(folder)})
 
-    def model(self, weights: bytes, example: FloatArray, dim: int, params: Mapping[str, Any]) -> str:
+    def log_compressor(self, weights: bytes, example: FloatArray, dim: int, params: Mapping[str, Any]) -> str:
         """Logs a compressor as a model that needs neither this package nor PyTorch nor pickle.
 
         Args:
@@ -269,7 +258,7 @@ class RunLogger:
         )
         return name
 
-    def text_model(
+    def log_sentence_transformer(
         self,
         model: "SentenceTransformer",
         checkpoint: Path,
