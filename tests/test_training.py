@@ -16,10 +16,11 @@ from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
 from twinsqueeze.model.initialization import initial_layers, pca_layer
 from twinsqueeze.model.quantizers import fit_codebooks
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.batching import num_parallel_batches, plan_batches, resolve_device
+from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.training.teacher import TEACHER_RECIPE, train_teachers
 from twinsqueeze.training.trainer import BatchedTrainer, SeedStreams
+from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.threads import map_threaded
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")

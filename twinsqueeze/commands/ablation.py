@@ -32,11 +32,12 @@ from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, GRID_DIGEST, RECIPE_DIGEST
 from twinsqueeze.training import worker_pool
-from twinsqueeze.training.batching import num_parallel_batches, resolve_device
+from twinsqueeze.training.batching import num_parallel_batches
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import DivergedError, EpochMetrics, TrainingResult
 from twinsqueeze.training.worker_pool import TrainFunction
 from twinsqueeze.utils import console
+from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.threads import map_threaded
 

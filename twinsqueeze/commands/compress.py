@@ -23,8 +23,8 @@ from twinsqueeze.model.sentence_transformer import build_sentence_transformer, l
 from twinsqueeze.registry import model_loader
 from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.tracking.run import env_run_id, start_run
-from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.utils import console
+from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.files import expand_user
 from twinsqueeze.utils.signals import Interrupted, check_interrupted
 from twinsqueeze.utils.text import escape_markdown

@@ -19,8 +19,8 @@ from twinsqueeze.registry import model_loader
 from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import TRAINED_RUN
-from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.utils import console
+from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.signals import check_interrupted
 
 SAME_DATASET = "same"

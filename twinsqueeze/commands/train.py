@@ -10,10 +10,10 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST
-from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
 from twinsqueeze.utils import console
+from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.signals import check_interrupted
 
 # Epochs between measurements of the clean loss.

@@ -16,8 +16,8 @@ from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.reporting import run_loader
 from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
 from twinsqueeze.reporting.formats import COLUMN_NAMES
-from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.device import resolve_device
 
 SPLIT = "dev"
 ONLY_DATASET = "any"

@@ -7,26 +7,14 @@ from typing import TypeVar
 
 import torch
 
-from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.utils.device import resolve_device
 
 T = TypeVar("T")
 # Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
 MAX_BATCH = {"cpu": 5, "cuda": 25}
 # Batches that train at once on a CPU, at most: threads take turns at Python, processes take 0.5 GB each.
 MAX_PARALLEL_BATCHES = 4
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a recipe's `device`.
-
-    Raises:
-        InputError: If cuda is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("device is cuda, but PyTorch finds no CUDA device here: use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
 def num_parallel_batches(devices: Iterable[torch.device]) -> int:

@@ -13,12 +13,12 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.metrics import METRICS, Scores, score
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines_of_each
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.batching import resolve_device
 from twinsqueeze.training.checkpointing import TrainerState, TrainingCheckpoint
 from twinsqueeze.training.losses import LOSSES
 from twinsqueeze.training.teacher import train_teachers
 from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.device import resolve_device
 
 # In a snapshot, beside the trainer's state.
 CURVES = "curves"
