@@ -62,7 +62,7 @@ def names_of(place: Workplace, run_id: str) -> list[str]:
 def test_a_flipped_bit_of_a_runs_model_is_refused(place, run_id):
     """In the header with what it was trained on and its ranges for int8, and in the weights."""
     names = names_of(place, run_id)
-    files = {model_loader.resolve_model(name).file for name in names}
+    files = {model_loader.resolve_model(name).checkpoint for name in names}
     (file,) = files
     assert {(model_loader.resolve_model(name).run_id, model_loader.resolve_model(name).model_id) for name in names} == {
         (run_id, names[2].removeprefix("models:/"))
@@ -70,13 +70,13 @@ def test_a_flipped_bit_of_a_runs_model_is_refused(place, run_id):
     for i, _ in enumerate(flips(file, 30)):
         with pytest.raises(InputError, match=r"compressor\.safetensors has changed"):
             model_loader.resolve_model(names[i % len(names)])
-    assert model_loader.resolve_model(run_id).file == file
+    assert model_loader.resolve_model(run_id).checkpoint == file
 
 
 def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
     """MLmodel has no digest: whatever becomes of it, the model is refused or belongs to the run that trained it."""
     names = names_of(place, run_id)
-    description = model_loader.resolve_model(run_id).file.parents[1] / "MLmodel"
+    description = model_loader.resolve_model(run_id).checkpoint.parents[1] / "MLmodel"
     for i, _ in enumerate(flips(description, 60)):
         try:
             found = model_loader.resolve_model(names[i % len(names)])

@@ -247,7 +247,7 @@ def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is(store, monkeypa
     monkeypatch.setattr(
         mlflow, "register_model", lambda uri, name, tags: store.create_model_version(name, "nowhere", tags=tags)
     )
-    monkeypatch.setattr(model_registry.model_store, "model_sha256", lambda model_id: "{}")
+    monkeypatch.setattr(model_registry.model_loader, "compute_model_digests", lambda model_id: "{}")
     logged = store.create_logged_model("0", "text_model").model_id
     made = model_registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
     text = store.get_model_version("twinsqueeze", str(made.number)).description

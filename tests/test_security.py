@@ -201,14 +201,14 @@ def test_a_registered_version_says_what_its_files_are(store):
 @pytest.mark.parametrize("uri", [CHAMPION, "models:/twinsqueeze/1", "models:/twinsqueeze/latest"])
 def test_a_flipped_byte_of_a_registered_model_is_refused(store, uri):
     folder, recorded = files_of(store)
-    assert model_loader.resolve_model(uri).file.is_file()
-    assert model_loader.resolve_model(uri).file.is_file()  # also where MLflow has left a file of its own
+    assert model_loader.resolve_model(uri).checkpoint.is_file()
+    assert model_loader.resolve_model(uri).checkpoint.is_file()  # also where MLflow has left a file of its own
     for name in recorded:
         whole = (folder / name).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         (folder / name).write_bytes(flipped)
-        with pytest.raises(InputError, match=f"is not what was recorded: {re.escape(name)} has changed"):
+        with pytest.raises(InputError, match=f"does not match its recorded digests: {re.escape(name)} has changed"):
             model_loader.resolve_model(uri)
         (folder / name).write_bytes(whole)
     model_loader.resolve_model(uri)
@@ -231,7 +231,7 @@ def test_versions_from_before_digests_are_read_as_they_are(store):
     folder, recorded = files_of(store)
     store.delete_model_version_tag("twinsqueeze", "1", model_loader.FILES_SHA256)
     (folder / "more.json").write_text("{}")
-    assert model_loader.resolve_model(CHAMPION).file.is_file()
+    assert model_loader.resolve_model(CHAMPION).checkpoint.is_file()
     (folder / "more.json").unlink()
     store.set_model_version_tag("twinsqueeze", "1", model_loader.FILES_SHA256, json.dumps(recorded))
 

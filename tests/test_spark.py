@@ -220,7 +220,7 @@ def test_precisions_texts_and_what_is_refused(place):
         "column 'id' of the frame is bigint, neither texts nor numbers",
         "the frame has a column 'id' already",
         "the frame has neither texts nor arrays of numbers; its columns are id",
-        "model 'nonsense' is neither a run's id (32 hex digits) nor a model's URI (models",
+        "model 'nonsense' not found",
     ]
 
 

@@ -80,7 +80,7 @@ def compress(
         raise InputError("standard input can't be read again from where it was: resume needs a file")
     with _run(f"compress-{Path(given).name}") as describe:
         found = model_loader.resolve_model(model)
-        compressor, origin = read_checkpoint(found.file, model)
+        compressor, origin = read_checkpoint(found.checkpoint, model)
         ranges = origin.int8_ranges if origin else None
         precision = compressor.precision if precision == AUTO else precision
         check_precision(precision, ranges, compressor.codebooks, model)
@@ -98,7 +98,7 @@ def compress(
             "size or date of the input": _file_stat(source.path),
             "format": source.format,
             "column": column,
-            "model": hashlib.sha256(found.file.read_bytes()).hexdigest(),
+            "model": hashlib.sha256(found.checkpoint.read_bytes()).hexdigest(),
             "encoder": texts and texts[1],
             "precision": precision,
             "version of twinsqueeze": twinsqueeze.__version__,
@@ -142,9 +142,9 @@ def _text_model(
     device: torch.device,
 ) -> tuple["SentenceTransformer", str]:
     """What texts are compressed with, and the fingerprint of the encoder's files."""
-    if name is None and found.text_model:
-        fingerprint = SentenceEncoder(model, found.text_model).fingerprint
-        return load_sentence_transformer(found.text_model, device.type), fingerprint
+    if name is None and found.sentence_transformer:
+        fingerprint = SentenceEncoder(model, found.sentence_transformer).fingerprint
+        return load_sentence_transformer(found.sentence_transformer, device.type), fingerprint
     if name is None and origin is None:
         raise InputError(f"model {model!r} does not say what it was trained on: name the encoder")
     encoder = resolve_encoder(name or (origin.recipe.encoder if origin else ""), device.type)

@@ -56,7 +56,7 @@ def evaluate(
         check_searched(search_vectors)
     where = resolve_device(device)
     found = model_loader.resolve_model(model)
-    compressor, origin = read_checkpoint(found.file, model)
+    compressor, origin = read_checkpoint(found.checkpoint, model)
     recipe = origin.recipe if origin else Recipe()
     if dataset == SAME_DATASET:
         if origin is None:

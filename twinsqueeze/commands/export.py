@@ -48,7 +48,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     output = expand_user(output).resolve()
     _check_output(output, overwrite)
     found = model_loader.resolve_model(model)
-    compressor, provenance = read_checkpoint(found.file, model)
+    compressor, provenance = read_checkpoint(found.checkpoint, model)
     text = _text_model(model, found, compressor, provenance) if format != "safetensors" else None
     try:
         # Beside the output, so that one rename puts it in place.
@@ -60,7 +60,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
             elif text:
                 write_text_graph(made, text)
                 write_compressor_graph(made, compressor)
-            shutil.copyfile(found.file, made / CHECKPOINT_FILE)
+            shutil.copyfile(found.checkpoint, made / CHECKPOINT_FILE)
             if card := _card(found, compressor, provenance, text):
                 (made / CARD_FILE).write_text(card, encoding="utf-8")
             _replace_dir(made, output, Path(temporary, "before"))
@@ -92,8 +92,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
 def _text_model(
     model: str, found: ResolvedModel, compressor: CompressorNetwork, provenance: Provenance | None
 ) -> "SentenceTransformer":
-    if found.text_model:
-        return load_sentence_transformer(found.text_model, "cpu")
+    if found.sentence_transformer:
+        return load_sentence_transformer(found.sentence_transformer, "cpu")
     if provenance is None:
         raise InputError(
             f"model {model!r} does not say which encoder it was trained with: export it as safetensors, or name a run"
@@ -112,8 +112,8 @@ def _card(
     provenance: Provenance | None,
     text: "SentenceTransformer | None",
 ) -> str | None:
-    if found.card:
-        return found.card.read_text(encoding="utf-8")
+    if found.model_card:
+        return found.model_card.read_text(encoding="utf-8")
     if provenance is None:
         return None
     longest = text.max_seq_length if text else None

@@ -157,7 +157,7 @@ def _register(
     model = build_sentence_transformer(material.encoder, candidate.compressor)
     card = _card(candidate, choice, verdict, model.max_seq_length)
     name = run.log_sentence_transformer(
-        model, candidate.found.file, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump()
+        model, candidate.found.checkpoint, card, EXAMPLES, run_id, candidate.provenance.recipe.model_dump()
     )
     flush()
     model_id = run.model_id(name)

@@ -90,7 +90,7 @@ def compress_frame(
     from twinsqueeze.registry import model_loader  # noqa: PLC0415 - a worker needs no MLflow
 
     found = model_loader.resolve_model(model)
-    compressor, origin = read_checkpoint(found.file, model)
+    compressor, origin = read_checkpoint(found.checkpoint, model)
     ranges = origin.int8_ranges if origin else None
     if precision == "ubinary":
         raise InputError("Spark has no unsigned bytes: choose binary, the same bits as signed ones")
@@ -101,7 +101,7 @@ def compress_frame(
     column, texts = _column(frame, column)
     archive = _send_text_model(frame.sparkSession, found, compressor, origin, model) if texts else None
     work = frame.sparkSession.sparkContext.broadcast(
-        _Work(column, output_column, found.file.read_bytes(), precision, ranges, archive)
+        _Work(column, output_column, found.checkpoint.read_bytes(), precision, ranges, archive)
     )
 
     def compress_batches(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
@@ -155,12 +155,12 @@ def _send_text_model(
     from twinsqueeze.data.encoder import resolve_encoder  # noqa: PLC0415 - for texts alone
     from twinsqueeze.model.sentence_transformer import build_sentence_transformer  # noqa: PLC0415 - for texts alone
 
-    if not found.text_model and origin is None:
+    if not found.sentence_transformer and origin is None:
         raise InputError(f"model {model!r} does not say what it was trained on: name a run or a registered model")
-    name = f"twinsqueeze-{hashlib.sha256(found.file.read_bytes()).hexdigest()[:16]}"
+    name = f"twinsqueeze-{hashlib.sha256(found.checkpoint.read_bytes()).hexdigest()[:16]}"
     temporary = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)  # the driver serves the archive as long as it lives
-    folder = found.text_model
+    folder = found.sentence_transformer
     if folder is None:
         assert origin
         folder = Path(temporary, "model")

@@ -120,7 +120,7 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
     """
     client = mlflow.MlflowClient()
     _make(NAME, ABOUT)
-    digests = {model_loader.FILES_SHA256: model_loader.model_sha256(model_id)}
+    digests = {model_loader.FILES_SHA256: model_loader.compute_model_digests(model_id)}
     client.set_logged_model_tags(model_id, digests)
     tags = {**tags, **digests}
     with redirect_stderr(io.StringIO()):  # where it says that the name exists already, of a first version too

@@ -91,7 +91,7 @@ def load_compressor(model: str) -> LoadedCompressor:
         InputError: If the model can't be resolved or has no provenance.
     """
     found = model_loader.resolve_model(model)
-    compressor, provenance = read_checkpoint(found.file, model)
+    compressor, provenance = read_checkpoint(found.checkpoint, model)
     if provenance is None:
         raise InputError(f"model {model!r} does not say what it was trained on: register one that `main` has trained")
     return LoadedCompressor(compressor, provenance, found)
