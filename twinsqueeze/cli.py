@@ -211,15 +211,6 @@ def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, re
 @click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help=Recipe.model_fields["device"].description
 )
-@click.option(
-    *_option_names("search_vectors"),
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="INTEGER",
-    help="Time searches with FAISS in so many vectors made from the sentences, 200000 say, which takes two minutes; "
-    "0 for none.",
-)
 @score_max_option
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""

@@ -23,8 +23,6 @@ PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
 QUANTIZER_PRECISIONS = {"none": "float32", "product": "product", "sign": "binary"}
 # Label of rows that compare float32 queries with stored codes, as a search does.
 FLOAT_QUERIES = "float queries"
-# Bytes of the product quantizer whose search is timed.
-TIMED_QUANTISER = 32
 
 
 def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None) -> int:

@@ -1,27 +1,19 @@
 """The command evaluate."""
 
-from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.context import ExperimentContext, prepare_context
+from twinsqueeze.commands.context import prepare_context
 from twinsqueeze.commands.run_recording import RunResult
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
-from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import model_loader
-from twinsqueeze.search_cost import IndexCost, check_searched, check_train, measure
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.signals import check_interrupted
 
 SAME_DATASET = "same"
 
@@ -34,7 +26,6 @@ def evaluate(
     encoder: str | None = None,
     score_max: float | None = None,
     device: str = "auto",
-    search_vectors: int = 0,
 ) -> None:
     """Evaluates a trained compressor and records a run of its own, tagged with the trained run's id.
 
@@ -45,15 +36,12 @@ def evaluate(
         encoder: As for training; None for the one that the model was trained with.
         score_max: As for training.
         device: auto, cpu or cuda.
-        search_vectors: How many vectors to time a search in; 0 times none.
 
     Raises:
         InputError: If something that the user gave can't be used.
     """
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
-    if search_vectors:
-        check_searched(search_vectors)
     where = resolve_device(device)
     found = model_loader.resolve_model(model)
     compressor, origin = read_checkpoint(found.checkpoint, model)
@@ -82,17 +70,10 @@ def evaluate(
     ranges = origin.int8_ranges if origin else None
     if ranges is None:
         console.info(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
-    if search_vectors:
-        check_train(len(material.encoded["train"].embeddings))
     with start_run(f"{title}-{split}", "evaluation") as run:
         given = {"model": model, "split": split, "encoder": encoder, "label_transform": recipe.label_transform}
         trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
-        run.log_params(
-            trained
-            | {"dim": compressor.dim, "search_vectors": search_vectors}
-            | given
-            | run_recording.environment_params(material)
-        )
+        run.log_params(trained | {"dim": compressor.dim} | given | run_recording.environment_params(material))
         run.set_tags(run_recording.data_tags(material) | ({TRAINED_RUN: found.run_id} if found.run_id else {}))
         outcome = RunResult(
             title=title,
@@ -102,22 +83,6 @@ def evaluate(
             bytes=compressor.bytes_per_vector,
             assessments={split: material.evaluator(split, recipe.label_transform)(compressor.to(where), ranges)},
             baselines=material.baselines([split], recipe.label_transform, compressor.dim),
-            costs=_time_search(compressor, ranges, material, search_vectors) if search_vectors else (),
         )
         run_recording.record_evaluation(run, outcome, material, recipe.label_transform, split, found.model_id)
     run_recording.print_summary(run, outcome, material, None)
-
-
-def _time_search(
-    compressor: CompressorNetwork, ranges: Int8Ranges | None, material: ExperimentContext, vectors: int
-) -> Sequence[IndexCost]:
-    sentences = np.concatenate([split.embeddings for split in material.encoded.values()])
-    with console.progress("timing searches", "step") as advance:
-        steps = count(1)
-
-        def on_progress(what: str) -> None:
-            check_interrupted()
-            advance(next(steps), None, {"done": what})
-
-        train = material.encoded["train"].embeddings
-        return measure(train, sentences, compressor, ranges, vectors=vectors, on_progress=on_progress)

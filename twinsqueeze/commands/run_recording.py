@@ -24,10 +24,9 @@ from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table, terminal
-from twinsqueeze.reporting.ablation_table import SEARCH_COST, metric_name, speed_name
+from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow
-from twinsqueeze.search_cost import IndexCost
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run_logger import LoggedData, RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, TEST_DIGEST
@@ -51,7 +50,6 @@ class RunResult:
         bytes: Of a compressed vector as it was trained.
         assessments: The compressor on each split that was looked at.
         baselines: The same splits with what needs no labels.
-        costs: Of searches, where they were asked for.
     """
 
     title: str
@@ -61,7 +59,6 @@ class RunResult:
     bytes: int
     assessments: dict[str, EvaluationResult]
     baselines: list[BaselineScores]
-    costs: Sequence[IndexCost] = ()
 
     @property
     def search(self) -> list[SearchRow]:
@@ -176,7 +173,7 @@ def record_evaluation(
     """Records the outcome of an evaluation on one split."""
     inputs = log_data(run, material, [split])
     assessment = outcome.assessments[split]
-    metrics = _scores(split, assessment) | _extra_metrics(split, assessment) | _costs(outcome.costs)
+    metrics = _scores(split, assessment) | _extra_metrics(split, assessment)
     with _log_figures(run, _drawings(outcome, label_kind, {split: assessment.losses}), figure_pool.render_inline):
         run.log_metrics(metrics, model_id=model_id, data=inputs[split])
         _record(run, outcome, material)
@@ -217,7 +214,7 @@ def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> 
     assessments = outcome.assessments
     run.log_table("predictions", _predictions(material, assessments))
     run.log_table("baselines", baseline_table(outcome.baselines))
-    run.log_metrics({f"{SEARCH_COST}/bytes_per_vector": outcome.bytes})
+    run.log_metrics({"search/bytes_per_vector": outcome.bytes})
     notice = [f"**{escape_markdown(material.data.notice)}**"] if material.data.notice else []
     sentences = " ".join([outcome.text, *(terminal.scores_sentence(s, a) for s, a in assessments.items())])
     tables = [
@@ -225,8 +222,6 @@ def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> 
         "What search keeps:",
         formats.markdown_table(*search_table.as_text(outcome.search, assessments)),
     ]
-    if outcome.costs:
-        tables += ["What search costs:", formats.markdown_table(*search_table.costs_as_text(outcome.costs))]
     missing = missing_baselines_note(outcome.baselines)
     run.set_description("\n\n".join([*notice, sentences, *tables, *([f"{missing}."] if missing else [])]))
 
@@ -234,7 +229,6 @@ def _record(run: RunLogger, outcome: RunResult, material: ExperimentContext) -> 
 def print_summary(run: RunLogger, outcome: RunResult, material: ExperimentContext, trained_run: str | None) -> None:
     """Prints the result and what to type next."""
     terminal.print_results(outcome.title, outcome.bytes, outcome.assessments, outcome.baselines, outcome.search)
-    terminal.print_costs(outcome.costs)
     if missing := missing_baselines_note(outcome.baselines):
         console.info(missing)
     if material.data.notice:
@@ -304,16 +298,6 @@ def _extra_metrics(split: str, assessment: EvaluationResult) -> dict[str, float]
     for name, interval in assessment.intervals.items():
         values[f"uncertainty/{split}_{name}_low"] = interval.low
         values[f"uncertainty/{split}_{name}_high"] = interval.high
-    return values
-
-
-def _costs(costs: Sequence[IndexCost]) -> dict[str, float]:
-    """Of a search's indexes, against the first."""
-    values = {}
-    for cost in costs:
-        values[f"{SEARCH_COST}/{cost.key}_ms"] = cost.milliseconds()
-        values[speed_name(cost.key)] = float(np.median(cost.times_as_fast(costs[0])[0]))
-        values[f"{SEARCH_COST}/{cost.key}_found"] = cost.found
     return values
 
 

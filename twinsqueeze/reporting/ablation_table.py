@@ -21,8 +21,6 @@ PRECISIONS = ("float32", "int8", "binary")
 ASYMMETRIC = "asymmetric"
 LOSSES = ("train/loss", "train/clean_loss")
 SELECTION_METRIC = "dev/spearman"
-# Metrics of how long searches take.
-SEARCH_COST = "search_cost"
 # What tells compressors of one name from each other.
 DISTINGUISHING_FIELDS = (
     "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init", "neighbor_weight", "num_neighbors",
@@ -33,11 +31,6 @@ DISTINGUISHING_FIELDS = (
 def metric_name(split: str, score: str, compared: str = "float32") -> str:
     """What MLflow knows a score by, such as dev/mrr, dev/mrr_int8 and dev/mrr_asymmetric."""
     return f"{split}/{score}" + ("" if compared == "float32" else f"_{compared}")
-
-
-def speed_name(index: str) -> str:
-    """What MLflow knows by how many times as fast an index is as a flat one of all numbers."""
-    return f"{SEARCH_COST}/{index}_times_as_fast"
 
 
 _RECORDED = (

@@ -19,7 +19,6 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.ablation_table import (
     EVALUATED_SPLITS,
     SCORES,
-    SEARCH_COST,
     BaselineRow,
     ComparisonKey,
     TrainedRun,
@@ -155,7 +154,6 @@ def _trained_run(run: Run, evaluations: Sequence[Run] | None) -> TrainedRun:
         if evaluation.data.tags.get(DATASET_DIGEST) != tags[DATASET_DIGEST]:
             continue
         found = evaluation.data.metrics.items()
-        metrics |= {name: value for name, value in found if name.startswith(f"{SEARCH_COST}/")}
         on_test = {name: value for name, value in found if name.startswith(("test/", "uncertainty/test_"))}
         if on_test:
             metrics |= on_test

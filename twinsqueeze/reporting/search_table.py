@@ -1,15 +1,14 @@
 """The search table: neighbor recall and retrieval of relevant sentences against bytes per vector, for every method."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from twinsqueeze.recipe import FLOAT_QUERIES, TIMED_QUANTISER, bytes_per_vector
+from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
     EVALUATED_SPLITS,
@@ -19,11 +18,8 @@ from twinsqueeze.reporting.ablation_table import (
     AblationTable,
     BaselineRow,
     Row,
-    TrainedRun,
     baseline_family,
     metric_name,
-    speed_name,
-    values,
 )
 from twinsqueeze.reporting.run_plots import plot_spearman_vs_neighbor_recall, quality_against_bytes
 from twinsqueeze.reporting.statistics import SeedStats
@@ -32,7 +28,6 @@ if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to impo
     from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
     from twinsqueeze.reporting.figure_pool import Drawing
-    from twinsqueeze.search_cost import IndexCost
 
 SEARCH_COLUMN_NAMES = {
     "spearman": "Spearman",
@@ -41,11 +36,6 @@ SEARCH_COLUMN_NAMES = {
     "recall_at_10": "recall@10",
     "mrr": "MRR",
 }
-
-
-INDEXES = {"flat": "flat", "hnsw": "HNSW"}
-# FAISS's index of codes takes float queries.
-_TIMED_AS = {"product": None, ASYMMETRIC: "product"}
 ABSENT = "n/a"
 TRAINED = "trained"
 EXPLANATION = (
@@ -53,8 +43,7 @@ EXPLANATION = (
     "or, where the row says so, the one that searches in floats (asymmetric distances, Jégou et al. 2011). "
     "Neighbor recall: the share of the ten nearest uncompressed sentences among the ten nearest found. Recall and "
     "MRR: a sentence is relevant to another if their pair is scored 4 or more. The rows of ours are of each "
-    "compressor's best alpha by Spearman on dev; the others need no labels. Times as fast: a query at a time, against "
-    "all numbers in a flat index, where `evaluate` was asked to time it (search_vectors)."
+    "compressor's best alpha by Spearman on dev; the others need no labels."
 )
 
 
@@ -68,8 +57,6 @@ class SearchRow:
         bytes: Of a vector.
         ours: Whether it was trained on scored pairs.
         scores: By metric as at float32, such as "test/mrr".
-        speeds: How many times as fast as all numbers in a flat index a query is, over seeds, by `INDEXES`; only what
-            an evaluation was asked to time.
     """
 
     name: str
@@ -77,7 +64,6 @@ class SearchRow:
     bytes: int
     ours: bool
     scores: Mapping[str, SeedStats]
-    speeds: Mapping[str, SeedStats] = field(default_factory=dict)
 
 
 def rows_from_run(
@@ -127,25 +113,8 @@ def rows_from_table(table: AblationTable) -> list[SearchRow]:
         best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
         alpha = f"{name}, alpha {best.recipe.alpha:g}"
         precision, dim, group = best.recipe.precision, best.recipe.dim, f"{TRAINED} {best.recipe.architecture}"
-        for kept in _kept_as(precision):
-            row = _ours(alpha, group, precision, kept, dim, best.bytes, _at(best, kept))
-            rows.append(replace(row, speeds=_speeds(best.runs, _TIMED_AS.get(kept, kept))))
-    runs = [run for row in table.rows for run in row.runs]
-    rows += [replace(_baseline(row), speeds=_speeds(runs, _stored(row.name))) for row in table.baselines]
-    return _sorted(rows)
-
-
-def _speeds(runs: Sequence[TrainedRun], stored: str | None) -> dict[str, SeedStats]:
-    """How fast vectors that are stored in some way are searched, of the runs that have had it timed; None for none."""
-    found = {index: values(runs, speed_name(f"{index}_{stored}")) for index in INDEXES} if stored else {}
-    return {index: SeedStats.of(timed) for index, timed in found.items() if timed}
-
-
-def _stored(baseline: str) -> str:
-    """What `search_cost` calls a baseline's vectors."""
-    if baseline.startswith("signs of") and not baseline.endswith(FLOAT_QUERIES):
-        return "signs"
-    return "pq" if baseline == f"FAISS PQ, {FLOAT_QUERIES}, {TIMED_QUANTISER} bytes" else baseline
+        rows += [_ours(alpha, group, precision, kept, dim, best.bytes, _at(best, kept)) for kept in _kept_as(precision)]
+    return _sorted([*rows, *map(_baseline, table.baselines)])
 
 
 def _kept_as(precision: str) -> Sequence[str]:
@@ -182,34 +151,17 @@ def _known(row: SearchRow) -> bool:
 
 
 def as_text(rows: Sequence[SearchRow], splits: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """The table on some splits as text: a header and its rows, with speeds where a search was timed."""
-    splits, timed = list(splits), _timed(rows)
+    """The table on some splits as text: a header and its rows."""
+    splits = list(splits)
     header = ["stored as", "bytes", *(f"{split} {name}" for split in splits for name in SEARCH_COLUMN_NAMES.values())]
-    header += [f"times as fast, {INDEXES[index]}" for index in timed]
     return header, [
         [
             row.name,
             f"{row.bytes:,}",
             *(_cell(row.scores.get(metric_name(s, n)), n) for s in splits for n in SEARCH_COLUMN_NAMES),
-            *(f"{row.speeds[index].mean:.1f}" if index in row.speeds else "" for index in timed),
         ]
         for row in rows
     ]
-
-
-def costs_as_text(costs: Sequence["IndexCost"]) -> tuple[list[str], list[list[str]]]:
-    """What searches cost, as text: a header, and a row an index, compared with the first."""
-    header = ["index", "bytes", "ms a query", "times as fast", "all at once", "nearest found"]
-    rows = []
-    for cost in costs:
-        alone, together = (f"{median(ratios):.1f}" for ratios in cost.times_as_fast(costs[0]))
-        rows.append([cost.name, f"{cost.bytes:,}", f"{cost.milliseconds():.3f}", alone, together, f"{cost.found:.2f}"])
-    return header, rows
-
-
-def _timed(rows: Sequence[SearchRow]) -> list[str]:
-    """The indexes that a search was timed in, of any of the rows."""
-    return [index for index in INDEXES if any(index in row.speeds for row in rows)]
 
 
 def _cell(spread: SeedStats | None, score: str) -> str:

@@ -16,7 +16,7 @@ from twinsqueeze.utils.text import escape_control_chars
 if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
-    from twinsqueeze.search_cost import IndexCost
+
 from twinsqueeze.utils.console import _escape
 
 NARROWEST = 150
@@ -67,14 +67,6 @@ def print_results(
         )
         console.print(f"95% intervals over pairs: {shown}\n", soft_wrap=True)
         _print_search(console, search, split)
-
-
-def print_costs(costs: Sequence["IndexCost"]) -> None:
-    """Prints what searches cost, if any were timed, on standard output."""
-    if costs:
-        console = _console()
-        console.print(_make_table("what search costs, a query at a time", *search_table.costs_as_text(costs)))
-        console.print()
 
 
 def print_table(table: AblationTable) -> None:
