@@ -35,7 +35,7 @@ def run() -> None:
     try:
         cli(standalone_mode=False)
         if tracking := sys.modules.get("twinsqueeze.tracking.run"):  # else nothing was recorded
-            tracking.settle()
+            tracking.flush()
     except (InputError, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         line = " ".join(text.split())
