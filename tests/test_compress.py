@@ -448,7 +448,7 @@ def test_models_that_lack_what_is_needed(refuse, compress, workplace, vectors):
     for model in ("older", "foreign"):
         assert "has no ranges to scale int8 by" in refuse("in.npy", "--precision", "int8", model=model)
         assert "was not trained as product codes" in refuse("in.npy", "--precision", "product", model=model)
-    assert "does not say what it was trained on: name the encoder" in refuse("in.txt", model="foreign")
+    assert "does not record its encoder: name the run that trained it" in refuse("in.txt", model="foreign")
     named, _ = compress("in.txt", "--encoder", "all-MiniLM-L6-v2", model="foreign")
     same, _ = compress("in.txt", output="same.npy")
     np.testing.assert_array_equal(named, same)
@@ -468,13 +468,14 @@ def test_an_output_that_is_there_is_refused_unless_overwrite_is_asked_for(refuse
 
 SLOWLY = """
 import sys, time
-from twinsqueeze import cli, outputs
+from twinsqueeze import cli
+from twinsqueeze.inference import writers as outputs
 outputs.JOURNAL_SECONDS = 0.0
-reach = outputs.Output.reach
+reach = outputs.AtomicArrayWriter.reach
 def slowly(self, rows):
     reach(self, rows)
     time.sleep(1)
-outputs.Output.reach = slowly
+outputs.AtomicArrayWriter.reach = slowly
 sys.argv[0] = "twinsqueeze"
 cli.run()
 """

@@ -5,23 +5,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 import twinsqueeze
-from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import TextCompressor, VectorCompressor
 from twinsqueeze.inference.readers import AUTO, Block, RowReader, open_reader
 from twinsqueeze.inference.writers import AtomicArrayWriter, check_output, check_space
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.model.compressor import CompressorNetwork
+from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.precision import PRECISIONS, check_precision, quantize, storage_dtype
-from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
 from twinsqueeze.registry import model_loader
-from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
@@ -29,9 +24,6 @@ from twinsqueeze.utils.files import expand_user
 from twinsqueeze.utils.signals import Interrupted, check_interrupted
 from twinsqueeze.utils.text import escape_markdown
 from twinsqueeze.utils.threads import map_threaded
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 # Rows in a block: vectors that a core's cache holds, texts that an encoder sorts by length.
 VECTORS_A_BLOCK = 4096
@@ -84,7 +76,11 @@ def compress(
         ranges = origin.int8_ranges if origin else None
         precision = compressor.precision if precision == AUTO else precision
         check_precision(precision, ranges, compressor.codebooks, model)
-        texts = _text_model(found, compressor, origin, model, encoder, where) if source.texts else None
+        texts = None
+        if source.texts:
+            texts = model_loader.load_sentence_transformer_for(model, found, encoder_name=encoder, device=where.type)
+            if encoder and origin and texts[1] != origin.encoder_fingerprint:
+                console.warn(f"encoder {encoder!r} is not the one that the model was trained with")
         if source.dimension not in {None, compressor.input_dimension}:
             raise InputError(
                 f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of "
@@ -131,26 +127,6 @@ def _run(name: str) -> Iterator[Callable[[str], None]]:
             yield run.set_description
     else:
         yield lambda _: None
-
-
-def _text_model(
-    found: ResolvedModel,
-    compressor: CompressorNetwork,
-    origin: Provenance | None,
-    model: str,
-    name: str | None,
-    device: torch.device,
-) -> tuple["SentenceTransformer", str]:
-    """What texts are compressed with, and the fingerprint of the encoder's files."""
-    if name is None and found.sentence_transformer:
-        fingerprint = SentenceEncoder(model, found.sentence_transformer).fingerprint
-        return load_sentence_transformer(found.sentence_transformer, device.type), fingerprint
-    if name is None and origin is None:
-        raise InputError(f"model {model!r} does not say what it was trained on: name the encoder")
-    encoder = resolve_encoder(name or (origin.recipe.encoder if origin else ""), device.type)
-    if origin and origin.encoder_fingerprint != encoder.fingerprint:
-        console.warn(f"the files of encoder {encoder.name!r} are not those that the model was trained with")
-    return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
 def _file_stat(path: Path | None) -> list[int]:

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.sentence_transformer import build_sentence_transformer, load_sentence_transformer
 from twinsqueeze.registry import model_loader
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.registry.model_loader import ResolvedModel
@@ -49,7 +47,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     _check_output(output, overwrite)
     found = model_loader.resolve_model(model)
     compressor, provenance = read_checkpoint(found.checkpoint, model)
-    text = _text_model(model, found, compressor, provenance) if format != "safetensors" else None
+    text = model_loader.load_sentence_transformer_for(model, found)[0] if format != "safetensors" else None
     try:
         # Beside the output, so that one rename puts it in place.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
@@ -87,23 +85,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
-
-
-def _text_model(
-    model: str, found: ResolvedModel, compressor: CompressorNetwork, provenance: Provenance | None
-) -> "SentenceTransformer":
-    if found.sentence_transformer:
-        return load_sentence_transformer(found.sentence_transformer, "cpu")
-    if provenance is None:
-        raise InputError(
-            f"model {model!r} does not say which encoder it was trained with: export it as safetensors, or name a run"
-        )
-    encoder = resolve_encoder(provenance.recipe.encoder, "cpu")
-    if encoder.fingerprint != provenance.encoder_fingerprint:
-        raise InputError(
-            f"the files of encoder {encoder.name!r} are not those that the model was trained with: put them back"
-        )
-    return build_sentence_transformer(encoder, compressor)
 
 
 def _card(

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-    from twinsqueeze.model.checkpoint import Provenance
     from twinsqueeze.registry.model_loader import ResolvedModel
 
 COLUMN = "compressed"
@@ -99,7 +98,7 @@ def compress_frame(
     if output_column in frame.columns:
         raise InputError(f"the frame has a column {output_column!r} already: name another output_column")
     column, texts = _column(frame, column)
-    archive = _send_text_model(frame.sparkSession, found, compressor, origin, model) if texts else None
+    archive = _send_text_model(frame.sparkSession, found, model) if texts else None
     work = frame.sparkSession.sparkContext.broadcast(
         _Work(column, output_column, found.checkpoint.read_bytes(), precision, ranges, archive)
     )
@@ -147,26 +146,18 @@ def _column(frame: "DataFrame", column: str | None) -> tuple[str, bool]:
 def _send_text_model(
     session: "SparkSession",
     found: "ResolvedModel",
-    compressor: CompressorNetwork,
-    origin: "Provenance | None",
     model: str,
 ) -> str:
     """Makes the text model known to Spark's workers, and returns the name that they know it under."""
-    from twinsqueeze.data.encoder import resolve_encoder  # noqa: PLC0415 - for texts alone
-    from twinsqueeze.model.sentence_transformer import build_sentence_transformer  # noqa: PLC0415 - for texts alone
+    from twinsqueeze.registry.model_loader import load_sentence_transformer_for  # noqa: PLC0415 - for texts alone
 
-    if not found.sentence_transformer and origin is None:
-        raise InputError(f"model {model!r} does not say what it was trained on: name a run or a registered model")
     name = f"twinsqueeze-{hashlib.sha256(found.checkpoint.read_bytes()).hexdigest()[:16]}"
     temporary = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)  # the driver serves the archive as long as it lives
     folder = found.sentence_transformer
     if folder is None:
-        assert origin
         folder = Path(temporary, "model")
-        build_sentence_transformer(resolve_encoder(origin.recipe.encoder, "cpu"), compressor).save(
-            str(folder), create_model_card=False
-        )
+        load_sentence_transformer_for(model, found)[0].save(str(folder), create_model_card=False)
     archive = shutil.make_archive(str(Path(temporary, name)), "zip", folder)
     session.sparkContext.addArchive(archive)
     return Path(archive).name

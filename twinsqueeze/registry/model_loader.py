@@ -6,17 +6,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
+from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.run_logger import CARD_FILE, CHECKPOINT_FILE
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.utils.files import describe_change, describe_file_change, dir_sha256, expand_user, file_sha256, is_dir
 from twinsqueeze.utils.text import describe_error, redact_credentials
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 # Tag of a registered version and of its logged model: JSON that maps each file of the model to its SHA-256.
 FILES_SHA256 = "twinsqueeze.files_sha256"
@@ -126,6 +133,41 @@ def _find_store_entry(uri: str, model: str) -> _StoreEntry:
     except Exception as error:  # stores raise exceptions of many types for an unknown model
         raise InputError(f"model {model!r} can't be loaded: {describe_error(error)}") from error
     return _StoreEntry(f"models:/{logged.model_id}", logged.tags, logged.model_id, logged.source_run_id)
+
+
+def load_sentence_transformer_for(
+    model: str, resolved: ResolvedModel, *, encoder_name: str | None = None, device: str = "cpu"
+) -> tuple["SentenceTransformer", str]:
+    """Load the encoder and the compressor of a model as one sentence-transformers model.
+
+    Args:
+        model: The model as the user named it, for messages.
+        resolved: Its files.
+        encoder_name: The encoder to use, whatever the model was trained with; None for the model's own.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The model, and the fingerprint of the files of its encoder.
+
+    Raises:
+        InputError: If the model does not record its encoder, or the encoder's files have changed since the training.
+    """
+    if resolved.sentence_transformer and encoder_name is None:
+        text_model = SentenceEncoder(model, resolved.sentence_transformer, device=device)
+        return text_model.load_model(), text_model.fingerprint
+    compressor, metadata = read_checkpoint(resolved.checkpoint, model)
+    if encoder_name is None and metadata is None:
+        raise InputError(
+            f"model {model!r} does not record its encoder: name the run that trained it; compress also accepts "
+            "--encoder, and export --format safetensors"
+        )
+    encoder = resolve_encoder(encoder_name or (metadata.recipe.encoder if metadata else ""), device)
+    if encoder_name is None and metadata and encoder.fingerprint != metadata.encoder_fingerprint:
+        raise InputError(
+            f"the files of encoder {encoder.name!r} are not those that model {model!r} was trained with: restore "
+            "them; compress also accepts another --encoder"
+        )
+    return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
 def _download(uri: str, model: str) -> Path:
