@@ -103,7 +103,7 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     epoch, _, epochs = resumed.data.tags["twinsqueeze.taken_up"].partition(" of ")
     assert epochs == "120"
     assert resumed.data.tags["twinsqueeze.continues"] == killed.info.run_id == dead.info.run_id
-    assert f"gone on with from {epoch}." in resumed.data.tags["mlflow.note.content"]
+    assert f"resumed from {epoch}." in resumed.data.tags["mlflow.note.content"]
     story = f"Run {resumed.info.run_id} goes on from its {epoch}."
     assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {story}")
 

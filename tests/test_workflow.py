@@ -171,7 +171,7 @@ def test_data_are_inputs_with_digest_and_source(main_run, pairs_folder):
 def test_the_description_is_a_sentence_with_the_metrics(main_run):
     text = main_run.data.tags["mlflow.note.content"]
     assert text.startswith(
-        "A compressor (mlp, 384 numbers to 8 numbers) trained for 12 epochs on the 60 train pairs of sentences"
+        "A compressor (mlp, 384 to 8 dimensions, quantizer none) trained for 12 epochs on the 60 train pairs of sentences"
     )
     assert f"Spearman {main_run.data.metrics['test/spearman']:.4f} (95% interval" in text
 
@@ -295,7 +295,7 @@ def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_fold
     assert place.runs()[0].data.metrics == expected
     done = place.command("evaluate", "--model", str(foreign), "--dataset", str(pairs_folder))
     assert finished(done)
-    assert f"model '{foreign}' has no ranges to scale int8 by: int8 is left out" in done.stderr
+    assert f"model '{foreign}' has no calibration for int8: its int8 scores are left out" in done.stderr
     assert place.runs()[0].data.metrics == {n: value for n, value in expected.items() if not n.endswith("_int8")}
 
 

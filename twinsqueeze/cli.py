@@ -217,7 +217,7 @@ def evaluate_command(**options: Any) -> None:
     Recipe.parse({"device": options["device"]})
     from twinsqueeze.commands import evaluate  # noqa: PLC0415 - help and refusals do not wait for it
 
-    evaluate.evaluate(options.pop("model"), **options)
+    evaluate.evaluate(options.pop("model"), evaluate.EvaluationOptions(**options))
 
 
 @cli.command("ablation", epilog="Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb")
@@ -250,11 +250,11 @@ def ablation_command(grid: str, **options: Any) -> None:
     All are trained together, as batched matrix products. A grid that was stopped or killed goes on where it stood when
     it is started again.
     """
-    fixed = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
-    load_grid(grid, **fixed)
+    given = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
+    load_grid(grid, **given)
     from twinsqueeze.commands import ablation  # noqa: PLC0415 - help and refusals do not wait for it
 
-    ablation.run_ablation(grid, **options)
+    ablation.run_ablation(grid, ablation.AblationOptions(**options))
 
 
 @cli.command("compare", epilog="Example: twinsqueeze compare --output results")
@@ -404,7 +404,6 @@ def compress_command(**options: Any) -> None:
 
     The output appears whole or not at all. It needs no more memory for more rows.
     """
-    Recipe.parse({"device": options["device"]})
     options["column"] = None if options["column"] == "auto" else options["column"]
     options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
     from twinsqueeze.commands import compress  # noqa: PLC0415 - help and refusals do not wait for it

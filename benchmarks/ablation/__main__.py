@@ -32,7 +32,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, demo, trainer
-from twinsqueeze.commands import ablation, context, run_recording
+from twinsqueeze import experiment
+from twinsqueeze.commands import ablation, run_recording
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import baselines, faiss_baselines
@@ -51,7 +52,7 @@ ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
-    ("encoding", context, ("embed_pairs",)),
+    ("encoding", experiment, ("embed_pairs",)),
     (ONCE, faiss_baselines, ("_trained",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunLogger, ("log_compressor",)),
@@ -247,14 +248,13 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
 
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Seconds of an epoch of one of so many replicas that train together on one core, by part."""
-    encoded = context.prepare_context(
-        recipe.dataset, recipe.encoder, torch.device("cpu"), ("train", "dev"), validate_dim=recipe.validate_dim
-    ).encoded
+    pairs = load_pairs(recipe.dataset, splits=("train", "dev"))
+    encoded = experiment.prepare_data(pairs, recipe.encoder, torch.device("cpu")).encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     with timed(OF_A_TRAINING) as seconds:
-        loop.train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=ablation.CLEAN_EVERY)
+        loop.train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=ablation.CLEAN_LOSS_EVERY)
     torch.set_num_threads(cores)
     return {part: took / replicas / epochs for part, took in seconds.items()}
 

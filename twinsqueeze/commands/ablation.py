@@ -1,18 +1,18 @@
-"""The job ablation: a grid of recipes trained together, a run each under one parent."""
+"""The command ablation: a grid of recipes trained in batches, one run each under a parent run."""
 
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Self
 
 import pandas as pd
 
+from twinsqueeze import experiment
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.context import ExperimentContext, prepare_context
+from twinsqueeze.commands.context import load_experiment_data
 from twinsqueeze.commands.resume import (
     announce_resume,
     close_orphaned_runs,
@@ -22,288 +22,258 @@ from twinsqueeze.commands.resume import (
 )
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
+from twinsqueeze.experiment import DataByKey, EvaluatedTraining, ExperimentData, data_key
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_loader, terminal
-from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
+from twinsqueeze.reporting.ablation_table import AblationTable, TrainedRun, build_tables
 from twinsqueeze.reporting.figure_pool import Draw
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, GRID_DIGEST, RECIPE_DIGEST
-from twinsqueeze.training import worker_pool
 from twinsqueeze.training.batching import num_parallel_batches
-from twinsqueeze.training.checkpointing import TrainingCheckpoint
-from twinsqueeze.training.loop import DivergedError, EpochMetrics, TrainingResult
-from twinsqueeze.training.worker_pool import TrainFunction
+from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
+from twinsqueeze.training.grid_trainer import GridBatch, train_batches
+from twinsqueeze.training.loop import DivergedError, TrainingResult
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.signals import check_interrupted
-from twinsqueeze.utils.threads import map_threaded
 
 FROM_GRID = "grid"
-# Epochs between measurements of the clean loss, which costs as much as a fifth of the training.
-CLEAN_EVERY = 10
-Source = tuple[str, str, str]
+# Epochs between measurements of the loss without noise, each of which takes a fifth of the time of an epoch.
+CLEAN_LOSS_EVERY = 10
 
 
-def run_ablation(
-    grid: str,
-    *,
-    dataset: str = FROM_GRID,
-    device: str = FROM_GRID,
-    score_max: float | None = None,
-    force: bool = False,
-    resume: bool = True,
-) -> None:
-    """Trains every recipe of a grid and records each in a run of its own, all under a parent that holds the table.
+@dataclass(frozen=True)
+class AblationOptions:
+    """The options of the command.
 
-    Recipes that a finished run of the experiment has on the same data are not trained again.
+    Attributes:
+        dataset: As in a recipe, or "grid" for the file's.
+        device: As in a recipe, or "grid" for the file's.
+        score_max: Upper end of the scores; None for 5, or 1 for STS-B from the Hub.
+        force: Whether to train recipes again that the experiment has already.
+        resume: Whether to resume interrupted trainings.
+    """
+
+    dataset: str = FROM_GRID
+    device: str = FROM_GRID
+    score_max: float | None = None
+    force: bool = False
+    resume: bool = True
+
+    def load_recipes(self, grid: str) -> list[Recipe]:
+        """Returns the recipes of a grid; raises an `InputError` if the file can't be used."""
+        given = {"dataset": self.dataset, "device": self.device}
+        return load_grid(grid, **{name: value for name, value in given.items() if value != FROM_GRID})
+
+
+@dataclass
+class _LoggedGrid:
+    """The children of a grid's run.
+
+    Attributes:
+        runs: Each trained run with the table of its baselines.
+        evaluated: The evaluated trainings, by recipe.
+        failures: A message for each diverged training.
+    """
+
+    runs: list[tuple[TrainedRun, pd.DataFrame]] = field(default_factory=list)
+    evaluated: dict[Recipe, EvaluatedTraining] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def run_ablation(grid: str, options: AblationOptions) -> None:
+    """Trains every recipe of a grid in a run of its own, under a parent run with the ablation table.
+
+    Recipes that a finished run of the experiment has trained on the same data are not trained again.
 
     Args:
         grid: A YAML file, see `load_grid`.
-        dataset: As in a recipe, or "grid" for what the file says.
-        device: As in a recipe, or "grid" for what the file says.
-        score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
-        force: Whether to train again what is there.
-        resume: Whether to go on where the same training was interrupted.
+        options: How to train it.
 
     Raises:
-        InputError: If something that the user gave can't be used, or every training diverges.
+        InputError: If grid, data, encoder, device or tracking server can't be used, or every training diverges.
     """
-    fixed = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != FROM_GRID}
-    recipes = load_grid(grid, **fixed)
-    materials = _gather(recipes, score_max)
-    notices = dict.fromkeys(m.data.notice for m in materials.values() if m.data.notice)
+    recipes = options.load_recipes(grid)
+    data = _load_data(recipes, options.score_max)
     with start_run(Path(grid).stem, "ablation") as parent:
         parent.log_params({"grid": grid, "replicas": len(recipes)})
         parent.log_artifact(Path(grid))
-        if len(materials) == 1:
-            parent.set_tags(run_recording.data_tags(next(iter(materials.values()))))
-        _end_left_runs(parent, recipes, materials)
-        found = run_loader.load_runs(parent.experiment_id).runs
-        done = {} if force else run_loader.finished_recipes(found)
-        todo = [recipe for recipe in recipes if _fingerprint(recipe, materials) not in done]
-        if len(todo) < len(recipes):
+        _close_orphaned_runs(parent, recipes, data)
+        loaded = run_loader.load_runs(parent.experiment_id).runs
+        finished = {} if options.force else run_loader.finished_recipes(loaded)
+        missing = [recipe for recipe in recipes if _fingerprint(recipe, data) not in finished]
+        if len(missing) < len(recipes):
             console.info(
-                f"{len(recipes) - len(todo)} of {len(recipes)} recipes are in the experiment already and are not "
+                f"{len(recipes) - len(missing)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
-        with figure_pool.render_pool(len(todo)) as draw:
-            trained, failures = _train(todo, materials, draw, resume=resume)
-        wanted = {_fingerprint(recipe, materials) for recipe in recipes}
-        # Of what has just been trained the tracking server may not have everything yet.
-        runs = [run for run in (*found, *(run for run, _ in trained)) if run_loader.fingerprint(run) in wanted]
-        if not runs:
-            raise InputError(f"no training of the grid succeeded; the first said: {failures[0]}")
-        baselines = run_loader.load_baselines(runs, {run.run_id: table for run, table in trained})
-        tables = build_tables(runs, baselines.rows)
-        notes = [f"{len(failures)} of {len(recipes)} trainings diverged."] if failures else []
-        notes += baselines.notes
-        parent.set_description(formats.summary(tables, notes))
-    for table in tables:
-        terminal.print_table(table)
-    for notice in notices:
-        console.warn(notice)
-    terminal.print_next_steps(
-        [
-            ("tables, figures and a report", links.mlflow_run_command(parent, "compare")),
-            ("put the best in use", links.mlflow_run_command(parent, "register")),
-            *links.ui_steps(parent),
-        ]
-    )
+        logged = _train_and_log(missing, data, resume=options.resume)
+        fingerprints = {_fingerprint(recipe, data) for recipe in recipes}
+        tables = _build_tables(loaded, logged, fingerprints, len(recipes))
+        parent.set_description(formats.summary(*tables))
+    _print_summary(parent, tables[0], data)
 
 
-def _data_key(recipe: Recipe) -> Source:
-    return recipe.dataset, recipe.encoder, recipe.device
+def train_grid_and_log(recipes: Sequence[Recipe], data: DataByKey) -> dict[Recipe, EvaluatedTraining]:
+    """Trains recipes in a run each, under a parent run.
+
+    Args:
+        recipes: Distinct recipes.
+        data: Their data, by `data_key`.
+
+    Raises:
+        InputError: If a run can't be recorded, or a training diverges.
+    """
+    with start_run(f"comparison-of-{len(recipes)}", "ablation") as parent:
+        parent.log_params({"replicas": len(recipes)})
+        _close_orphaned_runs(parent, recipes, data)
+        logged = _train_and_log(recipes, data, resume=True)
+        if logged.failures:
+            raise DivergedError(logged.failures[0])
+        return logged.evaluated
 
 
-def _gather(recipes: Sequence[Recipe], score_max: float | None) -> dict[Source, ExperimentContext]:
-    """Everything that the recipes need, so that a grid does not stop halfway for a file that is not there."""
-    widest: dict[Source, Recipe] = {}
+def _load_data(recipes: Sequence[Recipe], score_max: float | None) -> DataByKey:
+    """Loads the data of all recipes first, so that a grid does not stop halfway because of a missing file."""
+    widest: dict[experiment.DataKey, Recipe] = {}
     for recipe in recipes:
-        known = widest.setdefault(_data_key(recipe), recipe)
+        known = widest.setdefault(data_key(recipe), recipe)
         if recipe.dim > known.dim:
-            widest[_data_key(recipe)] = recipe
+            widest[data_key(recipe)] = recipe
     return {
-        source: prepare_context(
-            recipe.dataset,
-            recipe.encoder,
-            resolve_device(recipe.device),
-            SPLITS,
-            score_max=score_max,
-            validate_dim=recipe.validate_dim,
-        )
-        for source, recipe in widest.items()
+        key: load_experiment_data(*key, SPLITS, score_max=score_max, validate_dim=recipe.validate_dim)
+        for key, recipe in widest.items()
     }
 
 
-def _fingerprint(recipe: Recipe, materials: dict[Source, ExperimentContext]) -> run_loader.Fingerprint:
-    material = materials[_data_key(recipe)]
-    return recipe.digest, material.data.digest, run_recording.encoder_fingerprint(material)
+def _fingerprint(recipe: Recipe, data: DataByKey) -> run_loader.Fingerprint:
+    of_recipe = data[data_key(recipe)]
+    return recipe.digest, of_recipe.pairs.digest, run_recording.short_fingerprint(of_recipe)
 
 
-def _end_left_runs(parent: RunLogger, recipes: Sequence[Recipe], materials: dict[Source, ExperimentContext]) -> None:
-    """Ends what was left RUNNING of this grid, or of anything, by processes that were killed."""
-    fingerprints = {_fingerprint(recipe, materials)[:2] for recipe in recipes}
+def _close_orphaned_runs(parent: RunLogger, recipes: Sequence[Recipe], data: DataByKey) -> None:
+    """Tags the grid's run and ends the runs of killed processes."""
+    fingerprints = {_fingerprint(recipe, data)[:2] for recipe in recipes}
     grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
-    parent.set_tags({GRID_DIGEST: grid_digest})
+    tags = {GRID_DIGEST: grid_digest}
+    if len(data) == 1:
+        tags |= run_recording.data_tags(next(iter(data.values())))
+    parent.set_tags(tags)
 
     def is_same(tags: Mapping[str, str]) -> bool:
         trained = tags.get(RECIPE_DIGEST, ""), tags.get(DATASET_DIGEST, "")
         return tags.get(GRID_DIGEST) == grid_digest or trained in fingerprints
 
-    close_orphaned_runs(parent, is_same, "goes on with the grid")
+    close_orphaned_runs(parent, is_same, "resumes the grid")
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A batch of recipes that train together.
-
-    Attributes:
-        place: Of the batch among all.
-        kept: What holds the snapshot's file until it is closed.
-    """
-
-    place: int
-    recipes: list[Recipe]
-    material: ExperimentContext
-    snapshot: TrainingCheckpoint
-    kept: ExitStack
-
-
-def _train(
-    recipes: Sequence[Recipe], materials: dict[Source, ExperimentContext], draw: Draw, *, resume: bool
-) -> tuple[list[tuple[TrainedRun, pd.DataFrame]], list[str]]:
-    """Trains and records; returns the runs, each with the table of what needs no labels, and why some failed."""
-    runs: list[tuple[TrainedRun, pd.DataFrame]] = []
-    failures: list[str] = []
-    wanted = {(_data_key(recipe), recipe.digest) for recipe in recipes}
-    snapshots = {source: open_snapshots(material, CLEAN_EVERY) for source, material in materials.items()}
-    at_once = num_parallel_batches(resolve_device(recipe.device) for recipe in recipes)
-    cut = [
-        batch
-        for source in materials
-        for batch in plan_with_checkpoints(
-            [r for r in recipes if _data_key(r) == source], snapshots[source], resume=resume, at_once=at_once
+def _train_and_log(recipes: Sequence[Recipe], data: DataByKey, *, resume: bool) -> _LoggedGrid:
+    logged = _LoggedGrid()
+    wanted = set(recipes)
+    num_parallel = num_parallel_batches(resolve_device(recipe.device) for recipe in recipes)
+    batches = _plan_batches(recipes, data, num_parallel, resume)
+    with figure_pool.render_pool(len(recipes)) as draw, console.progress("training", "epoch") as advance:
+        progress = _Progress(advance, len(recipes))
+        trained = train_batches(
+            batches,
+            num_parallel=num_parallel,
+            clean_loss_every=CLEAN_LOSS_EVERY,
+            on_progress=progress.show,
         )
-    ]
-    if not cut:
-        return runs, failures
-    for batch in cut:  # before any of them trains, so that none waits for another one's sentences
-        materials[_data_key(batch[0])].training_pairs(batch[0])
-    at_once = min(at_once, len(cut))
-    epochs = [sum(recipe.epochs for recipe in batch) for batch in cut]
-    pairs = sum(n * len(materials[_data_key(batch[0])].encoded["train"]) for n, batch in zip(epochs, cut, strict=True))
-
-    def opened(held: ExitStack) -> Iterator[_Training]:
-        for place, batch in enumerate(cut):
-            source = _data_key(batch[0])
-            kept = held.enter_context(ExitStack())
-            snapshot = kept.enter_context(snapshots[source].open(batch, resume=resume))
-            announce_resume(snapshot, batch)
-            yield _Training(place, batch, materials[source], snapshot, kept)
-
-    with (
-        ExitStack() as held,
-        worker_pool.training_pool(pairs, at_once) as fit,
-        console.progress("training", "epoch") as advance,
-    ):
-        watch = _GridProgress(fit, advance, epochs)
-        # However this ends, trainings are told to stop, then waited for, and then their files are let go.
-        with closing(map_threaded(opened(held), watch.fit, at_once)) as finished, watch:
-            for training, trained in finished:
-                for fitted in trained:
-                    if (_data_key(fitted.recipe), fitted.recipe.digest) not in wanted:
-                        continue
-                    watch.recording(len(runs) + len(failures) + 1, len(recipes))
-                    try:
-                        runs.append(_record(fitted, training.material, draw))
-                    except DivergedError as error:
-                        failures.append(str(error))
-                        console.warn(f"{fitted.recipe.name}: {error}")
-                training.snapshot.discard()
-                training.kept.close()
-    return runs, failures
+        with closing(trained) as results:
+            for result in (result for batch in results for result in batch if result.recipe in wanted):
+                progress.count_recorded()
+                _log_result(result, data[data_key(result.recipe)], logged, draw)
+    return logged
 
 
-class _GridProgress:
-    """The bar over batches that train at once, and what ends them when the context is left.
+def _plan_batches(recipes: Sequence[Recipe], data: DataByKey, num_parallel: int, resume: bool) -> list[GridBatch]:
+    batches = []
+    for key, of_key in data.items():
+        store = open_snapshots(of_key, CLEAN_LOSS_EVERY)
+        members = [recipe for recipe in recipes if data_key(recipe) == key]
+        for batch in plan_with_checkpoints(members, store, resume=resume, at_once=num_parallel):
+            train = of_key.training_pairs(batch[0])
+            open_checkpoint = partial(_open_checkpoint, store, batch, resume)
+            batches.append(GridBatch(batch, train, of_key.encoded["dev"], open_checkpoint))
+    return batches
 
-    Args:
-        fit: What trains a batch.
-        advance: Of the bar.
-        epochs: Of each batch, those of all its recipes.
-    """
 
-    def __init__(self, fit: TrainFunction, advance: console.Advance, epochs: Sequence[int]) -> None:
-        self._fit = fit
+@contextmanager
+def _open_checkpoint(store: CheckpointStore, batch: list[Recipe], resume: bool) -> Iterator[TrainingCheckpoint]:
+    with store.open(batch, resume=resume) as checkpoint:
+        announce_resume(checkpoint, batch)
+        yield checkpoint
+
+
+class _Progress:
+    """The progress bar of a grid, which also counts the recorded recipes."""
+
+    def __init__(self, advance: console.Advance, total: int) -> None:
         self._advance = advance
-        self._epochs = epochs
-        self._done = [0] * len(epochs)
-        self._recorded: dict[str, str] = {}
+        self._total = total
+        self._recorded = 0
+        self._last: tuple[int, int] = (0, 1)
         self._lock = threading.Lock()
-        self._over: BaseException | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over = self._over or CancelledError()
-
-    def fit(self, training: _Training) -> list[TrainingResult]:
-        """Trains a batch, in whatever thread; if that fails, the others end by the same error."""
-        recipes, material = training.recipes, training.material
-
-        def on_epoch(progress: EpochMetrics) -> None:
-            self._check()
-            figures = {"loss": f"{progress.loss.mean():.4f}", "dev Spearman": f"{progress.dev.spearman.mean():.4f}"}
-            self._show(figures, training.place, progress.epoch * len(recipes))
-
-        def on_teacher_epoch(done: int, of: int) -> None:
-            self._check()
-            self._show({"heads": f"{done} of {of} epochs"})
-
-        try:
-            self._check()
-            trained = self._fit(
-                recipes,
-                material.training_pairs(recipes[0]),
-                material.encoded["dev"],
-                clean_loss_every=CLEAN_EVERY,
-                on_epoch=on_epoch,
-                on_teacher_epoch=on_teacher_epoch,
-                snapshot=training.snapshot,
-            )
-        except BaseException as error:
-            self._over = self._over or error
-            raise
-        if any(fitted.diverged_at for fitted in trained):  # which may have left epochs out
-            self._show({}, training.place, self._epochs[training.place])
-        return trained
-
-    def recording(self, number: int, of: int) -> None:
-        """Shows how many recipes are recorded, with the one that is being recorded."""
-        self._recorded = {"recorded": f"{number} of {of}"}
-        self._show({})
-
-    def _check(self) -> None:
-        check_interrupted()
-        if self._over:
-            raise self._over
-
-    def _show(self, figures: Mapping[str, str], place: int = 0, done: int = 0) -> None:
+    def show(self, done: int, epochs: int, values: Mapping[str, str]) -> None:
+        """Shows the epochs done."""
+        recorded = {"recorded": f"{self._recorded} of {self._total}"} if self._recorded else {}
         with self._lock:
-            self._done[place] = max(self._done[place], done)
-            self._advance(sum(self._done), sum(self._epochs), {**figures, **self._recorded})
+            self._last = done, epochs
+            self._advance(done, epochs, {**values, **recorded})
+
+    def count_recorded(self) -> None:
+        """Counts the recipe that is being recorded."""
+        self._recorded += 1
+        self.show(*self._last, {})
 
 
-def _record(fitted: TrainingResult, material: ExperimentContext, draw: Draw) -> tuple[TrainedRun, pd.DataFrame]:
+def _log_result(result: TrainingResult, data: ExperimentData, logged: _LoggedGrid, draw: Draw) -> None:
+    """Evaluates and logs one training; a diverged one gets a failed run."""
     check_interrupted()
-    with start_run(fitted.recipe.name, "train", nested=True) as run:
-        inputs = run_recording.log_training_setup(run, fitted.recipe, material)
-        tag_resumed(run, fitted.resumed_from_epoch, fitted.recipe.epochs)
-        run_recording.record_curves(run, fitted)
-        fitted.check()
-        outcome = run_recording.evaluate_and_log_training(run, fitted, material, inputs, draw)
-    return run_loader.recorded_run(run), run_recording.baseline_table(outcome.baselines)
+    recipe = result.recipe
+    try:
+        with start_run(recipe.name, "train", nested=True) as run:
+            inputs = run_recording.log_training_setup(run, recipe, data)
+            tag_resumed(run, result.resumed_from_epoch, recipe.epochs)
+            run_recording.log_history(run, result)
+            result.check()
+            evaluated = experiment.evaluate_training(result, data)
+            run_recording.log_training(run, evaluated, data, inputs, draw)
+    except DivergedError as error:
+        logged.failures.append(str(error))
+        console.warn(f"{recipe.name}: {error}")
+        return
+    logged.evaluated[recipe] = evaluated
+    logged.runs.append((run_loader.recorded_run(run), run_recording.baseline_table(evaluated.evaluation.baselines)))
+
+
+def _build_tables(
+    loaded: Sequence[TrainedRun], logged: _LoggedGrid, fingerprints: set[run_loader.Fingerprint], total: int
+) -> tuple[list[AblationTable], list[str]]:
+    """Returns the tables of the grid's runs, and notes on them."""
+    # The tracking server may not have received all of the runs that were just logged, so those come from memory.
+    runs = [run for run in (*loaded, *(run for run, _ in logged.runs)) if run_loader.fingerprint(run) in fingerprints]
+    if not runs:
+        raise InputError(f"every training of the grid failed; the first error: {logged.failures[0]}")
+    baselines = run_loader.load_baselines(runs, {run.run_id: table for run, table in logged.runs})
+    notes = [f"{len(logged.failures)} of {total} trainings diverged."] if logged.failures else []
+    return build_tables(runs, baselines.rows), [*notes, *baselines.notes]
+
+
+def _print_summary(parent: RunLogger, tables: Sequence[AblationTable], data: DataByKey) -> None:
+    for table in tables:
+        terminal.print_table(table)
+    for notice in dict.fromkeys(d.pairs.notice for d in data.values() if d.pairs.notice):
+        console.warn(notice)
+    terminal.print_next_steps(
+        [
+            ("tables, figures and a report", links.mlflow_run_command(parent, "compare")),
+            ("register the best run", links.mlflow_run_command(parent, "register")),
+            *links.ui_steps(parent),
+        ]
+    )

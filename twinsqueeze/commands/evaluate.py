@@ -1,15 +1,18 @@
-"""The command evaluate."""
+"""The command evaluate: a trained compressor evaluated on one split, in a run of its own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from twinsqueeze import experiment
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.context import prepare_context
-from twinsqueeze.commands.run_recording import RunResult
+from twinsqueeze.commands.context import load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.experiment import ExperimentData
+from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.registry import model_loader
+from twinsqueeze.registry.model_loader import ResolvedModel, resolve_model
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console
@@ -18,71 +21,97 @@ from twinsqueeze.utils.device import resolve_device
 SAME_DATASET = "same"
 
 
-def evaluate(
-    model: str,
-    *,
-    dataset: str = SAME_DATASET,
-    split: str = "test",
-    encoder: str | None = None,
-    score_max: float | None = None,
-    device: str = "auto",
-) -> None:
-    """Evaluates a trained compressor and records a run of its own, tagged with the trained run's id.
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The options of the command.
+
+    Attributes:
+        dataset: As in a recipe, or "same" for the data that the model was trained on.
+        split: train, dev or test.
+        encoder: As in a recipe; None for the encoder that the model was trained with.
+        score_max: Upper end of the scores; None for 5, or 1 for STS-B from the Hub.
+        device: auto, cpu or cuda.
+    """
+
+    dataset: str = SAME_DATASET
+    split: str = "test"
+    encoder: str | None = None
+    score_max: float | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class _LoadedModel:
+    uri: str
+    resolved: ResolvedModel
+    compressor: CompressorNetwork
+    provenance: Provenance | None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.provenance.recipe if self.provenance else Recipe()
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name if self.provenance else Path(self.uri).name
+
+
+def evaluate(model: str, options: EvaluationOptions) -> None:
+    """Evaluates a trained compressor and records a run that is tagged with the id of the trained run.
 
     Args:
-        model: A run's id, a model's URI or a folder.
-        dataset: As for training, or "same" for the data that the model was trained on.
-        split: train, dev or test.
-        encoder: As for training; None for the one that the model was trained with.
-        score_max: As for training.
-        device: auto, cpu or cuda.
+        model: A run id, a model URI or a folder.
+        options: What to evaluate on.
 
     Raises:
-        InputError: If something that the user gave can't be used.
+        InputError: If model, data, encoder, device or tracking server can't be used.
     """
-    if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
-    where = resolve_device(device)
-    found = model_loader.resolve_model(model)
-    compressor, origin = read_checkpoint(found.checkpoint, model)
-    recipe = origin.recipe if origin else Recipe()
-    if dataset == SAME_DATASET:
-        if origin is None:
-            raise InputError(f"model {model!r} does not say what it was trained on: name the dataset")
-        dataset = origin.dataset if recipe.dataset == "auto" else recipe.dataset
-        score_max = score_max or origin.score_max
-    encoder = encoder or recipe.encoder
+    if options.split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, not {options.split!r}")
+    resolve_device(options.device)
+    resolved = resolve_model(model)
+    loaded = _LoadedModel(model, resolved, *read_checkpoint(resolved.checkpoint, model))
+    data = _load_data(loaded, options)
+    int8_ranges = loaded.provenance.int8_ranges if loaded.provenance else None
+    if int8_ranges is None:
+        console.info(f"model {model!r} has no calibration for int8: its int8 scores are left out")
+    recipe, split = loaded.recipe, options.split
+    with start_run(f"{loaded.name}-{split}", "evaluation") as run:
+        trained = recipe.model_dump(exclude={"dataset", "device"}) if loaded.provenance else {}
+        given = {"model": model, "split": split, "encoder": data.encoder.name, "dim": loaded.compressor.dim}
+        label_transform = recipe.label_transform
+        run.log_params(trained | given | {"label_transform": label_transform} | run_recording.environment_params(data))
+        run_tags = {TRAINED_RUN: resolved.run_id} if resolved.run_id else {}
+        run.set_tags(run_recording.data_tags(data) | run_tags)
+        evaluation = experiment.evaluate(loaded.name, loaded.compressor, data, [split], label_transform, int8_ranges)
+        run_recording.log_evaluation(run, evaluation, data, label_transform, resolved)
+    run_recording.print_summary(run, evaluation, data, None)
 
-    def validate_dim(dimension: int) -> None:
-        if dimension != compressor.input_dimension:
+
+def _load_data(loaded: _LoadedModel, options: EvaluationOptions) -> ExperimentData:
+    model, provenance = loaded.uri, loaded.provenance
+    dataset, score_max = options.dataset, options.score_max
+    if dataset == SAME_DATASET:
+        if provenance is None:
+            raise InputError(f"model {model!r} does not record its training data: pass --dataset")
+        dataset = provenance.dataset if loaded.recipe.dataset == "auto" else loaded.recipe.dataset
+        score_max = score_max or provenance.score_max
+    encoder = options.encoder or loaded.recipe.encoder
+    expected = loaded.compressor.input_dimension
+
+    def validate_dim(encoder_dim: int) -> None:
+        if encoder_dim != expected:
             raise InputError(
-                f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of encoder "
-                f"{encoder!r} have {dimension}: name the encoder that it was trained with"
+                f"model {model!r} compresses vectors of {expected} dimensions, and encoder {encoder!r} has "
+                f"{encoder_dim}: pass the encoder that the model was trained with"
             )
 
-    # Earlier splits are read too: a sentence is encoded with the first that has it, and baselines are fitted on train.
-    splits = SPLITS[: SPLITS.index(split) + 1]
-    material = prepare_context(dataset, encoder, where, splits, score_max=score_max, validate_dim=validate_dim)
-    if origin and origin.encoder_fingerprint != material.encoder.fingerprint:
+    # Earlier splits are needed too: baselines are fitted on train, and a sentence is encoded with the first split that
+    # contains it.
+    splits = SPLITS[: SPLITS.index(options.split) + 1]
+    data = load_experiment_data(
+        dataset, encoder, options.device, splits, score_max=score_max, validate_dim=validate_dim
+    )
+    if provenance and provenance.encoder_fingerprint != data.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
-
-    title = recipe.name if origin else Path(model).name
-    ranges = origin.int8_ranges if origin else None
-    if ranges is None:
-        console.info(f"model {model!r} has no ranges to scale int8 by: int8 is left out")
-    with start_run(f"{title}-{split}", "evaluation") as run:
-        given = {"model": model, "split": split, "encoder": encoder, "label_transform": recipe.label_transform}
-        trained = recipe.model_dump(exclude={"dataset", "device"}) if origin else {}
-        run.log_params(trained | {"dim": compressor.dim} | given | run_recording.environment_params(material))
-        run.set_tags(run_recording.data_tags(material) | ({TRAINED_RUN: found.run_id} if found.run_id else {}))
-        outcome = RunResult(
-            title=title,
-            text=f"Model {model} ({title}) evaluated on the {split} pairs of {material.data.name}.",
-            dim=compressor.dim,
-            precision=compressor.precision,
-            bytes=compressor.bytes_per_vector,
-            assessments={split: material.evaluator(split, recipe.label_transform)(compressor.to(where), ranges)},
-            baselines=material.baselines([split], recipe.label_transform, compressor.dim),
-        )
-        run_recording.record_evaluation(run, outcome, material, recipe.label_transform, split, found.model_id)
-    run_recording.print_summary(run, outcome, material, None)
+    return data

@@ -14,9 +14,9 @@ from twinsqueeze.registry import model_loader
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.tracking.run import env_run_id, start_run
-from twinsqueeze.tracking.run_logger import CARD_FILE, CHECKPOINT_FILE
+from twinsqueeze.tracking.run_logger import CARD_FILE
 from twinsqueeze.utils import console, signals
-from twinsqueeze.utils.files import expand_user
+from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
 from twinsqueeze.utils.text import escape_markdown
 
 if TYPE_CHECKING:

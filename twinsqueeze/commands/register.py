@@ -1,9 +1,9 @@
 """The command register: the best run becomes a version of the registered model."""
 
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.context import ExperimentContext
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.metrics import METRICS
+from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
@@ -88,8 +88,8 @@ def register(
     alias = model_registry.CHAMPION if verdict.promoted else model_registry.CHALLENGER
     done = "That run was registered before, and compared again: it is" if known_version else "Registered as"
     console.print_result(_model_selection(choice), f"{done} version {version.number}, {alias}. {verdict.text}")
-    if material.data.notice:
-        console.warn(material.data.notice)
+    if material.pairs.notice:
+        console.warn(material.pairs.notice)
     after = (
         ("undo the promotion", links.mlflow_run_command(run, "register", rollback="true"))
         if verdict.promoted
@@ -148,7 +148,7 @@ def _model_selection(choice: ModelSelection) -> str:
 def _register(
     run: RunLogger,
     candidate: LoadedCompressor,
-    material: ExperimentContext,
+    material: ExperimentData,
     choice: ModelSelection,
     verdict: PromotionDecision,
 ) -> Version:
@@ -164,8 +164,8 @@ def _register(
     run.set_description(f"{_model_selection(choice)} {verdict.text}")
     tags = {
         TRAINED_RUN: run_id,
-        DATASET_DIGEST: material.data.digest,
-        model_registry.DEV_DIGEST: material.data.splits[SPLIT].digest,
+        DATASET_DIGEST: material.pairs.digest,
+        model_registry.DEV_DIGEST: material.pairs.splits[SPLIT].digest,
         model_registry.LABELS: candidate.provenance.recipe.label_transform,
     }
     return model_registry.add_version(model_id, card, tags)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.context import ExperimentContext
+from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -15,7 +15,7 @@ from twinsqueeze.utils import console
 from twinsqueeze.utils.text import describe_error
 
 
-def open_snapshots(material: ExperimentContext, clean_loss_every: int) -> CheckpointStore:
+def open_snapshots(material: ExperimentData, clean_loss_every: int) -> CheckpointStore:
     """The files of trainings on this material, with `clean_loss_every` as for `fit`."""
     encoded = material.encoded
     facts = run_recording.environment_params(material) | {"clean_every": clean_loss_every}

@@ -1,97 +1,83 @@
-"""The commands main and train."""
+"""The commands main, train and best: one training, recorded in MLflow."""
 
-from dataclasses import asdict
-
+from twinsqueeze import experiment
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.context import ExperimentContext, prepare_context
+from twinsqueeze.commands.context import load_experiment_data
 from twinsqueeze.commands.resume import announce_resume, close_orphaned_runs, open_snapshots, tag_resumed
 from twinsqueeze.data.sentence_pairs import SPLITS
+from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
-from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
-from twinsqueeze.utils import console
-from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.signals import check_interrupted
 
-# Epochs between measurements of the clean loss.
-CLEAN_EVERY = 1
+# Epochs between measurements of the loss without noise.
+CLEAN_LOSS_EVERY = 1
 
 
 def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resume: bool = True) -> None:
-    """Trains a compressor and records the run.
+    """Trains a compressor, records the run and prints its scores.
 
     Args:
         recipe: What to train.
-        score_max: The upper end of the data's scores; None for 5, or what is known of STS-B.
-        on_test: Whether to evaluate on test as well; otherwise test is not even opened.
-        resume: Whether to go on where the same training was interrupted.
+        score_max: Upper end of the scores; None for 5, or 1 for STS-B from the Hub.
+        on_test: Whether to evaluate on test as well; otherwise test is not read.
+        resume: Whether to resume an interrupted training of the same recipe.
 
     Raises:
-        InputError: If something that the user gave can't be used, or the training diverges.
+        InputError: If data, encoder, device or tracking server can't be used, or the training diverges.
     """
-    material = prepare_context(
+    data = load_experiment_data(
         recipe.dataset,
         recipe.encoder,
-        resolve_device(recipe.device),
+        recipe.device,
         SPLITS if on_test else SPLITS[:2],
         score_max=score_max,
         validate_dim=recipe.validate_dim,
     )
-    with open_snapshots(material, CLEAN_EVERY).open([recipe], resume=resume) as snapshot:
-        with start_run(recipe.name, "train") as run:
-            inputs = run_recording.log_training_setup(run, recipe, material)
-            _resume_or_start(run, recipe, material, snapshot)
-            fitted = _run_training(recipe, material, run, snapshot)
-            outcome = run_recording.evaluate_and_log_training(run, fitted, material, inputs)
-        snapshot.discard()
-    run_recording.print_summary(run, outcome, material, run.run_id)
+    run, evaluated = train_and_log(recipe, data, resume=resume)
+    run_recording.print_summary(run, evaluated.evaluation, data, run.run_id)
 
 
-def _resume_or_start(run: RunLogger, recipe: Recipe, material: ExperimentContext, snapshot: TrainingCheckpoint) -> None:
-    """Says from where the training goes on, and ends the runs of processes that were killed."""
-    same = {RECIPE_DIGEST: recipe.digest, DATASET_DIGEST: material.data.digest}
-    story = "trains the same from the beginning"
-    if snapshot.left:
-        done = snapshot.left.epoch
-        announce_resume(snapshot, [recipe])
-        tag_resumed(run, done, recipe.epochs)
-        story = f"goes on from its epoch {done}"
-    close_orphaned_runs(run, lambda tags: same.items() <= tags.items(), story)
+def train_and_log(
+    recipe: Recipe, data: ExperimentData, *, resume: bool = True, nested: bool = False
+) -> tuple[RunLogger, EvaluatedTraining]:
+    """Trains a compressor in a run of its own.
 
+    Args:
+        recipe: What to train.
+        data: What to train and evaluate on.
+        resume: Whether to resume an interrupted training of the same recipe.
+        nested: Whether the run is a child of the open run.
 
-def _run_training(
-    recipe: Recipe, material: ExperimentContext, run: RunLogger, snapshot: TrainingCheckpoint
-) -> TrainingResult:
-    train_pairs = material.training_pairs(recipe)
-    with console.progress("training", "epoch") as advance:
-
-        def on_epoch(progress: EpochMetrics) -> None:
-            check_interrupted()
-            dev = {name: value[0] for name, value in asdict(progress.dev).items()}
-            loss, clean_loss = progress.loss[0], progress.clean_loss[0]
-            run.log_metrics(
-                run_recording.epoch_metrics(progress.epoch, progress.epochs, loss, clean_loss, dev), progress.epoch
+    Raises:
+        InputError: If the run can't be recorded, or the training diverges.
+    """
+    with open_snapshots(data, CLEAN_LOSS_EVERY).open([recipe], resume=resume) as checkpoint:
+        with start_run(recipe.name, "train", nested=nested) as run:
+            inputs = run_recording.log_training_setup(run, recipe, data)
+            _close_orphaned_runs(run, recipe, data, checkpoint)
+            result = experiment.train(
+                recipe,
+                data,
+                clean_loss_every=CLEAN_LOSS_EVERY,
+                on_epoch=lambda metrics: run_recording.log_epoch(run, metrics),
+                checkpoint=checkpoint,
             )
-            figures = {"loss": f"{loss:.4f}", "dev Spearman": f"{dev['spearman']:.4f}"}
-            advance(progress.epoch, progress.epochs, figures)
+            evaluated = experiment.evaluate_training(result, data)
+            run_recording.log_training(run, evaluated, data, inputs)
+        checkpoint.discard()
+    return run, evaluated
 
-        def on_teacher_epoch(done: int, total: int) -> None:
-            check_interrupted()
-            advance(0, recipe.epochs, {"heads": f"{done} of {total} epochs"})
 
-        (fitted,) = train_replicas(
-            [recipe],
-            train_pairs,
-            material.encoded["dev"],
-            clean_loss_every=CLEAN_EVERY,
-            on_epoch=on_epoch,
-            on_teacher_epoch=on_teacher_epoch,
-            snapshot=snapshot,
-        )
-    if fitted.diverged_at:
-        snapshot.discard()
-    fitted.check()
-    return fitted
+def _close_orphaned_runs(run: RunLogger, recipe: Recipe, data: ExperimentData, checkpoint: TrainingCheckpoint) -> None:
+    """Reports where the training resumes, and ends runs whose processes were killed."""
+    same = {RECIPE_DIGEST: recipe.digest, DATASET_DIGEST: data.pairs.digest}
+    successor = "trains the same from the beginning"
+    if checkpoint.left:
+        epoch = checkpoint.left.epoch
+        announce_resume(checkpoint, [recipe])
+        tag_resumed(run, epoch, recipe.epochs)
+        successor = f"resumes from its epoch {epoch}"
+    close_orphaned_runs(run, lambda tags: same.items() <= tags.items(), successor)

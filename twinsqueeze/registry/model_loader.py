@@ -17,9 +17,17 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.tracking.run import check_tracking_server
-from twinsqueeze.tracking.run_logger import CARD_FILE, CHECKPOINT_FILE
+from twinsqueeze.tracking.run_logger import CARD_FILE
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
-from twinsqueeze.utils.files import describe_change, describe_file_change, dir_sha256, expand_user, file_sha256, is_dir
+from twinsqueeze.utils.files import (
+    CHECKPOINT_FILE,
+    describe_change,
+    describe_file_change,
+    dir_sha256,
+    expand_user,
+    file_sha256,
+    is_dir,
+)
 from twinsqueeze.utils.text import describe_error, redact_credentials
 
 if TYPE_CHECKING:

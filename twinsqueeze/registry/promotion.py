@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from twinsqueeze.commands.context import ExperimentContext, prepare_context
-from twinsqueeze.data.sentence_pairs import scores_to_labels
+from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
+from twinsqueeze.experiment import ExperimentData, prepare_data
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.registry import model_loader, model_registry
@@ -17,6 +17,7 @@ from twinsqueeze.reporting import run_loader
 from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
 from twinsqueeze.reporting.formats import COLUMN_NAMES
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
 
 SPLIT = "dev"
@@ -97,28 +98,22 @@ def load_compressor(model: str) -> LoadedCompressor:
     return LoadedCompressor(compressor, provenance, found)
 
 
-def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> ExperimentContext:
+def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> ExperimentData:
     """The candidate's data with the vectors of an encoder, checked to be what it was trained on."""
     provenance = trained.provenance
     named = provenance.recipe.dataset
     dataset = provenance.dataset if named == "auto" else named
-    material = prepare_context(
-        dataset,
-        encoder,
-        resolve_device("auto"),
-        ("train", SPLIT),
-        score_max=provenance.score_max,
-        validate_dim=lambda _: None,
-    )
-    if material.data.digest != run.kind.dataset_digest:
+    pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=provenance.score_max)
+    material = prepare_data(pairs, encoder, resolve_device("auto"), score_max=provenance.score_max, reporter=console)
+    if material.pairs.digest != run.kind.dataset_digest:
         raise InputError(
-            f"dataset {dataset!r} is not what run {run.run_id} was trained on (digest {material.data.digest}, then "
+            f"dataset {dataset!r} is not what run {run.run_id} was trained on (digest {material.pairs.digest}, then "
             f"{run.kind.dataset_digest}): put the data back, or train again"
         )
     return material
 
 
-def check_encoder(trained: LoadedCompressor, material: ExperimentContext) -> None:
+def check_encoder(trained: LoadedCompressor, material: ExperimentData) -> None:
     """Raises an `InputError` if the encoder's files are not those that the compressor was trained with."""
     if trained.provenance.encoder_fingerprint != material.encoder.fingerprint:
         raise InputError(
@@ -128,13 +123,13 @@ def check_encoder(trained: LoadedCompressor, material: ExperimentContext) -> Non
 
 
 def compare_with_champion(
-    candidate: LoadedCompressor, material: ExperimentContext, champion: Version | None, choice: ModelSelection
+    candidate: LoadedCompressor, material: ExperimentData, champion: Version | None, choice: ModelSelection
 ) -> PromotionDecision:
     """Whether the candidate is better than the champion on the same dev pairs."""
     check_encoder(candidate, material)
     if champion is None:
         return PromotionDecision(promoted=True, text="There was no champion to compare it with.", figures={})
-    digest = material.data.splits[SPLIT].digest
+    digest = material.pairs.splits[SPLIT].digest
     labels = candidate.provenance.recipe.label_transform
     name = choice.metric.removeprefix(f"{SPLIT}/")
     apart = None
@@ -169,7 +164,7 @@ def compare_with_champion(
     return PromotionDecision(promoted, text, figures)
 
 
-def _predictions(trained: LoadedCompressor, material: ExperimentContext) -> FloatArray:
+def _predictions(trained: LoadedCompressor, material: ExperimentData) -> FloatArray:
     split = material.encoded[SPLIT]
     vectors = torch.from_numpy(split.embeddings).to(material.device)
     return predict_pair_cosines(trained.compressor.to(material.device), vectors, split)

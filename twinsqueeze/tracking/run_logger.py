@@ -28,7 +28,7 @@ from twinsqueeze.tracking.spool.replay import METRICS_A_CALL, RunReplayer
 from twinsqueeze.tracking.spool.uploader import Upload, Uploader
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.files import bytes_sha256, file_sha256
+from twinsqueeze.utils.files import CHECKPOINT_FILE, bytes_sha256, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +43,6 @@ MODEL_CODE = Path(__file__).parent / "pyfunc" / "compressor.py"
 TEXT_MODEL_NAME = "text_model"
 TEXT_MODEL_CODE = Path(__file__).parent / "pyfunc" / "sentence_encoder.py"
 TEXT_MODEL_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
-# The compressor's file, in whatever folder a model lies; a folder with other names must hold one .safetensors alone.
-CHECKPOINT_FILE = "compressor.safetensors"
 CARD_FILE = "README.md"
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import platformdirs
 
+# Name of a compressor's safetensors file, in whatever folder the model is stored.
+CHECKPOINT_FILE = "compressor.safetensors"
+
 
 def expand_user(given: str | Path) -> Path:
     """The path that a user named; a `~name` of nobody stays as it is, and is not there."""

@@ -1,0 +1,155 @@
+"""Trains the batches of a grid, several at once, and reports their progress."""
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from typing import Self
+
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.checkpointing import TrainingCheckpoint
+from twinsqueeze.training.loop import EpochMetrics, TrainingResult
+from twinsqueeze.training.worker_pool import TrainFunction, training_pool
+from twinsqueeze.utils.signals import check_interrupted
+from twinsqueeze.utils.threads import map_threaded
+
+# Called with the epochs done, the epochs in all (both summed over recipes), and values to show.
+OnProgress = Callable[[int, int, Mapping[str, str]], None]
+
+
+@dataclass(frozen=True)
+class GridBatch:
+    """Recipes that train together, as `train_replicas` takes them.
+
+    Attributes:
+        recipes: The recipes.
+        train: Their train pairs.
+        dev: Their dev pairs.
+        open_checkpoint: Returns the context of their checkpoint, or of None.
+    """
+
+    recipes: list[Recipe]
+    train: EncodedPairs
+    dev: EncodedPairs
+    open_checkpoint: Callable[[], AbstractContextManager[TrainingCheckpoint | None]] = nullcontext
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all its recipes."""
+        return sum(recipe.epochs for recipe in self.recipes)
+
+
+@dataclass(frozen=True)
+class _OpenBatch:
+    index: int
+    batch: GridBatch
+    checkpoint: TrainingCheckpoint | None
+    context: ExitStack
+
+
+def train_batches(
+    batches: Sequence[GridBatch],
+    *,
+    num_parallel: int,
+    clean_loss_every: int,
+    on_progress: OnProgress = lambda *_: None,
+) -> Generator[list[TrainingResult]]:
+    """Trains batches and yields the results of each, in their order.
+
+    A batch's checkpoint is deleted when the next result is asked for. The first error ends all trainings. Close the
+    generator to end them early.
+
+    Args:
+        batches: The batches.
+        num_parallel: Batches that train at once.
+        clean_loss_every: Epochs between measurements of the loss without noise.
+        on_progress: Called from the training threads, one call at a time.
+    """
+    if not batches:
+        return
+    num_parallel = min(num_parallel, len(batches))
+    num_pairs = sum(batch.epochs * len(batch.train) for batch in batches)
+    with ExitStack() as checkpoints, training_pool(num_pairs, num_parallel) as train_replicas:
+        trainer = _MonitoredTrainer(train_replicas, batches, clean_loss_every, on_progress)
+        opened = _open_batches(batches, checkpoints)
+        # However this ends: the trainings are stopped, then waited for, then their checkpoints are closed.
+        with closing(map_threaded(opened, trainer.train, num_parallel)) as finished, trainer:
+            for open_batch, results in finished:
+                yield results
+                if open_batch.checkpoint:
+                    open_batch.checkpoint.discard()
+                open_batch.context.close()
+
+
+def _open_batches(batches: Sequence[GridBatch], checkpoints: ExitStack) -> Iterator[_OpenBatch]:
+    for index, batch in enumerate(batches):
+        context = checkpoints.enter_context(ExitStack())
+        yield _OpenBatch(index, batch, context.enter_context(batch.open_checkpoint()), context)
+
+
+class _MonitoredTrainer:
+    """Trains batches in threads, sums up their progress, and stops them all when its context is left."""
+
+    def __init__(
+        self,
+        train_replicas: TrainFunction,
+        batches: Sequence[GridBatch],
+        clean_loss_every: int,
+        on_progress: OnProgress,
+    ) -> None:
+        self._train_replicas = train_replicas
+        self._clean_loss_every = clean_loss_every
+        self._on_progress = on_progress
+        self._epochs_done = [0] * len(batches)
+        self._epochs = sum(batch.epochs for batch in batches)
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._error = self._error or CancelledError()
+
+    def train(self, opened: _OpenBatch) -> list[TrainingResult]:
+        """Trains one batch; an error also ends the others."""
+        batch = opened.batch
+
+        def on_epoch(metrics: EpochMetrics) -> None:
+            self._check_stopped()
+            values = {"loss": f"{metrics.loss.mean():.4f}", "dev Spearman": f"{metrics.dev.spearman.mean():.4f}"}
+            self._report(values, opened.index, metrics.epoch * len(batch.recipes))
+
+        def on_teacher_epoch(done: int, total: int) -> None:
+            self._check_stopped()
+            self._report({"teacher": f"{done} of {total} epochs"}, opened.index, 0)
+
+        try:
+            self._check_stopped()
+            results = self._train_replicas(
+                batch.recipes,
+                batch.train,
+                batch.dev,
+                clean_loss_every=self._clean_loss_every,
+                on_epoch=on_epoch,
+                on_teacher_epoch=on_teacher_epoch,
+                snapshot=opened.checkpoint,
+            )
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+        if any(result.diverged_at for result in results):  # a diverged batch may end early
+            self._report({}, opened.index, batch.epochs)
+        return results
+
+    def _check_stopped(self) -> None:
+        check_interrupted()
+        if self._error:
+            raise self._error
+
+    def _report(self, values: Mapping[str, str], index: int, epochs_done: int) -> None:
+        with self._lock:
+            self._epochs_done[index] = max(self._epochs_done[index], epochs_done)
+            self._on_progress(sum(self._epochs_done), self._epochs, values)
