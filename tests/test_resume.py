@@ -104,7 +104,7 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     assert epochs == "120"
     assert resumed.data.tags["twinsqueeze.continues"] == killed.info.run_id == dead.info.run_id
     assert f"resumed from {epoch}." in resumed.data.tags["mlflow.note.content"]
-    story = f"Run {resumed.info.run_id} goes on from its {epoch}."
+    story = f"Run {resumed.info.run_id} resumes from its {epoch}."
     assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {story}")
 
     assert run_here("sync")[0] == 0

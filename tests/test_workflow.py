@@ -171,7 +171,8 @@ def test_data_are_inputs_with_digest_and_source(main_run, pairs_folder):
 def test_the_description_is_a_sentence_with_the_metrics(main_run):
     text = main_run.data.tags["mlflow.note.content"]
     assert text.startswith(
-        "A compressor (mlp, 384 to 8 dimensions, quantizer none) trained for 12 epochs on the 60 train pairs of sentences"
+        "A compressor (mlp, 384 to 8 dimensions, quantizer none) trained for 12 epochs "
+        "on the 60 train pairs of sentences"
     )
     assert f"Spearman {main_run.data.metrics['test/spearman']:.4f} (95% interval" in text
 
