@@ -10,6 +10,7 @@ from threading import Event
 import mlflow
 import numpy as np
 import pytest
+from mlflow.tracking import fluent
 from PIL import Image
 from scipy import stats
 
@@ -194,7 +195,6 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
         "table.md",
         "table.csv",
         "table.tex",
-        "table.png",
         "report.html",
         "training_loss.png",
         "spearman_against_alpha.png",
@@ -202,7 +202,7 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
         "pair_losses.png",
         "train_against_test.png",
         "quality_against_bytes.png",
-        "similarity_against_neighbours.png",
+        "spearman_against_neighbor_recall.png",
     }
     for path in (place.folder / "out").glob("*.png"):
         assert np.asarray(Image.open(path).convert("L")).std() > 5  # something is drawn
@@ -211,7 +211,7 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
     for child in of_kind(place, "train"):
         assert f"/runs/{child.info.run_id}" in page
     assert "| mlp8" in run.data.tags["mlflow.note.content"]
-    best = page[page.index("What search keeps") :]
+    best = page[page.index("Search quality") :]
     with (place.folder / "out" / "table.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if row["best"] == "True"]
     seeds = [r for r in of_kind(place, "train") if float(r.data.params["alpha"]) == float(row["alpha"])]
@@ -219,26 +219,14 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
     assert float(row["test/neighbor_recall_int8"]) == pytest.approx(np.mean(kept))
     line = f"<td>mlp8, alpha {float(row['alpha']):g}, int8</td><td>8</td>"
     assert f"<td>{np.mean(kept):.2f} ± {np.std(kept, ddof=1):.2f}</td>" in best.partition(line)[2].partition("</tr>")[0]
-    assert "test: what search keeps" in compared.stdout
+    assert "test: search quality" in compared.stdout
 
 
 def test_an_output_folder_is_not_overwritten_unasked(place, compared):
     done = place.command("compare", "--output", "out")
     assert done.returncode == 2
-    assert "is not empty: name another folder, or give --overwrite true" in done.stderr.splitlines()[-1]
+    assert "is not empty: pass another folder or --overwrite true" in done.stderr.splitlines()[-1]
     assert len(of_kind(place, "comparison")) == 1
-
-
-def test_runs_from_before_a_field_was_there_are_of_the_same_recipe(place, compared):
-    run = of_kind(place, "train")[0]
-    recipe = run_loader._trained_run(run, None).recipe
-    assert recipe.digest == run.data.tags["twinsqueeze.recipe_digest"]
-    for later in ("num_neighbors", "synthetic_sentences", "subvector_dim"):
-        del run.data.params[later]
-    assert run_loader._trained_run(run, None).recipe == recipe
-    del run.data.params["alpha"]
-    with pytest.raises(KeyError):
-        run_loader._trained_run(run, None)
 
 
 def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_folder):
@@ -257,8 +245,8 @@ def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_fo
         place.client.set_terminated(strange)
     done = place.command("compare", "--output", "again")
     assert done.returncode == 0, done.stderr
-    assert "1 run whose parameters are no recipe is left out: strange" in done.stderr
-    assert "1 run whose metrics on dev are missing or not finite is left out: strange" in done.stderr
+    assert "1 run skipped, invalid recipe parameters: strange" in done.stderr
+    assert "1 run skipped, dev metrics missing or not finite: strange" in done.stderr
     with (place.folder / "again" / "table.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if row["alpha"] == "3.0"]
     assert row["seeds"] == "3"
@@ -274,7 +262,7 @@ def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_fo
 def test_any_number_of_runs_is_paged_through(place, compared, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     whole = run_loader.load_runs("0")
-    monkeypatch.setattr(run_loader, "PAGE", 2)
+    monkeypatch.setattr(fluent, "NUM_RUNS_PER_PAGE_PANDAS", 2)
     paged = run_loader.load_runs("0")
     assert len(whole.runs) >= 6
     assert [run.run_id for run in paged.runs] == [run.run_id for run in whole.runs]
@@ -283,8 +271,8 @@ def test_any_number_of_runs_is_paged_through(place, compared, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare"], "there is no finished training in the experiment to compare"),
-        (["compare", "--experiment", "nowhere"], "there is no experiment 'nowhere'; there are 'Default'"),
+        (["compare"], "no finished training run in the experiment"),
+        (["compare", "--experiment", "nowhere"], "experiment 'nowhere' not found; existing experiments: 'Default'"),
         (["ablation", "--grid", "absent.yaml"], "grid 'absent.yaml' is not there"),
         (["ablation"], "Missing option '--grid'"),
     ],
@@ -306,5 +294,5 @@ def test_replicas_that_diverge_are_failed_and_the_rest_goes_on(workplace, pairs_
     assert parent.info.status == "FINISHED"
     assert "2 of 4 trainings diverged" in parent.data.tags["mlflow.note.content"]
     done = workplace.command("compare")
-    assert "2 of 4 runs did not finish and are left out" in done.stderr
+    assert "2 of 4 runs did not finish and were skipped" in done.stderr
     assert json.dumps(done.stdout)

@@ -9,46 +9,44 @@ from twinsqueeze.reporting import formats
 from twinsqueeze.reporting.ablation_table import BaselineRow, ComparisonKey, TrainedRun, build_tables
 from twinsqueeze.reporting.statistics import SeedStats
 
-KIND = ComparisonKey("data", "test", "encoder", "tanh", "mse")
+KEY = ComparisonKey("data", "test", "encoder", "tanh", "mse")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def trained(
-    spearman: float, *, kind: ComparisonKey = KIND, hours: int = 0, on_test: bool = True, **recipe
-) -> TrainedRun:
+def trained(spearman: float, *, key: ComparisonKey = KEY, hours: int = 0, on_test: bool = True, **recipe) -> TrainedRun:
     metrics = {"dev/spearman": spearman, "dev/mse": 0.1, "train/loss": 0.01}
     if on_test:
         metrics["test/spearman"] = spearman - 0.02
-    asked = Recipe(**recipe)
-    name = f"{asked.name}-{hours}"
-    return TrainedRun(name, f"http://x/{name}", START + timedelta(hours=hours), asked, kind, "data", None, metrics)
+    parsed = Recipe(**recipe)
+    name = f"{parsed.name}-{hours}"
+    return TrainedRun(name, f"http://x/{name}", START + timedelta(hours=hours), parsed, key, "data", None, metrics)
 
 
-QUIET = [0.77, 0.78, 0.785]
+NOISE_FREE = [0.77, 0.78, 0.785]
 NOISY = [0.80, 0.81, 0.79, 0.816]
 
 
 @pytest.fixture
 def runs() -> list[TrainedRun]:
-    quiet = [trained(value, alpha=0, seed=seed) for seed, value in enumerate(QUIET)]
+    noise_free = [trained(value, alpha=0, seed=seed) for seed, value in enumerate(NOISE_FREE)]
     noisy = [trained(value, alpha=0.75, seed=seed) for seed, value in enumerate(NOISY)]
-    return [*noisy, *quiet]
+    return [*noisy, *noise_free]
 
 
-def test_seeds_are_one_row_and_rows_are_compared_with_no_noise(runs):
+def test_seeds_share_a_row_that_is_compared_with_alpha_0(runs):
     (table,) = build_tables(runs, {})
     assert [(row.recipe.alpha, len(row.runs)) for row in table.rows] == [(0, 3), (0.75, 4)]
-    quiet, noisy = table.rows
+    noise_free, noisy = table.rows
     assert noisy.scores["dev/spearman"].mean == pytest.approx(np.mean(NOISY))
     assert noisy.scores["dev/spearman"].deviation == pytest.approx(np.std(NOISY, ddof=1))
-    expected = stats.ttest_ind(NOISY, QUIET, equal_var=False).confidence_interval()
+    expected = stats.ttest_ind(NOISY, NOISE_FREE, equal_var=False).confidence_interval()
     assert (noisy.gains["test"].low, noisy.gains["test"].high) == pytest.approx((expected.low, expected.high))
-    assert not quiet.gains
+    assert not noise_free.gains
     assert table.best is noisy
     assert table.notes == []
 
 
-def test_the_best_row_is_chosen_on_dev_whatever_test_says():
+def test_the_best_row_is_selected_on_dev_not_on_test():
     low = trained(0.80, alpha=0, seed=0)
     high = trained(0.79, alpha=1, seed=0)
     high = TrainedRun(**{**high.__dict__, "metrics": {**high.metrics, "test/spearman": 0.99}})
@@ -56,7 +54,7 @@ def test_the_best_row_is_chosen_on_dev_whatever_test_says():
     assert table.best.recipe.alpha == 0
 
 
-def test_rows_are_sorted_by_number_and_not_by_text():
+def test_rows_are_sorted_numerically_by_alpha():
     (table,) = build_tables([trained(0.8, alpha=alpha) for alpha in (10, 5, 0, 15)], {})
     assert [row.recipe.alpha for row in table.rows] == [0, 5, 10, 15]
 
@@ -64,50 +62,50 @@ def test_rows_are_sorted_by_number_and_not_by_text():
 @pytest.mark.parametrize(
     "other",
     [
-        KIND._replace(dataset_digest="other"),
-        KIND._replace(test_digest="other"),
-        KIND._replace(encoder_fingerprint="other"),
-        KIND._replace(label_transform="linear"),
-        KIND._replace(loss="other"),
+        KEY._replace(dataset_digest="other"),
+        KEY._replace(test_digest="other"),
+        KEY._replace(encoder_fingerprint="other"),
+        KEY._replace(label_transform="linear"),
+        KEY._replace(loss="other"),
     ],
 )
-def test_what_cannot_be_compared_is_in_another_table(runs, other):
-    tables = build_tables([*runs, trained(0.9, kind=other, alpha=0.75, seed=9)], {})
+def test_runs_with_another_key_are_in_another_table(runs, other):
+    tables = build_tables([*runs, trained(0.9, key=other, alpha=0.75, seed=9)], {})
     assert [sum(len(row.runs) for row in table.rows) for table in tables] == [7, 1]
 
 
-def test_what_data_and_encoder_are_called_makes_no_difference():
+def test_names_of_data_and_encoder_make_no_difference():
     (table,) = build_tables([trained(0.8, seed=0), trained(0.8, seed=1, dataset="other", device="cpu")], {})
     assert [len(row.runs) for row in table.rows] == [2]
 
 
-def test_of_a_repeated_recipe_the_newest_counts():
+def test_the_newest_run_of_a_repeated_recipe_is_used():
     (table,) = build_tables([trained(0.9, hours=2), trained(0.8, hours=1), trained(0.7, hours=3)], {})
     assert table.rows[0].values("dev/spearman") == [0.7]
     assert table.notes[0].startswith("2 runs repeated")
 
 
-def test_what_cannot_be_computed_is_said():
+def test_notes_explain_missing_values():
     (table,) = build_tables([trained(0.8, alpha=1, on_test=False)], {})
     assert [note.split(":")[0] for note in table.notes] == [
         "No run at alpha 0 of mlp32",
-        "1 row of a single seed",
-        "1 run without scores on test",
+        "1 row with a single seed",
+        "1 run without test scores",
     ]
-    assert "n/a" in formats.markdown([table], [])
+    assert "n/a" in formats.to_markdown([table], [])
 
 
-def test_other_hyperparameters_are_other_rows_and_named_where_they_tell_equal_names_apart():
+def test_names_include_the_fields_that_distinguish_rows():
     (table,) = build_tables([trained(0.8, lr=1e-3), trained(0.8), trained(0.8, dim=8)], {})
     assert [row.name for row in table.rows] == ["mlp8", "mlp32, lr 0.0002", "mlp32, lr 0.001"]
     assert list(table.families()) == [row.name for row in table.rows]
 
 
-def test_forms_of_the_table(runs):
+def test_every_format_of_a_table(runs):
     baseline = BaselineRow("PCA to 32, whitened", 32, 128, {"dev/spearman": SeedStats(0.8197, float("nan"), 1)})
-    (table,) = tables = build_tables(runs, {KIND: [baseline]})
+    (table,) = tables = build_tables(runs, {KEY: [baseline]})
     assert baseline.family == "PCA, whitened"
-    lines = formats.markdown(tables, ["a note"]).splitlines()
+    lines = formats.to_markdown(tables, ["a note"]).splitlines()
     row = lines.index(next(line for line in lines if "| mlp32 (best on dev) | 0.75 | 128 | 4 |" in line))
     assert "0.8040 ± 0.0114" in lines[row]
     assert lines[row + 1].startswith("| PCA to 32, whitened |  | 128 |")
@@ -118,19 +116,16 @@ def test_forms_of_the_table(runs):
     assert frame["dev/spearman"].iloc[1] == pytest.approx(np.mean(NOISY))
     assert frame["runs"].iloc[0].split() == [f"mlp32-alpha0-seed{i}-0" for i in range(3)]
 
-    text = formats.latex(tables)
+    text = formats.to_latex(tables)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search
     assert r"0.8040 $\pm$ 0.0114" in text
 
-    figure = formats.picture(table)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [f"{table.title}: {s}" for s in ("dev", "test")]
-
-    page = formats.render_html([formats.Section(table, [])], ["<b>"], "now")
+    page = formats.to_html([formats.Section(table, [])], ["<b>"], "now")
     assert 'href="http://x/mlp32-alpha0.75-seed3-0"' in page
     assert "&lt;b&gt;" in page
 
 
-def test_a_description_is_cut_to_what_mlflow_keeps():
+def test_a_summary_is_short_enough_for_mlflow():
     runs = [trained(0.8, alpha=alpha / 10, seed=seed) for alpha in range(200) for seed in range(2)]
     text = formats.summary(build_tables(runs, {}), ["a note"])
     assert len(text) < 8000

@@ -125,7 +125,7 @@ def test_what_can_be_neither_registered_nor_exported(run_here, workplace, pairs_
     ("arguments", "message"),
     [
         (["register"], "there is no finished run in the experiment to register"),
-        (["register", "--experiment", "nowhere"], "there is no experiment 'nowhere'"),
+        (["register", "--experiment", "nowhere"], "experiment 'nowhere' not found"),
         (["register", "--rollback", "true"], "there is no registered model 'twinsqueeze'"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from twinsqueeze.reporting import figure_pool, run_plots
 
 LOSSES = {"train": np.linspace(1e-6, 1, 500), "dev": np.linspace(1e-4, 0.5, 300)}
-HISTOGRAM = partial(run_plots.pair_loss_distribution, LOSSES)
+HISTOGRAM = partial(run_plots.plot_pair_losses, LOSSES)
 PROGRAM = """
 import multiprocessing, sys, time
 from pathlib import Path

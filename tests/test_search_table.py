@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.test_ablation_table import KIND, trained
+from tests.test_ablation_table import KEY, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
 from twinsqueeze.registry.model_card import ModelSelection
 from twinsqueeze.reporting import formats, search_table
 from twinsqueeze.reporting.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, build_tables, metric_name
+from twinsqueeze.reporting.search_table import VectorFormat
 from twinsqueeze.reporting.statistics import SeedStats
 
 AT = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
@@ -40,7 +41,7 @@ def table():
         BaselineRow("FAISS PQ, 16 bytes", None, 16, kept, search_only=True),
         BaselineRow("FAISS PQ, 64 bytes", None, 64, kept, search_only=True),
     ]
-    (table,) = build_tables(runs, {KIND: baselines})
+    (table,) = build_tables(runs, {KEY: baselines})
     return table
 
 
@@ -64,13 +65,13 @@ def test_each_compressors_best_alpha_stands_at_every_precision_by_bytes(table):
 
 
 def test_every_form_of_the_report_has_both_tables(table):
-    text = formats.markdown([table], [])
-    scores, search = text.split("### What search keeps")
+    text = formats.to_markdown([table], [])
+    scores, search = text.split("### Search quality")
     assert "FAISS" not in scores
     assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
     assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
-    assert "FAISS PQ, 16 bytes" in formats.render_html([formats.Section(table, [])], [], "now")
-    assert formats.latex([table]).count("FAISS PQ, 16 bytes") == 2
+    assert "FAISS PQ, 16 bytes" in formats.to_html([formats.Section(table, [])], [], "now")
+    assert formats.to_latex([table]).count("FAISS PQ, 16 bytes") == 2
     assert formats.to_dataframe([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
 
 
@@ -78,23 +79,23 @@ def test_runs_from_before_search_was_measured_have_what_they_have():
     (table,) = build_tables([trained(0.8)], {})
     (row,) = search_table.rows_from_table(table)
     assert row.name == "mlp32, alpha 0.75, float32"
-    assert search_table.as_text([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
+    assert search_table.format_rows([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
 
 
 def test_a_run_without_ranges_has_no_row_at_int8():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
     assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
-    rows = search_table.rows_from_run("x", "float32", 12, 48, {"dev": assessment}, [baseline])
+    rows = search_table.rows_from_run(VectorFormat("x", "float32", 12, 48), {"dev": assessment}, [baseline])
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
-    assert search_table.as_text(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
+    assert search_table.format_rows(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
 
 
 def test_what_was_trained_as_bits_has_a_row_with_queries_in_floats_and_no_other():
     scores = dict.fromkeys(SEARCH_SCORES, 0.5)
     assessment = SimpleNamespace(scores=scores, by_precision={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
-    rows = search_table.rows_from_run("x", "binary", 12, 2, {"dev": assessment}, [])
-    assert search_table.as_text(rows, ["dev"])[1] == [
+    rows = search_table.rows_from_run(VectorFormat("x", "binary", 12, 2), {"dev": assessment}, [])
+    assert search_table.format_rows(rows, ["dev"])[1] == [
         ["x", "2", "0.5000", *["0.50"] * 4],
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],
     ]
@@ -123,7 +124,7 @@ def test_the_card_of_codes_says_what_float_queries_find():
 
 
 def test_the_figure_has_every_method_where_its_bytes_are(table):
-    figure = search_table.picture(search_table.rows_from_table(table))()
+    figure = search_table.quality_figure(search_table.rows_from_table(table))()
     assert [axes.get_title() for axes in figure.axes] == [
         "Spearman on test",
         "neighbor recall on test",
@@ -139,17 +140,17 @@ def test_the_figure_has_every_method_where_its_bytes_are(table):
 
 
 def test_the_frontier_has_every_size_of_every_method_of_both_tables(table):
-    other = KIND._replace(loss="pearson")
+    other = KEY._replace(loss="pearson")
     bits = searched(0.9, dim=64, quantizer="sign", architecture="linear")
-    (best,) = build_tables([replace(bits, kind=other)], {})
+    (best,) = build_tables([replace(bits, comparison_key=other)], {})
     figure = search_table.pareto_figure(search_table.rows_from_tables([table, best]))
-    titles = ["dev", "test", "dev, its upper right, larger", "test, its upper right, larger"]
+    titles = ["dev", "test", "dev, upper right enlarged", "test, upper right enlarged"]
     assert [axes.get_title() for axes in figure.axes] == titles
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert lines["trained mlp, float32"].get_xydata() == pytest.approx(np.array([[0.3, 0.85], [0.305, 0.8]]))
-    assert lines["trained linear as codes, binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
+    assert lines["trained linear (quantized), binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
     assert lines["FAISS PQ"].get_xydata().tolist() == [[0.6, 0.6], [0.6, 0.6]]
-    asked = lines["trained linear as codes, binary, float queries"]
+    asked = lines["trained linear (quantized), binary, float queries"]
     assert asked.get_xydata() == pytest.approx(np.array([[0.4, 0.4]]))
     assert (asked.get_marker(), asked.get_markerfacecolor()) == ("^", "white")
     dev, _, corner, _ = figure.axes
@@ -167,6 +168,6 @@ def test_points_of_one_size_are_not_joined(table):
     codes = {"quantizer": "sign", "architecture": "linear"}
     alike = build_tables([searched(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
     rows = search_table.rows_from_tables([table, *alike])
-    for figure in (search_table.pareto_figure(rows), search_table.picture(rows)()):
+    for figure in (search_table.pareto_figure(rows), search_table.quality_figure(rows)()):
         lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
-        assert (lines["trained linear as codes, binary"], lines["trained mlp, float32"]) == ("None", "-")
+        assert (lines["trained linear (quantized), binary"], lines["trained mlp, float32"]) == ("None", "-")

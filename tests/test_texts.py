@@ -10,7 +10,7 @@ import pytest
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from tests.test_ablation_table import KIND, trained
+from tests.test_ablation_table import KEY, trained
 from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_card import render_model_card
@@ -35,12 +35,12 @@ def table() -> AblationTable:
     runs = [type(run)(**{**run.__dict__, "dataset": HOSTILE, "notice": HOSTILE})]
     names = [f"{split}/{name}" for split in ("dev", "test") for name in ("spearman", "neighbor_recall")]
     scores = dict.fromkeys(names, SeedStats(0.5, 0.1, 2))
-    (found,) = build_tables(runs, {KIND: [BaselineRow(HOSTILE, 32, 128, scores, False)]})
+    (found,) = build_tables(runs, {KEY: [BaselineRow(HOSTILE, 32, 128, scores, False)]})
     return found
 
 
 def test_markdown_holds_names_as_text(table):
-    for text in (formats.markdown([table], [HOSTILE]), formats.summary([table], [HOSTILE])):
+    for text in (formats.to_markdown([table], [HOSTILE]), formats.summary([table], [HOSTILE])):
         assert not COMMANDS.search(text)
         assert "\n# head" not in text
         assert not re.search(r"(?<!\\)<script", text)
@@ -53,9 +53,7 @@ def test_markdown_holds_names_as_text(table):
 
 
 def test_html_holds_names_as_text(table):
-    page = formats.render_html(
-        [formats.Section(table, [formats.ReportFigure("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE
-    )
+    page = formats.to_html([formats.Section(table, [formats.ReportFigure("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE)
     assert "<script" not in page
     assert page.count("<img") == 1
     assert "http://evil/x.png" in page  # as text
@@ -64,7 +62,7 @@ def test_html_holds_names_as_text(table):
 
 
 def test_latex_holds_names_as_text(table):
-    text = formats.latex([table])
+    text = formats.to_latex([table])
     outside = [line for line in text.splitlines() if not line.startswith("%")]
     assert not COMMANDS.search(text)
     assert not any("\\input" in line for line in outside)
@@ -73,7 +71,7 @@ def test_latex_holds_names_as_text(table):
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
 def test_latex_compiles(table, tmp_path):
-    plain = formats.latex([table]).encode("ascii", "ignore").decode()
+    plain = formats.to_latex([table]).encode("ascii", "ignore").decode()
     document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{plain}\\end{{document}}"
     (tmp_path / "x.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True, check=False)
@@ -82,9 +80,7 @@ def test_latex_compiles(table, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_are_drawn_whatever_names_are(table):
-    formats.picture(table).savefig(io.BytesIO())
-
-    search_table.picture(search_table.rows_from_table(table))().savefig(io.BytesIO())
+    search_table.quality_figure(search_table.rows_from_table(table))().savefig(io.BytesIO())
 
 
 def test_the_terminal_gets_no_commands(table, capsys):

@@ -179,14 +179,16 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         for split in ("dev", "test"):
             mlflow.log_metric(f"final/{split}", stats.spearmanr(predicted[split], labels[split])[0])
         loss = np.array(history["loss"])
-        mlflow.log_figure(run_plots.loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png")
+        mlflow.log_figure(
+            run_plots.plot_loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png"
+        )
         later = ("dev", "test")
-        scatter = run_plots.predicted_against_label(
+        scatter = run_plots.plot_predictions(
             {s: labels[s] for s in later}, {s: predicted[s] for s in later}, recipe.label_transform
         )
         mlflow.log_figure(scatter, "scatter.png")
         errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}
-        mlflow.log_figure(run_plots.pair_loss_distribution(errors), "losses.png")
+        mlflow.log_figure(run_plots.plot_pair_losses(errors), "losses.png")
         mlflow.pytorch.log_state_dict(model.state_dict(), "model")
     epoch_seconds = statistics.median(took)
     return epoch_seconds, time.perf_counter() - start - sum(took)

@@ -26,7 +26,7 @@ from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table, terminal
 from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
-from twinsqueeze.reporting.search_table import SearchRow
+from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run_logger import LoggedData, RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, TEST_DIGEST
@@ -90,7 +90,7 @@ def log_training(
     recipe, history, results = training.recipe, training.history, evaluation.results
     losses = {"train": evaluated.train_losses, "dev": results["dev"].losses}
     figures: dict[str, Drawing] = {
-        "loss_curves": partial(run_plots.loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss),
+        "loss_curves": partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss),
         **_figures(evaluation, recipe.label_transform, losses),
     }
     example = data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
@@ -132,27 +132,21 @@ def _figures(evaluation: Evaluation, label_transform: str, losses: Mapping[str, 
     results = evaluation.results
     return {
         "predicted_against_label": partial(
-            run_plots.predicted_against_label,
+            run_plots.plot_predictions,
             {split: result.labels for split, result in results.items()},
             {split: result.predicted for split, result in results.items()},
             label_transform,
         ),
-        "pair_losses": partial(run_plots.pair_loss_distribution, losses),
-        "quality_against_bytes": search_table.picture(search_rows(evaluation)),
+        "pair_losses": partial(run_plots.plot_pair_losses, losses),
+        "quality_against_bytes": search_table.quality_figure(search_rows(evaluation)),
     }
 
 
 def search_rows(evaluation: Evaluation) -> list[SearchRow]:
     """Returns the rows of the search table: the compressor and its baselines, by bytes per vector."""
     network = evaluation.compressor
-    return search_table.rows_from_run(
-        evaluation.name,
-        network.precision,
-        network.dim,
-        network.bytes_per_vector,
-        evaluation.results,
-        evaluation.baselines,
-    )
+    vectors = VectorFormat(evaluation.name, network.precision, network.dim, network.bytes_per_vector)
+    return search_table.rows_from_run(vectors, evaluation.results, evaluation.baselines)
 
 
 def _describe_training(training: TrainingResult, pairs: int, data: ExperimentData) -> str:
@@ -175,14 +169,14 @@ def _log_tables(run: RunLogger, evaluation: Evaluation, pairs: PairDataset, desc
     run.log_table("baselines", baseline_table(baselines))
     run.log_metrics({"search/bytes_per_vector": size})
     notice = [f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []
-    sentences = [description, *(terminal.scores_sentence(split, result) for split, result in results.items())]
+    sentences = [description, *(formats.scores_sentence(split, result) for split, result in results.items())]
     missing = missing_baselines_note(baselines)
     paragraphs = [
         *notice,
         " ".join(sentences),
-        formats.markdown_table(*terminal.rows(evaluation.name, size, results, baselines)),
+        formats.markdown_table(*formats.run_scores(evaluation.name, size, results, baselines)),
         "Search quality:",
-        formats.markdown_table(*search_table.as_text(search_rows(evaluation), results)),
+        formats.markdown_table(*search_table.format_rows(search_rows(evaluation), results)),
         *([f"{missing}."] if missing else []),
     ]
     run.set_description("\n\n".join(paragraphs))

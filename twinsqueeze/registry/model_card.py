@@ -10,6 +10,7 @@ from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
 from twinsqueeze.reporting import formats
 from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
+    COLUMN_NAMES,
     EVALUATED_SPLITS,
     PRECISIONS,
     BaselineRow,
@@ -17,12 +18,11 @@ from twinsqueeze.reporting.ablation_table import (
     TrainedRun,
     metric_name,
 )
-from twinsqueeze.reporting.formats import ABSENT, COLUMN_NAMES
-from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.reporting.statistics import ABSENT, SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
 LOWER_IS_BETTER = ("mse", "mae")
-COLUMNS = {**COLUMN_NAMES, "neighbor_recall": "neighbor recall"}
+COLUMNS = {score: COLUMN_NAMES[score] for score in (*METRICS, "neighbor_recall")}
 ENCODER_LICENCES = {"all-MiniLM-L6-v2": "Apache 2.0."}
 # By the digest of train and dev, whatever the user calls them.
 DATA_LICENCES = {

@@ -14,8 +14,7 @@ from twinsqueeze.registry import model_loader, model_registry
 from twinsqueeze.registry.model_card import LOWER_IS_BETTER, ModelSelection
 from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.reporting import run_loader
-from twinsqueeze.reporting.ablation_table import TrainedRun, build_tables
-from twinsqueeze.reporting.formats import COLUMN_NAMES
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun, build_tables
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
@@ -64,7 +63,7 @@ def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelec
     runs = [run for run in found.runs if dataset in {ONLY_DATASET, run.dataset}]
     if not runs:
         raise InputError(f"no finished run is on dataset {dataset!r}: there are runs on {', '.join(names)}")
-    digests = {run.kind.dataset_digest for run in runs}
+    digests = {run.comparison_key.dataset_digest for run in runs}
     if len(digests) > 1:
         why = f"dataset {', '.join(names)}" if dataset == ONLY_DATASET and len(names) > 1 else "data that have changed"
         raise InputError(
@@ -105,10 +104,10 @@ def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> Exper
     dataset = provenance.dataset if named == "auto" else named
     pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=provenance.score_max)
     material = prepare_data(pairs, encoder, resolve_device("auto"), score_max=provenance.score_max, reporter=console)
-    if material.pairs.digest != run.kind.dataset_digest:
+    if material.pairs.digest != run.comparison_key.dataset_digest:
         raise InputError(
             f"dataset {dataset!r} is not what run {run.run_id} was trained on (digest {material.pairs.digest}, then "
-            f"{run.kind.dataset_digest}): put the data back, or train again"
+            f"{run.comparison_key.dataset_digest}): put the data back, or train again"
         )
     return material
 

@@ -1,224 +1,208 @@
-"""The figures of an ablation's tables, drawn from what their runs have recorded."""
+"""The figures of ablation tables, drawn from the artifacts and metrics of their runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.reporting import ablation_plots, run_loader, search_table
-from twinsqueeze.reporting.ablation_plots import PointsWithCI, SeedCurves
+from twinsqueeze.reporting.ablation_plots import Line, SeedCurves
 from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, AblationTable, BaselineRow, Row, TrainedRun
 from twinsqueeze.reporting.formats import ReportFigure, Section
-from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import check_interrupted
 
-# Of a table, since every one of them has figures of its own; the largest come first.
-MOST_FAMILIES = 12
-Advance = Callable[[int], None]
+# Compressors of a table with figures of their own; those with most runs come first.
+MAX_FAMILIES = 12
+LOSSES = {"noisy": "train/loss", "clean": "train/clean_loss"}
 
 
 def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
-    """The tables with their figures, for which curves and predictions are read from the runs."""
-    families = [_families(table) for table in tables]
-    total = sum(len(row.runs) for members in families for rows in members.values() for row in rows)
+    """Draws the figures of all tables. Curves and predictions are read from the tracking store."""
+    families = [_families_to_plot(table) for table in tables]
+    total = sum(len(row.runs) for group in families for rows in group.values() for row in rows)
     done = 0
     sections = []
     with console.progress("reading", "run") as advance:
 
-        def read(runs: int) -> None:
+        def on_read(runs: int) -> None:
             nonlocal done
             check_interrupted()
             done += runs
             advance(done, max(total, 1), {})
 
-        for table, members in zip(tables, families, strict=True):
-            shown = [picture for name, rows in members.items() for picture in _of_family(table, name, rows, read)]
-            sections.append(Section(table, [*_quality(tables, table), *_against_dim(table), *shown]))
+        for table, group in zip(tables, families, strict=True):
+            figures = [*_quality_figures(tables, table), *_dim_figures(table)]
+            for name, rows in group.items():
+                figures += _family_figures(table, name, rows, on_read)
+            sections.append(Section(table, figures))
     return sections
 
 
-def _families(table: AblationTable) -> Mapping[str, Sequence[Row]]:
-    """Families of several strengths of noise, the largest first."""
-    found = {name: rows for name, rows in table.families().items() if len(rows) > 1}
-    ordered = sorted(found, key=lambda name: -sum(len(row.runs) for row in found[name]))
-    if len(ordered) > MOST_FAMILIES:
-        console.info(
-            f"{table.title}: figures are drawn for {MOST_FAMILIES} of {len(ordered)} compressors, those with most runs"
-        )
-    return {name: found[name] for name in ordered[:MOST_FAMILIES]}
+def _families_to_plot(table: AblationTable) -> Mapping[str, Sequence[Row]]:
+    """Families with several alphas, those with most runs first."""
+    families = {name: rows for name, rows in table.families().items() if len(rows) > 1}
+    ordered = sorted(families, key=lambda name: -sum(len(row.runs) for row in families[name]))
+    if len(ordered) > MAX_FAMILIES:
+        console.info(f"{table.title}: figures for the {MAX_FAMILIES} compressors with most runs, of {len(ordered)}")
+    return {name: families[name] for name in ordered[:MAX_FAMILIES]}
 
 
-def _of_family(table: AblationTable, name: str, rows: Sequence[Row], read: Advance) -> list[ReportFigure]:
-    """The figures of rows that differ by alpha alone; the first has the least noise."""
+def _family_figures(
+    table: AblationTable, name: str, rows: Sequence[Row], on_read: Callable[[int], None]
+) -> list[ReportFigure]:
+    """Figures of rows that differ by alpha alone; the first has the lowest alpha."""
     splits = [split for split in EVALUATED_SPLITS if all(row.values(f"{split}/spearman") for row in rows)]
-    shown = [
-        _training_loss(rows, read),
-        _against_alpha(table, name, rows, splits),
+    figures = [
+        _loss_figure(rows, on_read),
+        _alpha_figure(table, name, rows, splits),
         *_pair_figures(rows, splits),
-        _train_against(rows, splits[-1]),
+        _correlation_figure(rows, splits[-1]),
     ]
-    stem = "" if len(table.families()) == 1 else f"{name.replace(', ', '-').replace(' ', '')}-"
-    return [replace(one, name=f"{stem}{one.name}", caption=f"{name}. {one.caption}") for one in shown]
+    prefix = "" if len(table.families()) == 1 else f"{name.replace(', ', '-').replace(' ', '')}-"
+    return [replace(f, name=f"{prefix}{f.name}", caption=f"{name}. {f.caption}") for f in figures]
 
 
-def _training_loss(rows: Sequence[Row], read: Advance) -> ReportFigure:
-    curves: dict[str, dict[float, SeedCurves]] = {"train/loss": {}, "train/clean_loss": {}}
+def _loss_figure(rows: Sequence[Row], on_read: Callable[[int], None]) -> ReportFigure:
+    curves: dict[str, dict[float, SeedCurves]] = {metric: {} for metric in LOSSES.values()}
     for row in rows:
-        for metric, of_alpha in curves.items():
-            of_alpha[row.recipe.alpha] = _curves(row.runs, metric)
-        read(len(row.runs))
+        for metric, by_alpha in curves.items():
+            by_alpha[row.recipe.alpha] = _read_curves(row.runs, metric)
+        on_read(len(row.runs))
     return ReportFigure(
         "training_loss",
-        "Train loss with noise, as trained on, and without; the mean of the seeds in a band from the lowest to the "
-        "highest.",
-        ablation_plots.training_losses(*curves.values()),
+        "Train loss with noise (the training objective) and without; mean of the seeds in a band from the lowest to "
+        "the highest seed.",
+        ablation_plots.plot_train_losses(*curves.values()),
     )
 
 
-def _against_alpha(table: AblationTable, name: str, rows: Sequence[Row], splits: Sequence[str]) -> ReportFigure:
-    points = {split: _points(row.scores[f"{split}/spearman"] for row in rows) for split in splits}
-    lines = {name: ([row.recipe.alpha for row in rows], points)}
+def _read_curves(runs: Sequence[TrainedRun], metric: str) -> SeedCurves:
+    """The curves of all runs at the epochs that they share."""
+    curves = [run_loader.read_curve(run, metric) for run in runs]
+    epochs = np.array(sorted(set.intersection(*(set(steps) for steps, _ in curves))))
+    return SeedCurves(epochs, np.stack([values[np.isin(steps, epochs)] for steps, values in curves]))
+
+
+def _alpha_figure(table: AblationTable, name: str, rows: Sequence[Row], splits: Sequence[str]) -> ReportFigure:
+    line = _spearman_line([row.recipe.alpha for row in rows], rows, splits)
+    references = _reference_scores(table, splits, (None, rows[0].recipe.dim))
     return ReportFigure(
         "spearman_against_alpha",
-        "Spearman against alpha with 95% intervals of the mean over seeds; what needs no labels as lines.",
-        ablation_plots.spearman_against("alpha", lines, _lines(table, splits, rows[0])),
+        "Spearman against alpha with 95% intervals of the mean over seeds; baselines (no labels) as horizontal lines.",
+        ablation_plots.plot_spearman("alpha", {name: line}, references),
     )
+
+
+def _spearman_line(x: Sequence[float], rows: Sequence[Row] | Sequence[BaselineRow], splits: Sequence[str]) -> Line:
+    return Line(x, {split: [row.scores[f"{split}/spearman"] for row in rows] for split in splits})
+
+
+def _reference_scores(
+    table: AblationTable, splits: Sequence[str], dims: Sequence[int | None]
+) -> dict[str, dict[str, float]]:
+    """By split, Spearman of the baselines of some dims."""
+    baselines = [baseline for baseline in table.score_baselines if baseline.dim in dims]
+    return {
+        split: {b.name: b.scores[metric].mean for b in baselines if (metric := f"{split}/spearman") in b.scores}
+        for split in splits
+    }
 
 
 def _pair_figures(rows: Sequence[Row], splits: Sequence[str]) -> list[ReportFigure]:
-    """Figures of pairs, for one seed of every alpha; on test, or on dev where the runs did not predict test."""
+    """Figures of the pairs of the last split that all runs predicted, for one seed of every alpha."""
     base, seed = f"alpha {rows[0].recipe.alpha:g}", rows[0].runs[0].recipe.seed
     try:
         tables = {row.recipe.alpha: run_loader.read_predictions(row.runs[0]) for row in rows}
-        on_train = {row.recipe.alpha: run_loader.read_train_losses(row.runs[0]) for row in rows}
+        train_losses = {row.recipe.alpha: run_loader.read_train_losses(row.runs[0]) for row in rows}
     except InputError as error:
         console.warn(f"figures of pairs can't be drawn: {error}")
         return []
-    split = next(s for s in reversed(splits) if all((frame["split"] == s).any() for frame in tables.values()))
-    frames = {alpha: frame[frame["split"] == split] for alpha, frame in tables.items()}
+    split = next(s for s in reversed(splits) if all((table["split"] == s).any() for table in tables.values()))
+    predictions = {alpha: table[table["split"] == split] for alpha, table in tables.items()}
+    labels = predictions[rows[0].recipe.alpha]["label"].to_numpy()
+    predicted = {alpha: table["predicted"].to_numpy() for alpha, table in predictions.items()}
+    losses = {
+        alpha: {"train": train_losses[alpha], split: table["squared_error"].to_numpy()}
+        for alpha, table in predictions.items()
+    }
     return [
         ReportFigure(
             "predicted_against_label",
-            f"Predicted cosine against the label for {ablation_plots.SAMPLE} pairs of {split}, seed {seed}: each "
+            f"Predicted cosine against the label for {ablation_plots.SAMPLE_SIZE} {split} pairs, seed {seed}: each "
             f"alpha beside {base}, and all together.",
-            ablation_plots.predicted_against_label(
-                next(iter(frames.values()))["label"].to_numpy(),
-                {alpha: frame["predicted"].to_numpy() for alpha, frame in frames.items()},
-            ),
+            ablation_plots.plot_predictions(labels, predicted),
         ),
         ReportFigure(
             "pair_losses",
             f"Squared errors of train and {split} pairs on log scales, seed {seed}: each alpha beside {base}.",
-            ablation_plots.pair_losses(
-                {
-                    alpha: {"train": on_train[alpha], split: frame["squared_error"].to_numpy()}
-                    for alpha, frame in frames.items()
-                }
-            ),
+            ablation_plots.plot_pair_losses(losses),
         ),
     ]
 
 
-def _train_against(rows: Sequence[Row], split: str) -> ReportFigure:
-    losses = {"with noise": "train/loss", "without noise": "train/clean_loss"}
-    measures = {"mean squared error": f"{split}/mse", "Spearman": f"{split}/spearman"}
+def _correlation_figure(rows: Sequence[Row], split: str) -> ReportFigure:
+    scores = {f"{split} mean squared error": f"{split}/mse", f"{split} Spearman": f"{split}/spearman"}
+    figure = ablation_plots.plot_scores_vs_train_losses(
+        [row.recipe.alpha for row in rows],
+        {label: [row.scores[metric] for row in rows] for label, metric in LOSSES.items()},
+        {label: [row.scores[metric] for row in rows] for label, metric in scores.items()},
+    )
     return ReportFigure(
         f"train_against_{split}",
-        f"Final train loss against {split}, means and 95% intervals over seeds. If a higher train loss went with "
-        "better generalisation, the error would fall and Spearman rise from left to right.",
-        ablation_plots.train_against_test(
-            [row.recipe.alpha for row in rows],
-            {name: _points(row.scores[metric] for row in rows) for name, metric in losses.items()},
-            {name: _points(row.scores[metric] for row in rows) for name, metric in measures.items()},
-            split,
-        ),
+        f"{split} scores against the final train loss, means and 95% intervals over seeds. If a higher train loss "
+        "meant better generalization, the error would fall and Spearman rise from left to right.",
+        figure,
     )
 
 
-def _quality(tables: Sequence[AblationTable], table: AblationTable) -> list[ReportFigure]:
-    """What vectors keep, of a table and all others on the same data: these scores know no labels and no objective."""
-    alike = [other for other in tables if other.kind[:3] == table.kind[:3] and other is not table]
-    rows = search_table.rows_from_tables([table, *alike])
-    beside = " Compressors of the other tables on these data stand beside." if alike else ""
+def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> list[ReportFigure]:
+    """Search quality of a table and of all others on the same data, which need not share labels and loss."""
+    comparable = [t for t in tables if t.comparison_key[:3] == table.comparison_key[:3] and t is not table]
+    rows = search_table.rows_from_tables([table, *comparable])
+    note = " Includes the compressors of the other tables on these data." if comparable else ""
     return [
         ReportFigure(
             "quality_against_bytes",
-            "What is kept against the bytes of a vector: Spearman, neighbours, and partners among the ten nearest. "
-            f"Ours with each compressor's best alpha by Spearman on dev; hollow squares are at int8.{beside}",
-            search_table.picture(rows)(),
+            "Spearman, neighbor recall and recall@10 against bytes per vector. Each trained compressor is shown at its "
+            f"best alpha by Spearman on dev; the others are baselines (no labels).{note}",
+            search_table.quality_figure(rows)(),
         ),
         ReportFigure(
-            "similarity_against_neighbours",
-            "Spearman against the share of a sentence's ten nearest neighbours that are kept, on dev and test, and "
-            f"the upper right of both again, larger. The numbers are bytes a vector.{beside}",
+            "spearman_against_neighbor_recall",
+            "Spearman against neighbor recall on dev and test; the second row enlarges the upper right. Numbers are "
+            f"bytes per vector.{note}",
             search_table.pareto_figure(rows),
         ),
     ]
 
 
-def _against_dim(table: AblationTable) -> list[ReportFigure]:
-    """Spearman against dim, a line an alpha, where families differ in dim."""
-    of_alpha: dict[float, dict[int, Row]] = {}
-    for row in table.rows:
-        if row.family.model_copy(update={"dim": 32}) == table.best.family.model_copy(update={"dim": 32}):
-            of_alpha.setdefault(row.recipe.alpha, {})[row.recipe.dim] = row
-    of_alpha = {alpha: dict(sorted(rows.items())) for alpha, rows in sorted(of_alpha.items()) if len(rows) > 1}
-    splits = [
-        split
-        for split in EVALUATED_SPLITS
-        if all(row.values(f"{split}/spearman") for rows in of_alpha.values() for row in rows.values())
-    ]
-    if not of_alpha:
+def _dim_figures(table: AblationTable) -> list[ReportFigure]:
+    """Spearman against dim, a line per alpha, if the best compressor was trained at several dims."""
+    by_alpha: dict[float, list[Row]] = {}
+    for row in sorted(table.rows, key=lambda row: (row.recipe.alpha, row.recipe.dim)):
+        if row.family.model_copy(update={"dim": table.best.recipe.dim}) == table.best.family:
+            by_alpha.setdefault(row.recipe.alpha, []).append(row)
+    by_alpha = {alpha: rows for alpha, rows in by_alpha.items() if len(rows) > 1}
+    if not by_alpha:
         return []
-    lines: dict[str, tuple[Sequence[float], Mapping[str, PointsWithCI]]] = {
-        f"alpha {alpha:g}": (
-            list(rows),
-            {split: _points(row.scores[f"{split}/spearman"] for row in rows.values()) for split in splits},
-        )
-        for alpha, rows in of_alpha.items()
+    all_rows = [row for rows in by_alpha.values() for row in rows]
+    splits = [split for split in EVALUATED_SPLITS if all(row.values(f"{split}/spearman") for row in all_rows)]
+    lines = {
+        f"alpha {alpha:g}": _spearman_line([row.recipe.dim for row in rows], rows, splits)
+        for alpha, rows in by_alpha.items()
     }
-    methods: dict[str, list[BaselineRow]] = {}
-    for baseline in table.plain_baselines:
+    families: dict[str, list[BaselineRow]] = {}
+    for baseline in table.score_baselines:
         if baseline.dim is not None:
-            methods.setdefault(baseline.family, []).append(baseline)
-    for method, found in methods.items():
-        points = {split: _points(baseline.scores[f"{split}/spearman"] for baseline in found) for split in splits}
-        lines[method] = [baseline.dim or 0 for baseline in found], points
-    level = {
-        split: {b.name: b.scores[f"{split}/spearman"].mean for b in table.plain_baselines if b.dim is None}
-        for split in splits
-    }
+            families.setdefault(baseline.family, []).append(baseline)
+    for name, baselines in families.items():
+        lines[name] = _spearman_line([baseline.dim or 0 for baseline in baselines], baselines, splits)
     return [
         ReportFigure(
             "spearman_against_dim",
-            "Spearman against the numbers in a compressed vector, with 95% intervals of the mean over seeds.",
-            ablation_plots.spearman_against("dim", lines, level),
+            "Spearman against the output dimension, with 95% intervals of the mean over seeds.",
+            ablation_plots.plot_spearman("dim", lines, _reference_scores(table, splits, (None,))),
         )
     ]
-
-
-def _lines(table: AblationTable, splits: Sequence[str], row: Row) -> dict[str, dict[str, float]]:
-    """Spearman of what needs no labels, at the dim of a row."""
-    return {
-        split: {
-            baseline.name: baseline.scores[f"{split}/spearman"].mean
-            for baseline in table.plain_baselines
-            if baseline.dim in (None, row.recipe.dim) and f"{split}/spearman" in baseline.scores
-        }
-        for split in splits
-    }
-
-
-def _points(spreads: Iterable[SeedStats]) -> PointsWithCI:
-    collected = list(spreads)
-    low, high = zip(*(spread.interval for spread in collected), strict=True)
-    return PointsWithCI(np.array([spread.mean for spread in collected]), np.array(low), np.array(high))
-
-
-def _curves(runs: Sequence[TrainedRun], metric: str) -> SeedCurves:
-    """The curve of every run at the epochs that all of them have."""
-    read = [run_loader.read_curve(run, metric) for run in runs]
-    epochs = np.array(sorted(set.intersection(*(set(steps) for steps, _ in read))))
-    return SeedCurves(epochs, np.stack([values[np.isin(steps, epochs)] for steps, values in read]))

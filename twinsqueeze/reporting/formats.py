@@ -1,43 +1,53 @@
-"""The ablation's tables as Markdown, CSV, LaTeX, a picture, and a page that needs no other file."""
+"""Tables of runs and ablations as text, Markdown, CSV, LaTeX and a self-contained HTML page."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from twinsqueeze.reporting import search_table
-from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, AblationTable, BaselineRow, Row
-from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
-from twinsqueeze.utils.text import escape_control_chars, escape_mathtext
-from twinsqueeze.utils.text import escape_markdown as plain
+from twinsqueeze.reporting.ablation_table import (
+    COLUMN_NAMES,
+    EVALUATED_SPLITS,
+    PAIR_SCORES,
+    AblationTable,
+    BaselineRow,
+    Row,
+    metric_name,
+)
+from twinsqueeze.reporting.search_table import TextTable
+from twinsqueeze.reporting.statistics import NO_VALUES, MeanDifference, SeedStats
+from twinsqueeze.utils.text import escape_control_chars, escape_markdown
 
-COLUMN_NAMES = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
-AFTER_SCORES = ("Spearman gain", "neighbor recall")
-ABSENT = "n/a"
-# MLflow keeps 8,000 characters of a description.
+if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
+    from twinsqueeze.evaluation.baselines import BaselineScores
+    from twinsqueeze.evaluation.evaluator import EvaluationResult
+
+COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
+# MLflow truncates descriptions to 8,000 characters.
 SUMMARY_LENGTH = 7500
-STATISTICS = (
-    "Values are mean ± sample standard deviation over seeds. A gain is Spearman less that at alpha 0, all else equal, "
-    "with a 95% interval by Welch's t over seeds, not paired. The best row is chosen by mean Spearman on dev; "
-    "test took no part in the choice. Neighbor recall: the share of a sentence's ten nearest that are still among "
-    "its ten nearest when compressed. Rows without alpha need no labels."
+EXPLANATION = (
+    "Values are means ± sample standard deviations over seeds. Spearman gain: Spearman minus Spearman at alpha 0 with "
+    "the same other fields, with a 95% interval by Welch's t-test over unpaired seeds. The best row has the highest "
+    "mean Spearman on dev; test scores are not used to select it. Neighbor recall: the share of a sentence's ten "
+    "nearest neighbors that remain among its ten nearest after compression. Rows without alpha are baselines (no "
+    "labels)."
 )
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure for a report.
+    """A figure of a report.
 
     Attributes:
-        name: Of its file, without suffix.
-        caption: What it shows.
+        name: File name without suffix.
+        caption: Description for readers.
         figure: The figure.
     """
 
@@ -48,240 +58,205 @@ class ReportFigure:
 
 @dataclass(frozen=True)
 class Section:
-    """One table of a report, and its figures."""
+    """A table of a report and its figures."""
 
     table: AblationTable
-    illustrations: Sequence[ReportFigure]
+    figures: Sequence[ReportFigure]
 
 
-def columns(splits: Sequence[str] = EVALUATED_SPLITS) -> list[str]:
-    """What `cells` puts side by side."""
-    header = ["model", "alpha", "bytes", "seeds"]
+def run_scores(
+    title: str, size: int, results: Mapping[str, "EvaluationResult"], baselines: Sequence["BaselineScores"]
+) -> TextTable:
+    """Scores of a run by split, the compressor in the first row and baselines below."""
+    columns = (*PAIR_SCORES, "neighbor_recall")
+    header = ["model", "bytes", *(f"{p}{COLUMN_NAMES[c]}" for p in search_table.prefixes(results) for c in columns)]
+    rows = [(title, size, {split: result.scores for split, result in results.items()})]
+    rows += [(baseline.name, baseline.bytes, baseline.scores) for baseline in baselines if not baseline.search_only]
+    return header, [
+        [
+            name,
+            f"{size:,}",
+            *(f"{scores[split][c]:.{4 if c in PAIR_SCORES else 2}f}" for split in results for c in columns),
+        ]
+        for name, size, scores in rows
+    ]
+
+
+def scores_sentence(split: str, result: "EvaluationResult") -> str:
+    """A split's scores with 95% intervals, as a sentence."""
+    scores = ", ".join(
+        f"{COLUMN_NAMES[name]} {result.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"
+        for name, interval in result.intervals.items()
+    )
+    return (
+        f"On {split} ({len(result.labels):,} pairs): {scores}; neighbor recall {result.scores['neighbor_recall']:.2f}."
+    )
+
+
+def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> TextTable:
+    """Scores of an ablation by split, trained compressors first and baselines below."""
+    names = [*(COLUMN_NAMES[score] for score in PAIR_SCORES), "Spearman gain", COLUMN_NAMES["neighbor_recall"]]
+    header = [
+        "model",
+        "alpha",
+        "bytes",
+        "seeds",
+        *(f"{p}{name}" for p in search_table.prefixes(splits) for name in names),
+    ]
+    header += ["train loss, noisy", "train loss, clean"]
+    trained = [_trained_cells(row, splits) for row in table.rows]
+    return header, trained + [_baseline_cells(baseline, splits) for baseline in table.score_baselines]
+
+
+def _trained_cells(row: Row, splits: Sequence[str]) -> list[str]:
+    name = f"{row.name} (best on dev)" if row.best else row.name
+    cells = [name, f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
     for split in splits:
-        header += [f"{split} {name}" for name in COLUMN_NAMES.values()]
-        header += [f"{split} {name}" for name in AFTER_SCORES]
-    return [*header, "train loss, noisy", "train loss, clean"]
+        cells += _score_cells(row.scores, split, row.gains.get(split))
+    return [*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()]
 
 
-def cells(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> list[list[str]]:
-    """The table as text, a list a row: trained compressors first, what needs no labels below."""
-    return [_trained(row, splits) for row in table.rows] + [_baseline(row, splits) for row in table.plain_baselines]
-
-
-def key_columns(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> tuple[list[str], list[list[str]]]:
-    """The table's most telling columns: a header, and its rows as text."""
-    header = columns(splits)
-    wanted = ("model", "alpha", "seeds", *(f"{s} {c}" for s in splits for c in ("MSE", "Spearman", *AFTER_SCORES)))
-    places = [i for i, name in enumerate(header) if name in wanted]
-    return [header[i] for i in places], [[row[i] for i in places] for row in cells(table, splits)]
-
-
-def summary(tables: Sequence[AblationTable], notes: Sequence[str], limit: int = SUMMARY_LENGTH) -> str:
-    """The tables in short, Markdown, for a run's description; rows that do not fit are left out, and that is said."""
-    text = ""
-    for table in tables:
-        header, rows = key_columns(table)
-        kept = rows
-        head = f"{plain(table.title)}\n\n" + (f"**{plain(table.notice)}**\n\n" if table.notice else "")
-        left = limit - len(text) - sum(map(len, (*notes, *table.notes, head, STATISTICS)))
-        while kept and len(markdown_table(header, kept)) > left:
-            kept = kept[:-1]
-        cut = f"\n\n{len(rows) - len(kept)} more rows: see `compare`." if len(kept) < len(rows) else ""
-        text += (
-            head + markdown_table(header, kept) + cut + "\n\n" + "".join(f"{plain(note)}\n\n" for note in table.notes)
-        )
-        if cut:
-            break
-    return text + "".join(f"{plain(note)}\n\n" for note in notes) + STATISTICS
-
-
-def _trained(row: Row, splits: Sequence[str]) -> list[str]:
-    text = [f"{row.name} (best on dev)" if row.best else row.name]
-    text += [f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
+def _baseline_cells(baseline: BaselineRow, splits: Sequence[str]) -> list[str]:
+    draws = next(iter(baseline.scores.values())).count
+    cells = [baseline.name, "", f"{baseline.bytes:,}", f"{draws} draws" if draws > 1 else ""]
     for split in splits:
-        text += [_spread(row.scores[f"{split}/{name}"]) for name in COLUMN_NAMES]
-        text += [_difference(row.gains.get(split)), _spread(row.scores[f"{split}/neighbor_recall"], 2)]
-    return [*text, _spread(row.scores["train/loss"]), _spread(row.scores["train/clean_loss"])]
+        cells += _score_cells(baseline.scores, split, None)
+    return [*cells, "", ""]
 
 
-def _baseline(row: BaselineRow, splits: Sequence[str]) -> list[str]:
-    draws = next(iter(row.scores.values())).count
-    text = [row.name, "", f"{row.bytes:,}", f"{draws} draws" if draws > 1 else ""]
-    nothing = SeedStats(float("nan"), float("nan"), 0)
-    for split in splits:
-        text += [_spread(row.scores.get(f"{split}/{name}", nothing)) for name in COLUMN_NAMES]
-        text += ["", _spread(row.scores.get(f"{split}/neighbor_recall", nothing), 2)]
-    return [*text, "", ""]
+def _score_cells(scores: Mapping[str, SeedStats], split: str, gain: MeanDifference | None) -> list[str]:
+    cells = [scores.get(metric_name(split, score), NO_VALUES).format() for score in PAIR_SCORES]
+    recall = scores.get(metric_name(split, "neighbor_recall"), NO_VALUES)
+    return [*cells, gain.format() if gain else "", recall.format(2)]
 
 
-def _spread(spread: SeedStats, digits: int = 4) -> str:
-    if np.isnan(spread.mean):
-        return ABSENT
-    deviation = "" if np.isnan(spread.deviation) else f" ± {spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}f}{deviation}"
-
-
-def _difference(difference: MeanDifference | None) -> str:
-    if difference is None:
-        return ""
-    interval = "" if np.isnan(difference.low) else f" ({difference.low:+.4f} to {difference.high:+.4f})"
-    return f"{difference.mean:+.4f}{interval}"
+def compact_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> TextTable:
+    """The most important columns of `ablation_scores`."""
+    header, rows = ablation_scores(table, splits)
+    columns = [i for i, name in enumerate(header) if name.endswith(COMPACT_COLUMNS)]
+    return [header[i] for i in columns], [[row[i] for i in columns] for row in rows]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of texts as they stand, numbers to the right."""
-    shown = [[plain(cell) for cell in row] for row in (header, *rows)]
-    lines = [shown[0], ["---", *["---:"] * (len(header) - 1)], *shown[1:]]
+    """A Markdown table of escaped text; all columns but the first are aligned right."""
+    lines = [[escape_markdown(cell) for cell in row] for row in (header, *rows)]
+    lines.insert(1, ["---", *["---:"] * (len(header) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
-    """The tables with what must be said of them."""
-    parts = []
+def summary(tables: Sequence[AblationTable], notes: Sequence[str], limit: int = SUMMARY_LENGTH) -> str:
+    """The compact tables in Markdown for a run's description; rows beyond `limit` characters are omitted."""
+    end = _paragraphs([*map(escape_markdown, notes), EXPLANATION])
+    text = ""
     for table in tables:
-        parts.append(f"## {plain(table.title)}")
-        if table.notice:
-            parts.append(f"**{plain(table.notice)}**")
-        parts.append(markdown_table(columns(), cells(table)))
-        parts.append("### What search keeps")
-        parts.append(markdown_table(*search_table.as_text(search_table.rows_from_table(table), EVALUATED_SPLITS)))
-        parts.extend(map(plain, table.notes))
-    return "\n\n".join([*parts, *map(plain, notes), STATISTICS, search_table.EXPLANATION]) + "\n"
+        start = _paragraphs(_heading(table))
+        table_notes = _paragraphs(map(escape_markdown, table.notes))
+        header, rows = compact_scores(table)
+        shown = list(rows)
+        while shown and len(text + start + markdown_table(header, shown) + table_notes + end) > limit:
+            shown.pop()
+        text += start + markdown_table(header, shown) + "\n\n"
+        if omitted := len(rows) - len(shown):
+            return text + f"{omitted} more rows: see `compare`.\n\n" + table_notes + end
+        text += table_notes
+    return text + end
+
+
+def _heading(table: AblationTable, level: str = "") -> list[str]:
+    notice = [f"**{escape_markdown(table.notice)}**"] if table.notice else []
+    return [level + escape_markdown(table.title), *notice]
+
+
+def _paragraphs(texts: Iterable[str]) -> str:
+    return "".join(f"{text}\n\n" for text in texts)
+
+
+def to_markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
+    """Scores and search quality of all tables, with their notes."""
+    texts = []
+    for table in tables:
+        search = search_table.format_rows(search_table.rows_from_table(table), EVALUATED_SPLITS)
+        texts += [*_heading(table, "## "), markdown_table(*ablation_scores(table))]
+        texts += ["### Search quality", markdown_table(*search), *map(escape_markdown, table.notes)]
+    texts += [*map(escape_markdown, notes), EXPLANATION, search_table.EXPLANATION]
+    return _paragraphs(texts).rstrip("\n") + "\n"
 
 
 def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
-    """Every table as numbers in one frame, a row a row, with the runs behind it."""
-    found = []
+    """All rows of all tables with unrounded scores and the ids of their runs."""
+    records = []
     for table in tables:
-        shared = {"data": table.title, "dataset_digest": table.kind.dataset_digest}
+        shared = {"data": table.title, "dataset_digest": table.comparison_key.dataset_digest}
         for row in table.rows:
-            values: dict[str, object] = shared | {"model": row.name, "best": row.best, "bytes": row.bytes}
-            values |= {name: getattr(row.recipe, name) for name in ("alpha", "dim", "epochs", "batch_size", "lr")}
-            values["seeds"] = len(row.runs)
-            values |= _spreads(row.scores)
+            record: dict[str, object] = shared | {"model": row.name, "best": row.best, "bytes": row.bytes}
+            record |= {name: getattr(row.recipe, name) for name in ("alpha", "dim", "epochs", "batch_size", "lr")}
+            record |= {"seeds": len(row.runs), **_means_and_deviations(row.scores)}
             for split, gain in row.gains.items():
-                ends = {"": gain.mean, "_low": gain.low, "_high": gain.high}
-                values |= {f"{split}/spearman_gain{end}": value for end, value in ends.items()}
-            values["runs"] = " ".join(run.run_id for run in row.runs)
-            found.append(values)
-        found += [
-            {**shared, "model": row.name, "best": False, "bytes": row.bytes, "dim": row.dim, **_spreads(row.scores)}
-            for row in table.baselines
-        ]
-    whole = ("bytes", "dim", "epochs", "batch_size", "seeds")
-    return pd.DataFrame(found).astype(dict.fromkeys(whole, "Int64"))  # baselines leave gaps, which would make floats
+                column = f"{split}/spearman_gain"
+                record |= {column: gain.mean, f"{column}_low": gain.low, f"{column}_high": gain.high}
+            records.append(record | {"runs": " ".join(run.run_id for run in row.runs)})
+        for baseline in table.baselines:
+            record = shared | {"model": baseline.name, "best": False, "bytes": baseline.bytes, "dim": baseline.dim}
+            records.append(record | _means_and_deviations(baseline.scores))
+    integers = ("bytes", "dim", "epochs", "batch_size", "seeds")
+    return pd.DataFrame(records).astype(dict.fromkeys(integers, "Int64"))  # int64 cannot hold the baselines' gaps
 
 
-def _spreads(scores: Mapping[str, SeedStats]) -> dict[str, float]:
-    values = {}
-    for name, spread in scores.items():
-        values[name] = spread.mean
-        values[f"{name}_sd"] = spread.deviation
-    return values
+def _means_and_deviations(scores: Mapping[str, SeedStats]) -> dict[str, object]:
+    columns: dict[str, object] = {}
+    for name, stats in scores.items():
+        columns |= {name: stats.mean, f"{name}_sd": stats.deviation}
+    return columns
 
 
-def latex(tables: Sequence[AblationTable]) -> str:
-    """Two tabulars a table and split, scores and search, for documents that load booktabs."""
-    parts = ["% Needs \\usepackage{booktabs}."]
+def to_latex(tables: Sequence[AblationTable]) -> str:
+    """A tabular of scores and one of search quality for every table and split."""
+    texts = ["% Needs \\usepackage{booktabs}."]
     for table in tables:
-        search = search_table.rows_from_table(table)
-        title = escape_control_chars(table.title)  # a line's end would end the comment
+        search_rows = search_table.rows_from_table(table)
+        title = escape_control_chars(table.title)  # a newline would end the comment
         for split in EVALUATED_SPLITS:
-            text = _tabular(columns([split]), cells(table, [split]), split)
-            parts.append(f"% {title}: {split}\n{text}")
-            text = _tabular(*search_table.as_text(search, [split]), split)
-            parts.append(f"% {title}: {split}, what search keeps\n{text}")
-    return "\n".join(parts)
+            texts.append(f"% {title}: {split}\n{_tabular(*ablation_scores(table, [split]))}")
+            search = _tabular(*search_table.format_rows(search_rows, [split]))
+            texts.append(f"% {title}: {split}, search quality\n{search}")
+    return "\n".join(texts)
 
 
-def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]], split: str) -> str:
-    shown = [[escape_control_chars(cell) for cell in row] for row in rows]
-    frame = pd.DataFrame(shown, columns=[name.removeprefix(f"{split} ") for name in header])
-    text = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
-    return str(text).replace("±", "$\\pm$")
+def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    frame = pd.DataFrame([[escape_control_chars(cell) for cell in row] for row in rows], columns=list(header))
+    style = frame.style.format(escape="latex").hide(axis="index")
+    text: str = style.to_latex(hrules=True, column_format="l" + "r" * (len(header) - 1))
+    return text.replace("±", "$\\pm$")
 
 
-def picture(table: AblationTable) -> Figure:
-    """The table as a figure, a part a split."""
-    parts = [
-        ([name.removeprefix(f"{split} ") for name in columns([split])], cells(table, [split]))
-        for split in EVALUATED_SPLITS
-    ]
-    texts = [[header, *rows] for header, rows in parts]
-    widths = [max(len(line[i]) for part in texts for line in part) + 2 for i in range(len(texts[0][0]))]
-    lines = len(texts[0]) + 2
-    figure = Figure(figsize=(sum(widths) * 0.072, 0.22 * lines * len(parts)), dpi=150)
-    for i, (split, (header, rows)) in enumerate(zip(EVALUATED_SPLITS, parts, strict=True)):
-        axes = figure.add_subplot(len(parts), 1, i + 1)
-        axes.axis("off")
-        axes.set_title(f"{escape_mathtext(table.title)}: {split}", fontsize=8, loc="left", y=1 - 1 / lines)
-        drawn = axes.table(
-            cellText=[[escape_mathtext(cell) for cell in row] for row in rows],
-            colLabels=header,
-            colWidths=[width / sum(widths) for width in widths],
-            cellLoc="right",
-            bbox=Bbox.from_bounds(0, 0, 1, 1 - 1.4 / lines),
-            edges="horizontal",
-        )
-        drawn.auto_set_font_size(False)
-        drawn.set_fontsize(7)
-        for (row, column), cell in drawn.get_celld().items():
-            cell.set_linewidth(0.4)
-            if column == 0:
-                cell.get_text().set_horizontalalignment("left")
-            if row == 0 or (row <= len(table.rows) and table.rows[row - 1].best):
-                cell.get_text().set_fontweight("bold")
-    figure.subplots_adjust(left=0.01, right=0.99, top=1, bottom=0.01, hspace=0.02)
-    return figure
-
-
-def render_html(sections: Sequence[Section], notes: Sequence[str], made: str) -> str:
-    """An HTML page that needs no other file.
+def to_html(sections: Sequence[Section], notes: Sequence[str], origin: str) -> str:
+    """A self-contained HTML page.
 
     Args:
-        sections: The tables with their figures.
-        notes: What was left out, and why.
-        made: When, and from what.
+        sections: Tables with their figures.
+        notes: Notes on the whole report, a sentence each.
+        origin: Sentence about the runs and the date of the report.
     """
-    template = Environment(autoescape=True).from_string(
-        files("twinsqueeze.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    )
-    return template.render(
-        sections=[
-            {
-                "table": section.table,
-                "header": columns(),
-                "search": _search(section.table),
-                "rows": list(zip(cells(section.table), _links(section.table), strict=True)),
-                "pictures": [
-                    {"caption": shown.caption, "name": shown.name, "source": _inline(shown.figure)}
-                    for shown in section.illustrations
-                ],
-            }
-            for section in sections
-        ],
-        notes=notes,
-        made=made,
-        statistics=STATISTICS,
-        search_explanation=search_table.EXPLANATION,
+    template = files("twinsqueeze.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            sections=sections,
+            notes=notes,
+            origin=origin,
+            ablation_scores=ablation_scores,
+            search_rows=search_table.rows_from_table,
+            format_search_rows=search_table.format_rows,
+            splits=EVALUATED_SPLITS,
+            data_url=_data_url,
+            explanation=EXPLANATION,
+            search_explanation=search_table.EXPLANATION,
+        )
     )
 
 
-def _search(table: AblationTable) -> dict[str, object]:
-    """The table of search: its header, and its rows as text with whether they are ours."""
-    rows = search_table.rows_from_table(table)
-    header, shown = search_table.as_text(rows, EVALUATED_SPLITS)
-    return {"header": header, "rows": [(text, row.ours) for text, row in zip(shown, rows, strict=True)]}
-
-
-def _links(table: AblationTable) -> list[list[tuple[int, str]]]:
-    """For each row of `cells` its seeds and where their runs are looked at."""
-    return [[(run.recipe.seed, run.link) for run in row.runs] for row in table.rows] + [
-        [] for _ in table.plain_baselines
-    ]
-
-
-def _inline(figure: Figure) -> str:
+def _data_url(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,11 +1,11 @@
-"""Figures from arrays. They know neither files nor MLflow.
+"""Figures of a run, from arrays.
 
-Colours are those of Okabe and Ito (2008), told apart by the colour-blind; lines differ in dash as well, for print.
+Colors are those of Okabe and Ito (2008), which color-blind readers can tell apart; dashes and markers differ too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,241 +17,221 @@ from twinsqueeze.recipe import FLOAT_QUERIES
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-
-
+BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SPLIT_STYLES = {"train": (BLUE, "-"), "dev": (ORANGE, "--"), "test": (VERMILION, "-.")}
-# Of what was trained, in the order in which it comes.
-OUR_COLOURS = (VERMILION, BLUE, "#000000", "#C2185B")
-# Of what needs no labels, in the order in which it comes.
-OTHER_COLOURS = (GREY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
+# Names of trained methods begin with this word.
+TRAINED = "trained"
+TRAINED_COLORS = (VERMILION, BLUE, "#000000", "#C2185B")
+BASELINE_COLORS = (GRAY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
 LEGEND_COLUMNS = 5
 LEGEND_LINE = 0.21  # inches
-# Of titles, as a share of the panel's height: matplotlib would look for a place that nothing else takes.
-TITLE = 1.0
+# Height of titles as a share of the axes. Without it, matplotlib measures all artists to place them.
+TITLE_Y = 1.0
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Losses below this are drawn at it: a pair predicted exactly has no logarithm.
-SMALLEST_LOSS = 1e-8
+# Smaller losses are drawn here: a loss of 0 has no logarithm.
+MIN_LOSS = 1e-8
 
 
-def loss_curves(
-    loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray], objective: str = "mse"
+class MethodCurve(NamedTuple):
+    """A method at several sizes.
+
+    Attributes:
+        bytes: Bytes per vector, in rising order.
+        scores: Scores at each size by metric, such as "test/mrr".
+    """
+
+    bytes: Sequence[int]
+    scores: Mapping[str, Sequence[float]]
+
+
+def plot_loss_curves(
+    loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray], loss_name: str = "mse"
 ) -> Figure:
-    """Losses against epochs, and beside them the correlations on dev.
+    """Plots losses over epochs, and beside them the correlations on dev.
 
     Args:
-        loss: (T,) noisy train loss.
-        clean_loss: (T,) train loss without noise; NaN where it was not measured.
+        loss: (T,) train loss with noise.
+        clean_loss: (T,) train loss without noise, NaN where it was not measured.
         dev: (T,) curves mse, pearson and spearman.
-        objective: What the losses are: "mse", or "pearson" for 1 less the correlation.
+        loss_name: "mse", or "pearson" for 1 minus the correlation.
     """
-    figure, (left, right) = _row(2)
+    figure, (left, right) = _fast_row(2)
     epochs = np.arange(1, len(loss) + 1)
     measured = np.isfinite(clean_loss)
     marker = "o" if len(loss) == 1 else None
-    left.plot(epochs, loss, color=BLUE, marker=marker, label="train, with noise")
+    left.plot(epochs, loss, color=BLUE, marker=marker, label="train, noisy")
     left.plot(epochs[measured], clean_loss[measured], color=GREEN, ls=":", marker=marker, label="train, clean")
-    on_dev = dev["mse"] if objective == "mse" else 1 - dev["pearson"]
-    left.plot(epochs, on_dev, color=ORANGE, ls="--", marker=marker, label="dev")
-    name = "mean squared error" if objective == "mse" else "1 less Pearson's correlation"
-    left.set(xlabel="epoch", ylabel=name, yscale="log")
-    _log_ticks(left.yaxis, LogLocator(subs=(1, 2, 5)), "{x:g}")
+    dev_loss = dev["mse"] if loss_name == "mse" else 1 - dev["pearson"]
+    left.plot(epochs, dev_loss, color=ORANGE, ls="--", marker=marker, label="dev")
+    label = "mean squared error" if loss_name == "mse" else "1 - Pearson correlation"
+    left.set(xlabel="epoch", ylabel=label, yscale="log")
+    _set_log_ticks(left.yaxis, LogLocator(subs=(1, 2, 5)), "{x:g}")
     left.legend(frameon=False)
     right.plot(epochs, dev["spearman"], color=ORANGE, ls="--", marker=marker, label="Spearman")
-    right.plot(epochs, dev["pearson"], color=GREY, ls="-.", marker=marker, label="Pearson")
+    right.plot(epochs, dev["pearson"], color=GRAY, ls="-.", marker=marker, label="Pearson")
     right.set(xlabel="epoch", ylabel="correlation on dev")
     right.legend(frameon=False)
     return figure
 
 
-def predicted_against_label(
-    labels: Mapping[str, FloatArray], predicted: Mapping[str, FloatArray], label_kind: str
+def plot_predictions(
+    labels: Mapping[str, FloatArray], predicted: Mapping[str, FloatArray], label_transform: str
 ) -> Figure:
-    """Each pair's predicted cosine against its label, a panel a split, with the diagonal where they agree.
+    """Plots each pair's predicted cosine against its label, a panel per split, with the diagonal.
 
     Args:
         labels: (P,) labels of each split, 0 to 1.
         predicted: (P,) cosines of each split.
-        label_kind: What the label is called on the axis, such as "tanh".
+        label_transform: Transform from scores to labels, such as "tanh".
     """
-    figure, axes_of = _row(len(labels))
+    figure, axes_list = _fast_row(len(labels))
     low = min(-0.05, *(float(np.min(values)) for values in predicted.values()))
-    for axes, name in zip(axes_of, labels, strict=True):
-        colour = SPLIT_STYLES[name][0]
-        axes.plot([0, 1], [0, 1], color=GREY, lw=1)
-        axes.scatter(labels[name], predicted[name], s=8, alpha=0.35, lw=0, color=colour, rasterized=True)
-        axes.set_title(f"{name}: {len(labels[name]):,} pairs", y=TITLE)
-        axes.set(
-            xlabel=f"label ({label_kind} of the human score)",
-            ylabel="predicted cosine",
-            xlim=(-0.02, 1.02),
-            ylim=(low, 1.05),
-        )
+    for axes, split in zip(axes_list, labels, strict=True):
+        color, _ = SPLIT_STYLES[split]
+        axes.plot([0, 1], [0, 1], color=GRAY, lw=1)
+        axes.scatter(labels[split], predicted[split], s=8, alpha=0.35, lw=0, color=color, rasterized=True)
+        axes.set_title(f"{split}: {len(labels[split]):,} pairs", y=TITLE_Y)
+        axes.set(xlabel=f"label ({label_transform} of the human score)", ylabel="predicted cosine")
+        axes.set(xlim=(-0.02, 1.02), ylim=(low, 1.05))
     return figure
 
 
-def pair_loss_distribution(losses: Mapping[str, FloatArray]) -> Figure:
-    """How the pairs' squared errors are distributed, on a log scale, one outline a split.
+def plot_pair_losses(losses: Mapping[str, FloatArray]) -> Figure:
+    """Plots histograms of the pairs' squared errors on a log scale.
 
     Args:
         losses: (P,) squared errors of each split.
     """
-    figure, (axes,) = _row(1)
+    figure, (axes,) = _fast_row(1)
     largest = max(float(values.max()) for values in losses.values())
-    bins = np.geomspace(SMALLEST_LOSS, max(largest, 10 * SMALLEST_LOSS), 60).tolist()
-    for name, values in losses.items():
-        colour, dash = SPLIT_STYLES[name]
+    bins = np.geomspace(MIN_LOSS, max(largest, 10 * MIN_LOSS), 60).tolist()
+    for split, values in losses.items():
+        color, dash = SPLIT_STYLES[split]
         axes.hist(
-            np.maximum(values, SMALLEST_LOSS),
-            bins=bins,
-            weights=np.full(len(values), 1 / len(values)),
-            histtype="step",
-            color=colour,
-            ls=dash,
-            lw=1.5,
-            label=f"{name}: mean {values.mean():.4f}, median {np.median(values):.4f}",
-        )
-    axes.set(xscale="log", xlabel="squared error of a pair", ylabel="share of the pairs")
-    _log_ticks(axes.xaxis, LogLocator(numticks=12), _power_of_ten)
+            np.maximum(values, MIN_LOSS), bins=bins, weights=np.full(len(values), 1 / len(values)), histtype="step",
+            color=color, ls=dash, lw=1.5, label=f"{split}: mean {values.mean():.4f}, median {np.median(values):.4f}",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="squared error of a pair", ylabel="share of pairs")
+    _set_log_ticks(axes.xaxis, LogLocator(numticks=12), _format_power_of_ten)
     axes.legend(frameon=False, loc="upper left")
     return figure
 
 
-def quality_against_bytes(
-    methods: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]], ours: str, qualities: Mapping[str, str]
-) -> Figure:
-    """What is kept against the bytes of a vector, a panel a quality, a line a method from its fewest bytes to its most.
+def plot_quality_vs_bytes(methods: Mapping[str, MethodCurve], titles: Mapping[str, str]) -> Figure:
+    """Plots scores against bytes per vector, a panel per metric and a line per method.
 
     Args:
-        methods: By name the bytes of each of its sizes, in rising order, and each quality's values there. Methods whose
-            names differ only in a last part, such as "PCA" and "PCA, int8", share a colour.
-        ours: The name, without the last part, of what stands before all others, or how it begins.
-        qualities: Titles of the panels by quality.
+        methods: Methods by name. Names that differ only in a last precision, such as "PCA, int8", share a color.
+        titles: Titles of the panels by metric.
     """
     columns = min(len(methods), LEGEND_COLUMNS)
-    figure, axes_of = _row(len(qualities), below=LEGEND_LINE * -(-len(methods) // columns))
-    styles = _styles(methods, ours)
-    for axes, (quality, title) in zip(axes_of, qualities.items(), strict=True):
-        for name, (sizes, values) in methods.items():
-            axes.plot(sizes, values[quality], ls=_line(sizes), lw=1.2, label=escape_mathtext(name), **styles[name])
-        axes.set_title(title, y=TITLE)
-        axes.set_xlabel("bytes a vector")
+    figure, axes_list = _fast_row(len(titles), below=LEGEND_LINE * -(-len(methods) // columns))
+    styles = _method_styles(methods)
+    for axes, (metric, title) in zip(axes_list, titles.items(), strict=True):
+        for name, (sizes, scores) in methods.items():
+            axes.plot(sizes, scores[metric], lw=1.2, label=escape_mathtext(name), **styles[name])
+        axes.set_title(title, y=TITLE_Y)
+        axes.set(xlabel="bytes per vector")
         axes.set_xscale("log", base=2)
-        _log_ticks(axes.xaxis, LogLocator(base=2, numticks=12), "{x:,.0f}")
+        _set_log_ticks(axes.xaxis, LogLocator(base=2, numticks=12), "{x:,.0f}")
         axes.tick_params("x", labelsize="x-small")
-    handles, names = axes_of[0].get_legend_handles_labels()
+    handles, names = axes_list[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=columns, frameon=False, fontsize="small")
     return figure
 
 
-def plot_spearman_vs_neighbor_recall(
-    methods: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]], ours: str
-) -> Figure:
-    """Spearman against neighbor recall: both are better towards the upper right, which is drawn twice.
-
-    The points worth a choice lie close together, so that a second row of panels has them alone, with all their sizes.
+def plot_spearman_vs_neighbor_recall(methods: Mapping[str, MethodCurve], splits: Sequence[str]) -> Figure:
+    """Plots Spearman against neighbor recall, a column per split; the second row enlarges the upper right.
 
     Args:
-        methods: By split and name the bytes of each of a method's sizes, in rising order, the neighbor recall there and
-            Spearman there. Bytes stand beside the points; in the first row at the ends of lines.
-        ours: As for `quality_against_bytes`.
+        methods: Methods by name; numbers in the figure are their bytes per vector.
+        splits: Splits to plot.
     """
-    figure, axes_of = panels(2 * len(methods), columns=len(methods), height=5.4)
-    for axes, near, (split, of_split) in zip(axes_of, axes_of[len(methods) :], methods.items(), strict=False):
-        styles = _styles(of_split, ours)
-        corner = _zoom_limits(of_split.values())
-        for name, (sizes, kept, spearman) in of_split.items():
-            ends = {0, len(sizes) - 1}
-            for panel in (axes, near):
-                panel.plot(kept, spearman, ls=_line(sizes), lw=0.8, label=escape_mathtext(name), **styles[name])
-            for i, (size, x, y) in enumerate(zip(sizes, kept, spearman, strict=True)):
-                in_corner = x >= corner[0] and y >= corner[1]
-                # Sizes between the ends of a line can be counted.
-                if np.isfinite((x, y)).all() and (in_corner or name.startswith(ours) or i in ends):
-                    (near if in_corner else axes).annotate(
+    figure, axes_list = panels(2 * len(splits), columns=len(splits), height=5.4)
+    styles = _method_styles(methods)
+    for whole, enlarged, split in zip(axes_list, axes_list[len(splits) :], splits, strict=False):
+        curves = {
+            name: (curve.bytes, curve.scores[f"{split}/neighbor_recall"], curve.scores[f"{split}/spearman"])
+            for name, curve in methods.items()
+        }
+        left, bottom = _zoom_limits([xy for _, x, y in curves.values() for xy in zip(x, y, strict=True)])
+        for name, (sizes, x_values, y_values) in curves.items():
+            for axes in (whole, enlarged):
+                axes.plot(x_values, y_values, lw=0.8, label=escape_mathtext(name), **styles[name])
+            for i, (size, x, y) in enumerate(zip(sizes, x_values, y_values, strict=True)):
+                zoomed = x >= left and y >= bottom
+                # Outside the enlarged part, only the ends of a baseline's line are labeled.
+                if np.isfinite((x, y)).all() and (zoomed or name.startswith(TRAINED) or i in {0, len(sizes) - 1}):
+                    (enlarged if zoomed else whole).annotate(
                         f"{size:,}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6,
                         color=styles[name]["color"], zorder=4,
                     )  # fmt: skip
-        near.set_xlim(left=corner[0])
-        near.set_ylim(bottom=corner[1])
-        for panel, title in ((axes, split), (near, f"{split}, its upper right, larger")):
-            panel.set(
-                title=title, xlabel="neighbor recall (share of the ten nearest neighbors found)", ylabel="Spearman"
-            )
-    handles, names = axes_of[0].get_legend_handles_labels()
+        enlarged.set_xlim(left=left)
+        enlarged.set_ylim(bottom=bottom)
+        for axes, title in ((whole, split), (enlarged, f"{split}, upper right enlarged")):
+            axes.set(title=title, xlabel="neighbor recall (ten nearest)", ylabel="Spearman")
+    handles, names = axes_list[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 
-def _zoom_limits(methods: Iterable[tuple[Sequence[int], Sequence[float], Sequence[float]]]) -> tuple[float, float]:
-    """Where the upper right begins that is drawn again, 0 where there are no points.
-
-    It has the better half of Spearman, and of the neighbours all but the worst quarter: what was trained on scores
-    keeps fewer of them than what was not.
-    """
-    points = np.array([point for _, kept, spearman in methods for point in zip(kept, spearman, strict=True)])
-    points = points.reshape(-1, 2)
-    points = points[np.isfinite(points).all(1)]
-    if not len(points):
+def _zoom_limits(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Left and bottom of the enlarged part: the first quartile of neighbor recall and the median of Spearman."""
+    finite = np.array([point for point in points if np.isfinite(point).all()])
+    if not len(finite):
         return 0.0, 0.0
-    return float(np.quantile(points[:, 0], 0.25)), float(np.quantile(points[:, 1], 0.5))
+    return float(np.quantile(finite[:, 0], 0.25)), float(np.quantile(finite[:, 1], 0.5))
 
 
-def _line(sizes: Sequence[int]) -> str:
-    """How a method's points are joined: compressors of one size differ in something else, and are not."""
-    return "-" if len(set(sizes)) == len(sizes) else "none"
-
-
-def _log_ticks(axis: Axis, locator: LogLocator, labels: str | Callable[[float, float], str]) -> None:
-    """Ticks of a logarithmic axis in plain text: matplotlib's own are mathematics, which it takes long to parse."""
+def _set_log_ticks(axis: Axis, locator: LogLocator, labels: str | Callable[[float, float], str]) -> None:
+    """Sets plain-text ticks: matplotlib's own are mathtext, which is slow to parse."""
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(labels)
 
 
-def _power_of_ten(value: float, _: float) -> str:
-    """10⁻³ of 0.001."""
+def _format_power_of_ten(value: float, _: float) -> str:
     return "10" + str(round(np.log10(value))).translate(SUPERSCRIPT)
 
 
-def _styles(methods: Iterable[str], ours: str) -> dict[str, dict[str, Any]]:
-    """How each method's line is drawn: a colour a family, a marker a precision, and ours larger and above.
+def _method_styles(methods: Mapping[str, MethodCurve]) -> dict[str, dict[str, Any]]:
+    """Line styles by method: a color per family, a marker per precision; trained methods are larger and in front.
 
-    Markers are open of vectors at int8 that need no labels, and where a method is searched with float queries.
+    Markers are open for baselines at int8 and for float queries. Points of equal size are not joined.
     """
-    families = dict.fromkeys(_family(name)[0] for name in methods)
-    trained = [name for name in families if name.startswith(ours)]
-    colours = dict(zip(trained, cycle(OUR_COLOURS), strict=False))
-    colours |= dict(zip((name for name in families if name not in trained), cycle(OTHER_COLOURS), strict=False))
+    families = dict.fromkeys(_split_precision(name)[0] for name in methods)
+    colors = _assign_colors([name for name in families if name.startswith(TRAINED)], TRAINED_COLORS)
+    colors |= _assign_colors([name for name in families if not name.startswith(TRAINED)], BASELINE_COLORS)
     styles = {}
-    for name in methods:
-        family, precision = _family(name)
-        stands_out = family in trained
-        is_open = name.endswith(FLOAT_QUERIES) or (precision == "int8" and not stands_out)
+    for name, (sizes, _) in methods.items():
+        family, precision = _split_precision(name)
+        is_trained = name.startswith(TRAINED)
+        is_open = name.endswith(FLOAT_QUERIES) or (precision == "int8" and not is_trained)
         styles[name] = {
-            "color": colours[family],
+            "color": colors[family],
             "marker": PRECISION_MARKERS.get(precision, "D"),
-            "ms": 8 if stands_out else 5,
-            "zorder": 3 if stands_out else 2,
-            "mfc": "white" if is_open else colours[family],
+            "markersize": 8 if is_trained else 5,
+            "zorder": 3 if is_trained else 2,
+            "markerfacecolor": "white" if is_open else colors[family],
+            "linestyle": "-" if len(set(sizes)) == len(sizes) else "none",
         }
     return styles
 
 
-def _family(method: str) -> tuple[str, str]:
-    """A method's name without its precision and float queries, and the precision; float32 where the name has none."""
+def _assign_colors(names: Iterable[str], colors: Sequence[str]) -> dict[str, str]:
+    return dict(zip(names, cycle(colors), strict=False))
+
+
+def _split_precision(method: str) -> tuple[str, str]:
+    """Family and precision of a method, such as "PCA" and "int8" of "PCA, int8"; float32 if the name has none."""
     method = method.removesuffix(f", {FLOAT_QUERIES}")
     family, _, last = method.rpartition(", ")
     return (family, last) if last in PRECISION_MARKERS else (method, "PQ" if "PQ" in method else "float32")
 
 
-def _row(count: int, *, below: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A row of panels as of `panels`, with room for a legend of `below` inches.
-
-    Margins are given in inches and not found from the texts: that takes as long as the drawing, and a grid draws these
-    figures for every replica.
-    """
+def _fast_row(count: int, *, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A row of panels with fixed margins and `below` inches for a legend: constrained layout doubles the time."""
     width, height = max(6.0, 4.4 * count), 3.8 + below
     figure = Figure(figsize=(width, height), dpi=110)
     panel = (width - 0.8 - 0.15) / count - 0.75 * (count - 1) / count

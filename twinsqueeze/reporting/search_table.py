@@ -1,50 +1,58 @@
-"""The search table: neighbor recall and retrieval of relevant sentences against bytes per vector, for every method."""
+"""The search table: neighbor recall and retrieval scores against bytes per vector, for every method and precision."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from math import isfinite, nan
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
+from twinsqueeze.reporting import run_plots
 from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
+    COLUMN_NAMES,
     EVALUATED_SPLITS,
     PRECISIONS,
     SEARCH_SCORES,
     SELECTION_METRIC,
     AblationTable,
-    BaselineRow,
-    Row,
     baseline_family,
     metric_name,
 )
-from twinsqueeze.reporting.run_plots import plot_spearman_vs_neighbor_recall, quality_against_bytes
-from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.reporting.run_plots import TRAINED, MethodCurve
+from twinsqueeze.reporting.statistics import NO_VALUES, SeedStats
 
-if TYPE_CHECKING:  # a comparison needs no PyTorch, which takes a second to import
+if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
-    from twinsqueeze.reporting.figure_pool import Drawing
 
-SEARCH_COLUMN_NAMES = {
-    "spearman": "Spearman",
-    "neighbor_recall": "neighbor recall",
-    "recall_at_1": "recall@1",
-    "recall_at_10": "recall@10",
-    "mrr": "MRR",
-}
-ABSENT = "n/a"
-TRAINED = "trained"
+# Header and rows.
+TextTable = tuple[list[str], list[list[str]]]
 EXPLANATION = (
-    "What search keeps: every sentence of the split searches all the others by cosine, both sides as they are stored, "
-    "or, where the row says so, the one that searches in floats (asymmetric distances, Jégou et al. 2011). "
-    "Neighbor recall: the share of the ten nearest uncompressed sentences among the ten nearest found. Recall and "
-    "MRR: a sentence is relevant to another if their pair is scored 4 or more. The rows of ours are of each "
-    "compressor's best alpha by Spearman on dev; the others need no labels."
+    "Search quality: every sentence of the split searches all others by cosine. Queries and documents are stored "
+    "alike, except in rows with float queries (asymmetric distances, Jégou et al. 2011). Neighbor recall: the share "
+    "of the ten nearest uncompressed sentences among the ten nearest found. Recall and MRR: a sentence is relevant to "
+    "another if their pair is scored 4 or more. Each trained compressor is shown at its best alpha by Spearman on "
+    "dev; the other rows are baselines (no labels)."
 )
+
+
+class VectorFormat(NamedTuple):
+    """A trained compressor's vectors.
+
+    Attributes:
+        name: Name of the compressor.
+        precision: Precision that it was trained for: float32, product or binary.
+        dim: Output dimension.
+        bytes: Bytes per vector at that precision.
+    """
+
+    name: str
+    precision: str
+    dim: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -52,182 +60,141 @@ class SearchRow:
     """A way to store vectors.
 
     Attributes:
-        name: Of the row.
-        method: What it has in common with the same at other sizes.
-        bytes: Of a vector.
-        ours: Whether it was trained on scored pairs.
-        scores: By metric as at float32, such as "test/mrr".
+        name: Name of the row.
+        method: Name without the size; rows of one method are joined in figures.
+        bytes: Bytes per vector.
+        is_trained: Whether it was trained on scored pairs.
+        scores: Statistics by metric without precision, such as "test/mrr".
     """
 
     name: str
-    family: str
+    method: str
     bytes: int
-    ours: bool
+    is_trained: bool
     scores: Mapping[str, SeedStats]
 
 
 def rows_from_run(
-    title: str,
-    precision: str,
-    dim: int,
-    size: int,
-    assessments: Mapping[str, "EvaluationResult"],
-    baselines: Sequence["BaselineScores"],
+    vectors: VectorFormat, results: Mapping[str, "EvaluationResult"], baselines: Sequence["BaselineScores"]
 ) -> list[SearchRow]:
-    """The rows of one compressor and what it is compared with, the largest vectors first.
+    """Rows of one compressor and its baselines, the largest vectors first.
 
     Args:
-        title: What the compressor is called.
-        precision: What it was trained as.
-        dim: Numbers in its vectors.
-        size: Bytes of a vector as it was trained.
-        assessments: It on each split that was looked at.
-        baselines: The same splits with what needs no labels.
+        vectors: The compressor's vectors.
+        results: The compressor's results by split.
+        baselines: Baselines on the same splits.
     """
     rows = []
-    for kept_as in _kept_as(precision):
-        found = {
-            metric_name(split, score): SeedStats.of([scores[score]])
-            for split, assessment in assessments.items()
-            if (scores := assessment.scores if kept_as == precision else assessment.by_precision.get(kept_as))
+    for precision in _compared_precisions(vectors.precision):
+        scores = {
+            metric_name(split, score): SeedStats.of([found[score]])
+            for split, result in results.items()
+            if (found := result.scores if precision == vectors.precision else result.by_precision.get(precision))
             for score in SEARCH_SCORES
         }
-        if found:
-            rows.append(_ours(title, TRAINED, precision, kept_as, dim, size, found))
+        rows.append(_trained_row(vectors, TRAINED, precision, scores))
     for baseline in baselines:
-        found = {
-            metric_name(split, score): SeedStats(scores[score], float("nan"), baseline.draws)
-            for split, scores in baseline.scores.items()
+        scores = {
+            metric_name(split, score): SeedStats(values[score], nan, baseline.draws)
+            for split, values in baseline.scores.items()
             for score in SEARCH_SCORES
         }
-        rows.append(
-            SearchRow(baseline.name, baseline_family(baseline.name, baseline.dim), baseline.bytes, False, found)
-        )
-    return _sorted(rows)
+        method = baseline_family(baseline.name, baseline.dim)
+        rows.append(SearchRow(baseline.name, method, baseline.bytes, False, scores))
+    return _measured_by_size(rows)
 
 
 def rows_from_table(table: AblationTable) -> list[SearchRow]:
-    """The rows of each compressor's best alpha and what it is compared with, the largest vectors first."""
+    """Rows of each compressor at its best alpha and of the baselines, the largest vectors first."""
     rows = []
     for name, family in table.families().items():
         best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
-        alpha = f"{name}, alpha {best.recipe.alpha:g}"
-        precision, dim, group = best.recipe.precision, best.recipe.dim, f"{TRAINED} {best.recipe.architecture}"
-        rows += [_ours(alpha, group, precision, kept, dim, best.bytes, _at(best, kept)) for kept in _kept_as(precision)]
-    return _sorted([*rows, *map(_baseline, table.baselines)])
-
-
-def _kept_as(precision: str) -> Sequence[str]:
-    """How vectors are compared: those trained in floats in fewer bits too, the others with queries in floats too."""
-    return PRECISIONS if precision == "float32" else (precision, ASYMMETRIC)
-
-
-def _ours(
-    name: str, group: str, precision: str, kept_as: str, dim: int, size: int, scores: Mapping[str, SeedStats]
-) -> SearchRow:
-    if precision == "float32":
-        return SearchRow(f"{name}, {kept_as}", f"{group}, {kept_as}", bytes_per_vector(kept_as, dim), True, scores)
-    asked = f", {FLOAT_QUERIES}" if kept_as == ASYMMETRIC else ""
-    return SearchRow(f"{name}{asked}", f"{group} as codes, {precision}{asked}", size, True, scores)
-
-
-def _at(row: Row, kept_as: str) -> dict[str, SeedStats]:
-    names = [(split, score) for split in EVALUATED_SPLITS for score in SEARCH_SCORES]
-    recorded = "float32" if kept_as == row.recipe.precision else kept_as  # a training's own precision has no suffix
-    return {metric_name(*name): row.scores[metric_name(*name, recorded)] for name in names}
-
-
-def _baseline(row: BaselineRow) -> SearchRow:
-    return SearchRow(row.name, row.family, row.bytes, False, row.scores)
-
-
-def _sorted(rows: Iterable[SearchRow]) -> list[SearchRow]:
-    return sorted((row for row in rows if _known(row)), key=lambda row: -row.bytes)
-
-
-def _known(row: SearchRow) -> bool:
-    """Whether there is anything to show: runs from before search was measured have nothing at int8 and binary."""
-    return any(np.isfinite(spread.mean) for spread in row.scores.values())
-
-
-def as_text(rows: Sequence[SearchRow], splits: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """The table on some splits as text: a header and its rows."""
-    splits = list(splits)
-    header = ["stored as", "bytes", *(f"{split} {name}" for split in splits for name in SEARCH_COLUMN_NAMES.values())]
-    return header, [
-        [
-            row.name,
-            f"{row.bytes:,}",
-            *(_cell(row.scores.get(metric_name(s, n)), n) for s in splits for n in SEARCH_COLUMN_NAMES),
-        ]
-        for row in rows
-    ]
-
-
-def _cell(spread: SeedStats | None, score: str) -> str:
-    if spread is None or not np.isfinite(spread.mean):
-        return ABSENT
-    digits = 4 if score == "spearman" else 2
-    deviation = f" ± {spread.deviation:.{digits}f}" if np.isfinite(spread.deviation) else ""
-    return f"{spread.mean:.{digits}f}{deviation}"
+        recipe = best.recipe
+        vectors = VectorFormat(f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, best.bytes)
+        for precision in _compared_precisions(recipe.precision):
+            recorded = "float32" if precision == recipe.precision else precision  # no suffix for its own precision
+            scores = {
+                metric_name(split, score): best.scores[metric_name(split, score, recorded)]
+                for split in EVALUATED_SPLITS
+                for score in SEARCH_SCORES
+            }
+            rows.append(_trained_row(vectors, f"{TRAINED} {recipe.architecture}", precision, scores))
+    rows += [SearchRow(b.name, b.family, b.bytes, False, b.scores) for b in table.baselines]
+    return _measured_by_size(rows)
 
 
 def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
-    """The rows of tables on the same data and encoder, whatever they were trained towards; the first's baselines."""
+    """Rows of tables on the same data and encoder; of rows with the same name the first table's is used."""
     rows = {row.name: row for table in reversed(tables) for row in rows_from_table(table)}
-    return _sorted(rows.values())
+    return _measured_by_size(rows.values())
 
 
-def picture(rows: Sequence[SearchRow]) -> "Drawing":
-    """Quality against bytes a vector, on the last split that was looked at; drawn when it is called."""
-    split = next(split for split in ("test", "dev", "train") if split in _measured(rows))
-    methods = _methods(rows)
-    qualities = ("spearman", "neighbor_recall", "recall_at_10")
-    return partial(
-        quality_against_bytes,
-        {
-            name: (
-                [row.bytes for row in members],
-                {q: [_mean(row, metric_name(split, q)) for row in members] for q in qualities},
-            )
-            for name, members in methods.items()
-        },
-        TRAINED,
-        {q: f"{SEARCH_COLUMN_NAMES[q]} on {split}" for q in qualities},
-    )
+def _compared_precisions(trained_for: str) -> Sequence[str]:
+    return PRECISIONS if trained_for == "float32" else (trained_for, ASYMMETRIC)
+
+
+def _trained_row(vectors: VectorFormat, method: str, precision: str, scores: Mapping[str, SeedStats]) -> SearchRow:
+    name, trained_for, dim, size = vectors
+    if trained_for == "float32":
+        size = bytes_per_vector(precision, dim)
+        return SearchRow(f"{name}, {precision}", f"{method}, {precision}", size, True, scores)
+    suffix = f", {FLOAT_QUERIES}" if precision == ASYMMETRIC else ""
+    return SearchRow(f"{name}{suffix}", f"{method} (quantized), {trained_for}{suffix}", size, True, scores)
+
+
+def _measured_by_size(rows: Iterable[SearchRow]) -> list[SearchRow]:
+    """Rows with at least one score, the largest vectors first."""
+    measured = [row for row in rows if any(isfinite(stats.mean) for stats in row.scores.values())]
+    return sorted(measured, key=lambda row: -row.bytes)
+
+
+def prefixes(splits: Collection[str]) -> list[str]:
+    """Prefixes of column names by split, empty for a single split."""
+    return [f"{split} " if len(splits) > 1 else "" for split in splits]
+
+
+def format_rows(rows: Sequence[SearchRow], splits: Collection[str]) -> TextTable:
+    """The table on some splits as text."""
+    names = [f"{prefix}{COLUMN_NAMES[score]}" for prefix in prefixes(splits) for score in SEARCH_SCORES]
+    table = []
+    for row in rows:
+        cells = [row.name, f"{row.bytes:,}"]
+        for split in splits:
+            for score in SEARCH_SCORES:
+                stats = row.scores.get(metric_name(split, score), NO_VALUES)
+                cells.append(stats.format(4 if score == "spearman" else 2))
+        table.append(cells)
+    return ["vectors", "bytes", *names], table
+
+
+def quality_figure(rows: Sequence[SearchRow]) -> "partial[Figure]":
+    """A call that plots quality against bytes per vector on the last measured split; it can be pickled."""
+    split = _measured_splits(rows, ("train", *EVALUATED_SPLITS))[-1]
+    scores = ("spearman", "neighbor_recall", "recall_at_10")
+    titles = {metric_name(split, score): f"{COLUMN_NAMES[score]} on {split}" for score in scores}
+    return partial(run_plots.plot_quality_vs_bytes, _method_curves(rows), titles)
 
 
 def pareto_figure(rows: Sequence[SearchRow]) -> Figure:
-    """Spearman against neighbor recall, a panel a split."""
-    splits = [split for split in EVALUATED_SPLITS if split in _measured(rows)]
-    return plot_spearman_vs_neighbor_recall(
-        {
-            split: {
-                name: (
-                    [row.bytes for row in members],
-                    [_mean(row, metric_name(split, "neighbor_recall")) for row in members],
-                    [_mean(row, metric_name(split, "spearman")) for row in members],
-                )
-                for name, members in _methods(rows).items()
-            }
-            for split in splits
-        },
-        TRAINED,
-    )
+    """Spearman against neighbor recall, a panel per split."""
+    return run_plots.plot_spearman_vs_neighbor_recall(_method_curves(rows), _measured_splits(rows, EVALUATED_SPLITS))
 
 
-def _measured(rows: Sequence[SearchRow]) -> set[str]:
-    return {name.partition("/")[0] for row in rows for name, spread in row.scores.items() if np.isfinite(spread.mean)}
+def _measured_splits(rows: Sequence[SearchRow], splits: Sequence[str]) -> list[str]:
+    found = {name.partition("/")[0] for row in rows for name, stats in row.scores.items() if isfinite(stats.mean)}
+    return [split for split in splits if split in found]
 
 
-def _methods(rows: Sequence[SearchRow]) -> dict[str, list[SearchRow]]:
-    """Rows that differ in size alone, ours first."""
+def _method_curves(rows: Sequence[SearchRow]) -> dict[str, MethodCurve]:
+    """Rows by method, trained compressors first."""
     methods: dict[str, list[SearchRow]] = {}
-    for row in sorted(rows, key=lambda row: (not row.ours, row.bytes)):
-        methods.setdefault(row.family, []).append(row)
-    return methods
-
-
-def _mean(row: SearchRow, metric: str) -> float:
-    spread = row.scores.get(metric)
-    return spread.mean if spread else float("nan")
+    for row in sorted(rows, key=lambda row: (not row.is_trained, row.bytes)):
+        methods.setdefault(row.method, []).append(row)
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.scores))
+    return {
+        name: MethodCurve(
+            [row.bytes for row in group],
+            {metric: [row.scores.get(metric, NO_VALUES).mean for row in group] for metric in metrics},
+        )
+        for name, group in methods.items()
+    }

@@ -1,20 +1,23 @@
-"""What several seeds of one recipe say: means, spreads and differences."""
+"""Means, standard deviations and differences over the seeds of a recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 
 import numpy as np
 from scipy import stats
 
+ABSENT = "n/a"
+
 
 @dataclass(frozen=True)
 class SeedStats:
-    """Values over seeds.
+    """Statistics of a metric over seeds, or over draws of a random baseline.
 
     Attributes:
-        mean: Their mean.
-        deviation: Their sample standard deviation, NaN for a single value.
-        count: How many there are.
+        mean: Mean, NaN without values.
+        deviation: Sample standard deviation, NaN for a single value.
+        count: Number of values.
     """
 
     mean: float
@@ -23,36 +26,48 @@ class SeedStats:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "SeedStats":
-        """The spread of some values, NaN if there are none."""
+        """Computes the statistics of some values."""
         count = len(values)
-        mean = float(np.mean(values)) if count else float("nan")
-        return cls(mean, float(np.std(values, ddof=1)) if count > 1 else float("nan"), count)
+        return cls(float(np.mean(values)) if count else nan, float(np.std(values, ddof=1)) if count > 1 else nan, count)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the mean by Student's t, NaN for a single value."""
+        """95% confidence interval of the mean by Student's t, NaN for a single value."""
         if not self.count > 1:
-            return float("nan"), float("nan")
+            return nan, nan
         half = stats.t.ppf(0.975, self.count - 1) * self.deviation / np.sqrt(self.count)
         return float(self.mean - half), float(self.mean + half)
+
+    def format(self, digits: int = 4) -> str:
+        """Text such as "0.8040 ± 0.0114", without deviation for a single value."""
+        if isnan(self.mean):
+            return ABSENT
+        return f"{self.mean:.{digits}f}" + ("" if isnan(self.deviation) else f" ± {self.deviation:.{digits}f}")
+
+
+NO_VALUES = SeedStats.of([])
 
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A difference of two means with its 95% interval, NaN where there are too few seeds for one."""
+    """Difference of two means with its 95% confidence interval, NaN where there are too few values for one."""
 
     mean: float
     low: float
     high: float
 
     @classmethod
-    def between(cls, ours: Sequence[float], theirs: Sequence[float]) -> "MeanDifference":
-        """How much more `ours` are than `theirs` in the mean, by Welch's t (1947).
+    def between(cls, values: Sequence[float], reference: Sequence[float]) -> "MeanDifference":
+        """Computes mean(values) - mean(reference) and its interval by Welch's t-test (1947).
 
-        Seeds are not paired: the same seed at two strengths of noise gives results that hardly correlate.
+        Seeds are not paired: results of the same seed at two values of alpha hardly correlate.
         """
-        mean = float(np.mean(ours) - np.mean(theirs))
-        if min(len(ours), len(theirs)) < 2 or np.ptp(ours) + np.ptp(theirs) == 0:
-            return cls(mean, float("nan"), float("nan"))
-        interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+        mean = float(np.mean(values) - np.mean(reference))
+        if min(len(values), len(reference)) < 2 or np.ptp(values) + np.ptp(reference) == 0:
+            return cls(mean, nan, nan)
+        interval = stats.ttest_ind(values, reference, equal_var=False).confidence_interval()
         return cls(mean, float(interval.low), float(interval.high))
+
+    def format(self) -> str:
+        """Text such as "+0.0123 (+0.0101 to +0.0145)", without interval where it is NaN."""
+        return f"{self.mean:+.4f}" + ("" if isnan(self.low) else f" ({self.low:+.4f} to {self.high:+.4f})")
