@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
@@ -210,10 +209,10 @@ def _baseline_row(record: Mapping[Any, Any], dim: int) -> BaselineRow:
     return BaselineRow(record["model"], own_dim, int(record["bytes"]), scores, bool(record["search_only"]))
 
 
-def read_curve(run: TrainedRun, metric: str) -> tuple[FloatArray, FloatArray]:
-    """Steps and values of a metric, by rising step."""
-    history = sorted(mlflow.MlflowClient().get_metric_history(run.run_id, metric), key=lambda point: point.step)
-    return np.array([point.step for point in history], float), np.array([point.value for point in history])
+def read_curve(run: TrainedRun, metric: str) -> "pd.Series[float]":
+    """Values of a metric by step."""
+    history = mlflow.MlflowClient().get_metric_history(run.run_id, metric)
+    return pd.Series({point.step: point.value for point in history}).sort_index()
 
 
 def read_predictions(run: TrainedRun) -> pd.DataFrame:

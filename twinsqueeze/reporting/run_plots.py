@@ -104,18 +104,31 @@ def plot_pair_losses(losses: Mapping[str, FloatArray]) -> Figure:
         losses: (P,) squared errors of each split.
     """
     figure, (axes,) = _fast_row(1)
-    largest = max(float(values.max()) for values in losses.values())
-    bins = np.geomspace(MIN_LOSS, max(largest, 10 * MIN_LOSS), 60).tolist()
+    bins = loss_bins(list(losses.values()), 60)
     for split, values in losses.items():
-        color, dash = SPLIT_STYLES[split]
-        axes.hist(
-            np.maximum(values, MIN_LOSS), bins=bins, weights=np.full(len(values), 1 / len(values)), histtype="step",
-            color=color, ls=dash, lw=1.5, label=f"{split}: mean {values.mean():.4f}, median {np.median(values):.4f}",
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel="squared error of a pair", ylabel="share of pairs")
-    _set_log_ticks(axes.xaxis, LogLocator(numticks=12), _format_power_of_ten)
+        label = f"{split}: mean {values.mean():.4f}, median {np.median(values):.4f}"
+        draw_loss_histogram(axes, values, bins, SPLIT_STYLES[split], label)
     axes.legend(frameon=False, loc="upper left")
     return figure
+
+
+def loss_bins(losses: Sequence[FloatArray], count: int) -> list[float]:
+    """Edges of logarithmic histogram bins for all losses."""
+    largest = max(float(values.max()) for values in losses)
+    edges: list[float] = np.geomspace(MIN_LOSS, max(largest, 10 * MIN_LOSS), count).tolist()
+    return edges
+
+
+def draw_loss_histogram(
+    axes: Axes, losses: FloatArray, bins: Sequence[float], style: tuple[str, str], label: str
+) -> None:
+    """Draws the outline of a histogram of losses on a log scale; `style` is a color and a dash."""
+    color, dash = style
+    weights = np.full(len(losses), 1 / len(losses))
+    values = np.maximum(losses, MIN_LOSS)
+    axes.hist(values, bins=bins, weights=weights, histtype="step", color=color, ls=dash, lw=1.5, label=label)
+    axes.set(xscale="log", xlabel="squared error of a pair", ylabel="share of pairs")
+    _set_log_ticks(axes.xaxis, LogLocator(numticks=12), _format_power_of_ten)
 
 
 def plot_quality_vs_bytes(methods: Mapping[str, MethodCurve], titles: Mapping[str, str]) -> Figure:
