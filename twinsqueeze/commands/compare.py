@@ -2,15 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.reporting import formats, run_loader, terminal
 from twinsqueeze.reporting.ablation_figures import build_sections
-from twinsqueeze.reporting.ablation_table import Row, TrainedRun, build_tables
-from twinsqueeze.reporting.formats import Section
+from twinsqueeze.reporting.ablation_table import SELECTION_METRIC, build_tables
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
@@ -50,20 +48,18 @@ def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None,
         run.log_params({"experiment": experiment, "compared_runs": len(loaded.runs)})
         run.set_description(formats.summary(tables, notes))
         origin = f"{len(loaded.runs)} runs of experiment {experiment_id}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-        _write_files(Path(folder), build_sections(tables), notes, origin)
+        formats.write_report(Path(folder), build_sections(tables), notes, origin)
         run.log_artifacts(Path(folder), "comparison")
         if output:
             _copy_files(Path(folder), output)
-    steps = [("read the report", str(output / "report.html"))] if output else []
-    median = _median_run(tables[0].best)
-    steps.append(("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=median.run_id)))
-    steps.append(("register the best", links.mlflow_run_command(run, "register")))
+    by_spearman = sorted(tables[0].best.runs, key=lambda run: run.metrics[SELECTION_METRIC])
+    median = by_spearman[len(by_spearman) // 2].run_id
+    steps = [
+        *([("read the report", str(output / "report.html"))] if output else []),
+        ("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=median)),
+        ("register the best", links.mlflow_run_command(run, "register")),
+    ]
     terminal.print_next_steps([*steps, *links.ui_steps(run)])
-
-
-def _median_run(row: Row) -> TrainedRun:
-    ordered = sorted(row.runs, key=lambda run: run.metrics["dev/spearman"])
-    return ordered[len(ordered) // 2]
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -88,15 +84,3 @@ def _copy_files(folder: Path, output: Path) -> None:
                     copy.replace(output / copy.name)
     except OSError as error:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror or error}") from error
-
-
-def _write_files(folder: Path, sections: Sequence[Section], notes: Sequence[str], origin: str) -> None:
-    tables = [section.table for section in sections]
-    (folder / "table.md").write_text(formats.to_markdown(tables, notes), encoding="utf-8")
-    (folder / "table.tex").write_text(formats.to_latex(tables), encoding="utf-8")
-    formats.to_dataframe(tables).to_csv(folder / "table.csv", index=False)
-    for i, section in enumerate(sections, 1):
-        prefix = f"{i}-" if len(sections) > 1 else ""
-        for shown in section.figures:
-            shown.figure.savefig(folder / f"{prefix}{shown.name}.png", dpi=150)
-    (folder / "report.html").write_text(formats.to_html(sections, notes, origin), encoding="utf-8")

@@ -66,12 +66,7 @@ class TrainedRun:
     """A finished training run, as read from MLflow.
 
     Attributes:
-        run_id: MLflow's id.
         url: Address of the run in MLflow's UI.
-        start_time: Time of its start.
-        recipe: Recipe of the training.
-        comparison_key: Runs with the same key can be compared.
-        dataset: Name of the dataset.
         notice: Warning to show with the data, if any.
         metrics: Latest value of each metric; those on test are from the newest evaluation, if there is one.
     """
@@ -99,7 +94,6 @@ class BaselineRow:
     Attributes:
         name: Name, such as "PCA to 32".
         dim: Output dimension; None for a baseline that does not depend on the compressor's dim.
-        bytes: Bytes per vector.
         scores: Statistics over draws by metric, such as "dev/mse".
         search_only: Whether it is shown in the search table alone.
     """
@@ -123,7 +117,6 @@ class Row:
     Attributes:
         name: Name of the compressor, without alpha and seed.
         recipe: Recipe of the first seed.
-        runs: Runs by rising seed.
         gains: By split, Spearman minus Spearman at alpha 0 with the same other fields; empty without such a row.
         best: Whether this is the table's best row, by Spearman on dev.
     """
@@ -160,11 +153,9 @@ class AblationTable:
     """Rows that can be compared with each other.
 
     Attributes:
-        comparison_key: The key of all runs.
-        title: The key in words.
+        title: The comparison key in words.
         notice: Warning to show with the data, if any.
-        rows: Rows by family, then by rising alpha.
-        baselines: Baselines that need no labels.
+        rows: Rows by family, then by rising alpha; their runs by rising seed.
         notes: Limits of the table, a sentence each.
     """
 

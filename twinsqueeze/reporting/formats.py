@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,8 +18,6 @@ from twinsqueeze.reporting.ablation_table import (
     EVALUATED_SPLITS,
     PAIR_SCORES,
     AblationTable,
-    BaselineRow,
-    Row,
     metric_name,
 )
 from twinsqueeze.reporting.search_table import TextTable
@@ -43,13 +42,7 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure of a report.
-
-    Attributes:
-        name: File name without suffix.
-        caption: Description for readers.
-        figure: The figure.
-    """
+    """A figure of a report with its file name, without suffix, and its caption."""
 
     name: str
     caption: str
@@ -69,17 +62,13 @@ def run_scores(
 ) -> TextTable:
     """Scores of a run by split, the compressor in the first row and baselines below."""
     columns = (*PAIR_SCORES, "neighbor_recall")
-    header = ["model", "bytes", *(f"{p}{COLUMN_NAMES[c]}" for p in search_table.prefixes(results) for c in columns)]
     rows = [(title, size, {split: result.scores for split, result in results.items()})]
     rows += [(baseline.name, baseline.bytes, baseline.scores) for baseline in baselines if not baseline.search_only]
-    return header, [
-        [
-            name,
-            f"{size:,}",
-            *(f"{scores[split][c]:.{4 if c in PAIR_SCORES else 2}f}" for split in results for c in columns),
-        ]
-        for name, size, scores in rows
-    ]
+    table = []
+    for name, row_size, scores in rows:
+        cells = [f"{scores[split][c]:.{4 if c in PAIR_SCORES else 2}f}" for split in results for c in columns]
+        table.append([name, f"{row_size:,}", *cells])
+    return ["model", "bytes", *search_table.split_columns(results, [COLUMN_NAMES[c] for c in columns])], table
 
 
 def scores_sentence(split: str, result: "EvaluationResult") -> str:
@@ -96,38 +85,29 @@ def scores_sentence(split: str, result: "EvaluationResult") -> str:
 def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> TextTable:
     """Scores of an ablation by split, trained compressors first and baselines below."""
     names = [*(COLUMN_NAMES[score] for score in PAIR_SCORES), "Spearman gain", COLUMN_NAMES["neighbor_recall"]]
-    header = [
-        "model",
-        "alpha",
-        "bytes",
-        "seeds",
-        *(f"{p}{name}" for p in search_table.prefixes(splits) for name in names),
-    ]
-    header += ["train loss, noisy", "train loss, clean"]
-    trained = [_trained_cells(row, splits) for row in table.rows]
-    return header, trained + [_baseline_cells(baseline, splits) for baseline in table.score_baselines]
+    header = ["model", "alpha", "bytes", "seeds", *search_table.split_columns(splits, names)]
+    rows = []
+    for row in table.rows:
+        name = f"{row.name} (best on dev)" if row.best else row.name
+        cells = [name, f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
+        cells += _score_cells(row.scores, row.gains, splits)
+        rows.append([*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()])
+    for baseline in table.score_baselines:
+        draws = next(iter(baseline.scores.values())).count
+        cells = [baseline.name, "", f"{baseline.bytes:,}", f"{draws} draws" if draws > 1 else ""]
+        rows.append([*cells, *_score_cells(baseline.scores, {}, splits), "", ""])
+    return [*header, "train loss, noisy", "train loss, clean"], rows
 
 
-def _trained_cells(row: Row, splits: Sequence[str]) -> list[str]:
-    name = f"{row.name} (best on dev)" if row.best else row.name
-    cells = [name, f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
+def _score_cells(
+    scores: Mapping[str, SeedStats], gains: Mapping[str, MeanDifference], splits: Sequence[str]
+) -> list[str]:
+    cells = []
     for split in splits:
-        cells += _score_cells(row.scores, split, row.gains.get(split))
-    return [*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()]
-
-
-def _baseline_cells(baseline: BaselineRow, splits: Sequence[str]) -> list[str]:
-    draws = next(iter(baseline.scores.values())).count
-    cells = [baseline.name, "", f"{baseline.bytes:,}", f"{draws} draws" if draws > 1 else ""]
-    for split in splits:
-        cells += _score_cells(baseline.scores, split, None)
-    return [*cells, "", ""]
-
-
-def _score_cells(scores: Mapping[str, SeedStats], split: str, gain: MeanDifference | None) -> list[str]:
-    cells = [scores.get(metric_name(split, score), NO_VALUES).format() for score in PAIR_SCORES]
-    recall = scores.get(metric_name(split, "neighbor_recall"), NO_VALUES)
-    return [*cells, gain.format() if gain else "", recall.format(2)]
+        cells += [scores.get(metric_name(split, score), NO_VALUES).format() for score in PAIR_SCORES]
+        cells.append(gains[split].format() if split in gains else "")
+        cells.append(scores.get(metric_name(split, "neighbor_recall"), NO_VALUES).format(2))
+    return cells
 
 
 def compact_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> TextTable:
@@ -175,7 +155,7 @@ def to_markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
     """Scores and search quality of all tables, with their notes."""
     texts = []
     for table in tables:
-        search = search_table.format_rows(search_table.rows_from_table(table), EVALUATED_SPLITS)
+        search = search_table.format_rows(search_table.rows_from_table(table))
         texts += [*_heading(table, "## "), markdown_table(*ablation_scores(table))]
         texts += ["### Search quality", markdown_table(*search), *map(escape_markdown, table.notes)]
     texts += [*map(escape_markdown, notes), EXPLANATION, search_table.EXPLANATION]
@@ -238,25 +218,25 @@ def to_html(sections: Sequence[Section], notes: Sequence[str], origin: str) -> s
         origin: Sentence about the runs and the date of the report.
     """
     template = files("twinsqueeze.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            sections=sections,
-            notes=notes,
-            origin=origin,
-            ablation_scores=ablation_scores,
-            search_rows=search_table.rows_from_table,
-            format_search_rows=search_table.format_rows,
-            splits=EVALUATED_SPLITS,
-            data_url=_data_url,
-            explanation=EXPLANATION,
-            search_explanation=search_table.EXPLANATION,
-        )
-    )
+    functions = {"ablation_scores": ablation_scores, "search_table": search_table, "data_url": _data_url}
+    page = Environment(autoescape=True).from_string(template, functions)
+    return page.render(sections=sections, notes=notes, origin=origin, explanation=EXPLANATION)
 
 
 def _data_url(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_report(folder: Path, sections: Sequence[Section], notes: Sequence[str], origin: str) -> None:
+    """Writes table.md, table.tex, table.csv, report.html and a PNG per figure."""
+    tables = [section.table for section in sections]
+    (folder / "table.md").write_text(to_markdown(tables, notes), encoding="utf-8")
+    (folder / "table.tex").write_text(to_latex(tables), encoding="utf-8")
+    to_dataframe(tables).to_csv(folder / "table.csv", index=False)
+    for i, section in enumerate(sections, 1):
+        prefix = f"{i}-" if len(sections) > 1 else ""
+        for shown in section.figures:
+            shown.figure.savefig(folder / f"{prefix}{shown.name}.png", dpi=150)
+    (folder / "report.html").write_text(to_html(sections, notes, origin), encoding="utf-8")

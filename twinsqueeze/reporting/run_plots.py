@@ -34,12 +34,7 @@ MIN_LOSS = 1e-8
 
 
 class MethodCurve(NamedTuple):
-    """A method at several sizes.
-
-    Attributes:
-        bytes: Bytes per vector, in rising order.
-        scores: Scores at each size by metric, such as "test/mrr".
-    """
+    """Bytes per vector of a method, in rising order, and the scores there by metric, such as "test/mrr"."""
 
     bytes: Sequence[int]
     scores: Mapping[str, Sequence[float]]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
+SPLITS = ("train", *EVALUATED_SPLITS)
 # Header and rows.
 TextTable = tuple[list[str], list[list[str]]]
 EXPLANATION = (
@@ -40,14 +41,7 @@ EXPLANATION = (
 
 
 class VectorFormat(NamedTuple):
-    """A trained compressor's vectors.
-
-    Attributes:
-        name: Name of the compressor.
-        precision: Precision that it was trained for: float32, product or binary.
-        dim: Output dimension.
-        bytes: Bytes per vector at that precision.
-    """
+    """Name, precision in training (float32, product or binary), dim and bytes per vector of a trained compressor."""
 
     name: str
     precision: str
@@ -60,8 +54,7 @@ class SearchRow:
     """A way to store vectors.
 
     Attributes:
-        name: Name of the row.
-        method: Name without the size; rows of one method are joined in figures.
+        method: Name without the size; figures join the rows of a method.
         bytes: Bytes per vector.
         is_trained: Whether it was trained on scored pairs.
         scores: Statistics by metric without precision, such as "test/mrr".
@@ -77,27 +70,19 @@ class SearchRow:
 def rows_from_run(
     vectors: VectorFormat, results: Mapping[str, "EvaluationResult"], baselines: Sequence["BaselineScores"]
 ) -> list[SearchRow]:
-    """Rows of one compressor and its baselines, the largest vectors first.
-
-    Args:
-        vectors: The compressor's vectors.
-        results: The compressor's results by split.
-        baselines: Baselines on the same splits.
-    """
-    rows = []
-    for precision in _compared_precisions(vectors.precision):
-        scores = {
-            metric_name(split, score): SeedStats.of([found[score]])
-            for split, result in results.items()
-            if (found := result.scores if precision == vectors.precision else result.by_precision.get(precision))
-            for score in SEARCH_SCORES
-        }
-        rows.append(_trained_row(vectors, TRAINED, precision, scores))
+    """Rows of one compressor and its baselines, the largest vectors first; results are by split."""
+    scores = {
+        metric_name(split, score, precision): SeedStats.of([value])
+        for split, result in results.items()
+        for precision, values in {"float32": result.scores, **result.by_precision}.items()
+        for score, value in values.items()
+    }
+    rows = _trained_rows(vectors, TRAINED, scores)
     for baseline in baselines:
         scores = {
-            metric_name(split, score): SeedStats(values[score], nan, baseline.draws)
+            metric_name(split, score): SeedStats(value, nan, baseline.draws)
             for split, values in baseline.scores.items()
-            for score in SEARCH_SCORES
+            for score, value in values.items()
         }
         method = baseline_family(baseline.name, baseline.dim)
         rows.append(SearchRow(baseline.name, method, baseline.bytes, False, scores))
@@ -111,14 +96,7 @@ def rows_from_table(table: AblationTable) -> list[SearchRow]:
         best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
         recipe = best.recipe
         vectors = VectorFormat(f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, best.bytes)
-        for precision in _compared_precisions(recipe.precision):
-            recorded = "float32" if precision == recipe.precision else precision  # no suffix for its own precision
-            scores = {
-                metric_name(split, score): best.scores[metric_name(split, score, recorded)]
-                for split in EVALUATED_SPLITS
-                for score in SEARCH_SCORES
-            }
-            rows.append(_trained_row(vectors, f"{TRAINED} {recipe.architecture}", precision, scores))
+        rows += _trained_rows(vectors, f"{TRAINED} {recipe.architecture}", best.scores)
     rows += [SearchRow(b.name, b.family, b.bytes, False, b.scores) for b in table.baselines]
     return _measured_by_size(rows)
 
@@ -129,17 +107,23 @@ def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
     return _measured_by_size(rows.values())
 
 
-def _compared_precisions(trained_for: str) -> Sequence[str]:
-    return PRECISIONS if trained_for == "float32" else (trained_for, ASYMMETRIC)
-
-
-def _trained_row(vectors: VectorFormat, method: str, precision: str, scores: Mapping[str, SeedStats]) -> SearchRow:
-    name, trained_for, dim, size = vectors
-    if trained_for == "float32":
-        size = bytes_per_vector(precision, dim)
-        return SearchRow(f"{name}, {precision}", f"{method}, {precision}", size, True, scores)
-    suffix = f", {FLOAT_QUERIES}" if precision == ASYMMETRIC else ""
-    return SearchRow(f"{name}{suffix}", f"{method} (quantized), {trained_for}{suffix}", size, True, scores)
+def _trained_rows(vectors: VectorFormat, method: str, recorded: Mapping[str, SeedStats]) -> list[SearchRow]:
+    """A row per precision that the vectors can be stored in; the precision in training is recorded without suffix."""
+    rows = []
+    for precision in PRECISIONS if vectors.precision == "float32" else (vectors.precision, ASYMMETRIC):
+        suffix = "float32" if precision == vectors.precision else precision
+        scores = {
+            metric_name(split, score): recorded.get(metric_name(split, score, suffix), NO_VALUES)
+            for split in SPLITS
+            for score in SEARCH_SCORES
+        }
+        if vectors.precision == "float32":
+            label, size, group = f", {precision}", bytes_per_vector(precision, vectors.dim), method
+        else:
+            label = f", {FLOAT_QUERIES}" if precision == ASYMMETRIC else ""
+            size, group = vectors.bytes, f"{method} (quantized), {vectors.precision}"
+        rows.append(SearchRow(f"{vectors.name}{label}", f"{group}{label}", size, True, scores))
+    return rows
 
 
 def _measured_by_size(rows: Iterable[SearchRow]) -> list[SearchRow]:
@@ -148,14 +132,13 @@ def _measured_by_size(rows: Iterable[SearchRow]) -> list[SearchRow]:
     return sorted(measured, key=lambda row: -row.bytes)
 
 
-def prefixes(splits: Collection[str]) -> list[str]:
-    """Prefixes of column names by split, empty for a single split."""
-    return [f"{split} " if len(splits) > 1 else "" for split in splits]
+def split_columns(splits: Collection[str], names: Sequence[str]) -> list[str]:
+    """Column names of every split, preceded by the split if there are several."""
+    return [f"{split} {name}" if len(splits) > 1 else name for split in splits for name in names]
 
 
-def format_rows(rows: Sequence[SearchRow], splits: Collection[str]) -> TextTable:
+def format_rows(rows: Sequence[SearchRow], splits: Collection[str] = EVALUATED_SPLITS) -> TextTable:
     """The table on some splits as text."""
-    names = [f"{prefix}{COLUMN_NAMES[score]}" for prefix in prefixes(splits) for score in SEARCH_SCORES]
     table = []
     for row in rows:
         cells = [row.name, f"{row.bytes:,}"]
@@ -164,25 +147,25 @@ def format_rows(rows: Sequence[SearchRow], splits: Collection[str]) -> TextTable
                 stats = row.scores.get(metric_name(split, score), NO_VALUES)
                 cells.append(stats.format(4 if score == "spearman" else 2))
         table.append(cells)
-    return ["vectors", "bytes", *names], table
+    return ["vectors", "bytes", *split_columns(splits, [COLUMN_NAMES[score] for score in SEARCH_SCORES])], table
 
 
 def quality_figure(rows: Sequence[SearchRow]) -> "partial[Figure]":
     """A call that plots quality against bytes per vector on the last measured split; it can be pickled."""
-    split = _measured_splits(rows, ("train", *EVALUATED_SPLITS))[-1]
+    split = _measured_splits(rows)[-1]
     scores = ("spearman", "neighbor_recall", "recall_at_10")
     titles = {metric_name(split, score): f"{COLUMN_NAMES[score]} on {split}" for score in scores}
     return partial(run_plots.plot_quality_vs_bytes, _method_curves(rows), titles)
 
 
 def pareto_figure(rows: Sequence[SearchRow]) -> Figure:
-    """Spearman against neighbor recall, a panel per split."""
-    return run_plots.plot_spearman_vs_neighbor_recall(_method_curves(rows), _measured_splits(rows, EVALUATED_SPLITS))
+    """Spearman against neighbor recall, a column per split."""
+    return run_plots.plot_spearman_vs_neighbor_recall(_method_curves(rows), _measured_splits(rows))
 
 
-def _measured_splits(rows: Sequence[SearchRow], splits: Sequence[str]) -> list[str]:
-    found = {name.partition("/")[0] for row in rows for name, stats in row.scores.items() if isfinite(stats.mean)}
-    return [split for split in splits if split in found]
+def _measured_splits(rows: Sequence[SearchRow]) -> list[str]:
+    metrics = {name for row in rows for name, stats in row.scores.items() if isfinite(stats.mean)}
+    return [split for split in SPLITS if any(name.startswith(f"{split}/") for name in metrics)]
 
 
 def _method_curves(rows: Sequence[SearchRow]) -> dict[str, MethodCurve]:
@@ -190,11 +173,9 @@ def _method_curves(rows: Sequence[SearchRow]) -> dict[str, MethodCurve]:
     methods: dict[str, list[SearchRow]] = {}
     for row in sorted(rows, key=lambda row: (not row.is_trained, row.bytes)):
         methods.setdefault(row.method, []).append(row)
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.scores))
-    return {
-        name: MethodCurve(
-            [row.bytes for row in group],
-            {metric: [row.scores.get(metric, NO_VALUES).mean for row in group] for metric in metrics},
-        )
-        for name, group in methods.items()
-    }
+    metrics = [metric_name(split, score) for split in SPLITS for score in SEARCH_SCORES]
+    curves = {}
+    for name, group in methods.items():
+        scores = {metric: [row.scores.get(metric, NO_VALUES).mean for row in group] for metric in metrics}
+        curves[name] = MethodCurve([row.bytes for row in group], scores)
+    return curves
