@@ -46,18 +46,18 @@ def refused(outcome: tuple[int, str, str], workplace, made: Collection[str] = ()
         (["--batch_size", "-3"], "batch_size must be"),  # as `mlflow run` spells it
         (["--lr", "0"], "lr must be"),
         (["--seed", "2147483648"], "seed must be a whole number from 0 to 2147483647"),
-        (["--architecture", "cnn"], "architecture must be mlp, linear or wide, not 'cnn'"),
-        (["--objective", "l1"], "objective must be mse"),
+        (["--architecture", "cnn"], "architecture must be mlp, linear or residual, not 'cnn'"),
+        (["--loss", "l1"], "loss must be mse"),
         (["--init", "teacher"], "init must be random, or for a linear or residual compressor pca or teacher, not"),
         (
-            ["--architecture", "linear", "--dim", "30", "--precision", "product"],
-            "precision must be float32 or binary, or product for a linear or wide compressor whose dim is a multiple",
+            ["--architecture", "linear", "--dim", "30", "--quantizer", "product"],
+            "quantizer must be none or sign, or product for a linear or residual compressor whose dim is a multiple",
         ),
-        (["--architecture", "linear", "--part", "6", "--precision", "product"], "precision must be float32 or binary"),
-        (["--part", "0"], "part must be a whole number of at least 1, not '0'"),
-        (["--synthetic", "-1"], "synthetic must be a whole number from 0 to 100000, not '-1'"),
-        (["--temperature", "0"], "temperature must be a finite number above 0"),
-        (["--labels", "none"], "labels must be tanh or linear"),
+        (["--architecture", "linear", "--subvector-dim", "6", "--quantizer", "product"], "quantizer must be none or sign"),
+        (["--subvector-dim", "0"], "subvector_dim must be a whole number of at least 1, not '0'"),
+        (["--synthetic-sentences", "-1"], "synthetic_sentences must be a whole number from 0 to 100000, not '-1'"),
+        (["--neighbor-temperature", "0"], "neighbor_temperature must be a finite number above 0"),
+        (["--label-transform", "none"], "label_transform must be tanh or linear"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),
         (["--alhpa", "1"], "No such option '--alhpa'"),  # with click's suggestion behind it
         (["stray"], "unexpected extra argument"),
@@ -166,9 +166,9 @@ def test_a_model_for_vectors_of_another_dimension(run_here, workplace, pairs_fol
     folder = tmp_path_factory.mktemp("model")
     save_file({"0.weight": torch.rand(8, 100), "0.bias": torch.rand(8)}, folder / "weights.safetensors")
     line = refused(run_here("evaluate", "--model", str(folder)), workplace)
-    assert "name the dataset" in line
+    assert "pass --dataset" in line
     line = refused(run_here("evaluate", "--model", str(folder), "--dataset", str(pairs_folder)), workplace, STORE)
-    assert "compresses vectors of 100 numbers" in line
+    assert "compresses vectors of 100 dimensions" in line
     (folder / "weights.safetensors").write_bytes(b"no tensors")
     assert "holds no compressor" in refused(run_here("evaluate", "--model", str(folder)), workplace, STORE)
 
@@ -215,12 +215,10 @@ def test_a_training_that_diverges_is_failed_and_says_why(run_here, workplace, pa
 
 
 def test_a_fault_of_ours_is_failed_too(run_here, workplace, pairs_folder, monkeypatch):
-    from twinsqueeze.commands import train
-
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(train, "fit", broken)
+    monkeypatch.setattr("twinsqueeze.experiment.train_replicas", broken)
     with pytest.raises(RuntimeError):
         run_here("train", "--dataset", str(pairs_folder))
     (run,) = workplace.runs()

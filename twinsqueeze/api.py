@@ -311,7 +311,8 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
 
 def _prepare(recipe: Recipe, data: PairDataset, reporter: Reporter) -> ExperimentData:
     device = resolve_device(recipe.device)
-    return prepare_data(data, recipe.encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
+    encoder = resolve_encoder(recipe.encoder, device.type)
+    return prepare_data(data, encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
 
 
 def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainResult:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.encoder import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs, resolve_encoder
+from twinsqueeze.data.encoder import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs
 from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
@@ -144,7 +144,7 @@ def data_key(recipe: Recipe) -> DataKey:
 
 def prepare_data(
     pairs: PairDataset,
-    encoder_name: str,
+    encoder: SentenceEncoder,
     device: torch.device,
     *,
     score_max: float | None = None,
@@ -155,7 +155,7 @@ def prepare_data(
 
     Args:
         pairs: Train, and the splits to evaluate on.
-        encoder_name: As in a recipe.
+        encoder: Its vectors are what compressors are trained on.
         device: Where to encode and to train.
         score_max: As given to `load_pairs`; recorded in the compressor's file.
         validate_dim: Called with the encoder's dimension before anything is encoded; may raise `InputError`.
@@ -164,7 +164,6 @@ def prepare_data(
     Raises:
         InputError: If the encoder can't be loaded, or by `validate_dim`.
     """
-    encoder = resolve_encoder(encoder_name, device.type)
     cache = DiskCache()
     with _encoding_progress(reporter, "encoding") as on_progress:
         encoded = embed_pairs(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=on_progress)

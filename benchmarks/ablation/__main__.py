@@ -251,7 +251,7 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Seconds of an epoch of one of so many replicas that train together on one core, by part."""
     pairs = load_pairs(recipe.dataset, splits=("train", "dev"))
-    encoded = experiment.prepare_data(pairs, recipe.encoder, torch.device("cpu")).encoded
+    encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder), torch.device("cpu")).encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

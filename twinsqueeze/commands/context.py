@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.experiment import ExperimentData, prepare_data
 from twinsqueeze.tracking.run import check_tracking_server
@@ -35,5 +36,6 @@ def load_experiment_data(
     pairs = load_pairs(dataset, splits=splits, score_max=score_max)
     if pairs.notice:
         console.warn(pairs.notice)
+    resolved = resolve_encoder(encoder, placed.type)
     check_tracking_server()
-    return prepare_data(pairs, encoder, placed, score_max=score_max, validate_dim=validate_dim, reporter=console)
+    return prepare_data(pairs, resolved, placed, score_max=score_max, validate_dim=validate_dim, reporter=console)

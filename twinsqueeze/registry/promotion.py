@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
@@ -103,7 +104,9 @@ def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> Exper
     named = provenance.recipe.dataset
     dataset = provenance.dataset if named == "auto" else named
     pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=provenance.score_max)
-    material = prepare_data(pairs, encoder, resolve_device("auto"), score_max=provenance.score_max, reporter=console)
+    device = resolve_device("auto")
+    resolved = resolve_encoder(encoder, device.type)
+    material = prepare_data(pairs, resolved, device, score_max=provenance.score_max, reporter=console)
     if material.pairs.digest != run.comparison_key.dataset_digest:
         raise InputError(
             f"dataset {dataset!r} is not what run {run.run_id} was trained on (digest {material.pairs.digest}, then "
