@@ -53,7 +53,7 @@ def refused(outcome: tuple[int, str, str], workplace, made: Collection[str] = ()
             ["--architecture", "linear", "--dim", "30", "--quantizer", "product"],
             "quantizer must be none or sign, or product for a linear or residual compressor whose dim is a multiple",
         ),
-        (["--architecture", "linear", "--subvector-dim", "6", "--quantizer", "product"], "quantizer must be none or sign"),
+        (["--architecture", "linear", "--subvector-dim", "6", "--quantizer", "product"], "quantizer must be none or"),
         (["--subvector-dim", "0"], "subvector_dim must be a whole number of at least 1, not '0'"),
         (["--synthetic-sentences", "-1"], "synthetic_sentences must be a whole number from 0 to 100000, not '-1'"),
         (["--neighbor-temperature", "0"], "neighbor_temperature must be a finite number above 0"),
