@@ -28,7 +28,7 @@ def result(data):
     return ts.train(RECIPE, data)
 
 
-@pytest.mark.parametrize("module", ["twinsqueeze.api", "twinsqueeze.recipe"])
+@pytest.mark.parametrize("module", ["twinsqueeze.api", "twinsqueeze.compressor", "twinsqueeze.recipe"])
 def test_examples_of_docstrings(module):
     tests = doctest.testmod(importlib.import_module(module))
     assert tests.attempted

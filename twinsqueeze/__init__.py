@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twinsqueeze.api import Compressor, SplitScores, TrainResult, compare_recipes, track, train
+    from twinsqueeze.api import SplitScores, TrainResult, compare_recipes, track, train
+    from twinsqueeze.compressor import Compressor
     from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
     from twinsqueeze.errors import InputError
     from twinsqueeze.recipe import Recipe
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Compressor": "compressor",
     "InputError": "errors",
     "PairDataset": "data.sentence_pairs",
     "Recipe": "recipe",

@@ -1,159 +1,31 @@
 """The Python API: train, compare and use compressors in a few lines. Nothing here prints or needs MLflow by itself."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Self
 
-import numpy as np
 import pandas as pd
 
 from twinsqueeze import experiment
-from twinsqueeze.data.encoder import encode_in_batches, resolve_encoder, sort_by_length
+from twinsqueeze.compressor import Compressor
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import (
-    SILENT,
     EvaluatedTraining,
     Evaluation,
     ExperimentData,
-    Reporter,
     data_key,
     prepare_data,
 )
-from twinsqueeze.inference.compression import VectorCompressor
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint, serialize_checkpoint
-from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.precision import check_precision
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.loop import History
-from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
+from twinsqueeze.utils.reporter import SILENT, Reporter
 
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)
-
-
-class Compressor:
-    """Compresses vectors, or texts with the encoder that it was trained with.
-
-    Made by `train` or `Compressor.load`.
-
-    Example:
-        >>> import numpy as np, twinsqueeze as ts
-        >>> recipe = ts.Recipe(dim=8, epochs=1)
-        >>> compressor = ts.train(recipe, ts.load_pairs("demo")).compressor
-        >>> compressor.compress(np.ones((3, 384))).shape
-        (3, 8)
-        >>> compressor.encode(["A man plays the guitar."]).shape
-        (1, 8)
-    """
-
-    def __init__(self, network: CompressorNetwork, provenance: Provenance | None = None) -> None:
-        self._network = network
-        self._provenance = provenance
-
-    def __repr__(self) -> str:
-        name = self.recipe.name if self.recipe else "of unknown training"
-        return f"<Compressor {name}: {self.input_dim} to {self.dim} dimensions>"
-
-    @property
-    def dim(self) -> int:
-        """Dimension of a compressed vector."""
-        return self._network.dim
-
-    @property
-    def input_dim(self) -> int:
-        """Dimension of the encoder's vectors."""
-        return self._network.input_dimension
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe that it was trained with; None for weights of another program."""
-        return self._provenance.recipe if self._provenance else None
-
-    def compress(self, vectors: AnyArray, precision: str = "float32") -> AnyArray:
-        """Compresses vectors.
-
-        Args:
-            vectors: (n, input_dim) of any real dtype.
-            precision: float32; int8 or ubinary, as `sentence_transformers.quantize_embeddings` packs them; binary; or
-                product for the codes of a compressor with a product quantizer.
-
-        Returns:
-            (n, dim) float32 of unit length, or the codes: int8 (n, dim), uint8 (n, bytes).
-
-        Raises:
-            InputError: If the vectors have another dimension or are not finite, or the precision is not available.
-        """
-        vectors = np.asarray(vectors)
-        if vectors.ndim != 2 or vectors.shape[1] != self.input_dim:
-            raise InputError(f"vectors must have the shape (n, {self.input_dim}), not {vectors.shape}")
-        int8_ranges = self._provenance.int8_ranges if self._provenance else None
-        check_precision(precision, int8_ranges, self._network.codebooks, repr(self))
-        return VectorCompressor(self._network, precision, int8_ranges)(vectors.astype(np.float32), "vectors", 0)
-
-    def encode(self, texts: Sequence[str], precision: str = "float32") -> AnyArray:
-        """Encodes texts with the frozen encoder and compresses their vectors.
-
-        Args:
-            texts: n texts.
-            precision: As for `compress`.
-
-        Returns:
-            As `compress`.
-
-        Raises:
-            InputError: If the encoder can't be loaded or is not the one of the training.
-        """
-        if not len(texts):
-            return self.compress(np.empty((0, self.input_dim), np.float32), precision)
-        distinct = sort_by_length(set(texts))
-        vectors = np.concatenate(list(encode_in_batches(self._encode, distinct)))
-        row = {text: i for i, text in enumerate(distinct)}
-        return self.compress(vectors[[row[text] for text in texts]], precision)
-
-    @cached_property
-    def _encode(self) -> Callable[[list[str]], FloatArray]:
-        if self._provenance is None:
-            raise InputError("this compressor does not record its encoder: encode the texts, then call compress")
-        encoder = resolve_encoder(self._provenance.recipe.encoder)
-        if encoder.fingerprint != self._provenance.encoder_fingerprint:
-            raise InputError(f"the files of encoder {encoder.name!r} are not those of the training: restore them")
-        return encoder.load()
-
-    def save(self, folder: str | Path) -> None:
-        """Writes the compressor to a folder, as one safetensors file that also records its training."""
-        path = expand_user(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        content = (
-            serialize_checkpoint(self._network, self._provenance) if self._provenance else self._network.to_bytes({})
-        )
-        (path / CHECKPOINT_FILE).write_bytes(content)
-
-    @classmethod
-    def load(cls, model: str | Path) -> Self:
-        """Loads a compressor.
-
-        Args:
-            model: A folder or a safetensors file; with MLflow also a run id or a URI such as
-                `models:/twinsqueeze@champion` or `runs:/RUN_ID/compressor`.
-
-        Raises:
-            InputError: If there is no such model, or it holds no compressor.
-        """
-        path = expand_user(model)
-        file = path / CHECKPOINT_FILE if path.is_dir() else path
-        if not file.is_file():
-            # MLflow takes seconds to import and is needed for its own models alone.
-            from twinsqueeze.registry.model_loader import resolve_model  # noqa: PLC0415 - as above
-
-            file = resolve_model(str(model)).checkpoint
-        return cls(*read_checkpoint(file, str(model)))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Trains and evaluates recipes on sentence pairs. Computes and returns: nothing here prints or records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Protocol
 
 import torch
 
@@ -24,39 +23,8 @@ from twinsqueeze.training.grid_trainer import GridBatch, train_batches
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.reporter import SILENT, Reporter
 from twinsqueeze.utils.signals import check_interrupted
-
-Advance = Callable[[int, int | None, Mapping[str, str]], None]
-
-
-class Reporter(Protocol):
-    """Where progress and messages go: the module `utils.console`, or `SILENT`."""
-
-    def progress(self, title: str, unit: str, /) -> AbstractContextManager[Advance]:
-        """Returns the context of a bar; it yields a function of (done, total or None, values to show)."""
-
-    def info(self, text: str, /) -> None:
-        """Reports a message."""
-
-    def warn(self, text: str, /) -> None:
-        """Reports a warning."""
-
-
-class _Silent:
-    """A reporter that discards everything."""
-
-    def progress(self, title: str, unit: str, /) -> AbstractContextManager[Advance]:
-        del title, unit
-        return nullcontext(lambda *_: None)
-
-    def info(self, text: str, /) -> None:
-        """Discards a message."""
-
-    def warn(self, text: str, /) -> None:
-        """Discards a warning."""
-
-
-SILENT: Reporter = _Silent()
 
 
 @dataclass(frozen=True)
@@ -337,8 +305,3 @@ def train_grid(recipes: Sequence[Recipe], data: DataByKey) -> dict[Recipe, Evalu
                 result.check()
                 evaluated[result.recipe] = evaluate_training(result, data[data_key(result.recipe)])
     return evaluated
-
-
-def epoch_scores(metrics: EpochMetrics, replica: int = 0) -> dict[str, float]:
-    """Returns the dev scores of one replica after an epoch, by name."""
-    return {name: float(values[replica]) for name, values in asdict(metrics.dev).items()}

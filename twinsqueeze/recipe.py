@@ -41,7 +41,7 @@ def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None)
 
 
 def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
-    """A recipe field; `allowed` completes the sentence "NAME must be …" for a value that is refused."""
+    # `allowed` completes the error message "NAME must be …".
     return Field(default, description=description, json_schema_extra={"allowed": allowed}, **bounds)
 
 
@@ -228,11 +228,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """Returns a preset recipe.
-
-        Args:
-            name: One of `PRESETS`.
-            overrides: Fields that replace those of the preset.
+        """Returns a preset, one of `PRESETS`, with some fields replaced.
 
         Raises:
             InputError: If there is no such preset, or a value is out of bounds.

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData, epoch_scores
+from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_loader import ResolvedModel
@@ -52,7 +53,8 @@ def log_training_setup(run: RunLogger, recipe: Recipe, data: ExperimentData) -> 
 def log_epoch(run: RunLogger, metrics: EpochMetrics) -> None:
     """Logs the losses and dev scores of an epoch."""
     losses = float(metrics.loss[0]), float(metrics.clean_loss[0])
-    _log_epoch(run, metrics.epoch, metrics.epochs, losses, epoch_scores(metrics))
+    dev = {name: float(values[0]) for name, values in asdict(metrics.dev).items()}
+    _log_epoch(run, metrics.epoch, metrics.epochs, losses, dev)
 
 
 def log_history(run: RunLogger, training: TrainingResult) -> None:

@@ -1,0 +1,37 @@
+"""Where the library reports progress and messages, so that it never prints by itself."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+Advance = Callable[[int, int | None, Mapping[str, str]], None]
+
+
+class Reporter(Protocol):
+    """Where progress and messages go: the module `utils.console`, or `SILENT`."""
+
+    def progress(self, title: str, unit: str, /) -> AbstractContextManager[Advance]:
+        """Returns the context of a bar; it yields a function of (done, total or None, values to show)."""
+
+    def info(self, text: str, /) -> None:
+        """Reports a message."""
+
+    def warn(self, text: str, /) -> None:
+        """Reports a warning."""
+
+
+class _Silent:
+    """A reporter that discards everything."""
+
+    def progress(self, title: str, unit: str, /) -> AbstractContextManager[Advance]:
+        del title, unit
+        return nullcontext(lambda *_: None)
+
+    def info(self, text: str, /) -> None:
+        """Discards a message."""
+
+    def warn(self, text: str, /) -> None:
+        """Discards a warning."""
+
+
+SILENT: Reporter = _Silent()
