@@ -136,16 +136,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: b
         results = train_grid_and_log(recipes, prepared)
     else:
         results = experiment.train_grid(recipes, prepared)
-    varying = [name for name in Recipe.model_fields if len({getattr(recipe, name) for recipe in recipes}) > 1]
-    rows = []
-    for recipe in recipes:
-        row = {"name": recipe.name, "kind": "compressor", **{name: getattr(recipe, name) for name in varying}}
-        scores = {split: result.scores for split, result in results[recipe].evaluation.results.items()}
-        rows.append(row | {"bytes": recipe.bytes_per_vector} | _flatten(scores))
-    baselines = _baseline_table(results[recipes[0]].evaluation).assign(kind="baseline")
-    table = pd.concat([pd.DataFrame(rows), baselines], ignore_index=True)
-    whole = [name for name in varying if Recipe.model_fields[name].annotation is int]
-    return table.astype(dict.fromkeys(whole, "Int64"))  # Int64 has a missing value, for the baselines
+    return _comparison_table(recipes, results)
 
 
 @contextmanager
@@ -197,6 +188,19 @@ def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainRes
         baselines=_baseline_table(evaluation),
         run_id=run_id,
     )
+
+
+def _comparison_table(recipes: Sequence[Recipe], results: Mapping[Recipe, EvaluatedTraining]) -> pd.DataFrame:
+    varying = [name for name in Recipe.model_fields if len({getattr(recipe, name) for recipe in recipes}) > 1]
+    rows = []
+    for recipe in recipes:
+        row = {"name": recipe.name, "kind": "compressor", **{name: getattr(recipe, name) for name in varying}}
+        scores = {split: result.scores for split, result in results[recipe].evaluation.results.items()}
+        rows.append(row | {"bytes": recipe.bytes_per_vector} | _flatten(scores))
+    baselines = _baseline_table(results[recipes[0]].evaluation).assign(kind="baseline")
+    table = pd.concat([pd.DataFrame(rows), baselines], ignore_index=True)
+    whole = [name for name in varying if Recipe.model_fields[name].annotation is int]
+    return table.astype(dict.fromkeys(whole, "Int64"))  # Int64 has a missing value, for the baselines
 
 
 def _baseline_table(evaluation: Evaluation) -> pd.DataFrame:

@@ -32,8 +32,6 @@ class ExperimentData:
     """Encoded sentence pairs, with what is derived from them once and shared by all recipes.
 
     Attributes:
-        pairs: The sentence pairs.
-        encoder: The encoder of their sentences.
         encoded: The vectors of each split.
         device: Where compressors are trained and evaluated.
         score_max: Upper end of the scores as the user gave it; None for the default.
@@ -161,7 +159,6 @@ class Evaluation:
 
     Attributes:
         name: The compressor's name, such as mlp32-alpha0.75-seed0.
-        compressor: The compressor, on the CPU.
         results: Its results by split.
         baselines: The baselines on the same splits.
     """
@@ -177,8 +174,6 @@ class EvaluatedTraining:
     """A finished training with its evaluation on every split except train.
 
     Attributes:
-        training: The trained compressor and its learning curves.
-        evaluation: Its scores.
         provenance: What the compressor's file records of the training.
         train_losses: (P,) squared errors of the train pairs.
     """
@@ -199,12 +194,7 @@ def train(
 ) -> TrainingResult:
     """Trains one compressor.
 
-    Args:
-        recipe: What to train.
-        data: What to train on.
-        clean_loss_every: Epochs between measurements of the loss without noise.
-        on_epoch: Called after every epoch, and for the epochs of a resumed checkpoint.
-        checkpoint: Where to resume from and to save the state of the training.
+    `on_epoch` is called after every epoch, and for the epochs of a resumed checkpoint.
 
     Raises:
         DivergedError: If the loss is not finite.
