@@ -71,7 +71,7 @@ class TimedIndex:
     recall: float = float("nan")
 
     def time_round(self, single_queries: int) -> None:
-        """Times one round: some queries one at a time, then all of them in one call."""
+        """Time one round: some queries one at a time, then all of them in one call."""
         singles = [self.queries[i : i + 1] for i in range(min(single_queries, len(self.queries)))]
         start = time.perf_counter()
         for query in singles:
@@ -108,7 +108,7 @@ def sample_corpus(vectors: Vectors, count: int, seed: int) -> Vectors:
 def build_indexes(
     train: Vectors, corpus: Vectors, queries: Vectors, compressor: CompressorNetwork, ranges: Int8Ranges | None
 ) -> Iterator[TimedIndex]:
-    """Yields filled indexes; the exact one, which is flat and uncompressed, first.
+    """Yield filled indexes; the exact one, which is flat and uncompressed, first.
 
     Args:
         train: (N, d) float32 vectors that FAISS's product quantizer is trained on.
@@ -167,7 +167,7 @@ def _hnsw(key: str, name: str, corpus: Vectors, queries: Vectors) -> TimedIndex:
 
 @contextmanager
 def faiss_threads(count: int) -> Iterator[None]:
-    """Sets FAISS's number of threads for a block."""
+    """Set FAISS's number of threads for a block."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(count)
     try:
@@ -179,7 +179,7 @@ def faiss_threads(count: int) -> Iterator[None]:
 def time_indexes(
     indexes: Iterator[TimedIndex], single_queries: int, rounds: int, on_progress: Callable[[str], None] = lambda _: None
 ) -> list[TimedIndex]:
-    """Builds the indexes, times them in turn and fills in their recall of the first one's neighbors."""
+    """Build the indexes, time them in turn and fill in their recall of the first one's neighbors."""
     built = []
     for index in indexes:
         built.append(index)
@@ -200,7 +200,7 @@ def format_ratios(ratios: list[float]) -> str:
 
 
 def print_report(indexes: list[TimedIndex]) -> None:
-    """Prints a row per index, its speed relative to the first, and how long the first takes."""
+    """Print a row per index, its speed relative to the first, and how long the first takes."""
     exact = indexes[0]
     print(
         f"{'index':36} {'bytes':>6} {'speedup, single queries':>24} {'speedup, batched':>24} {'recall@10':>9}  fill s"

@@ -273,7 +273,7 @@ def test_any_number_of_runs_is_paged_through(place, compared, monkeypatch):
     [
         (["compare"], "no finished training run in the experiment"),
         (["compare", "--experiment", "nowhere"], "experiment 'nowhere' not found; existing experiments: 'Default'"),
-        (["ablation", "--grid", "absent.yaml"], "grid 'absent.yaml' is not there"),
+        (["ablation", "--grid", "absent.yaml"], "grid 'absent.yaml' not found"),
         (["ablation"], "Missing option '--grid'"),
     ],
 )

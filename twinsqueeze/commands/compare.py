@@ -18,7 +18,7 @@ CURRENT_EXPERIMENT = "current"
 
 
 def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None, overwrite: bool = False) -> None:
-    """Compares the finished training runs of an experiment in tables, figures and a report.
+    """Compare the finished training runs of an experiment in tables, figures and a report.
 
     Args:
         experiment: Its name or id, or "current" for the experiment that a new run would be in.
@@ -32,10 +32,7 @@ def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None,
         _check_output(output, overwrite)
     check_tracking_server()
     experiment_id = run_loader.resolve_experiment(None if experiment == CURRENT_EXPERIMENT else experiment)
-    loaded = run_loader.load_runs(experiment_id)
-    if not loaded.runs:
-        problem = " ".join(["no finished training run in the experiment.", *loaded.notes])
-        raise InputError(f"{problem} Train with `main` or `ablation`, or name another experiment")
+    loaded = _load_runs(experiment_id)
     baselines = run_loader.load_baselines(loaded.runs)
     tables = build_tables(loaded.runs, baselines.rows)
     notes = [*loaded.notes, *baselines.notes]
@@ -62,11 +59,18 @@ def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None,
     terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
+def _load_runs(experiment_id: str) -> run_loader.LoadedRuns:
+    loaded = run_loader.load_runs(experiment_id)
+    if not loaded.runs:
+        solution = "Train with `main` or `ablation`, or pass another experiment"
+        raise InputError(" ".join(["no finished training run in the experiment.", *loaded.notes, solution]))
+    return loaded
+
+
 def _check_output(output: Path, overwrite: bool) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
+        tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
     if not overwrite and any(output.iterdir()):
@@ -74,7 +78,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _copy_files(folder: Path, output: Path) -> None:
-    """Copies all files or none."""
+    """Copy all files or none."""
     try:
         # Inside the output folder, so that replacing files needs no more space.
         with tempfile.TemporaryDirectory(dir=output, prefix=".") as partial:

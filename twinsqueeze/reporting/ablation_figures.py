@@ -21,7 +21,7 @@ Curves = Mapping[str, pd.DataFrame]
 
 
 def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
-    """Draws the figures of all tables. Curves and predictions are read from the tracking store."""
+    """Draw the figures of all tables. Curves and predictions are read from the tracking store."""
     families = [_families_to_plot(table) for table in tables]
     curves = _read_curves([row for group in families for rows in group.values() for row in rows])
     sections = []

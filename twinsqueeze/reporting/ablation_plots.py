@@ -38,7 +38,7 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": "small"}
 
 
 def plot_train_losses(curves: Mapping[str, Mapping[float, pd.DataFrame]]) -> Figure:
-    """Plots train losses over epochs: the mean of the seeds in a band from the lowest to the highest seed.
+    """Plot train losses over epochs: the mean of the seeds in a band from the lowest to the highest seed.
 
     Args:
         curves: By loss and alpha, a row per epoch and a column per seed.
@@ -59,7 +59,7 @@ def plot_spearman(
     lines: Mapping[str, Mapping[float, Mapping[str, SeedStats]]],
     references: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """Plots Spearman against a hyperparameter with 95% intervals, a panel per split.
+    """Plot Spearman against a hyperparameter with 95% intervals, a panel per split.
 
     Args:
         hyperparameter: Name of the hyperparameter, such as "alpha".
@@ -84,7 +84,7 @@ def plot_spearman(
 
 
 def plot_predictions(predictions: Mapping[float, pd.DataFrame]) -> Figure:
-    """Plots predicted cosines against labels for a sample of pairs: each alpha beside the first, and all together.
+    """Plot predicted cosines against labels for a sample of pairs: each alpha beside the first, and all together.
 
     Args:
         predictions: By alpha, columns label and predicted of the same pairs.
@@ -117,7 +117,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, name: str, color: Any, marker: str
 
 
 def plot_pair_losses(losses: Mapping[float, Mapping[str, FloatArray]]) -> Figure:
-    """Plots histograms of squared errors, a row per alpha and a column per split, each beside the first alpha.
+    """Plot histograms of squared errors, a row per alpha and a column per split, each beside the first alpha.
 
     Args:
         losses: (P,) squared errors by alpha and split.
@@ -138,7 +138,7 @@ def plot_pair_losses(losses: Mapping[float, Mapping[str, FloatArray]]) -> Figure
 def plot_scores_vs_train_losses(
     points: Mapping[float, Mapping[str, SeedStats]], losses: Mapping[str, str], scores: Mapping[str, str]
 ) -> Figure:
-    """Plots scores against final train losses, a panel per pair and a point per alpha with 95% intervals.
+    """Plot scores against final train losses, a panel per pair and a point per alpha with 95% intervals.
 
     Args:
         points: By alpha, in rising order, statistics by metric.

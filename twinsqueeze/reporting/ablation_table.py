@@ -187,7 +187,7 @@ class AblationTable:
 def build_tables(
     runs: Iterable[TrainedRun], baselines: Mapping[ComparisonKey, Sequence[BaselineRow]]
 ) -> list[AblationTable]:
-    """Builds a table per comparison key, the one with most runs first.
+    """Build a table per comparison key, the one with most runs first.
 
     Args:
         runs: Runs; of those with the same recipe and seed the newest is used.

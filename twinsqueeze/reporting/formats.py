@@ -230,7 +230,7 @@ def _data_url(figure: Figure) -> str:
 
 
 def write_report(folder: Path, sections: Sequence[Section], notes: Sequence[str], origin: str) -> None:
-    """Writes table.md, table.tex, table.csv, report.html and a PNG per figure."""
+    """Write table.md, table.tex, table.csv, report.html and a PNG per figure."""
     tables = [section.table for section in sections]
     (folder / "table.md").write_text(to_markdown(tables, notes), encoding="utf-8")
     (folder / "table.tex").write_text(to_latex(tables), encoding="utf-8")

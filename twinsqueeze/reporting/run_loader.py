@@ -1,4 +1,4 @@
-"""Loads runs and their artifacts from MLflow for tables and figures."""
+"""Load runs and their artifacts from MLflow for tables and figures."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class LoadedBaselines(NamedTuple):
 
 
 def resolve_experiment(name: str | None) -> str:
-    """Returns the id of an experiment.
+    """Return the id of an experiment.
 
     Args:
         name: Its name or id; None for the experiment that a new run would be in.
@@ -79,7 +79,7 @@ def resolve_experiment(name: str | None) -> str:
 
 
 def load_runs(experiment_id: str) -> LoadedRuns:
-    """Loads the finished training runs of an experiment, with the test scores of their newest evaluations.
+    """Load the finished training runs of an experiment, with the test scores of their newest evaluations.
 
     Raises:
         InputError: If the tracking store can't be read.
@@ -150,7 +150,7 @@ def recorded_run(run: RunLogger) -> TrainedRun:
 
 
 def _infer_test_digests(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
-    """Sets the test digest of runs without test scores if all others on the same data share one."""
+    """Set the test digest of runs without test scores if all others on the same data share one."""
     digests = defaultdict(set)
     for run in runs:
         if run.comparison_key.test_digest:
@@ -177,7 +177,7 @@ def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun
 def load_baselines(
     runs: Iterable[TrainedRun], preloaded: Mapping[str, pd.DataFrame] = MappingProxyType({})
 ) -> LoadedBaselines:
-    """Loads the baselines that one run per comparison key and dim has recorded.
+    """Load the baselines that one run per comparison key and dim has recorded.
 
     Args:
         runs: Runs to be compared.
@@ -240,7 +240,7 @@ def _read_table(run_id: str, path: str) -> pd.DataFrame:
 
 
 def _download(run_id: str, path: str) -> Path:
-    """Downloads an artifact and compares it with the digest that was recorded."""
+    """Download an artifact and compare it with the digest that was recorded."""
     try:
         file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
         recorded = mlflow.MlflowClient().get_run(run_id).data.tags[f"{FILE_SHA256}{path}"]

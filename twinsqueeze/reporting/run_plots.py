@@ -43,7 +43,7 @@ class MethodCurve(NamedTuple):
 def plot_loss_curves(
     loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray], loss_name: str = "mse"
 ) -> Figure:
-    """Plots losses over epochs, and beside them the correlations on dev.
+    """Plot losses over epochs, and beside them the correlations on dev.
 
     Args:
         loss: (T,) train loss with noise.
@@ -73,7 +73,7 @@ def plot_loss_curves(
 def plot_predictions(
     labels: Mapping[str, FloatArray], predicted: Mapping[str, FloatArray], label_transform: str
 ) -> Figure:
-    """Plots each pair's predicted cosine against its label, a panel per split, with the diagonal.
+    """Plot each pair's predicted cosine against its label, a panel per split, with the diagonal.
 
     Args:
         labels: (P,) labels of each split, 0 to 1.
@@ -93,7 +93,7 @@ def plot_predictions(
 
 
 def plot_pair_losses(losses: Mapping[str, FloatArray]) -> Figure:
-    """Plots histograms of the pairs' squared errors on a log scale.
+    """Plot histograms of the pairs' squared errors on a log scale.
 
     Args:
         losses: (P,) squared errors of each split.
@@ -117,7 +117,7 @@ def loss_bins(losses: Sequence[FloatArray], count: int) -> list[float]:
 def draw_loss_histogram(
     axes: Axes, losses: FloatArray, bins: Sequence[float], style: tuple[str, str], label: str
 ) -> None:
-    """Draws the outline of a histogram of losses on a log scale; `style` is a color and a dash."""
+    """Draw the outline of a histogram of losses on a log scale; `style` is a color and a dash."""
     color, dash = style
     weights = np.full(len(losses), 1 / len(losses))
     values = np.maximum(losses, MIN_LOSS)
@@ -127,7 +127,7 @@ def draw_loss_histogram(
 
 
 def plot_quality_vs_bytes(methods: Mapping[str, MethodCurve], titles: Mapping[str, str]) -> Figure:
-    """Plots scores against bytes per vector, a panel per metric and a line per method.
+    """Plot scores against bytes per vector, a panel per metric and a line per method.
 
     Args:
         methods: Methods by name. Names that differ only in a last precision, such as "PCA, int8", share a color.
@@ -150,7 +150,7 @@ def plot_quality_vs_bytes(methods: Mapping[str, MethodCurve], titles: Mapping[st
 
 
 def plot_spearman_vs_neighbor_recall(methods: Mapping[str, MethodCurve], splits: Sequence[str]) -> Figure:
-    """Plots Spearman against neighbor recall, a column per split; the second row enlarges the upper right.
+    """Plot Spearman against neighbor recall, a column per split; the second row enlarges the upper right.
 
     Args:
         methods: Methods by name; numbers in the figure are their bytes per vector.
@@ -193,7 +193,7 @@ def _zoom_limits(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _set_log_ticks(axis: Axis, locator: LogLocator, labels: str | Callable[[float, float], str]) -> None:
-    """Sets plain-text ticks: matplotlib's own are mathtext, which is slow to parse."""
+    """Set plain-text ticks: matplotlib's own are mathtext, which is slow to parse."""
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(labels)

@@ -26,7 +26,7 @@ class SeedStats:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "SeedStats":
-        """Computes the statistics of some values."""
+        """Compute the statistics of some values."""
         count = len(values)
         return cls(float(np.mean(values)) if count else nan, float(np.std(values, ddof=1)) if count > 1 else nan, count)
 
@@ -58,7 +58,7 @@ class MeanDifference:
 
     @classmethod
     def between(cls, values: Sequence[float], reference: Sequence[float]) -> "MeanDifference":
-        """Computes mean(values) - mean(reference) and its interval by Welch's t-test (1947).
+        """Compute mean(values) - mean(reference) and its interval by Welch's t-test (1947).
 
         Seeds are not paired: results of the same seed at two values of alpha hardly correlate.
         """

@@ -28,7 +28,7 @@ def print_results(
     baselines: Sequence["BaselineScores"],
     search: Sequence[SearchRow],
 ) -> None:
-    """Prints a run's scores and search quality, two tables per split."""
+    """Print a run's scores and search quality, two tables per split."""
     for split, result in results.items():
         header, rows = formats.run_scores(title, size, {split: result}, baselines)
         _print_table(f"{split}: {len(result.labels):,} pairs", header, rows)
@@ -42,7 +42,7 @@ def print_results(
 
 
 def print_table(table: AblationTable) -> None:
-    """Prints an ablation's scores and search quality, a table each per split."""
+    """Print an ablation's scores and search quality, a table each per split."""
     print_result(table.title, *([table.notice] if table.notice else []))
     for split in EVALUATED_SPLITS:
         _print_table(split, *formats.compact_scores(table, [split]))
@@ -66,6 +66,6 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def print_next_steps(steps: Sequence[tuple[str, str]]) -> None:
-    """Prints next steps with their exact commands or addresses."""
+    """Print next steps with their exact commands or addresses."""
     width = max(len(step) for step, _ in steps)
     print_result("Next:", *(f"  {step:<{width}}  {command}" for step, command in steps))
