@@ -70,6 +70,13 @@ class TimedIndex:
     batched: list[float] = field(default_factory=list)
     recall: float = float("nan")
 
+    def fill(self, corpus: Vectors) -> "TimedIndex":
+        """Add all vectors and return the index."""
+        start = time.perf_counter()
+        self.index.add(corpus)
+        self.fill_seconds = time.perf_counter() - start
+        return self
+
     def time_round(self, single_queries: int) -> None:
         """Time one round: some queries one at a time, then all of them in one call."""
         singles = [self.queries[i : i + 1] for i in range(min(single_queries, len(self.queries)))]
@@ -118,24 +125,24 @@ def build_indexes(
         ranges: Calibration ranges for int8; None leaves int8 out.
     """
     inputs = corpus.shape[1]
-    yield _fill("flat_uncompressed", f"flat, {inputs} floats", 4 * inputs, faiss.IndexFlatIP(inputs), corpus, queries)
+    yield _flat("flat_uncompressed", f"flat, {inputs} floats", faiss.IndexFlatIP(inputs), corpus, queries)
     center = train.mean(0)
     yield _binary("flat_signs", f"flat, signs of {inputs} dims", corpus - center, queries - center)
-    if inputs % PQ_BYTES == 0:
+    if inputs % PQ_BYTES == 0 and len(train) >= CENTROIDS:
         index = faiss.IndexPQ(inputs, PQ_BYTES, BITS, faiss.METRIC_INNER_PRODUCT)
         index.train(train)
-        yield _fill("flat_pq", f"flat, FAISS PQ, {PQ_BYTES} bytes", PQ_BYTES, index, corpus, queries)
+        yield _flat("flat_pq", f"flat, FAISS PQ, {PQ_BYTES} bytes", index, corpus, queries)
     yield _hnsw("hnsw_uncompressed", f"HNSW, {inputs} floats", corpus, queries)
 
     dim = compressor.dim
     corpus, queries = (compressor.compress(torch.from_numpy(vectors)).numpy() for vectors in (corpus, queries))
     if compressor.precision == "float32":
-        yield _fill("flat_float32", f"flat, compressed, {dim} floats", 4 * dim, faiss.IndexFlatIP(dim), corpus, queries)
+        yield _flat("flat_float32", f"flat, compressed, {dim} floats", faiss.IndexFlatIP(dim), corpus, queries)
         yield _hnsw("hnsw_float32", f"HNSW, compressed, {dim} floats", corpus, queries)
         if ranges:
             index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed)
             codes = [quantize(vectors, "int8", ranges).astype(np.float32) for vectors in (corpus, queries)]
-            yield _fill("flat_int8", f"flat, compressed, {dim} int8", dim, index, *codes)
+            yield _flat("flat_int8", f"flat, compressed, {dim} int8", index, *codes)
     if compressor.codebooks is None:
         yield _binary("flat_binary", f"flat, compressed, {dim} bits", corpus, queries)
     elif compressor.codebooks.shape[1] == CENTROIDS:  # FAISS takes no smaller codebooks
@@ -143,26 +150,24 @@ def build_indexes(
         index = faiss.IndexPQ(dim, len(codebooks), BITS, faiss.METRIC_INNER_PRODUCT)
         faiss.copy_array_to_vector(np.ascontiguousarray(codebooks).ravel(), index.pq.centroids)
         index.is_trained = True
-        yield _fill("flat_product", f"flat, compressed, {len(codebooks)} codes", len(codebooks), index, corpus, queries)
+        yield _flat("flat_product", f"flat, compressed, {len(codebooks)} codes", index, corpus, queries)
 
 
-def _fill(key: str, name: str, size: int, index: Any, corpus: Vectors, queries: Vectors) -> TimedIndex:
-    start = time.perf_counter()
-    index.add(corpus)
-    return TimedIndex(key, name, size, index, queries, time.perf_counter() - start)
+def _flat(key: str, name: str, index: Any, corpus: Vectors, queries: Vectors) -> TimedIndex:
+    return TimedIndex(key, name, index.sa_code_size(), index, queries).fill(corpus)
 
 
 def _binary(key: str, name: str, corpus: Vectors, queries: Vectors) -> TimedIndex:
     bits = [quantize(vectors, "ubinary") for vectors in (corpus, queries)]
     size = bits[0].shape[1]
-    return _fill(key, name, size, faiss.IndexBinaryFlat(8 * size), *bits)
+    return TimedIndex(key, name, size, faiss.IndexBinaryFlat(8 * size), bits[1]).fill(bits[0])
 
 
 def _hnsw(key: str, name: str, corpus: Vectors, queries: Vectors) -> TimedIndex:
     dim = corpus.shape[1]
     index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efSearch = HNSW_EF_SEARCH
-    return _fill(key, name, 4 * dim + HNSW_LINK_BYTES, index, corpus, queries)
+    return TimedIndex(key, name, 4 * dim + HNSW_LINK_BYTES, index, queries).fill(corpus)
 
 
 @contextmanager
@@ -180,10 +185,7 @@ def time_indexes(
     indexes: Iterator[TimedIndex], single_queries: int, rounds: int, on_progress: Callable[[str], None] = lambda _: None
 ) -> list[TimedIndex]:
     """Build the indexes, time them in turn and fill in their recall of the first one's neighbors."""
-    built = []
-    for index in indexes:
-        built.append(index)
-        on_progress(f"built {index.name}")
+    built = list(indexes)
     for number in range(1, rounds + 1):
         for index in built:
             index.time_round(single_queries)
@@ -228,10 +230,9 @@ def main(dataset: str, model: str | None, dim: int, epochs: int, **options: int)
     """Compare bytes per vector, search speed and recall of FAISS indexes, compressed and uncompressed."""
     encoded = embed_pairs(load_pairs(dataset).splits, resolve_encoder(Recipe().encoder), DiskCache())
     if model:
-        compressor, _ = read_checkpoint(resolve_model(model).file, model)
+        compressor, _ = read_checkpoint(resolve_model(model).checkpoint, model)
     else:
-        (result,) = train_replicas([Recipe(dim=dim, epochs=epochs)], encoded["train"], encoded["dev"])
-        compressor = result.compressor
+        compressor = train_replicas([Recipe(dim=dim, epochs=epochs)], encoded["train"], encoded["dev"])[0].compressor
     train = encoded["train"].embeddings
     sentences = np.concatenate([split.embeddings for split in encoded.values()])
     corpus, queries = (sample_corpus(sentences, options[name], i) for i, name in enumerate(("vectors", "queries")))

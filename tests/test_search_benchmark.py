@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.neighbors import NearestNeighbors
 
@@ -94,13 +95,20 @@ def test_a_small_corpus_is_refused(vectors):
     assert "x>=1000" in result.output
 
 
-def test_the_command_prints_a_row_per_index(workplace, monkeypatch, tmp_path):
+@pytest.mark.parametrize("trained", [False, True], ids=["trained here", "saved model"])
+def test_the_command_prints_a_row_per_index(trained, workplace, monkeypatch, tmp_path):
     for name, value in workplace.environment.items():
         monkeypatch.setenv(name, value)
     folder = write_pairs(tmp_path / "pairs", train=200)
     lines = (folder / "train.csv").read_text().splitlines()  # FAISS needs 256 distinct sentences
     (folder / "train.csv").write_text("\n".join(line.replace("in train", f"in {i}") for i, line in enumerate(lines)))
     options = {"epochs": 1, "dim": 8, "vectors": 1000, "queries": 20, "single-queries": 2, "rounds": 1}
+    if trained:
+        save_file(
+            {"0.weight": np.eye(8, 384, dtype=np.float32), "0.bias": np.zeros(8, np.float32)},
+            tmp_path / "m.safetensors",
+        )
+        options["model"] = tmp_path
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     result = CliRunner().invoke(search.main, ["--dataset", str(folder), *arguments])
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""What users see in MLflow's own UI, in a real browser."""
+"""MLflow's UI in a real browser."""
 
 import shutil
 import socket
@@ -75,18 +75,18 @@ def browser() -> Iterator[webdriver.Chrome]:
 def text_with(browser: webdriver.Chrome, *words: str) -> str:
     """The page's text once it has all of the words."""
 
-    def found(_: object) -> str | None:
+    def matching_text(_: object) -> str | None:
         text = browser.find_element(By.TAG_NAME, "body").text
         return text if all(word in text for word in words) else None
 
-    return WebDriverWait(browser, SECONDS, ignored_exceptions=[Exception]).until(found)
+    return WebDriverWait(browser, SECONDS, ignored_exceptions=[Exception]).until(matching_text)
 
 
 def runs(place: Workplace, kind: str) -> list[str]:
     return [run.info.run_id for run in place.runs() if run.data.tags["twinsqueeze.kind"] == kind]
 
 
-def test_comparing_runs_shows_alpha_and_spearman_unasked(place, server, browser):
+def test_comparing_runs_shows_alpha_and_spearman_by_default(place, server, browser):
     chosen = urllib.parse.quote(str(runs(place, "train")).replace("'", '"'))
     browser.get(f"{server}/#/compare-runs?runs={chosen}&experiments=%5B%220%22%5D")
     text = text_with(browser, "Comparing 4 Runs", "dev/spearman")
@@ -96,7 +96,7 @@ def test_comparing_runs_shows_alpha_and_spearman_unasked(place, server, browser)
     assert "dev/spearman" in chart
 
 
-def test_the_report_is_shown_among_the_artifacts(place, server, browser):
+def test_the_report_is_displayed_as_an_artifact(place, server, browser):
     (comparison,) = runs(place, "comparison")
     browser.get(f"{server}/#/experiments/0/runs/{comparison}/artifacts/comparison/report.html")
     frame = WebDriverWait(browser, SECONDS).until(lambda b: b.find_element(By.CSS_SELECTOR, "iframe"))
