@@ -156,7 +156,7 @@ def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, m
     assert [run.info.status for run in workplace.runs()] == ["FAILED"]
 
 
-def test_the_table_is_that_of_the_runs(place, compared):
+def test_table_values_equal_the_metrics_of_the_runs(place, compared):
     children = of_kind(place, "train")
     with (place.folder / "out" / "table.csv").open() as file:
         rows = {(row["model"], row["alpha"]): row for row in csv.DictReader(file)}
@@ -184,7 +184,7 @@ def test_the_table_is_that_of_the_runs(place, compared):
     ]
 
 
-def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
+def test_a_comparison_logs_the_table_in_every_format(place, compared):
     (run,) = of_kind(place, "comparison")
     assert run.info.status == "FINISHED"
     files = {
@@ -211,33 +211,36 @@ def test_a_comparison_is_a_run_with_every_form_of_the_table(place, compared):
     for child in of_kind(place, "train"):
         assert f"/runs/{child.info.run_id}" in page
     assert "| mlp8" in run.data.tags["mlflow.note.content"]
-    best = page[page.index("Search quality") :]
+    search_tables = page[page.index("Search quality") :]
     with (place.folder / "out" / "table.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if row["best"] == "True"]
     seeds = [r for r in of_kind(place, "train") if float(r.data.params["alpha"]) == float(row["alpha"])]
-    kept = [run.data.metrics["test/neighbor_recall_int8"] for run in seeds]
-    assert float(row["test/neighbor_recall_int8"]) == pytest.approx(np.mean(kept))
-    line = f"<td>mlp8, alpha {float(row['alpha']):g}, int8</td><td>8</td>"
-    assert f"<td>{np.mean(kept):.2f} ± {np.std(kept, ddof=1):.2f}</td>" in best.partition(line)[2].partition("</tr>")[0]
+    recalls = [run.data.metrics["test/neighbor_recall_int8"] for run in seeds]
+    assert float(row["test/neighbor_recall_int8"]) == pytest.approx(np.mean(recalls))
+    cells = f"<td>mlp8, alpha {float(row['alpha']):g}, int8</td><td>8</td>"
+    assert (
+        f"<td>{np.mean(recalls):.2f} ± {np.std(recalls, ddof=1):.2f}</td>"
+        in search_tables.partition(cells)[2].partition("</tr>")[0]
+    )
     assert "test: search quality" in compared.stdout
 
 
-def test_an_output_folder_is_not_overwritten_unasked(place, compared):
+def test_an_output_folder_is_not_overwritten_by_default(place, compared):
     done = place.command("compare", "--output", "out")
     assert done.returncode == 2
     assert "is not empty: pass another folder or --overwrite true" in done.stderr.splitlines()[-1]
     assert len(of_kind(place, "comparison")) == 1
 
 
-def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_folder):
-    """train then evaluate leaves the row that main leaves; a run that failed is counted and left out."""
+def test_runs_of_main_and_train_share_rows(place, compared, pairs_folder):
+    """`train` then `evaluate` adds a run to the row of `main`; invalid runs are skipped and counted."""
     options = ["--dim", "8", "--epochs", "4", "--lr", "1e-3", "--device", "cpu", "--dataset", str(pairs_folder)]
     assert place.command("train", "--alpha", "3", "--seed", "2", *options).returncode == 0
     newest = place.runs()[0]
     assert "test/mse" not in newest.data.metrics
     assert place.command("evaluate", "--model", newest.info.run_id).returncode == 0
     test = place.runs()[0].data.metrics["test/spearman"]
-    for params in ({}, newest.data.params):  # one that is no training of ours, and one without metrics
+    for params in ({}, newest.data.params):  # a run without parameters, and one without metrics
         tags = {k: v for k, v in newest.data.tags.items() if k.startswith("twinsqueeze")}
         strange = place.client.create_run("0", run_name="strange", tags=tags).info.run_id
         for name, value in params.items():
@@ -259,7 +262,7 @@ def test_runs_of_main_and_train_stand_in_the_same_rows(place, compared, pairs_fo
     assert float(row["test/spearman"]) == pytest.approx(np.mean([*seeds, test]))
 
 
-def test_any_number_of_runs_is_paged_through(place, compared, monkeypatch):
+def test_runs_are_loaded_page_by_page(place, compared, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     whole = run_loader.load_runs("0")
     monkeypatch.setattr(fluent, "NUM_RUNS_PER_PAGE_PANDAS", 2)
