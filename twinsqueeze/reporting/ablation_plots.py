@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinsqueeze.reporting.run_plots import (
@@ -91,29 +90,20 @@ def plot_predictions(predictions: Mapping[float, pd.DataFrame]) -> Figure:
     """
     base, *others = predictions
     sample = np.random.default_rng(0).permutation(len(predictions[base]))[:SAMPLE_SIZE]
-    predictions = {alpha: frame.iloc[sample] for alpha, frame in predictions.items()}
-    figure, axes_list = panels(len(others) + 1, columns=3)
-    for axes, alpha in zip(axes_list, others, strict=False):
-        for shown, color, marker in ((base, VERMILION, "o"), (alpha, BLUE, "^")):
-            _scatter(axes, predictions[shown], f"alpha {shown:g}", color, marker)
-        axes.legend(loc="lower right", **LEGEND)
-        axes.set_title(f"alpha {alpha:g} and {base:g}")
-    together = axes_list[-1]
-    styles = zip(_alpha_colors(predictions), cycle(MARKERS), strict=False)
-    for (alpha, frame), (color, marker) in zip(predictions.items(), styles, strict=False):
-        _scatter(together, frame, f"{alpha:g}", color, marker)
-    together.set_title("all alphas")
-    together.legend(loc="lower right", ncols=2, title="alpha", **LEGEND)
-    low = min(-0.05, *(frame["predicted"].min() for frame in predictions.values()))
-    for axes in axes_list:
+    frames = {alpha: frame.iloc[sample] for alpha, frame in predictions.items()}
+    low = min(-0.05, *(frame["predicted"].min() for frame in frames.values()))
+    titles = [*(f"alpha {alpha:g} and {base:g}" for alpha in others), "all alphas"]
+    styles = [[(base, VERMILION, "o"), (alpha, BLUE, "^")] for alpha in others]
+    styles.append(list(zip(frames, _alpha_colors(frames), cycle(MARKERS), strict=False)))
+    figure, axes_list = panels(len(titles), columns=3)
+    for axes, title, style in zip(axes_list, titles, styles, strict=True):
+        for alpha, color, marker in style:
+            x, y, label = frames[alpha]["label"], frames[alpha]["predicted"], f"alpha {alpha:g}"
+            axes.scatter(x, y, s=9, alpha=0.5, lw=0, color=color, marker=marker, label=label)
         axes.plot([0, 1], [0, 1], color=GRAY, lw=1)
-        axes.set(xlabel="label", ylabel="predicted cosine", xlim=(-0.02, 1.02), ylim=(low, 1.05))
+        axes.set(title=title, xlabel="label", ylabel="predicted cosine", xlim=(-0.02, 1.02), ylim=(low, 1.05))
+        axes.legend(loc="lower right", **LEGEND)
     return figure
-
-
-def _scatter(axes: Axes, frame: pd.DataFrame, name: str, color: Any, marker: str) -> None:
-    x, y = frame["label"], frame["predicted"]
-    axes.scatter(x, y, s=9, alpha=0.5, lw=0, color=color, marker=marker, label=name)
 
 
 def plot_pair_losses(losses: Mapping[float, Mapping[str, FloatArray]]) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -178,10 +179,7 @@ class AblationTable:
 
     def families(self) -> dict[str, list[Row]]:
         """Rows that differ by alpha alone, by name."""
-        families: dict[str, list[Row]] = {}
-        for row in self.rows:
-            families.setdefault(row.name, []).append(row)
-        return families
+        return {name: list(rows) for name, rows in groupby(self.rows, key=lambda row: row.name)}
 
 
 def build_tables(

@@ -3,7 +3,7 @@
 Colors are those of Okabe and Ito (2008), which color-blind readers can tell apart; dashes and markers differ too.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -209,8 +209,8 @@ def _method_styles(methods: Mapping[str, MethodCurve]) -> dict[str, dict[str, An
     Markers are open for baselines at int8 and for float queries. Points of equal size are not joined.
     """
     families = dict.fromkeys(_split_precision(name)[0] for name in methods)
-    colors = _assign_colors([name for name in families if name.startswith(TRAINED)], TRAINED_COLORS)
-    colors |= _assign_colors([name for name in families if not name.startswith(TRAINED)], BASELINE_COLORS)
+    trained, baselines = cycle(TRAINED_COLORS), cycle(BASELINE_COLORS)
+    colors = {name: next(trained if name.startswith(TRAINED) else baselines) for name in families}
     styles = {}
     for name, (sizes, _) in methods.items():
         family, precision = _split_precision(name)
@@ -225,10 +225,6 @@ def _method_styles(methods: Mapping[str, MethodCurve]) -> dict[str, dict[str, An
             "linestyle": "-" if len(set(sizes)) == len(sizes) else "none",
         }
     return styles
-
-
-def _assign_colors(names: Iterable[str], colors: Sequence[str]) -> dict[str, str]:
-    return dict(zip(names, cycle(colors), strict=False))
 
 
 def _split_precision(method: str) -> tuple[str, str]:
