@@ -71,11 +71,11 @@ def test_bad_values_of_a_training(run_here, workplace, command, arguments, messa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["main", "--dataset", "./nowhere"], "no folder that is here"),
-        (["main", "--dataset", "nobody/has-this"], "can't be had from the Hub"),
+        (["main", "--dataset", "./nowhere"], "dataset './nowhere' not found: pass stsb"),
+        (["main", "--dataset", "nobody/has-this"], "cannot be loaded from the Hub"),
         (["main", "--dataset", "DATA", "--score-max", "nan"], "score_max must be"),
-        (["main", "--dataset", "DATA", "--encoder", "./nowhere"], "encoder './nowhere'"),
-        (["main", "--dataset", "DATA", "--encoder", "nobody/has-this"], "encoder 'nobody/has-this' can't be had"),
+        (["main", "--dataset", "DATA", "--encoder", "./nowhere"], "encoder './nowhere' not found: pass"),
+        (["main", "--dataset", "DATA", "--encoder", "nobody/has-this"], "encoder 'nobody/has-this' cannot be loaded"),
         (["main", "--dataset", "DATA", "--encoder", "DATA"], "no sentence-transformers model"),
         (["main", "--dataset", "DATA", "--dim", "385"], "dim must be at most 384, "),
         (["evaluate"], "Missing option '--model'"),

@@ -173,7 +173,7 @@ def test_a_score_of_many_digits_and_a_scale_of_none_are_refused(tmp_path):
         pa.table({"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": ["1" + "0" * 400, "1"]}),
         tmp_path / "train.parquet",
     )
-    with pytest.raises(InputError, match="no finite number"):
+    with pytest.raises(InputError, match="not a finite number"):
         load_pairs(str(tmp_path), splits=["train"])
     with pytest.raises(InputError, match="score_max must be"):
         load_pairs("demo", score_max=math.ulp(0))

@@ -128,7 +128,7 @@ def test_a_module_of_the_encoders_own_is_not_imported(hostile_encoder, tmp_path,
     monkeypatch.chdir(hostile_encoder)
     monkeypatch.syspath_prepend(str(hostile_encoder))  # as where a command is run in that folder
     replace_json(hostile_encoder, "modules.json", lambda modules: [{**modules[0], "type": reference}, *modules[1:]])
-    with pytest.raises(InputError, match="can't be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         resolve_encoder(str(hostile_encoder)).load()
     assert not (tmp_path / "ran").exists()
     assert "evil" not in sys.modules
@@ -139,7 +139,7 @@ def test_a_model_class_of_the_encoders_own_is_not_imported(hostile_encoder, tmp_
         return {**config, "model_type": "evil", "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}}
 
     replace_json(hostile_encoder, "config.json", mapped)
-    with pytest.raises(InputError, match="can't be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         resolve_encoder(str(hostile_encoder)).load()
     assert not (tmp_path / "ran").exists()
 
@@ -149,7 +149,7 @@ def test_weights_that_need_unpickling_are_not_loaded(hostile_encoder, tmp_path):
     (hostile_encoder / "model.safetensors").unlink()
     ran = str(tmp_path / "ran")
     (hostile_encoder / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + ran.encode() + b"\nVw\ntR.")
-    with pytest.raises(InputError, match="can't be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         resolve_encoder(str(hostile_encoder)).load()
     assert not (tmp_path / "ran").exists()
 

@@ -104,7 +104,7 @@ def test_a_training_goes_on_bit_for_bit_from_every_epoch(fields, alphas, seeds, 
     dev = random_pairs(pairs=60, sentences=70, dimension=64, seed=2)
     recipes = recipes_of(fields, alphas, seeds)
     if "nearest" in fields:
-        train = replace(train, others=random_pairs(pairs=2, sentences=50, dimension=64, seed=3).embeddings)
+        train = replace(train, unpaired=random_pairs(pairs=2, sentences=50, dimension=64, seed=3).embeddings)
     whole = train_replicas(recipes, train, dev, clean_loss_every=3)
     watching = EveryEpoch(recipes)
     watched = train_replicas(recipes, train, dev, clean_loss_every=3, snapshot=watching)

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.test_embeddings import CountingEncoder, pairs
+from tests.helpers.encoders import CountingEncoder, scored_pairs
 from twinsqueeze.data import synthetic
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.synthetic import (
     SENTENCES_PER_TOPIC,
-    SKIPPED,
+    SKIPPED_WORDS,
     TEMPLATES,
     embed_synthetic,
-    make_sentences,
+    generate_sentences,
     whole_words,
 )
 from twinsqueeze.errors import InputError
@@ -22,7 +22,7 @@ from twinsqueeze.utils.similarity import nearest_neighbors
 
 TRAIN = [f"Seventeen {a} cat(s) saw the {b} dog in May" for a in ("small", "large", "old") for b in ("brown", "white")]
 WORDS = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(600)]
-PAIRS = pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat"))
+PAIRS = scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat"))
 
 
 class WordsEncoder(CountingEncoder):
@@ -58,13 +58,13 @@ def test_whole_words_are_told_by_the_tokenizers_mark(mark):
 
 def test_the_encoders_own_words():
     words = whole_words(resolve_encoder("all-MiniLM-L6-v2").vocabulary())
-    assert len(words) == len(set(words)) > SKIPPED + synthetic.WORDS
+    assert len(words) == len(set(words)) > SKIPPED_WORDS + synthetic.MAX_WORDS
     assert {"and", "house", "weather", "philosophy"} <= set(words)
-    assert words.index("the") < SKIPPED < words.index("philosophy")
+    assert words.index("the") < SKIPPED_WORDS < words.index("philosophy")
 
 
 def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_ones(near):
-    made = make_sentences(9000, TRAIN, WORDS, near)[:3000]
+    made = generate_sentences(9000, TRAIN, WORDS, near)[:3000]
     candidates = [sentence.split() for sentence in TRAIN]
     replaced = possible = 0
     for words in map(str.split, made):
@@ -79,7 +79,7 @@ def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_o
 
 
 def test_sentences_about_a_subject_have_its_words(near):
-    made = make_sentences(6000, TRAIN, WORDS, near)[2000:]
+    made = generate_sentences(6000, TRAIN, WORDS, near)[2000:]
     shapes = [re.compile(re.escape(t).replace(r"\{\}", "([a-z]+)"), re.IGNORECASE) for t in TEMPLATES]
     used, of_subject, drawn = set(), 0, 0
     for start in range(0, len(made), SENTENCES_PER_TOPIC):
@@ -99,19 +99,19 @@ def test_sentences_about_a_subject_have_its_words(near):
 
 def test_there_are_as_many_as_were_asked_for_and_each_time_the_same(near):
     for count in (1, 2, 50, 301):
-        made = make_sentences(count, TRAIN, WORDS, near)
+        made = generate_sentences(count, TRAIN, WORDS, near)
         assert len(made) == count
-        assert made == make_sentences(count, TRAIN, WORDS, near)
+        assert made == generate_sentences(count, TRAIN, WORDS, near)
 
 
 def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
     seen = []
     first = embed_synthetic(100, PAIRS, encoder := WordsEncoder(), DiskCache(tmp_path), lambda *args: seen.append(args))
-    words = WORDS[SKIPPED:]
+    words = WORDS[SKIPPED_WORDS:]
     texts = [text for batch in encoder.batches for text in batch]
     assert texts[: len(words)] == words
     vectors = np.concatenate([np.stack(list(map(encoder.load(), [[text]])))[0] for text in words])
-    made = make_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
+    made = generate_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
                           nearest_neighbors(vectors, synthetic.NUM_NEIGHBORS))  # fmt: skip
     assert sorted(texts[len(words) :]) == sorted(made)
     assert seen[-1] == (len(words) + 100, len(words) + 100)
@@ -120,7 +120,7 @@ def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
     again = WordsEncoder()
     np.testing.assert_array_equal(embed_synthetic(100, PAIRS, again, DiskCache(tmp_path)), first)
     assert again.loaded == 0
-    for count, train, fingerprint in ((101, PAIRS, "aa"), (100, pairs(("x y", "z")), "aa"), (100, PAIRS, "bb")):
+    for count, train, fingerprint in ((101, PAIRS, "aa"), (100, scored_pairs(("x y", "z")), "aa"), (100, PAIRS, "bb")):
         other = WordsEncoder(fingerprint)
         embed_synthetic(count, train, other, DiskCache(tmp_path))
         assert other.loaded == 1
@@ -130,15 +130,15 @@ def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
 def test_an_encoder_without_words_is_told(tokens, tmp_path):
     encoder = WordsEncoder()
     encoder.vocabulary = lambda: tokens
-    with pytest.raises(InputError, match=r"no words to make sentences of: .* or train with synthetic 0"):
+    with pytest.raises(InputError, match=r"no words to make sentences of: .* or set synthetic_sentences to 0"):
         embed_synthetic(10, PAIRS, encoder, DiskCache(tmp_path))
 
 
 def test_the_encoder_puts_sentences_about_a_subject_near_each_other(tmp_path, monkeypatch):
     """Which is what makes their neighbourhoods worth keeping: with the real encoder and a few of its words."""
-    monkeypatch.setattr(synthetic, "WORDS", 800)
-    monkeypatch.setattr(synthetic, "VARIANTS", 0)
-    monkeypatch.setattr(synthetic, "longest_first", list)  # so that a subject's sentences stay together
+    monkeypatch.setattr(synthetic, "MAX_WORDS", 800)
+    monkeypatch.setattr(synthetic, "VARIANT_SHARE", 0)
+    monkeypatch.setattr(synthetic, "sort_by_length", list)  # the sentences of a topic stay together
     found = embed_synthetic(200, PAIRS, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     cosine = found @ found.T

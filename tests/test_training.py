@@ -176,7 +176,7 @@ def test_linear_and_residual_recipes_match_a_plain_autograd_loop(
     known = torch.tensor(small_train.embeddings)
     if unpaired:
         further = random_pairs(pairs=2, sentences=unpaired, dimension=24, seed=9).embeddings
-        small_train = replace(small_train, others=further)
+        small_train = replace(small_train, unpaired=further)
         known = torch.cat([known, torch.tensor(further)])
     if init == "random":
         q, r = np.linalg.qr(streams.weights.normal(size=(24, 8)))

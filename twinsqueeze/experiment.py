@@ -63,7 +63,7 @@ class ExperimentData:
                     train = self.pairs.splits["train"]
                     unpaired = embed_synthetic(number, train, self.encoder, self._cache, on_progress)
                 _report_cache_warnings(self._cache, self.reporter)
-                encoded = replace(encoded, others=unpaired)
+                encoded = replace(encoded, unpaired=unpaired)
             self._training_pairs[number] = encoded
         return self._training_pairs[number]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from twinsqueeze.data.encoder import BATCH
+from twinsqueeze.data.encoder import BATCH_SIZE
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, quantize
@@ -93,7 +93,7 @@ class TextCompressor:
     def __call__(self, texts: Sequence[str]) -> AnyArray:
         """Compresses a block of N texts: (N, dim), or as `quantize` packs it."""
         self.cut += sum(map(self._is_cut, texts))
-        vectors = self.model.encode(list(texts), batch_size=BATCH, show_progress_bar=False)
+        vectors = self.model.encode(list(texts), batch_size=BATCH_SIZE, show_progress_bar=False)
         return quantize(vectors, self.precision, self.ranges, self.codebooks)
 
     def _is_cut(self, text: str) -> bool:

@@ -6,46 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinsqueeze.data.encoder import BATCH, cache_key, embed_pairs, resolve_encoder
-from twinsqueeze.data.sentence_pairs import ScoredPairs, load_pairs
+from tests.helpers.encoders import CountingEncoder, scored_pairs, vector_of
+from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import pair_cosines
 
-
-class CountingEncoder:
-    """Vectors that a sentence alone decides, and a record of what was asked for."""
-
-    def __init__(self, fingerprint="aa", dimension=6):
-        self.fingerprint = fingerprint
-        self.dimension = dimension
-        self.loaded = 0
-        self.batches = []
-
-    def load(self):
-        self.loaded += 1
-
-        def encode(texts):
-            self.batches.append(texts)
-            return np.stack([vector_of(text, self.dimension) for text in texts])
-
-        return encode
-
-
-def vector_of(text, dimension):
-    vector = np.random.default_rng(list(text.encode())).normal(size=dimension)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
-
-
-def pairs(*rows):
-    first, second = zip(*rows, strict=True)
-    return ScoredPairs(first, second, np.linspace(0, 5, len(rows)))
-
-
 SPLITS = {
-    "train": pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat")),
-    "dev": pairs(("a dog", "a bird"), ("one fish", "two fish")),
-    "test": pairs(("two fish", "a tree"), ("a bird", "a tree")),
+    "train": scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat")),
+    "dev": scored_pairs(("a dog", "a bird"), ("one fish", "two fish")),
+    "test": scored_pairs(("two fish", "a tree"), ("a bird", "a tree")),
 }
 
 
@@ -113,10 +84,10 @@ def test_a_damaged_cache_costs_only_time(cache):
 
 
 def test_progress_counts_sentences(cache):
-    many = {"train": pairs(*((f"sentence {i}", "one") for i in range(BATCH + 10)))}
+    many = {"train": scored_pairs(*((f"sentence {i}", "one") for i in range(BATCH_SIZE + 10)))}
     seen = []
     embed_pairs(many, CountingEncoder(), cache, on_progress=lambda *args: seen.append(args))
-    assert seen == [(BATCH, BATCH + 11), (BATCH + 11, BATCH + 11)]
+    assert seen == [(BATCH_SIZE, BATCH_SIZE + 11), (BATCH_SIZE + 11, BATCH_SIZE + 11)]
 
 
 def test_the_dimension_is_checked_before_much_is_encoded_cached_or_not(cache):
@@ -169,11 +140,11 @@ def test_a_second_run_does_not_import_sentence_transformers(tmp_path):
 import sys
 import numpy as np
 from pathlib import Path
-from twinsqueeze.utils.disk_cache import Cache
-from twinsqueeze.data.encoder import embed_pairs, open_encoder
-from twinsqueeze.data.sentence_pairs import Pairs
-pairs = {"train": Pairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
-encoded = embed_pairs(pairs, open_encoder("all-MiniLM-L6-v2"), Cache(Path(sys.argv[1])))["train"]
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import ScoredPairs
+pairs = {"train": ScoredPairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
+encoded = embed_pairs(pairs, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(Path(sys.argv[1])))["train"]
 print("sentence_transformers" in sys.modules, encoded.embeddings.astype(float).sum())
 """
     outputs = [

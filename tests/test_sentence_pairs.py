@@ -1,3 +1,4 @@
+import doctest
 import json
 import os
 import socket
@@ -9,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests import hub
+from tests.helpers import hub
+from twinsqueeze.data import sentence_pairs
 from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, SPLITS, load_pairs
 from twinsqueeze.errors import InputError
 
@@ -101,10 +103,10 @@ GOOD = 'sentence1,sentence2,score\n"a","b",1\n"c","d",5\n'
         ("sentence1,sentence2,score\na,b,3\n", "has one row"),  # a correlation needs two
         ("sentence1,sentence2,score\na,b,3\nc,d,3\n", "all scores are 3, so no correlation"),
         ("sentence1,sentence2\na,b\n", "lacks the column score; its columns are sentence1, sentence2"),
-        ("sentence1,sentence2,score\na,b,3\nc,d,nan\n", "row 2: score 'nan' is no finite number"),
-        ("sentence1,sentence2,score\na,b,3\nc,d,inf\n", "row 2: score 'inf' is no finite number"),
-        ("sentence1,sentence2,score\na,b,\nc,d,2\n", "row 1: score '' is no finite number"),
-        ("sentence1,sentence2,score\na,b,high\nc,d,2\n", "row 1: score 'high' is no finite number"),
+        ("sentence1,sentence2,score\na,b,3\nc,d,nan\n", "row 2: score 'nan' is not a finite number"),
+        ("sentence1,sentence2,score\na,b,3\nc,d,inf\n", "row 2: score 'inf' is not a finite number"),
+        ("sentence1,sentence2,score\na,b,\nc,d,2\n", "row 1: score '' is not a finite number"),
+        ("sentence1,sentence2,score\na,b,high\nc,d,2\n", "row 1: score 'high' is not a finite number"),
         ("sentence1,sentence2,score\na,b,5.1\nc,d,2\n", "row 1: score 5.1 is outside the scale from 0 to 5"),
         ("sentence1,sentence2,score\na,b,-1\nc,d,2\n", "row 1: score -1 is outside"),
         ("sentence1,sentence2,score\na,,4\nc,d,2\n", "row 1: sentence2 is empty"),
@@ -141,11 +143,11 @@ def test_broken_files_of_other_formats_are_refused_in_one_line(tmp_path, name, c
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("./nowhere", "is no folder that is here"),
-        ("/no/such/folder", "is no folder that is here"),
-        ("~/no/such/folder", "is no folder that is here"),
-        ("with\nnewline", "is no folder that is here"),
-        ("no-such-dataset", r"can't be had from the Hub \(HF_HUB_OFFLINE is set"),
+        ("./nowhere", "not found: pass stsb, demo"),
+        ("/no/such/folder", "not found: pass stsb, demo"),
+        ("~/no/such/folder", "not found: pass stsb, demo"),
+        ("with\nnewline", "not found: pass stsb, demo"),
+        ("no-such-dataset", r"cannot be loaded from the Hub or its cache \(HF_HUB_OFFLINE is set"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(dataset, message):
@@ -156,7 +158,7 @@ def test_what_is_not_there_is_said_in_one_line(dataset, message):
 
 def test_a_missing_and_a_doubled_split_are_named(tmp_path):
     write(tmp_path, ".csv", names=["train", "dev"])
-    with pytest.raises(InputError, match="lacks the split test: it needs a file test"):
+    with pytest.raises(InputError, match="lacks the split test: add one of the files test"):
         load_pairs(str(tmp_path))
     write(tmp_path, ".jsonl", names=["train"])
     with pytest.raises(InputError, match="two files for the split train, "):
@@ -172,6 +174,12 @@ def test_a_scale_must_end_somewhere(score_max):
 def test_unknown_splits_are_refused():
     with pytest.raises(InputError, match="split must be one of train, dev, test, not 'eval'"):
         load_pairs("demo", splits=["eval"])
+
+
+def test_the_example_in_the_docstring_is_true():
+    result = doctest.testmod(sentence_pairs)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 # The Hub: its client reads settings when it is imported, so each of these has a process of its own.
@@ -255,10 +263,10 @@ def test_the_hubs_rows_are_those_of_files_and_are_kept_for_later(tmp_path, repos
 def test_without_the_hub_stsb_is_refused_and_auto_is_demo(kind, request, tmp_path):
     endpoint = request.getfixturevalue(kind)
     refused = load_elsewhere("stsb", endpoint, tmp_path / "home")
-    assert refused["error"].startswith("dataset 'sentence-transformers/stsb' can't be had from the Hub")
+    assert refused["error"].startswith("dataset 'sentence-transformers/stsb' cannot be loaded from the Hub")
     auto = load_elsewhere("auto", endpoint, tmp_path / "home")
     assert auto["name"] == "demo"
-    assert "STS-B is not here" in auto["notice"]
+    assert "STS-B is not available" in auto["notice"]
     assert "no benchmark" in auto["notice"]
     for outcome in (refused, auto):
         assert outcome["seconds"] < 5 + 4  # 5 to decide, the rest to import datasets and to read the demo
@@ -269,7 +277,7 @@ def test_what_the_hub_lacks_is_said_in_one_line(tmp_path, repository):
         unknown = load_elsewhere("someone/else", endpoint, tmp_path / "home")
         (repository / "data" / "test-00000-of-00001.parquet").unlink()
         lacking = load_elsewhere("someone/pairs", endpoint, tmp_path / "other home")
-    assert "'someone/else' can't be had from the Hub" in unknown["error"]
+    assert "dataset 'someone/else' cannot be loaded from the Hub" in unknown["error"]
     assert lacking["error"] == "dataset 'someone/pairs' lacks the split test; it has train, validation"
 
 
