@@ -18,7 +18,7 @@ from tests.processes import ROOT
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.evaluation.retrieval import SearchScores
+from twinsqueeze.evaluation.retrieval import RetrievalScores
 from twinsqueeze.reporting.ablation_table import SCORES, baseline_family
 from twinsqueeze.utils.disk_cache import DiskCache
 
@@ -165,7 +165,7 @@ def test_quantisers_are_those_of_faiss(found, task):
         tolerance = 0.002 if kind == "PQ" else 0.05
         expected = expected_scores(index.sa_decode(index.sa_encode(dev)), task)
         assert (scores["spearman"], scores["neighbor_recall"]) == pytest.approx(expected, abs=tolerance)
-    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbor_recall"] for size in faiss_baselines.SIZES]
+    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbor_recall"] for size in faiss_baselines.CODE_SIZES]
     assert kept == sorted(kept)
 
 
@@ -198,7 +198,7 @@ def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
     rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     names = [row.name for row in rows if row.name.startswith("FAISS")]
     assert names == [
-        f"FAISS PQ{asked}, {size} bytes" for size in faiss_baselines.SIZES for asked in ("", ", float queries")
+        f"FAISS PQ{asked}, {size} bytes" for size in faiss_baselines.CODE_SIZES for asked in ("", ", float queries")
     ]
     assert "as many distinct train sentences" in missing_baselines_note(rows)
 
@@ -217,7 +217,7 @@ def test_a_rotation_helps_where_numbers_go_together(tmp_path):
 
 
 def test_every_row_has_every_score(found):
-    names = {*METRICS, *SearchScores.__dataclass_fields__}
+    names = {*METRICS, *RetrievalScores.__dataclass_fields__}
     assert names == set(SCORES)
     for row in found.values():
         assert set(row.scores["dev"]) == names
@@ -265,9 +265,9 @@ def test_quantisers_are_the_same_whatever_threads_there_are(task, tmp_path):
 def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
     np.save(tmp_path / "train.npy", task.train)
     program = (
-        "import sys, numpy as np; from pathlib import Path; from twinsqueeze.utils.disk_cache import Cache;"
-        "from twinsqueeze.evaluation.faiss_baselines import product_quantisers;"
-        "list(product_quantisers(np.load('train.npy'), Cache(Path('kept')), lambda name: None))"
+        "import sys, numpy as np; from pathlib import Path; from twinsqueeze.utils.disk_cache import DiskCache;"
+        "from twinsqueeze.evaluation.faiss_baselines import product_quantizers;"
+        "list(product_quantizers(np.load('train.npy'), DiskCache(Path('kept')), lambda name: None))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -17,16 +17,16 @@ class Interval:
 
 
 class PairBootstrap:
-    """Pairs drawn with replacement again and again, to see how much scores depend on which pairs are in a split.
+    """Percentile bootstrap (Efron 1979) of scores, which resamples the pairs of a split with replacement.
 
-    A resample is a vector of counts, so scores are weighted sums and nothing is sorted again: 0.1 s for 1,500 pairs,
-    where `scipy.stats.bootstrap`, which the tests compare with, takes 1 s. What does not depend on predictions is
-    computed once. Intervals are percentile intervals (Efron 1979); seeds of training are another matter.
+    Intervals show how much scores depend on the choice of pairs, not on the seed of a training. A resample is a vector
+    of counts, so that scores are weighted sums and nothing is sorted again: 0.1 s for 1,500 pairs, where
+    `scipy.stats.bootstrap` takes 1 s. The tests compare the two.
 
     Args:
         labels: (P,) labels.
-        resamples: How many times P pairs are drawn.
-        seed: Of the draws, so that equal predictions give equal intervals.
+        resamples: Number B of resamples of P pairs.
+        seed: Seed of the resamples; equal predictions have equal intervals.
     """
 
     def __init__(self, labels: FloatArray, *, resamples: int = 1000, seed: int = 0) -> None:
@@ -35,60 +35,62 @@ class PairBootstrap:
         generator = np.random.default_rng(seed)
         draws = (generator.integers(pairs, size=pairs) for _ in range(resamples))
         self._counts = np.stack([np.bincount(drawn, minlength=pairs) for drawn in draws]).astype(np.float64)  # (B, P)
-        self._values = _WeightedMoments(self.labels - self.labels.mean(), self._counts)
-        self._ranks = _WeightedMoments(_weighted_ranks(self.labels, self._counts), self._counts)
+        self._label_moments = _WeightedMoments(self.labels - self.labels.mean(), self._counts)
+        self._label_rank_moments = _WeightedMoments(_weighted_ranks(self.labels, self._counts), self._counts)
 
     def intervals(self, predicted: FloatArray) -> dict[str, Interval]:
-        """95% intervals of every score of (P,) cosines."""
-        return {name: _interval(values) for name, values in self._scores(predicted).items()}
+        """Return the 95% interval of every score of (P,) predicted cosines."""
+        return {name: _interval(values) for name, values in self._resampled_scores(predicted).items()}
 
-    def difference(self, ours: FloatArray, theirs: FloatArray, metric: str) -> tuple[float, Interval]:
-        """How much more a score of `ours` is than that of `theirs` on the same pairs, with its 95% interval.
+    def difference(self, predicted: FloatArray, baseline: FloatArray, metric: str) -> tuple[float, Interval]:
+        """Return a score of predictions minus that of a baseline, with its 95% interval.
 
-        Every resample holds the same pairs for both, so that what is hard for both does not widen the interval.
+        Both are scored on the same resamples, so that pairs that are hard for both do not widen the interval.
 
         Args:
-            ours: (P,) cosines.
-            theirs: (P,) cosines of the same pairs.
-            metric: mse, mae, pearson or spearman.
+            predicted: (P,) cosines.
+            baseline: (P,) cosines of the same pairs.
+            metric: "mse", "mae", "pearson" or "spearman".
 
         Returns:
             The difference over all pairs, and its interval; NaN where predictions are constant.
         """
-        difference = float(getattr(score(ours, self.labels), metric) - getattr(score(theirs, self.labels), metric))
-        return difference, _interval(self._scores(ours)[metric] - self._scores(theirs)[metric])
+        difference = getattr(score(predicted, self.labels), metric) - getattr(score(baseline, self.labels), metric)
+        resampled = self._resampled_scores(predicted)[metric] - self._resampled_scores(baseline)[metric]
+        return float(difference), _interval(resampled)
 
-    def _scores(self, predicted: FloatArray) -> dict[str, FloatArray]:
-        """Every score of (P,) cosines in each resample, (B,)."""
+    def _resampled_scores(self, predicted: FloatArray) -> dict[str, FloatArray]:
+        """Return every score in each resample, (B,)."""
         predicted = np.asarray(predicted, dtype=np.float64)
         counts, pairs = self._counts, len(predicted)
         error = predicted - self.labels
-        ranks = _weighted_ranks(predicted, counts)
+        moments = _WeightedMoments(predicted - predicted.mean(), counts)
+        rank_moments = _WeightedMoments(_weighted_ranks(predicted, counts), counts)
         return {
             "mse": counts @ np.square(error) / pairs,
             "mae": counts @ np.abs(error) / pairs,
-            "pearson": self._values.correlation(_WeightedMoments(predicted - predicted.mean(), counts)),
-            "spearman": self._ranks.correlation(_WeightedMoments(ranks, counts)),
+            "pearson": self._label_moments.correlation(moments),
+            "spearman": self._label_rank_moments.correlation(rank_moments),
         }
 
 
-def _interval(draws: FloatArray) -> Interval:
-    return Interval(*map(float, np.nanquantile(draws, [0.025, 0.975])))
+def _interval(values: FloatArray) -> Interval:
+    return Interval(*map(float, np.nanquantile(values, [0.025, 0.975])))
 
 
 def _weighted_ranks(values: FloatArray, counts: FloatArray) -> FloatArray:
-    """Ranks (B, P) of `values` (P,), value i standing `counts[b, i]` times, ties sharing their mean rank; centred."""
+    """Return centered ranks (B, P) of `values` (P,), each repeated counts[b, i] times, with mean ranks for ties."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     sizes = np.add.reduceat(counts[:, order], starts, axis=1)
     ranks: FloatArray = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
-    centred: FloatArray = ranks[:, group] - (len(values) + 1) / 2
-    return centred
+    centered: FloatArray = ranks[:, group] - (len(values) + 1) / 2
+    return centered
 
 
 class _WeightedMoments:
-    """Values, (P,) or (B, P), weighted by counts (B, P) in each of B resamples."""
+    """Mean and variance of values, (P,) or (B, P), weighted by counts (B, P) in each of B resamples."""
 
     def __init__(self, values: FloatArray, counts: FloatArray) -> None:
         self.values, self.counts = values, counts
@@ -97,7 +99,7 @@ class _WeightedMoments:
         self.variance = self._mean(values * values) - self.mean**2
 
     def correlation(self, other: "_WeightedMoments") -> FloatArray:
-        """Pearson's, (B,)."""
+        """Return the Pearson correlation in each resample, (B,)."""
         covariance = self._mean(self.values * other.values) - self.mean * other.mean
         with np.errstate(invalid="ignore", divide="ignore"):
             r: FloatArray = covariance / np.sqrt(self.variance * other.variance)

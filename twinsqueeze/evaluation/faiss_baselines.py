@@ -1,4 +1,4 @@
-"""FAISS's product quantisers, trained once for equal vectors; they need the extra `search`."""
+"""FAISS's product quantizers as baselines, trained once per set of vectors; they need the extra `search`."""
 
 import hashlib
 import importlib.util
@@ -7,125 +7,138 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
-OnProgress = Callable[[int, int], None]
-# Bytes of a vector, one for each part that it is cut into.
-SIZES = (16, 32, 64)
+# Bytes per code: one for each subvector.
+CODE_SIZES = (16, 32, 64)
 BITS = 8
-CENTROIDS = 2**BITS
-# FAISS's default for the rotation of OPQ, 50 iterations of 40 and then 4 of k-means, takes three times as long and
-# keeps hardly more: on STS-B's test 0.57 of the neighbours instead of 0.56 in 16 bytes, 0.68 both ways in 32.
-ROTATION = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
-# Part of the cache key: raise it when a quantiser is trained in another way.
+NUM_CENTROIDS = 2**BITS
+# FAISS's defaults for OPQ, 50 iterations with 40 and then 4 of k-means, take three times as long for hardly more
+# neighbor recall: on STS-B's test split 0.57 instead of 0.56 in 16 bytes, 0.68 both ways in 32.
+OPQ_SETTINGS = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
+# Part of every cache key: increase it when quantizers are trained differently.
 CACHE_VERSION = "1"
 
 
+class _Config(NamedTuple):
+    """A quantizer: whether a learned rotation (OPQ) comes first, and bytes per code."""
+
+    rotated: bool
+    code_size: int
+
+    @property
+    def name(self) -> str:
+        return f"FAISS {'OPQ+' if self.rotated else ''}PQ"
+
+
+class FaissBaseline(NamedTuple):
+    """A trained quantizer: its name without the size, bytes per code, and a function that encodes and decodes."""
+
+    name: str
+    code_size: int
+    reconstruct: Callable[[FloatArray], FloatArray]
+
+
 def faiss_version() -> str | None:
-    """That of FAISS, None where it is not installed."""
+    """Return the version of the installed FAISS, or None."""
     return version("faiss-cpu") if importlib.util.find_spec("faiss") else None
 
 
 def product_quantizers(
     train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]
-) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
-    """PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at 16, 32 and 64 bytes; none where FAISS is not installed.
+) -> Iterator[FaissBaseline]:
+    """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at 16, 32 and 64 bytes; nothing if FAISS is not installed.
 
     Args:
-        train: (N, d) float32 that they are trained on. There is a quantiser of S bytes where S divides d and N is at
-            least 256, one with a rotation where N is at least d.
-        cache: Where trained quantisers are kept.
-        on_training: Told the names of those that the cache lacks, before they are trained, which takes up to a minute.
-
-    Yields:
-        The name without its size, its bytes a vector, and a function from vectors to what is left of them in so many.
+        train: (N, d) float32 vectors to train on. Sizes that do not divide d are left out. At least 256 vectors are
+            needed, and at least d for OPQ.
+        cache: Cache of trained quantizers, read and written.
+        on_training: Called with the name of each quantizer that the cache lacks, before the training of all of them,
+            which takes up to a minute.
     """
-    wanted = SIZES if faiss_version() and len(train) >= CENTROIDS else ()
+    if not faiss_version() or len(train) < NUM_CENTROIDS:
+        return
     train = np.ascontiguousarray(train, np.float32)
     digest = hashlib.sha256(train.data).hexdigest()
     keys = {}
-    # FAISS begins a rotation with the vectors' own when they are fewer than their numbers, and then aborts the process.
+    # With fewer vectors than dimensions FAISS cannot initialize a rotation, and aborts the process.
     for rotated in (False, True) if len(train) >= train.shape[1] else (False,):
-        for size in (size for size in wanted if train.shape[1] % size == 0):
-            settings = f"{CACHE_VERSION}\0{faiss_version()}\0{ROTATION}\0{size}\0{rotated}\0{digest}"
-            keys[size, rotated] = f"quantiser-{hashlib.sha256(settings.encode()).hexdigest()}"
-    kept = {what: payload for what, key in keys.items() if (payload := cache.get(key)) is not None}
-    if missing := [what for what in keys if what not in kept]:
-        for size, rotated in missing:
-            on_training(f"{_name(rotated)}, {size} bytes")
-        for what, payload in _train(train, missing).items():
-            cache.put(keys[what], payload)
-            kept[what] = payload
-    for size, rotated in keys:
-        yield _name(rotated), size, _transform(kept[size, rotated])
+        for size in (size for size in CODE_SIZES if train.shape[1] % size == 0):
+            settings = f"{CACHE_VERSION}\0{faiss_version()}\0{OPQ_SETTINGS}\0{size}\0{rotated}\0{digest}"
+            keys[_Config(rotated, size)] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
+    payloads = {config: payload for config, key in keys.items() if (payload := cache.get(key)) is not None}
+    if missing := [config for config in keys if config not in payloads]:
+        for config in missing:
+            on_training(f"{config.name}, {config.code_size} bytes")
+        for config, payload in _train(train, missing).items():
+            cache.put(keys[config], payload)
+            payloads[config] = payload
+    for config in keys:
+        yield FaissBaseline(config.name, config.code_size, _reconstruction(payloads[config]))
 
 
-def _name(rotated: bool) -> str:
-    return f"FAISS {'OPQ+' if rotated else ''}PQ"
-
-
-def _transform(payload: bytes) -> Callable[[FloatArray], FloatArray]:
+def _reconstruction(payload: bytes) -> Callable[[FloatArray], FloatArray]:
     import faiss  # noqa: PLC0415 - an extra
 
     index = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
 
-    def transform(vectors: FloatArray) -> FloatArray:
+    def reconstruct(vectors: FloatArray) -> FloatArray:
         with _single_threaded(faiss):
-            restored: FloatArray = index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32)))
-        return restored
+            decoded: FloatArray = index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32)))
+        return decoded
 
-    return transform
+    return reconstruct
 
 
-def _train(train: FloatArray, wanted: Sequence[tuple[int, bool]]) -> dict[tuple[int, bool], bytes]:
-    """Quantisers of these sizes, rotated or not: as many are trained at once as there are cores, the longest first."""
+def _train(train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes]:
+    """Train quantizers in parallel, one per core, the slowest first; return them serialized."""
     import faiss  # noqa: PLC0415 - an extra
 
-    def trained(what: tuple[int, bool]) -> bytes:
-        faiss.omp_set_num_threads(1)  # of the thread that calls it
-        index = _untrained(faiss, train.shape[1], *what)
+    def train_one(config: _Config) -> bytes:
+        faiss.omp_set_num_threads(1)  # a setting of the calling thread
+        index = _build_index(faiss, train.shape[1], config)
         index.train(train)
         payload: bytes = faiss.serialize_index(index).tobytes()
         return payload
 
-    longest_first = sorted(wanted, key=lambda what: what[::-1], reverse=True)
+    slowest_first = sorted(configs, reverse=True)
     with _single_threaded(faiss), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(longest_first, pool.map(trained, longest_first), strict=True))
+        return dict(zip(slowest_first, pool.map(train_one, slowest_first), strict=True))
 
 
-def _untrained(faiss: Any, dimension: int, size: int, rotated: bool) -> Any:
-    index = faiss.IndexPQ(dimension, size, BITS)
-    index.pq.cp.min_points_per_centroid = 1  # below 39 it warns on standard error
-    if not rotated:
+def _build_index(faiss: Any, dimension: int, config: _Config) -> Any:
+    index = faiss.IndexPQ(dimension, config.code_size, BITS)
+    index.pq.cp.min_points_per_centroid = 1  # with fewer than 39, FAISS warns on standard error
+    if not config.rotated:
         return index
-    rotation = faiss.OPQMatrix(dimension, size)
-    for name, value in ROTATION.items():
+    rotation = faiss.OPQMatrix(dimension, config.code_size)
+    for name, value in OPQ_SETTINGS.items():
         setattr(rotation, name, value)
-    # Its k-means would warn as well: it takes this quantiser's settings.
-    inner = faiss.ProductQuantizer(dimension, size, BITS)
+    # The k-means of the rotation takes its settings, and with them the warning, from a quantizer of its own.
+    inner = faiss.ProductQuantizer(dimension, config.code_size, BITS)
     inner.cp.min_points_per_centroid = 1
     rotation.pq = inner
-    rotation.referenced_objects = [inner]  # it points at it and does not own it
+    rotation.referenced_objects = [inner]  # the rotation holds only a pointer to it
     return faiss.IndexPreTransform(rotation, index)
 
 
 @contextmanager
 def _single_threaded(faiss: Any) -> Iterator[None]:
-    """FAISS on one thread: the result does not depend on how many there are, and no thread waits for a busy core.
+    """Run FAISS on one thread, so that results do not depend on the thread count and no thread waits for a busy core.
 
-    Distances are matrix products from 20 vectors on, as they were before FAISS 1.15, whose own way takes ten times as
-    long for the short parts of vectors.
+    Distances are computed by matrix products from 20 vectors on, as before FAISS 1.15, whose own kernels take ten times
+    as long for short subvectors.
     """
-    threads, least = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
+    threads, threshold = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     faiss.omp_set_num_threads(1)
     faiss.cvar.distance_compute_blas_threshold = 20
     try:
         yield
     finally:
         faiss.omp_set_num_threads(threads)
-        faiss.cvar.distance_compute_blas_threshold = least
+        faiss.cvar.distance_compute_blas_threshold = threshold

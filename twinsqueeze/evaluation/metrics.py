@@ -1,24 +1,23 @@
-"""Scores of predictions and of neighbourhoods, with bootstrap intervals. Arrays in, numbers out."""
+"""Metrics of predicted similarities and of neighborhoods."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from twinsqueeze.types import FloatArray
+from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.similarity import normalize_rows
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How predicted cosines agree with labels; each field of the shape of the predictions without their last axis.
+    """Agreement of predicted cosines with labels; each field has the predictions' shape without the last axis.
 
     Attributes:
         mse: Mean squared error.
         mae: Mean absolute error.
-        pearson: Pearson's correlation, -1 to 1; NaN where predictions or labels are constant.
-        spearman: Spearman's rank correlation, ties sharing their mean rank; NaN where Pearson's is.
+        pearson: Pearson correlation, -1 to 1; NaN where predictions or labels are constant.
+        spearman: Spearman rank correlation, with mean ranks for ties; NaN where `pearson` is.
     """
 
     mse: FloatArray
@@ -27,7 +26,7 @@ class Scores:
     spearman: FloatArray
 
     def as_floats(self) -> dict[str, float]:
-        """The scores of a single list of predictions, by name."""
+        """Return the scores of a single list of predictions by name."""
         return {name: float(value) for name, value in asdict(self).items()}
 
 
@@ -35,11 +34,11 @@ METRICS = tuple(field.name for field in fields(Scores))
 
 
 def score(predicted: FloatArray, labels: FloatArray) -> Scores:
-    """Scores predictions against labels over the last axis.
+    """Score predictions against labels over the last axis.
 
     Args:
-        predicted: (…, P) cosines, -1 to 1.
-        labels: (…, P) or (P,) labels, 0 to 1.
+        predicted: (..., P) cosines, -1 to 1.
+        labels: (..., P) or (P,) labels, 0 to 1.
     """
     predicted = np.asarray(predicted, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
@@ -61,31 +60,28 @@ def _correlation(x: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def asymmetric_scores(
-    queries: FloatArray, stored: FloatArray, first: Any, second: Any, labels: FloatArray
+    queries: FloatArray, stored: FloatArray, first: IntArray, second: IntArray, labels: FloatArray
 ) -> dict[str, float]:
-    """The scores of pairs of which one is a query and the other is stored: means over both ways.
+    """Score pairs of a query vector and a stored vector; each sentence of a pair is the query once, scores are means.
 
     Args:
-        queries: (N, d) of any length.
-        stored: (N, d) what is left of them.
-        first: (P,) row numbers.
-        second: (P,) row numbers.
+        queries: (N, d) query vectors of the sentences, of any length.
+        stored: (N, d) stored vectors of the same sentences, of any length.
+        first: (P,) row of each pair's first sentence.
+        second: (P,) row of each pair's second sentence.
         labels: (P,) labels, 0 to 1.
     """
-    asked, found = normalize_rows(queries), normalize_rows(stored)
-    ways = [np.einsum("pd,pd->p", asked[a], found[b]) for a, b in ((first, second), (second, first))]
-    return {name: float(np.mean(values)) for name, values in asdict(score(np.stack(ways), labels)).items()}
+    queries, stored = normalize_rows(queries), normalize_rows(stored)
+    cosines = [np.einsum("pd,pd->p", queries[a], stored[b]) for a, b in ((first, second), (second, first))]
+    return {name: float(np.mean(values)) for name, values in asdict(score(np.stack(cosines), labels)).items()}
 
 
-def neighbor_recall(reference: Any, found: Any) -> float:
-    """Share of the reference's nearest neighbours that are found again, 0 to 1; order within the k does not count.
+def neighbor_recall(reference: IntArray, found: IntArray) -> float:
+    """Return the share of the reference's nearest neighbors that are found, 0 to 1; NaN if there are no neighbors.
 
     Args:
-        reference: (N, k) indices from `nearest_neighbors` of the uncompressed vectors.
-        found: (N, k) indices from `nearest_neighbors` of the compressed ones.
-
-    Returns:
-        NaN where nothing has a neighbour.
+        reference: (N, k) indices that `nearest_neighbors` returns for uncompressed vectors.
+        found: (N, k) indices that it returns for compressed vectors, in any order.
     """
     if not reference.size:
         return float("nan")

@@ -1,58 +1,58 @@
-"""What search keeps: the nearest neighbours, and whether a sentence finds its partner. Arrays in, numbers out."""
+"""Retrieval metrics: nearest neighbors, and recall of sentences that mean the same."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.evaluation.metrics import neighbor_recall
-from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.similarity import NEIGHBOURS, nearest_neighbors, unit_tensors
+from twinsqueeze.types import FloatArray, IntArray
+from twinsqueeze.utils.similarity import NUM_NEIGHBORS, nearest_neighbors, normalized_tensors
 
-# Pairs with at least this score, 0 to 5, mean the same: each sentence is to find the other.
-PARTNER_SCORE = 4.0
-# Cosines closer than this are equal: signs tie often, and how a product is rounded must not break ties.
+# The sentences of a pair with at least this score, of 0 to 5, are relevant to each other.
+RELEVANT_SCORE = 4.0
+# Cosines that differ by less are ties. Sign codes tie often, and rounding errors must not decide a rank.
 TIE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class RelevantPairs:
-    """Who is to find whom, each way counted once.
+    """The relevant sentences of each query, without duplicates.
 
     Attributes:
-        queries: (C,) rows of the sentences that search, in rising order.
-        targets: (C,) rows of what they are to find; a sentence with several partners stands here for each.
+        queries: (C,) rows of the queries in ascending order; a query occurs once per relevant sentence.
+        targets: (C,) rows of the relevant sentences.
     """
 
-    queries: Any
-    targets: Any
+    queries: IntArray
+    targets: IntArray
 
 
-def relevant_pairs(first: Any, second: Any, scores: FloatArray) -> RelevantPairs:
-    """The partners in some pairs; a sentence that is paired with itself has nothing to find.
+def relevant_pairs(first: IntArray, second: IntArray, scores: FloatArray) -> RelevantPairs:
+    """Return the relevant sentences of every sentence; a sentence is never relevant to itself.
 
     Args:
-        first: (P,) rows of the pairs' first sentences.
-        second: (P,) rows of the pairs' second sentences.
-        scores: (P,) 0 to 5.
+        first: (P,) row of each pair's first sentence.
+        second: (P,) row of each pair's second sentence.
+        scores: (P,) scores from 0 to 5.
     """
-    close = (scores >= PARTNER_SCORE) & (first != second)
-    one_way = np.stack([first[close], second[close]], axis=1)
-    both = np.unique(np.concatenate([one_way, one_way[:, ::-1]]), axis=0)
-    return RelevantPairs(both[:, 0], both[:, 1])
+    relevant = (scores >= RELEVANT_SCORE) & (first != second)
+    one_way = np.stack([first[relevant], second[relevant]], axis=1)
+    both_ways = np.unique(np.concatenate([one_way, one_way[:, ::-1]]), axis=0)
+    return RelevantPairs(both_ways[:, 0], both_ways[:, 1])
 
 
 @dataclass(frozen=True)
-class SearchScores:
-    """What a search finds among a split's sentences; NaN where there is nothing to find.
+class RetrievalScores:
+    """Quality of a search among the sentences of a split; NaN if there is nothing to find.
 
     Attributes:
-        neighbor_recall: Share of the 10 nearest uncompressed neighbours that are still among the 10 nearest.
-        recall_at_1: Share of a sentence's partners that are the nearest of all, mean over the sentences with partners.
-        recall_at_10: The same for the 10 nearest.
-        mrr: Mean over those sentences of 1 / the rank of the partner that is found first.
+        neighbor_recall: Share of the 10 nearest uncompressed neighbors that are among the 10 nearest found.
+        recall_at_1: Share of a query's relevant sentences that are the nearest one, averaged over queries.
+        recall_at_10: Share of a query's relevant sentences among the 10 nearest, averaged over queries.
+        mrr: Mean reciprocal rank: 1 / rank of the first relevant sentence found, averaged over queries.
     """
 
     neighbor_recall: float
@@ -61,46 +61,65 @@ class SearchScores:
     mrr: float
 
     def as_floats(self) -> dict[str, float]:
-        """The scores by name."""
+        """Return the scores by name."""
         return asdict(self)
 
 
+class RetrievalTask:
+    """Search among the sentences of a split, for any number of compressions of its vectors."""
+
+    def __init__(self, split: EncodedPairs) -> None:
+        self._reference = nearest_neighbors(split.embeddings)
+        self._relevant = relevant_pairs(split.first, split.second, split.scores)
+
+    def score(self, vectors: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
+        """Return the fields of `RetrievalScores` by name, for arguments as those of `retrieval_scores`."""
+        return retrieval_scores(vectors, self._reference, self._relevant, queries=queries).as_floats()
+
+
 def retrieval_scores(
-    vectors: FloatArray, reference: Any, wanted: RelevantPairs, *, queries: FloatArray | None = None, block: int = 1024
-) -> SearchScores:
-    """Searches every vector among all the others, by cosine.
+    vectors: FloatArray,
+    reference: IntArray,
+    relevant: RelevantPairs,
+    *,
+    queries: FloatArray | None = None,
+    block: int = 1024,
+) -> RetrievalScores:
+    """Score a search in which every sentence is the query once, among all other sentences, by cosine.
 
     Args:
-        vectors: (N, d) of any length.
-        reference: (N, k) indices from `metrics.nearest_neighbors` of the uncompressed vectors.
-        wanted: The partners.
-        queries: (N, d) what searches, where that is another than the vectors, which are what is found.
-        block: Rows of the N x N similarities that are held at a time, so that memory stays bounded.
+        vectors: (N, d) stored vectors, of any length.
+        reference: (N, k) indices that `nearest_neighbors` returns for the uncompressed vectors.
+        relevant: Relevant sentences of the queries.
+        queries: (N, d) query vectors; None to use `vectors`.
+        block: Number of rows of the N x N similarities in memory at a time.
     """
-    kept = neighbor_recall(reference, nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block))
-    unit, asked = unit_tensors(vectors, queries)
-    cases = range(0, len(wanted.queries), block)
-    ranks = [_ranks(unit, asked, wanted.queries[i : i + block], wanted.targets[i : i + block]) for i in cases]
-    return SearchScores(kept, *_retrieval(wanted.queries, np.concatenate([*ranks, np.empty(0)])))
+    found = nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block)
+    stored, asked = normalized_tensors(vectors, queries)
+    ranks: list[FloatArray] = [np.empty(0)]
+    for start in range(0, len(relevant.queries), block):
+        rows = slice(start, start + block)
+        ranks.append(_ranks(stored, asked, relevant.queries[rows], relevant.targets[rows]))
+    return RetrievalScores(neighbor_recall(reference, found), *_recall_and_mrr(relevant.queries, np.concatenate(ranks)))
 
 
-def _ranks(unit: torch.Tensor, asked: torch.Tensor, queries: Any, targets: Any) -> FloatArray:
-    """The rank of each target among what its query finds, 1 for the nearest; equal ones share their mean rank."""
-    similarity = (asked[queries] @ unit.T).numpy()
+def _ranks(stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets: IntArray) -> FloatArray:
+    """Return the rank of each target among its query's results, 1 for the nearest, with mean ranks for ties."""
+    similarity = (asked[queries] @ stored.T).numpy()
     rows = np.arange(len(queries))
     similarity[rows, queries] = -np.inf
-    own = similarity[rows, targets][:, None]
-    nearer = np.count_nonzero(similarity > own + TIE_TOLERANCE, axis=1)
-    equal = np.count_nonzero(similarity >= own - TIE_TOLERANCE, axis=1) - nearer  # the target is one of them
-    ranks: FloatArray = nearer + (equal + 1) / 2
+    target = similarity[rows, targets][:, None]
+    nearer = np.count_nonzero(similarity > target + TIE_TOLERANCE, axis=1)
+    ties = np.count_nonzero(similarity >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
+    ranks: FloatArray = nearer + (ties + 1) / 2
     return ranks
 
 
-def _retrieval(queries: Any, ranks: FloatArray) -> Sequence[float]:
-    """Recall at 1, recall at 10 and the mean reciprocal rank, each a mean over the distinct queries."""
+def _recall_and_mrr(queries: IntArray, ranks: FloatArray) -> Sequence[float]:
+    """Return recall at 1, recall at 10 and the mean reciprocal rank over distinct queries."""
     if not len(queries):
         return (float("nan"),) * 3
     _, starts, counts = np.unique(queries, return_index=True, return_counts=True)
-    recalls = [np.add.reduceat((ranks <= k).astype(float), starts) / counts for k in (1, NEIGHBOURS)]
-    first = np.minimum.reduceat(ranks, starts)
-    return [float(values.mean()) for values in (*recalls, 1 / first)]
+    recalls = [np.add.reduceat((ranks <= k).astype(float), starts) / counts for k in (1, NUM_NEIGHBORS)]
+    first_rank = np.minimum.reduceat(ranks, starts)
+    return [float(values.mean()) for values in (*recalls, 1 / first_rank)]

@@ -1,17 +1,15 @@
 """Cosine similarity and exact nearest neighbors."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
-from twinsqueeze.types import FloatArray
+from twinsqueeze.types import FloatArray, IntArray
 
-NEIGHBOURS = 10
+NUM_NEIGHBORS = 10
 
 
-def pair_cosines(vectors: FloatArray, first: Any, second: Any) -> FloatArray:
-    """res[i] = cos(vectors[first[i]], vectors[second[i]]); 0 where a vector is all zeros.
+def pair_cosines(vectors: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
+    """Return cos(vectors[first[i]], vectors[second[i]]) for each i, (P,); 0 where a vector is all zeros.
 
     Args:
         vectors: (N, d) of any length.
@@ -24,43 +22,44 @@ def pair_cosines(vectors: FloatArray, first: Any, second: Any) -> FloatArray:
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:
-    """Returns the rows scaled to unit length; rows of zeros stay zeros."""
+    """Return the rows scaled to unit length; rows of zeros stay zeros."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: FloatArray = vectors / np.maximum(length, np.finfo(np.float32).tiny)
     return unit
 
 
 def nearest_neighbors(
-    vectors: FloatArray, k: int = NEIGHBOURS, *, queries: FloatArray | None = None, block: int = 1024
-) -> Any:
-    """Each vector's nearest others by cosine.
+    vectors: FloatArray, k: int = NUM_NEIGHBORS, *, queries: FloatArray | None = None, block: int = 1024
+) -> IntArray:
+    """Return the k nearest other vectors of each vector by cosine.
 
     Args:
         vectors: (N, d) of any length.
-        k: How many, or all the others where there are fewer.
-        queries: (N, d) what asks for each vector's nearest, where that is another than the vector itself.
-        block: Rows of the N x N similarities that are held at a time, so that memory stays bounded.
+        k: Number of neighbors; N - 1 if that is less.
+        queries: (N, d) vectors to search with instead of `vectors`, row by row.
+        block: Number of rows of the N x N similarities in memory at a time.
 
     Returns:
-        (N, k) int64 row numbers, nearest first, the vector itself left out.
+        (N, k) int64 row numbers, nearest first, without the row itself.
     """
-    unit, asked = unit_tensors(vectors, queries)
-    k = min(k, len(unit) - 1)
+    stored, asked = normalized_tensors(vectors, queries)
+    k = min(k, len(stored) - 1)
     found = []
-    for start in range(0, len(unit), block):
-        similarity = asked[start : start + block] @ unit.T
+    for start in range(0, len(stored), block):
+        similarity = asked[start : start + block] @ stored.T
         rows = torch.arange(len(similarity))
         similarity[rows, start + rows] = -torch.inf
         found.append(similarity.topk(k, dim=1).indices)
-    return torch.cat(found).numpy()
+    neighbors: IntArray = torch.cat(found).numpy()
+    return neighbors
 
 
-def unit_tensors(vectors: FloatArray, queries: FloatArray | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors scaled to length 1 and what asks for them, float32: the same where there are no queries."""
-    unit = torch.nn.functional.normalize(torch.as_tensor(vectors, dtype=torch.float32), dim=1)
-    return unit, unit if queries is None else unit_tensors(queries, None)[0]
+def normalized_tensors(vectors: FloatArray, queries: FloatArray | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return vectors and queries as float32 tensors of unit rows; without queries, the vectors twice."""
+    stored = torch.nn.functional.normalize(torch.as_tensor(vectors, dtype=torch.float32), dim=1)
+    return stored, stored if queries is None else normalized_tensors(queries, None)[0]
 
 
 def pairwise_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """res[…, i] = first[…, i] · second[…, i], the cosine of unit vectors: (…, P, d) twice gives (…, P)."""
+    """Return the cosines of corresponding unit vectors: (..., P, d) twice gives (..., P)."""
     return (first * second).sum(-1)
