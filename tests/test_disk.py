@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_repaired(place, run_here, tmp_path, pairs_folder, mo
         path.write_bytes(content[:-7] if i % 2 else content[:99] + bytes([content[99] ^ 4]) + content[100:])
     code, _, err = run_here(*MAIN, str(pairs_folder))
     assert code == 0, err
-    assert "a cached file is damaged, so the result is made again" in err
+    assert "a cached file is damaged, so the result is computed again" in err
     again, first = Workplace(tmp_path, cache).runs()[0], place.runs()[-1]
     same = {name: value for name, value in first.data.metrics.items() if not name.startswith("system/")}
     assert again.data.metrics == same
@@ -203,7 +203,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run(workplace, pairs_folder, si
         workplace, cache, *MAIN, str(pairs_folder), size=size, options=options, TWINSQUEEZE_CACHE=str(cache)
     )
     assert code == 0, err
-    assert "the cache can't be written, so the next run starts afresh" in err
+    assert "the cache can't be written, so the next run computes the result again" in err
     assert not [name for name in left if name.endswith(".part")]
     assert workplace.runs()[0].info.status == "FINISHED"
 

@@ -15,7 +15,7 @@ def test_what_is_put_is_got(cache):
     assert cache.get("key") is None
     cache.put("key", b"payload")
     assert cache.get("key") == b"payload"
-    assert cache.trouble == []
+    assert cache.warnings == []
     assert [path.name for path in cache.folder.iterdir()] == ["key"]
 
 
@@ -27,7 +27,7 @@ def test_a_damaged_file_is_no_result(cache, damage):
         content[200] ^= 1
     cache.path("key").write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
     assert cache.get("key") is None
-    assert "damaged" in cache.trouble[0]
+    assert "damaged" in cache.warnings[0]
     cache.put("key", b"again")
     assert cache.get("key") == b"again"
 
@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):
     cache = DiskCache(tmp_path / "file" / "cache")
     cache.put("key", b"payload")
     assert cache.get("key") is None
-    assert "can't be" in cache.trouble[0]
+    assert "can't be" in cache.warnings[0]
 
 
 def test_nothing_half_written_is_left_when_the_disk_is_full(cache, monkeypatch):
@@ -47,7 +47,7 @@ def test_nothing_half_written_is_left_when_the_disk_is_full(cache, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     cache.put("key", b"payload")
     assert list(cache.folder.iterdir()) == []
-    assert "No space left" in cache.trouble[0]
+    assert "No space left" in cache.warnings[0]
 
 
 def write_often(folder, number):
@@ -72,7 +72,7 @@ def test_several_writers_never_show_a_mixture(tmp_path):
     for writer in writers:
         writer.join()
     assert reads
-    assert cache.trouble == []
+    assert cache.warnings == []
 
 
 def test_folder_is_named_by_the_environment(monkeypatch, tmp_path):

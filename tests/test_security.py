@@ -217,7 +217,7 @@ def test_a_flipped_byte_of_a_registered_model_is_refused(store, uri):
 def test_files_that_were_added_or_are_gone_are_seen(store):
     folder, _ = files_of(store)
     (folder / "more.json").write_text("{}")
-    with pytest.raises(InputError, match=r"more\.json was not there"):
+    with pytest.raises(InputError, match=r"more\.json was added"):
         model_loader.resolve_model(CHAMPION)
     (folder / "more.json").unlink()
     whole = (folder / "requirements.txt").read_bytes()

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and how they are worded."""
+"""Errors that users can fix, and short texts of errors and values."""
 
 import errno
 import os
@@ -7,67 +7,57 @@ import reprlib
 import sqlite3
 from collections.abc import Iterator
 
-# What the user can mend, and no program.
-ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
-SQLITE = (
-    "SQLITE_FULL",
-    "SQLITE_READONLY",
-    "SQLITE_IOERR",
-    "SQLITE_CORRUPT",
-    "SQLITE_NOTADB",
-    "SQLITE_CANTOPEN",
-    "SQLITE_BUSY",
-)
+# Errors of disks and databases that the user can fix.
+STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+SQLITE_ERRORS = tuple(f"SQLITE_{n}" for n in ("FULL", "READONLY", "IOERR", "CORRUPT", "NOTADB", "CANTOPEN", "BUSY"))
+# Libraries written in other languages put the number into the message.
+ERRNO_IN_MESSAGE = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
 
-# As libraries in other languages write the number into their texts.
-WRITTEN = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+class InputError(ValueError):
+    """Something that the user passed cannot be used.
+
+    The message is one line: what was passed, what was expected, what to do. Commands print it without a traceback and
+    exit with 2. Every other exception is a bug and keeps its traceback.
+    """
 
 
 def describe_storage_error(error: BaseException) -> str | None:
-    """What is wrong with a disk or a database, if that is why an error was raised; None if it is not."""
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in ERRNOS:
-            where = f": {os.fsdecode(cause.filename)}" if isinstance(cause.filename, str | bytes) else ""
-            return f"{cause.strerror or cause}{where}"
-        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "").startswith(SQLITE):
+    """Describe the failure of a disk or a database that caused an error; None if there was none."""
+    for cause in _error_chain(error):
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
+            path = f": {os.fsdecode(cause.filename)}" if isinstance(cause.filename, str | bytes) else ""
+            return f"{cause.strerror or cause}{path}"
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "").startswith(SQLITE_ERRORS):
             return f"the database can't be used: {cause}"
-        if (found := WRITTEN.search(str(cause))) and int(found[1] or found[2]) in ERRNOS:
+        if (found := ERRNO_IN_MESSAGE.search(str(cause))) and int(found[1] or found[2]) in STORAGE_ERRNOS:
             return os.strerror(int(found[1] or found[2]))
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it was raised for or after, each once."""
-    left, seen = [error], set()
-    while left:
-        this = left.pop()
-        if id(this) not in seen:
-            seen.add(id(this))
-            yield this
-            left += [cause for cause in (this.__context__, this.__cause__) if cause]
-
-
-class InputError(ValueError):
-    """Something that the user gave cannot be used.
-
-    The message is one line: what was given, why it can't be used, and the way out. Commands print it as it is and exit
-    with 2; every other exception is a fault of ours and keeps its traceback.
-    """
+def _error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all its causes and contexts, each once."""
+    pending, seen = [error], set()
+    while pending:
+        current = pending.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            pending += [cause for cause in (current.__context__, current.__cause__) if cause]
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """An error's text on one line of at most `limit` characters; its type's name where it has no text."""
+    """Return an error's message on one line of at most `limit` characters; its type's name if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def truncate_repr(value: object, limit: int = 100) -> str:
-    """A value as Python writes it, of at most `limit` characters; of a nested one only the outer parts."""
-    shown = reprlib.Repr()
-    # A file of a few lines can nest values that would fill the memory as text.
-    shown.maxlevel, shown.maxstring, shown.maxother, shown.maxlong = 3, limit, limit, limit
+    """Return the repr of a value, cut to `limit` characters and three levels of nesting."""
+    shortener = reprlib.Repr()
+    # The full repr of nested aliases in a short YAML file can fill the memory.
+    shortener.maxlevel, shortener.maxstring, shortener.maxother, shortener.maxlong = 3, limit, limit, limit
     try:
-        text = shown.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+        text = shortener.repr(value)
+    except ValueError:  # Python refuses to print an integer of over 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

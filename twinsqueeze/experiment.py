@@ -149,8 +149,8 @@ def _encoding_progress(reporter: Reporter, title: str) -> Iterator[OnProgress]:
 
 
 def _report_cache_warnings(cache: DiskCache, reporter: Reporter) -> None:
-    while cache.trouble:
-        reporter.warn(cache.trouble.pop(0))
+    while cache.warnings:
+        reporter.warn(cache.warnings.pop(0))
 
 
 @dataclass(frozen=True)

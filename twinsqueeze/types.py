@@ -1,4 +1,4 @@
-"""Array types."""
+"""Types of NumPy arrays."""
 
 from typing import Any
 

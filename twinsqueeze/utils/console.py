@@ -1,4 +1,4 @@
-"""Messages and progress bars."""
+"""Messages and progress bars for the terminal."""
 
 import sys
 import time
@@ -8,41 +8,41 @@ from typing import Any
 
 from tqdm import tqdm
 
-from twinsqueeze.utils.text import escape_control_chars
+from twinsqueeze.utils.text import escape_lines
 
 PLAIN_LINES = 10
-SECONDS_A_LINE = 10
+SECONDS_BETWEEN_LINES = 10
 Advance = Callable[[int, int | None, Mapping[str, str]], None]
 
 
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Advance]:
-    """A bar on standard error with the time left; where that is no terminal, ten plain lines.
+    """Show progress on standard error: a bar on a terminal, otherwise ten plain lines.
 
     Yields:
-        A function of how many are done, how many there are, and figures to show beside them. Where nobody knows how
-        many there are, that is None, and plain lines come every ten seconds.
+        A function of the number done, the total and values to show beside them. If the total is unknown it is None, and
+        plain lines appear every ten seconds.
     """
     bar: Any = None
-    started = spoke = time.monotonic()
-    said = 0
+    started = last_line = time.monotonic()
+    lines = 0
 
-    def advance(done: int, total: int | None, figures: Mapping[str, str]) -> None:
-        nonlocal bar, said, spoke
+    def advance(done: int, total: int | None, values: Mapping[str, str]) -> None:
+        nonlocal bar, lines, last_line
         if sys.stderr.isatty():
             if bar is None:
                 bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True)
-            bar.set_postfix(figures, refresh=done == bar.n)
+            bar.set_postfix(values, refresh=done == bar.n)
             bar.update(done - bar.n)
         elif total is None:
-            if time.monotonic() - spoke > SECONDS_A_LINE:
-                spoke = time.monotonic()
+            if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
                 print(f"{title}: {unit} {done}", file=sys.stderr, flush=True)
-        elif done * PLAIN_LINES // total > said or done == total:
-            said = done * PLAIN_LINES // total
-            left = (time.monotonic() - started) / done * (total - done)
-            shown = "".join(f", {name} {value}" for name, value in figures.items())
-            print(f"{title}: {unit} {done} of {total}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
+        elif done * PLAIN_LINES // total > lines or done == total:
+            lines = done * PLAIN_LINES // total
+            seconds_left = (time.monotonic() - started) / done * (total - done)
+            shown = "".join(f", {name} {value}" for name, value in values.items())
+            print(f"{title}: {unit} {done} of {total}{shown}, {seconds_left:.0f} s left", file=sys.stderr, flush=True)
 
     try:
         yield advance
@@ -52,21 +52,16 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
 
 
 def info(text: str) -> None:
-    """A line on standard error, where progress goes."""
-    print(_escape(text), file=sys.stderr, flush=True)
-
-
-def _escape(text: str) -> str:
-    """Without commands to the terminal; lines stay lines."""
-    return "\n".join(map(escape_control_chars, text.split("\n")))
-
-
-def print_result(*lines: str) -> None:
-    """Lines of a result, on standard output."""
-    for line in lines:
-        print(_escape(line))
+    """Print a message on standard error."""
+    print(escape_lines(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line that must not be missed, on standard error."""
+    """Print a warning on standard error."""
     info(f"WARNING: {text}")
+
+
+def print_result(*lines: str) -> None:
+    """Print lines of a result on standard output."""
+    for line in lines:
+        print(escape_lines(line))

@@ -1,4 +1,4 @@
-"""A cache of arrays on disk whose files carry a checksum."""
+"""A cache on disk, and files that are written atomically with a checksum."""
 
 import hashlib
 import os
@@ -7,65 +7,63 @@ from pathlib import Path
 
 import platformdirs
 
+DIGEST_LENGTH = 64
+# Suffix of files that are being written; a killed process may leave one.
+UNFINISHED = ".part"
+
+
+class ChecksumError(ValueError):
+    """A file's content does not match its checksum."""
+
 
 class DiskCache:
-    """Bytes by key, each file headed by the SHA-256 of what follows.
+    """Bytes by key, with a checksum. Failures to read or write are collected in `warnings` and otherwise ignored.
 
     Args:
-        folder: Made when first written to. Default: `TWINSQUEEZE_CACHE`, else the user's cache folder.
+        folder: Created on the first write. Default: `default_cache_dir()`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_cache_dir()
-        self.trouble: list[str] = []
+        self.warnings: list[str] = []
 
     def path(self, key: str) -> Path:
-        """The file that holds, or would hold, the bytes of a key."""
+        """Return the path of a key's file, which need not exist."""
         return self.folder / key
 
     def get(self, key: str) -> bytes | None:
-        """What was put under the key, or None if nothing was, or it is damaged."""
+        """Return the bytes stored under a key, or None if there are none or they are damaged."""
         path = self.path(key)
         try:
             return read_verified(path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            self.trouble.append(f"the cache can't be read, so the result is made again: {error}")
-            return None
+            self.warnings.append(f"the cache can't be read, so the result is computed again: {error}")
         except ChecksumError:
-            self.trouble.append(f"a cached file is damaged, so the result is made again: {path}")
-            return None
+            self.warnings.append(f"a cached file is damaged, so the result is computed again: {path}")
+        return None
 
     def put(self, key: str, payload: bytes) -> None:
-        """Keeps bytes; a folder that can't be written to is noted and otherwise ignored."""
+        """Store bytes under a key."""
         try:
             write_atomic(self.path(key), payload)
         except OSError as error:
-            self.trouble.append(f"the cache can't be written, so the next run starts afresh: {error}")
+            self.warnings.append(f"the cache can't be written, so the next run computes the result again: {error}")
 
 
 def default_cache_dir() -> Path:
-    """`TWINSQUEEZE_CACHE`, else the folder that the system has for caches, such as ~/.cache/twinsqueeze."""
-    named = os.environ.get("TWINSQUEEZE_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("twinsqueeze")
-
-
-DIGEST_LENGTH = 64
-# What a file is called until it is whole; a process that is killed may leave one.
-UNFINISHED = ".part"
-
-
-class ChecksumError(ValueError):
-    """A file's bytes are not those that were written."""
+    """Return `TWINSQUEEZE_CACHE`, or the platform's cache directory, such as ~/.cache/twinsqueeze."""
+    configured = os.environ.get("TWINSQUEEZE_CACHE")
+    return Path(configured).expanduser() if configured else platformdirs.user_cache_path("twinsqueeze")
 
 
 def read_verified(path: Path) -> bytes:
-    """What `write_atomic` wrote.
+    """Return the payload of a file that `write_atomic` wrote.
 
     Raises:
-        OSError: If the file can't be read.
-        DamagedError: If it was cut off or changed.
+        OSError: If the file cannot be read.
+        ChecksumError: If it was truncated or changed.
     """
     content = path.read_bytes()
     digest, payload = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
@@ -75,14 +73,10 @@ def read_verified(path: Path) -> bytes:
 
 
 def write_atomic(path: Path, payload: bytes) -> None:
-    """Writes bytes to a file in whose place, at any moment and for any reader, stands the old one or the new one.
-
-    Args:
-        path: In a folder that is made if need be.
-        payload: Any bytes.
+    """Replace a file by a SHA-256 and the payload; readers see the old file or the new one, even after a crash.
 
     Raises:
-        OSError: If it can't be written; the old one stays.
+        OSError: If the file cannot be written; the old one stays.
     """
     temporary = None
     try:
@@ -93,8 +87,8 @@ def write_atomic(path: Path, payload: bytes) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # a cache may be shared by users; mkstemp keeps it to one
+        Path(temporary).chmod(0o644)  # mkstemp makes files private, but users may share a cache
         Path(temporary).replace(path)
     finally:
-        if temporary:  # gone already if all went well
+        if temporary:
             Path(temporary).unlink(missing_ok=True)

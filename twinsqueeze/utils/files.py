@@ -1,4 +1,4 @@
-"""Paths, digests and the state directory."""
+"""Paths, digests of files, and the state directory."""
 
 import hashlib
 import os
@@ -12,57 +12,57 @@ import platformdirs
 CHECKPOINT_FILE = "compressor.safetensors"
 
 
-def expand_user(given: str | Path) -> Path:
-    """The path that a user named; a `~name` of nobody stays as it is, and is not there."""
-    return Path(os.path.expanduser(given))  # noqa: PTH111 - Path.expanduser raises for nobody
+def expand_user(path: str | Path) -> Path:
+    """Return a path with ~ expanded; unlike `Path.expanduser`, an unknown ~user is kept as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
 def is_dir(path: Path) -> bool:
-    """Whether a folder is there; what the system can't look up, such as too long a name, is not."""
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for what it can't look up
+    """Return whether a directory exists; False for paths that the system rejects, such as names that are too long."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for paths that the system rejects
 
 
 def is_file(path: Path) -> bool:
-    """As `is_dir`, of a file."""
+    """Return whether a file exists; False for paths that the system rejects."""
     return os.path.isfile(path)  # noqa: PTH113 - as above
 
 
 def state_dir() -> Path:
-    """`TWINSQUEEZE_STATE`, else the folder that the system has for state, such as ~/.local/state/twinsqueeze."""
-    named = os.environ.get("TWINSQUEEZE_STATE")
-    return Path(named).expanduser() if named else platformdirs.user_state_path("twinsqueeze")
+    """Return `TWINSQUEEZE_STATE`, or the platform's state directory, such as ~/.local/state/twinsqueeze."""
+    configured = os.environ.get("TWINSQUEEZE_STATE")
+    return Path(configured).expanduser() if configured else platformdirs.user_state_path("twinsqueeze")
 
 
 def file_sha256(path: Path) -> str:
-    """64 hex digits over a file's bytes."""
+    """Return the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def bytes_sha256(content: bytes) -> str:
-    """As `file_sha256`, of bytes."""
+    """Return the SHA-256 of bytes, 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
-def dir_sha256(folder: Path, leave_out: Sequence[str]) -> dict[str, str]:
-    """The digests of all files of a folder by their paths in it, but for those whose names match a pattern."""
+def dir_sha256(folder: Path, exclude: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder by relative path, without names that match a glob pattern."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    kept = [path for path in files if not any(fnmatchcase(path.name, pattern) for pattern in leave_out)]
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in kept}
+    included = [path for path in files if not any(fnmatchcase(path.name, pattern) for pattern in exclude)]
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in included}
 
 
-def describe_change(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """What is not as it was, in words; None if all is."""
-    for name in sorted(then.keys() | now.keys()):
-        if name not in now:
+def describe_change(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
+    """Describe the first difference between two results of `dir_sha256`; None if they are equal."""
+    for name in sorted(before.keys() | after.keys()):
+        if name not in after:
             return f"{name} is missing"
-        if name not in then:
-            return f"{name} was not there"
-        if found := describe_file_change(name, then[name], now[name]):
-            return found
+        if name not in before:
+            return f"{name} was added"
+        if change := describe_file_change(name, before[name], after[name]):
+            return change
     return None
 
 
-def describe_file_change(name: str, then: str, now: str) -> str | None:
-    """As `describe_change`, of one file."""
-    return f"{name} has changed (SHA-256 {now[:16]}..., then {then[:16]}...)" if then != now else None
+def describe_file_change(name: str, before: str, after: str) -> str | None:
+    """Describe the change of a file's SHA-256; None if it did not change."""
+    return f"{name} has changed (SHA-256 was {before[:16]}..., is {after[:16]}...)" if before != after else None

@@ -1,34 +1,39 @@
-"""Text that others chose, shown where some characters would be taken for more than themselves."""
+"""Escaping of text that users chose, and removal of credentials."""
 
 import re
 
 
 def escape_control_chars(text: str) -> str:
-    """The text on one line, with control characters and those that change the direction of writing as escapes.
+    """Return the text on one line, with escapes for control characters and those that change the writing direction.
 
-    A terminal obeys the first, and the second show a name as another.
+    Terminals obey control characters, and a changed direction lets one name look like another.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def escape_lines(text: str) -> str:
+    """Return the text as `escape_control_chars` does, line by line."""
+    return "\n".join(map(escape_control_chars, text.split("\n")))
+
+
 def escape_markdown(text: str) -> str:
-    """The text as it stands, where Markdown is read: no markup, no HTML, no picture that is fetched from elsewhere."""
+    """Return the text such that Markdown shows it literally: no markup, no HTML, no remote images."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", escape_control_chars(text))
 
 
 def escape_mathtext(text: str) -> str:
-    """The text as it stands, where Matplotlib takes what is between dollars for mathematics."""
+    """Return the text such that Matplotlib shows it literally, without $math$."""
     return escape_control_chars(text).replace("$", r"\$")
 
 
 def redact_credentials(text: str) -> str:
-    """The text without the users' names, passwords and tokens that may stand in its addresses."""
-    # A database's password may have slashes in it, what stands before the @ of another address may not.
+    """Return the text without user names, passwords and tokens in its URLs."""
+    # A database password may contain slashes; in other URLs nothing before the @ does.
     text = re.sub(r"((?:postgres|mysql|mssql|sqlite|oracle)[\w+]*://)[^@\s]*@", r"\1", text)
     text = re.sub(r"//[^/\s]*@", "//", text)
     return re.sub(r"(?i)([?&](?:\w*(?:password|passwd|pwd|token|secret|key)\w*)=)[^&\s]+", r"\1...", text)
 
 
 def describe_error(error: BaseException) -> str:
-    """An error's message on one line of at most 500 characters, without credentials; its type if it has no message."""
+    """Return an error's message without credentials, on one line of at most 500 characters; its type if it is empty."""
     return " ".join(redact_credentials(str(error)).split())[:500] or type(error).__name__

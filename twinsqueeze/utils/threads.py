@@ -1,7 +1,7 @@
-"""Pieces of work in threads, each with its share of the cores.
+"""Work in threads that share the cores.
 
-PyTorch's own threads meet after every operation, and where operations are small they wait for each other more than they
-compute. Threads that each go through a piece alone wait nowhere, and what they work on stays in their core's cache.
+PyTorch's own threads meet after every operation, and wait for each other longer than small operations take. Threads
+that each process one item on its own do not wait, and their data stay in their core's cache.
 """
 
 from collections import deque
@@ -14,35 +14,35 @@ from typing import TypeVar
 
 import torch
 
-# For NumPy's linear algebra where bits count: its BLAS has one number of threads for the whole process, which k-means
-# in another thread sets to one while it runs, and with another number results have other last bits.
+# Held during NumPy's linear algebra where the last bits of results matter. They depend on the thread count of the BLAS,
+# which belongs to the whole process and is 1 while k-means runs in another thread.
 BLAS_LOCK = RLock()
-Piece = TypeVar("Piece")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def map_threaded(
-    pieces: Iterator[Piece], handle: Callable[[Piece], Result], threads: int
-) -> Generator[tuple[Piece, Result]]:
-    """Pieces and what `handle` gives for them, in their order; some are handled at once.
+    items: Iterator[Item], function: Callable[[Item], Result], threads: int
+) -> Generator[tuple[Item, Result]]:
+    """Yield items and the function's results in order, computing several at a time.
 
     Args:
-        pieces: Read no faster than the results are taken, in this thread.
-        handle: Called in the threads.
-        threads: How many, which share the cores that PyTorch may use.
+        items: Read in the calling thread, no faster than results are taken.
+        function: Called in the threads.
+        threads: Number of threads, which share PyTorch's cores.
     """
     cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "piece", initializer=partial(torch.set_num_threads, max(cores // threads, 1)))
-    waiting: deque[tuple[Piece, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(threads, "item", initializer=partial(torch.set_num_threads, max(cores // threads, 1)))
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
-        for piece in pieces:
-            waiting.append((piece, pool.submit(handle, piece)))
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
             if len(waiting) > 2 * threads:
-                done, result = waiting.popleft()
-                yield done, result.result()
+                done, future = waiting.popleft()
+                yield done, future.result()
         while waiting:
-            done, result = waiting.popleft()
-            yield done, result.result()
+            done, future = waiting.popleft()
+            yield done, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
@@ -50,10 +50,10 @@ def map_threaded(
 
 @contextmanager
 def batch_invariant_matmul(replicas: int) -> Iterator[None]:
-    """Has one replica's products computed as those of several are.
+    """Make the products of one replica bit-identical to those of the same replica among several.
 
-    Of a batch of products MKL gives each to a thread, while it cuts a single one between threads, on some processors
-    along the axis that is summed over: then a replica's last bits would tell whether it was trained alone.
+    MKL gives each product of a batch to one thread, but splits a single product between threads, on some processors
+    along the axis of summation, which changes the last bits.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if replicas == 1 else threads)
