@@ -26,8 +26,8 @@ DIM = 8
 
 
 @pytest.fixture(autouse=True, scope="module")
-def faiss_alone():
-    """FAISS as the baselines have it: on one thread, since its threads wait busily for cores that others have."""
+def single_threaded_faiss():
+    """Run FAISS as the baselines do: on one thread, since its threads busy-wait for occupied cores."""
     before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
     faiss.omp_set_num_threads(1)
     faiss.cvar.distance_compute_blas_threshold = 20
@@ -38,7 +38,7 @@ def faiss_alone():
 
 @pytest.fixture(scope="module")
 def task() -> BaselineTask:
-    """Vectors of 64 numbers, enough of them for FAISS's 256 centroids."""
+    """Vectors of 64 floats, enough of them for FAISS's 256 centroids."""
     train = random_pairs(pairs=400, sentences=600, dimension=64, seed=1)
     dev = random_pairs(pairs=150, sentences=120, dimension=64, seed=2)
     return BaselineTask(train.embeddings, {"dev": dev}, {"dev": dev.scores / 5})
@@ -55,7 +55,7 @@ def found(task, cache):
 
 
 def expected_scores(stored: np.ndarray, task: BaselineTask) -> tuple[float, float]:
-    """Spearman and the share of the neighbours that are kept."""
+    """Spearman and neighbor recall, computed independently."""
     pairs = task.splits["dev"]
     stored = np.asarray(stored, dtype=np.float64)
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
@@ -66,7 +66,7 @@ def expected_scores(stored: np.ndarray, task: BaselineTask) -> tuple[float, floa
     return spearman, np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)])
 
 
-def test_bytes_are_those_of_a_stored_vector(found):
+def test_bytes_per_vector(found):
     assert {name: row.bytes for name, row in found.items()} == {
         "uncompressed": 256,
         "first 8": 32,
@@ -118,7 +118,7 @@ def test_bytes_are_those_of_a_stored_vector(found):
     }
 
 
-def test_int8_and_signs_are_sentence_transformers(found, task):
+def test_int8_and_signs_match_sentence_transformers(found, task):
     pca = PCA(DIM, svd_solver="full").fit(task.train)
     transforms = {"uncompressed": lambda x: x, "PCA to 8": pca.transform, "first 8": lambda x: x[:, :DIM]}
     for name, transform in transforms.items():
@@ -128,13 +128,13 @@ def test_int8_and_signs_are_sentence_transformers(found, task):
         stored["signs of 64, centred" if name == "uncompressed" else f"{name}, signs"] = 2.0 * bits - 1
         for row, vectors in stored.items():
             scores = found[row].scores["dev"]
-            spearman, neighbours = expected_scores(vectors, task)
+            spearman, recall = expected_scores(vectors, task)
             assert scores["spearman"] == pytest.approx(spearman, abs=0.01), row
-            if not row.endswith("8, signs"):  # these tie, and which of equals are the nearest is arbitrary
-                assert scores["neighbor_recall"] == pytest.approx(neighbours, abs=0.01), row
+            if not row.endswith("8, signs"):  # signs tie, and the order of ties is arbitrary
+                assert scores["neighbor_recall"] == pytest.approx(recall, abs=0.01), row
 
 
-def test_random_projections_in_fewer_bits_are_those_of_scikit_learn(found, task):
+def test_quantized_random_projections_match_scikit_learn(found, task):
     train, dev = task.train, task.splits["dev"].embeddings
     spearmans: dict[str, list[float]] = {"int8": [], "signs": []}
     for seed in range(20):
@@ -144,19 +144,19 @@ def test_random_projections_in_fewer_bits_are_those_of_scikit_learn(found, task)
         bits = np.unpackbits(quantize_embeddings(queries - narrow.mean(0), "ubinary"), axis=1)
         spearmans["int8"].append(expected_scores(stored, task)[0])
         spearmans["signs"].append(expected_scores(2.0 * bits - 1, task)[0])
-    for kept, values in spearmans.items():
-        row = found[f"random projection to 8, {kept}"]
+    for precision, values in spearmans.items():
+        row = found[f"random projection to 8, {precision}"]
         assert row.draws == 20
         assert row.scores["dev"]["spearman"] == pytest.approx(np.mean(values), abs=0.005)
         assert row.deviations["dev"]["spearman"] == pytest.approx(np.std(values, ddof=1), abs=0.005)
 
 
-def test_quantisers_are_those_of_faiss(found, task):
+def test_quantizers_match_faiss(found, task):
     dev = task.splits["dev"].embeddings
     # np: without polysemous training, which renames the codes and takes a minute
     for kind, factory in (("PQ", "PQ16np"), ("OPQ+PQ", "OPQ16,PQ16np")):
         index = faiss.index_factory(64, factory)
-        if kind == "OPQ+PQ":  # as many iterations as ours
+        if kind == "OPQ+PQ":  # fewer iterations, as in the baselines
             rotation = faiss.downcast_VectorTransform(index.chain.at(0))
             rotation.niter, rotation.niter_pq_0 = 20, 10
         index.train(task.train)
@@ -165,12 +165,12 @@ def test_quantisers_are_those_of_faiss(found, task):
         tolerance = 0.002 if kind == "PQ" else 0.05
         expected = expected_scores(index.sa_decode(index.sa_encode(dev)), task)
         assert (scores["spearman"], scores["neighbor_recall"]) == pytest.approx(expected, abs=tolerance)
-    kept = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbor_recall"] for size in faiss_baselines.CODE_SIZES]
-    assert kept == sorted(kept)
+    recalls = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbor_recall"] for size in faiss_baselines.CODE_SIZES]
+    assert recalls == sorted(recalls)
 
 
-def test_queries_in_floats_are_searched_as_by_faiss_in_what_it_restores(found, task):
-    """Cosines of vectors that are not quantised with what codes restore (asymmetric distance computation)."""
+def test_float_queries_match_faiss_search_of_decoded_vectors(found, task):
+    """Asymmetric distance computation: cosines of float queries with decoded vectors."""
     split = task.splits["dev"]
     unit = split.embeddings / np.linalg.norm(split.embeddings, axis=1, keepdims=True)
     index = faiss.index_factory(64, "PQ16np", faiss.METRIC_INNER_PRODUCT)
@@ -187,13 +187,13 @@ def test_queries_in_floats_are_searched_as_by_faiss_in_what_it_restores(found, t
     np.fill_diagonal(table, -1)
     reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(split.embeddings).kneighbors()[1]
     pairs = zip(reference, np.argsort(-table, 1)[:, :10], strict=True)
-    kept = np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
-    assert scores["neighbor_recall"] == pytest.approx(kept, abs=0.002)
-    assert kept > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
+    assert scores["neighbor_recall"] == pytest.approx(recall, abs=0.002)
+    assert recall > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
 
 
-def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
-    """FAISS would abort the process, which no code of ours could tell anybody of."""
+def test_opq_is_left_out_for_fewer_sentences_than_dimensions(tmp_path):
+    """FAISS would abort the process."""
     task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {}, {})
     rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     names = [row.name for row in rows if row.name.startswith("FAISS")]
@@ -203,8 +203,8 @@ def test_fewer_sentences_than_numbers_are_not_rotated(tmp_path):
     assert "as many distinct train sentences" in missing_baselines_note(rows)
 
 
-def test_a_rotation_helps_where_numbers_go_together(tmp_path):
-    """PQ cuts between them, which OPQ's rotation (Ge et al. 2013) avoids."""
+def test_opq_beats_pq_on_correlated_dimensions(tmp_path):
+    """PQ separates correlated dimensions, which OPQ's rotation (Ge et al. 2013) avoids."""
     generator = np.random.default_rng(3)
     hidden = generator.normal(size=(900, 64)) * np.geomspace(1, 0.01, 64)
     vectors = (hidden @ np.linalg.qr(generator.normal(size=(64, 64)))[0]).astype(np.float32)
@@ -225,14 +225,14 @@ def test_every_row_has_every_score(found):
     assert found["uncompressed"].scores["dev"]["neighbor_recall"] == 1
 
 
-def test_what_is_kept_is_neither_trained_nor_scored_again(task, cache, found, monkeypatch):
+def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, found, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("computed again")
 
     trained = []
     fewer = BaselineTask(task.train, {"test": task.splits["dev"]}, {"test": task.labels["dev"]})
     cached_baselines(fewer, DIM, cache, trained.append)
-    assert not trained  # quantisers are those of the train sentences, whatever is scored
+    assert not trained  # quantizers depend on the train sentences alone
     monkeypatch.setattr(baselines, "score_baselines", refuse)
     assert {row.name: row for row in cached_baselines(task, DIM, cache)} == found
     with pytest.raises(AssertionError, match="computed again"):
@@ -242,7 +242,7 @@ def test_what_is_kept_is_neither_trained_nor_scored_again(task, cache, found, mo
         cached_baselines(others, DIM, cache)
 
 
-def test_of_another_dim_only_what_has_a_dim_is_computed(task, cache, found, monkeypatch):
+def test_another_dim_recomputes_only_dimension_reductions(task, cache, found, monkeypatch):
     asked = []
     monkeypatch.setattr(baselines, "full_dim_encodings", lambda *_: asked.append("encodings") or iter(()))
     rows = cached_baselines(task, 4, cache)
@@ -250,24 +250,24 @@ def test_of_another_dim_only_what_has_a_dim_is_computed(task, cache, found, monk
     assert [row for row in rows if row.dim is None] == [row for row in found.values() if row.dim is None]
 
 
-def test_quantisers_are_the_same_whatever_threads_there_are(task, tmp_path):
+def test_quantizers_do_not_depend_on_the_thread_count(task, tmp_path):
     payloads = []
     for threads in (1, 2):
         faiss.omp_set_num_threads(threads)
-        kept = DiskCache(tmp_path / f"{threads}")
-        names = [name for name, *_ in faiss_baselines.product_quantizers(task.train, kept, lambda _: None)]
+        cache = DiskCache(tmp_path / f"{threads}")
+        names = [name for name, *_ in faiss_baselines.product_quantizers(task.train, cache, lambda _: None)]
         assert len(names) == 6
-        payloads.append({file.name: file.read_bytes() for file in kept.folder.iterdir()})
+        payloads.append({file.name: file.read_bytes() for file in cache.folder.iterdir()})
         assert faiss.omp_get_max_threads() == threads
     assert payloads[0] == payloads[1]
 
 
-def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
+def test_training_a_quantizer_prints_nothing(task, tmp_path):
     np.save(tmp_path / "train.npy", task.train)
     program = (
         "import sys, numpy as np; from pathlib import Path; from twinsqueeze.utils.disk_cache import DiskCache;"
         "from twinsqueeze.evaluation.faiss_baselines import product_quantizers;"
-        "list(product_quantizers(np.load('train.npy'), DiskCache(Path('kept')), lambda name: None))"
+        "list(product_quantizers(np.load('train.npy'), DiskCache(Path('cache')), lambda name: None))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -280,7 +280,7 @@ def test_training_a_quantiser_says_nothing_of_its_own(task, tmp_path):
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_where_quantisers_cannot_be_had_it_is_said(task, tmp_path, monkeypatch, found):
+def test_missing_quantizers_are_explained(task, tmp_path, monkeypatch, found):
     assert missing_baselines_note(list(found.values())) is None
     few = BaselineTask(task.train[:255], task.splits, task.labels)
     rows = cached_baselines(few, DIM, DiskCache(tmp_path))

@@ -11,7 +11,7 @@ def cache(tmp_path):
     return DiskCache(tmp_path / "cache")
 
 
-def test_what_is_put_is_got(cache):
+def test_put_and_get(cache):
     assert cache.get("key") is None
     cache.put("key", b"payload")
     assert cache.get("key") == b"payload"
@@ -20,7 +20,7 @@ def test_what_is_put_is_got(cache):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_file_is_no_result(cache, damage):
+def test_a_damaged_file_is_ignored_with_a_warning(cache, damage):
     cache.put("key", b"payload" * 100)
     content = bytearray(cache.path("key").read_bytes())
     if damage == "flip":
@@ -32,7 +32,7 @@ def test_a_damaged_file_is_no_result(cache, damage):
     assert cache.get("key") == b"again"
 
 
-def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "file").write_text("in the way")
     cache = DiskCache(tmp_path / "file" / "cache")
     cache.put("key", b"payload")
@@ -40,7 +40,7 @@ def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):
     assert "can't be" in cache.warnings[0]
 
 
-def test_nothing_half_written_is_left_when_the_disk_is_full(cache, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(cache, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -56,7 +56,7 @@ def write_often(folder, number):
         cache.put("key", bytes([number]) * 100_000)
 
 
-def test_several_writers_never_show_a_mixture(tmp_path):
+def test_concurrent_writers_never_mix_payloads(tmp_path):
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_often, args=(tmp_path, n)) for n in (1, 2, 3)]
     for writer in writers:

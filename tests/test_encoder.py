@@ -45,7 +45,7 @@ def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
         assert [len(text) for text in batch] == sorted(map(len, batch), reverse=True)
 
 
-def test_a_second_time_loads_and_encodes_nothing(cache):
+def test_cached_sentences_load_no_encoder(cache):
     first = embed_pairs(SPLITS, CountingEncoder(), cache)
     encoder = CountingEncoder()
     second = embed_pairs(SPLITS, encoder, cache)
@@ -54,15 +54,15 @@ def test_a_second_time_loads_and_encodes_nothing(cache):
         np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
 
 
-def test_train_without_test_leaves_the_same_units(cache):
-    """Else the last bits of vectors would depend on which command came first."""
+def test_splits_are_cached_the_same_with_and_without_test(cache):
+    """Otherwise the last bits of vectors would depend on which command runs first."""
     embed_pairs({name: SPLITS[name] for name in ("train", "dev")}, CountingEncoder(), cache)
     encoder = CountingEncoder()
     embed_pairs(SPLITS, encoder, cache)
     assert encoder.batches == [["a tree"]]
 
 
-def test_another_encoder_or_sentence_is_not_found(cache):
+def test_cache_keys_differ_by_encoder_and_sentences(cache):
     embed_pairs(SPLITS, CountingEncoder(), cache)
     other = CountingEncoder(fingerprint="bb")
     embed_pairs(SPLITS, other, cache)
@@ -70,7 +70,7 @@ def test_another_encoder_or_sentence_is_not_found(cache):
     assert len({cache_key("a", ["x", "yz"]), cache_key("a", ["xy", "z"]), cache_key("a", ["yz", "x"])}) == 3
 
 
-def test_a_damaged_cache_costs_only_time(cache):
+def test_damaged_cache_files_are_encoded_again(cache):
     first = embed_pairs(SPLITS, CountingEncoder(), cache)
     for path in cache.folder.iterdir():
         content = bytearray(path.read_bytes())
@@ -90,7 +90,7 @@ def test_progress_counts_sentences(cache):
     assert seen == [(BATCH_SIZE, BATCH_SIZE + 11), (BATCH_SIZE + 11, BATCH_SIZE + 11)]
 
 
-def test_the_dimension_is_checked_before_much_is_encoded_cached_or_not(cache):
+def test_the_dimension_is_checked_after_one_batch_cached_or_not(cache):
     def check(dimension):
         raise InputError(f"not {dimension}")
 
@@ -128,14 +128,14 @@ def test_changed_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "", "no-such-encoder"])
-def test_an_encoder_that_cannot_be_had_is_one_line(name, tmp_path):
+def test_an_unknown_encoder_is_one_line(name, tmp_path):
     with pytest.raises(InputError) as caught:
         resolve_encoder(name or str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_second_run_does_not_import_sentence_transformers(tmp_path):
-    """In a process of its own, with the real encoder."""
+    """In a separate process, with the real encoder."""
     program = """
 import sys
 import numpy as np

@@ -17,7 +17,7 @@ def predictions():
     return np.round(labels + 0.3 * generator.normal(size=(3, 200)), 2), labels
 
 
-def test_scores_are_those_of_scipy_and_scikit_learn(predictions):
+def test_scores_match_scipy_and_scikit_learn(predictions):
     predicted, labels = predictions
     scores = score(predicted, labels)
     for r in range(3):
@@ -27,7 +27,7 @@ def test_scores_are_those_of_scipy_and_scikit_learn(predictions):
         assert scores.spearman[r] == pytest.approx(stats.spearmanr(labels, predicted[r])[0], abs=1e-12)
 
 
-def test_a_replicas_bits_do_not_depend_on_its_company(predictions):
+def test_scores_of_a_replica_do_not_depend_on_other_replicas(predictions):
     predicted, labels = predictions
     together, alone = score(predicted, labels), score(predicted[1:2], labels)
     for name in METRICS:
@@ -40,7 +40,7 @@ def test_constant_predictions_have_no_correlation():
     assert np.isnan(scores.spearman)
 
 
-def test_intervals_are_those_of_scipys_bootstrap(predictions):
+def test_intervals_match_scipys_bootstrap(predictions):
     predicted, labels = predictions
     ours = PairBootstrap(labels, resamples=2000, seed=5).intervals(predicted[0])
 
@@ -74,8 +74,8 @@ PAIRED = {
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_differences_on_the_same_pairs_are_those_of_scipys_paired_bootstrap(predictions, metric):
-    """Predictions that share most of their error, so that an interval which is not paired would be far wider."""
+def test_differences_match_scipys_paired_bootstrap(predictions, metric):
+    """The predictions share most of their error, so an unpaired interval would be far wider."""
     ours, labels = predictions[0][0], predictions[1]
     theirs = ours + np.round(0.05 * np.random.default_rng(3).normal(size=len(ours)), 2) - 0.02
     difference, interval = PairBootstrap(labels, resamples=2000, seed=5).difference(ours, theirs, metric)
@@ -99,7 +99,7 @@ def test_equal_predictions_do_not_differ(predictions):
     assert (difference, interval.low, interval.high) == (0, 0, 0)
 
 
-def test_neighbours_are_scikit_learns():
+def test_nearest_neighbors_match_scikit_learn():
     vectors = np.random.default_rng(1).normal(size=(150, 16)).astype(np.float32)
     expected = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors).kneighbors()[1]
     np.testing.assert_array_equal(nearest_neighbors(vectors, 10, block=64), expected)
@@ -112,7 +112,7 @@ def test_neighbor_recall_by_hand():
     assert neighbor_recall(reference, reference) == 1
 
 
-def test_few_sentences_have_few_neighbours():
+def test_few_sentences_have_few_neighbors():
     assert nearest_neighbors(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
     assert np.isnan(neighbor_recall(nearest_neighbors(np.ones((1, 2))), nearest_neighbors(np.ones((1, 2)))))
 

@@ -26,20 +26,20 @@ PAIRS = scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat"))
 
 
 class WordsEncoder(CountingEncoder):
-    """With a tokenizer of the words."""
+    """Also has a tokenizer whose tokens are the words."""
 
     def vocabulary(self):
         return ["[CLS]", "##ing", *WORDS]
 
 
 @pytest.fixture
-def near():
-    """Ten neighbours of each word, those that follow it."""
+def neighbors():
+    """(600, 10) neighbors of each word: the ten that follow it."""
     return (np.arange(600)[:, None] + np.arange(1, 11)) % 600
 
 
 @pytest.mark.parametrize("mark", ["", "\u2581", "\u0120"])
-def test_whole_words_are_told_by_the_tokenizers_mark(mark):
+def test_whole_words_are_found_by_the_tokenizers_mark(mark):
     part = "##" if not mark else ""
     tokens = [
         f"{mark}house",
@@ -63,11 +63,11 @@ def test_the_encoders_own_words():
     assert words.index("the") < SKIPPED_WORDS < words.index("philosophy")
 
 
-def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_ones(near):
-    made = generate_sentences(9000, TRAIN, WORDS, near)[:3000]
+def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_ones(neighbors):
+    sentences = generate_sentences(9000, TRAIN, WORDS, neighbors)[:3000]
     candidates = [sentence.split() for sentence in TRAIN]
     replaced = possible = 0
-    for words in map(str.split, made):
+    for words in map(str.split, sentences):
         original = min(candidates, key=lambda known: sum(a != b for a, b in zip(known, words, strict=True)))
         for before, after in zip(original, words, strict=True):
             longer = before.isalpha() and len(before) >= 4
@@ -78,42 +78,42 @@ def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_o
     assert low < 0.3 < high
 
 
-def test_sentences_about_a_subject_have_its_words(near):
-    made = generate_sentences(6000, TRAIN, WORDS, near)[2000:]
+def test_topic_sentences_use_the_topics_words(neighbors):
+    sentences = generate_sentences(6000, TRAIN, WORDS, neighbors)[2000:]
     shapes = [re.compile(re.escape(t).replace(r"\{\}", "([a-z]+)"), re.IGNORECASE) for t in TEMPLATES]
-    used, of_subject, drawn = set(), 0, 0
-    for start in range(0, len(made), SENTENCES_PER_TOPIC):
+    used, of_topic, drawn = set(), 0, 0
+    for start in range(0, len(sentences), SENTENCES_PER_TOPIC):
         found = []
-        for sentence in made[start : start + SENTENCES_PER_TOPIC]:
+        for sentence in sentences[start : start + SENTENCES_PER_TOPIC]:
             shape, match = next((s, m) for s in shapes if (m := s.fullmatch(sentence)))
             used.add(shape)
             found.append([WORDS.index(word.lower()) for word in match.groups()])
-        # The subject is in all four, and most of the other words are among the ten after it.
-        subjects = set.intersection(*map(set, found))
-        assert subjects
-        of_subject += max(sum((p - s) % 600 in range(1, 11) for p in chain(*found)) for s in subjects)
+        # The topic is in all four, and most of the other words are among the ten after it.
+        topics = set.intersection(*map(set, found))
+        assert topics
+        of_topic += max(sum((p - s) % 600 in range(1, 11) for p in chain(*found)) for s in topics)
         drawn += sum(len(places) - 1 for places in found)
     assert used == set(shapes)
-    assert of_subject / drawn == pytest.approx(0.8, abs=0.03)
+    assert of_topic / drawn == pytest.approx(0.8, abs=0.03)
 
 
-def test_there_are_as_many_as_were_asked_for_and_each_time_the_same(near):
+def test_sentences_have_the_requested_count_and_are_deterministic(neighbors):
     for count in (1, 2, 50, 301):
-        made = generate_sentences(count, TRAIN, WORDS, near)
-        assert len(made) == count
-        assert made == generate_sentences(count, TRAIN, WORDS, near)
+        sentences = generate_sentences(count, TRAIN, WORDS, neighbors)
+        assert len(sentences) == count
+        assert sentences == generate_sentences(count, TRAIN, WORDS, neighbors)
 
 
-def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
+def test_words_and_sentences_are_encoded_once_and_cached(tmp_path):
     seen = []
     first = embed_synthetic(100, PAIRS, encoder := WordsEncoder(), DiskCache(tmp_path), lambda *args: seen.append(args))
     words = WORDS[SKIPPED_WORDS:]
     texts = [text for batch in encoder.batches for text in batch]
     assert texts[: len(words)] == words
     vectors = np.concatenate([np.stack(list(map(encoder.load(), [[text]])))[0] for text in words])
-    made = generate_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
+    sentences = generate_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
                           nearest_neighbors(vectors, synthetic.NUM_NEIGHBORS))  # fmt: skip
-    assert sorted(texts[len(words) :]) == sorted(made)
+    assert sorted(texts[len(words) :]) == sorted(sentences)
     assert seen[-1] == (len(words) + 100, len(words) + 100)
     assert first.shape == (100, 6)
 
@@ -127,15 +127,15 @@ def test_words_and_sentences_are_encoded_once_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [[], ["##ing", "x9"]])
-def test_an_encoder_without_words_is_told(tokens, tmp_path):
+def test_an_encoder_without_words_is_refused(tokens, tmp_path):
     encoder = WordsEncoder()
     encoder.vocabulary = lambda: tokens
     with pytest.raises(InputError, match=r"no words to make sentences of: .* or set synthetic_sentences to 0"):
         embed_synthetic(10, PAIRS, encoder, DiskCache(tmp_path))
 
 
-def test_the_encoder_puts_sentences_about_a_subject_near_each_other(tmp_path, monkeypatch):
-    """Which is what makes their neighbourhoods worth keeping: with the real encoder and a few of its words."""
+def test_sentences_of_a_topic_are_near_each_other(tmp_path, monkeypatch):
+    """With the real encoder and some of its words."""
     monkeypatch.setattr(synthetic, "MAX_WORDS", 800)
     monkeypatch.setattr(synthetic, "VARIANT_SHARE", 0)
     monkeypatch.setattr(synthetic, "sort_by_length", list)  # the sentences of a topic stay together
