@@ -177,9 +177,9 @@ def test_table_values_equal_the_metrics_of_the_runs(place, compared):
         "random projection to 8",
         "PCA to 8",
         "PCA to 8, whitened",
-        "signs of 384, centred",
+        "signs of 384, centered",
         *(f"{name} to 8, {kept}".replace("first to", "first") for kept in ("int8", "signs") for name in SMALLER),
-        "signs of 384, centred, float queries",
+        "signs of 384, centered, float queries",
         "uncompressed, int8",
     ]
 

@@ -73,8 +73,8 @@ def test_bytes_per_vector(found):
         "random projection to 8": 32,
         "PCA to 8": 32,
         "PCA to 8, whitened": 32,
-        "signs of 64, centred": 8,
-        "signs of 64, centred, float queries": 8,
+        "signs of 64, centered": 8,
+        "signs of 64, centered, float queries": 8,
         "first 8, int8": 8,
         "random projection to 8, int8": 8,
         "PCA to 8, int8": 8,
@@ -95,7 +95,7 @@ def test_bytes_per_vector(found):
         "FAISS OPQ+PQ, 64 bytes": 64,
         "FAISS OPQ+PQ, float queries, 64 bytes": 64,
     }
-    assert [name for name, row in found.items() if not row.search_only][-1] == "signs of 64, centred"
+    assert [name for name, row in found.items() if not row.search_only][-1] == "signs of 64, centered"
     assert {baseline_family(row.name, row.dim) for row in found.values()} == {
         "uncompressed",
         "uncompressed, int8",
@@ -109,8 +109,8 @@ def test_bytes_per_vector(found):
         "PCA, int8",
         "PCA, signs",
         "PCA, whitened",
-        "signs of 64, centred",
-        "signs of 64, centred, float queries",
+        "signs of 64, centered",
+        "signs of 64, centered, float queries",
         "FAISS PQ",
         "FAISS PQ, float queries",
         "FAISS OPQ+PQ",
@@ -125,7 +125,7 @@ def test_int8_and_signs_match_sentence_transformers(found, task):
         train, dev = (transform(v).astype(np.float32) for v in (task.train, task.splits["dev"].embeddings))
         stored = {f"{name}, int8": quantize_embeddings(dev, "int8", ranges=np.stack([train.min(0), train.max(0)]))}
         bits = np.unpackbits(quantize_embeddings(dev - train.mean(0), "ubinary"), axis=1)
-        stored["signs of 64, centred" if name == "uncompressed" else f"{name}, signs"] = 2.0 * bits - 1
+        stored["signs of 64, centered" if name == "uncompressed" else f"{name}, signs"] = 2.0 * bits - 1
         for row, vectors in stored.items():
             scores = found[row].scores["dev"]
             spearman, recall = expected_scores(vectors, task)

@@ -149,14 +149,14 @@ def test_artifacts_are_figures_and_tables(place, main_run, pairs_folder):
         "random projection to 8",
         "PCA to 8",
         "PCA to 8, whitened",
-        "signs of 384, centred",
+        "signs of 384, centered",
         "first 8, int8",
         "random projection to 8, int8",
         "PCA to 8, int8",
         "first 8, signs",
         "random projection to 8, signs",
         "PCA to 8, signs",
-        "signs of 384, centred, float queries",
+        "signs of 384, centered, float queries",
         "uncompressed, int8",
     ]
 

@@ -125,7 +125,7 @@ def full_dim_encodings(train: FloatArray, cache: DiskCache, on_training: Callabl
     dimension = train.shape[1]
     yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_identity])
     signs, center = [_signs(_identity, train)], train.mean(0)
-    name, size = f"signs of {dimension}, centred", bytes_per_vector("binary", dimension)
+    name, size = f"signs of {dimension}, centered", bytes_per_vector("binary", dimension)
     yield Baseline(name, None, size, False, signs)
     yield Baseline(f"{name}, {FLOAT_QUERIES}", None, size, True, signs, lambda vectors: vectors - center)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
