@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import twinsqueeze
-from twinsqueeze.commands.compress import compress
+from twinsqueeze.commands.compress import CompressOptions, compress
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, layer_sizes
 from twinsqueeze.model.initialization import uniform_layers
@@ -108,7 +108,7 @@ def _job(folder: Path, precision: str) -> float:
     output.unlink(missing_ok=True)
     start = time.perf_counter()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        compress(str(folder / "vectors.npy"), str(folder / "model"), output, precision=precision)
+        compress(CompressOptions(str(folder / "vectors.npy"), str(folder / "model"), output, precision))
     return time.perf_counter() - start
 
 

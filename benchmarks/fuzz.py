@@ -19,8 +19,6 @@ from safetensors.numpy import save
 
 from twinsqueeze.errors import InputError
 
-# Of a file's rows, at most so many are read a call.
-ROWS = 64
 HEAD = "sentence1,sentence2,score\n"
 # What a compressor's file says of itself.
 PROVENANCE = json.dumps(
@@ -51,17 +49,13 @@ def grids(data: bytes, folder: Path) -> None:
 
 def vectors(data: bytes, folder: Path, suffix: str = "") -> None:
     """Vectors or texts; without a suffix the first byte chooses one."""
-    from twinsqueeze.inference.readers import FORMATS, open_reader
+    from twinsqueeze.inference.readers import FORMATS, read_blocks
 
     suffix, data = (suffix, data) if suffix else _chosen(data, FORMATS)
     file = folder / f"vectors.{suffix}"
     file.write_bytes(data)
 
-    def read() -> None:
-        for block in open_reader(str(file)).blocks(ROWS, 0):
-            block.load()
-
-    _tolerate(read)
+    _tolerate(lambda: [np.array(block.rows) for block in read_blocks(str(file))])
 
 
 def checkpoints(data: bytes, folder: Path) -> None:

@@ -21,7 +21,7 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.grid import load_grid
-from twinsqueeze.inference.readers import FORMATS, open_reader
+from twinsqueeze.inference.readers import FORMATS, read_blocks
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import model_loader
@@ -45,6 +45,12 @@ def spoilt(good: bytes, edits) -> bytes:
     for place, byte in edits:
         data[place % len(data)] = byte
     return bytes(data)
+
+
+def read_all(source: str) -> None:
+    """Reads vectors or texts to their end."""
+    for block in read_blocks(source):
+        np.array(block.rows)
 
 
 edits = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6)
@@ -102,7 +108,7 @@ def test_grids_that_yaml_stumbles_over_are_refused(text, tmp_path):
 @given(names)
 def test_any_name_is_found_or_refused(name):
     """Of a grid, data, vectors, a model, an encoder."""
-    for find in (load_grid, load_pairs, open_reader, model_loader.resolve_model, resolve_encoder):
+    for find in (load_grid, load_pairs, read_all, model_loader.resolve_model, resolve_encoder):
         with pytest.raises(InputError) as refused:
             find(name)
         assert "\n" not in str(refused.value)
@@ -217,7 +223,7 @@ def test_headers_that_numpy_stumbles_over_are_refused(tmp_path, header):
     file = tmp_path / "vectors.npy"
     file.write_bytes(npy(header))
     with pytest.raises(InputError):
-        open_reader(str(file))
+        read_all(str(file))
 
 
 def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
@@ -225,7 +231,7 @@ def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
     header = npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (2, {10**14})}}")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(header))))
     with pytest.raises(InputError, match="too large to read"):
-        list(open_reader("-").blocks(64, 0))
+        read_all("-")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,7 @@ def test_lines_that_json_stumbles_over_are_refused(tmp_path, line):
     file = tmp_path / "vectors.jsonl"
     file.write_text(f"{line}\n")
     with pytest.raises(InputError, match="can't be read as jsonl"):
-        open_reader(str(file))
+        read_all(str(file))
 
 
 def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
@@ -245,9 +251,8 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
     pq.write_table(
         pa.table({"text": pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"\xff\xfe"))}), tmp_path / "x.parquet"
     )
-    source = open_reader(str(tmp_path / "x.parquet"))
     with pytest.raises(InputError, match="is damaged"):
-        [block.load() for block in source.blocks(4, 0)]
+        read_all(str(tmp_path / "x.parquet"))
 
 
 @tried

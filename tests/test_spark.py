@@ -19,7 +19,8 @@ import twinsqueeze
 from tests.processes import ROOT, Workplace
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.inference.spark import _compress_batches, _Work
+from twinsqueeze.inference.compression import VectorCompressor
+from twinsqueeze.inference.spark import BatchCompressor
 from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import uniform_layers
@@ -103,6 +104,10 @@ def compressed(place: Workplace, name: str, *arguments: str, model: str = "model
     return np.load(place.folder / "out.npy")
 
 
+def vector_compressor(weights: bytes, precision: str = "float32") -> VectorCompressor:
+    return VectorCompressor(CompressorNetwork.from_state_dict(load(weights)), precision, None)
+
+
 def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
     """Without Spark, what it calls in a worker, with batches of any length."""
     vectors = unit_vectors(1000, 0)
@@ -113,8 +118,8 @@ def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
         pa.record_batch({"id": range(start, end), "v": as_lists(vectors[start:end])})
         for start, end in ((0, 1), (1, 8), (8, 8), (8, 700), (700, 1000))
     ]
-    work = _Work("v", "short", weights, "float32", None, None)
-    table = pa.Table.from_batches(list(_compress_batches(work, "partition 0", iter(batches))))
+    compress = BatchCompressor(vector_compressor(weights), "v", "short", None)
+    table = pa.Table.from_batches(list(compress(iter(batches))))
     assert table.column_names == ["id", "v", "short"]
     assert table["id"].to_pylist() == list(range(1000))
     np.testing.assert_array_equal(np.stack(table["short"].to_numpy()), expected.numpy())
@@ -123,9 +128,8 @@ def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
 def test_product_codes_are_numbers_that_spark_has(coded_weights):
     vectors = unit_vectors(50, 0)
     batch = pa.record_batch({"v": as_lists(vectors)})
-    (found,) = _compress_batches(
-        _Work("v", "short", coded_weights, "product", None, None), "partition 0", iter([batch])
-    )
+    compress = BatchCompressor(vector_compressor(coded_weights, "product"), "v", "short", None)
+    (found,) = compress(iter([batch]))
     assert found["short"].type.value_type == pa.int16()
     compressor = CompressorNetwork.from_state_dict(load(coded_weights))
     unit = compressor.compress(torch.from_numpy(vectors))
@@ -137,17 +141,17 @@ def test_product_codes_are_numbers_that_spark_has(coded_weights):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([np.nan] + [0.0] * 383, "row 30 of partition 3 has NaN or infinite numbers"),
-        ([0.0] * 383, "row 30 of partition 3 is no array of 384 numbers"),
-        (None, "row 30 of partition 3 is no array of 384 numbers"),
+        ([np.nan] + [0.0] * 383, "row 30 of partition 0 has NaN or infinite numbers"),
+        ([0.0] * 383, "row 30 of partition 0 is not a list of 384 numbers"),
+        (None, "row 30 of partition 0 is not a list of 384 numbers"),
     ],
 )
 def test_a_bad_row_is_named_by_its_place_in_the_partition(weights, row, message):
     rows = [list(map(float, vector)) for vector in unit_vectors(15, 0)]
     batches = [pa.record_batch({"v": pa.array(part, pa.list_(pa.float32()))}) for part in (rows, [*rows, row])]
-    work = _Work("v", "short", weights, "float32", None, None)
+    compress = BatchCompressor(vector_compressor(weights), "v", "short", None)
     with pytest.raises(InputError, match=message):
-        list(_compress_batches(work, "partition 3", iter(batches)))
+        list(compress(iter(batches)))
 
 
 PROGRAM = """
@@ -162,9 +166,9 @@ session = builder.getOrCreate()
 session.sparkContext.setLogLevel("ERROR")
 vectors = session.read.parquet("few.parquet")
 for precision in ("int8", "binary"):
-    frame = compress_frame(vectors, "model", precision=precision, output_column="short")
+    frame = compress_frame(vectors, "model", precision=precision, output="short")
     frame.write.parquet(f"few-{precision}")
-compress_frame(vectors, "codes", output_column="short").write.parquet("few-product")
+compress_frame(vectors, "codes", output="short").write.parquet("few-product")
 texts = session.read.text("few.txt").repartition(3)
 compress_frame(texts, "model").write.parquet("texts")
 for wrong in (
@@ -172,7 +176,7 @@ for wrong in (
     lambda: compress_frame(vectors, "model", precision="int4"),
     lambda: compress_frame(vectors, "model", column="nowhere"),
     lambda: compress_frame(vectors, "model", column="id"),
-    lambda: compress_frame(vectors, "model", output_column="id"),
+    lambda: compress_frame(vectors, "model", output="id"),
     lambda: compress_frame(vectors.select("id"), "model"),
     lambda: compress_frame(vectors, "nonsense"),
 ):
@@ -217,9 +221,9 @@ def test_precisions_texts_and_what_is_refused(place):
         "Spark has no unsigned bytes",
         "precision must be one of float32, int8, product, binary, ubinary, not 'int4'",
         "the frame has no column 'nowhere'; its columns are id, v",
-        "column 'id' of the frame is bigint, neither texts nor numbers",
-        "the frame has a column 'id' already",
-        "the frame has neither texts nor arrays of numbers; its columns are id",
+        "column 'id' of the frame is int64, neither texts nor lists of numbers",
+        "the frame already has a column 'id'",
+        "the frame has neither texts nor lists of numbers; its columns are id",
         "model 'nonsense' not found",
     ]
 
@@ -308,4 +312,4 @@ def test_a_bad_row_ends_the_job_with_a_line(place):
         said = process.stdout.read()
         assert process.wait(120) != 0
     (line,) = [line for line in said.splitlines() if line.startswith("Error: ")]
-    assert line == "Error: row 33 of partition 0 has NaN or infinite numbers: mend it or leave it out"
+    assert line == "Error: row 33 of partition 0 has NaN or infinite numbers: correct or remove it"

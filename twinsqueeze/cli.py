@@ -298,18 +298,18 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     metavar="NAME",
     help="Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
 )
-@bool_option("resume", "Go on where the same command was interrupted.")
-@bool_option("overwrite", "Replace an output that is there.")
+@bool_option("overwrite", "Replace an existing output.")
 def compress_command(**options: Any) -> None:
     """Compress a file of vectors or texts with a trained model.
 
-    The output appears whole or not at all. It needs no more memory for more rows.
+    The output appears whole or not at all. Memory does not grow with the number of rows. Encoded texts are cached: a
+    command that was interrupted encodes only the rest when it is started again.
     """
     options["column"] = None if options["column"] == "auto" else options["column"]
     options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
     from twinsqueeze.commands import compress  # noqa: PLC0415 - help and refusals do not wait for it
 
-    compress.compress(options.pop("input"), options.pop("model"), options.pop("output"), **options)
+    compress.compress(compress.CompressOptions(**options))
 
 
 @cli.command("sync", epilog="Example: twinsqueeze sync --list")

@@ -1,199 +1,141 @@
-"""The job compress: vectors or texts of any number in, compressed vectors out."""
+"""The command compress: a file of vectors or texts in, a file of compressed vectors out."""
 
-import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-import twinsqueeze
 from twinsqueeze.errors import InputError
-from twinsqueeze.inference.compression import TextCompressor, VectorCompressor
-from twinsqueeze.inference.readers import AUTO, Block, RowReader, open_reader
-from twinsqueeze.inference.writers import AtomicArrayWriter, check_output, check_space
-from twinsqueeze.model.checkpoint import read_checkpoint
-from twinsqueeze.model.precision import PRECISIONS, check_precision, quantize, storage_dtype
-from twinsqueeze.registry import model_loader
+from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
+from twinsqueeze.inference.readers import Block, read_blocks
+from twinsqueeze.inference.writers import atomic_array_writer, check_output, check_space
+from twinsqueeze.model.checkpoint import Provenance
+from twinsqueeze.model.precision import storage_dtype
+from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for
 from twinsqueeze.tracking.run import env_run_id, start_run
+from twinsqueeze.types import AnyArray
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.files import expand_user
-from twinsqueeze.utils.signals import Interrupted, check_interrupted
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.files import expand_user, file_sha256, is_file
+from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.text import escape_markdown
 from twinsqueeze.utils.threads import map_threaded
 
-# Rows in a block: vectors that a core's cache holds, texts that an encoder sorts by length.
-VECTORS_A_BLOCK = 4096
-TEXTS_A_BLOCK = 1024
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+CompressedBlocks = Generator[tuple[Block, AnyArray]]
 
 
-def compress(
-    given: str,
-    model: str,
-    output: Path,
-    *,
-    precision: str = AUTO,
-    format: str = AUTO,  # noqa: A002 - the option's name
-    column: str | None = None,
-    encoder: str | None = None,
-    device: str = "auto",
-    resume: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Compresses the vectors or texts of a file and writes them to another.
+@dataclass(frozen=True)
+class CompressOptions:
+    """The command's options; None for the only possible column, and for the encoder of the training."""
 
-    Args:
-        given: The file, or "-" for standard input.
-        model: A run's id, a model's URI or a folder.
-        output: A .npy or .parquet file, row i of which belongs to row i of the input.
-        precision: float32, int8, product, binary or ubinary; auto for what the model was trained as.
-        format: As for `open_reader`.
-        column: As for `open_reader`.
-        encoder: What turns texts into vectors; None for the one that the model was trained with.
-        device: Where texts are encoded: auto, cpu or cuda.
-        resume: Whether to go on where the same command was interrupted, if it was.
-        overwrite: Whether an output that is there is replaced.
+    input: str
+    model: str
+    output: Path
+    precision: str = "auto"
+    format: str = "auto"
+    column: str | None = None
+    encoder: str | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+def compress(options: CompressOptions) -> None:
+    """Compress a file; row i of the output belongs to row i of the input.
 
     Raises:
-        InputError: If something that the user gave can't be used.
+        InputError: If an option or the input can't be used.
     """
-    output = expand_user(output)
-    check_output(output, overwrite=overwrite)
-    if precision not in {AUTO, *PRECISIONS}:
-        check_precision(precision, None, None, model)
-    where = resolve_device(device)
-    source = open_reader(given, format, column)
-    if source.path and output.exists() and output.samefile(source.path):
+    source, output = expand_user(options.input), expand_user(options.output)
+    check_output(output, overwrite=options.overwrite)
+    if is_file(source) and output.exists() and output.samefile(source):
         raise InputError(f"output {str(output)!r} is the input: name another file")
-    if resume and source.path is None:
-        raise InputError("standard input can't be read again from where it was: resume needs a file")
-    with _run(f"compress-{Path(given).name}") as describe:
-        found = model_loader.resolve_model(model)
-        compressor, origin = read_checkpoint(found.checkpoint, model)
-        ranges = origin.int8_ranges if origin else None
-        precision = compressor.precision if precision == AUTO else precision
-        check_precision(precision, ranges, compressor.codebooks, model)
-        texts = None
-        if source.texts:
-            texts = model_loader.load_sentence_transformer_for(model, found, encoder_name=encoder, device=where.type)
-            if encoder and origin and texts[1] != origin.encoder_fingerprint:
-                console.warn(f"encoder {encoder!r} is not the one that the model was trained with")
-        if source.dimension not in {None, compressor.input_dimension}:
-            raise InputError(
-                f"model {model!r} compresses vectors of {compressor.input_dimension} numbers, and those of "
-                f"{source.name} have {source.dimension}: name the model that was trained for them"
-            )
-        dtype, width = storage_dtype(precision, compressor.dim, compressor.part)
-        if source.rows:
-            check_space(output, source.rows * width * dtype.itemsize)
-        made_of = {
-            "input": str(source.path and source.path.resolve()),
-            "size or date of the input": _file_stat(source.path),
-            "format": source.format,
-            "column": column,
-            "model": hashlib.sha256(found.checkpoint.read_bytes()).hexdigest(),
-            "encoder": texts and texts[1],
-            "precision": precision,
-            "version of twinsqueeze": twinsqueeze.__version__,
-        }
-        writing = AtomicArrayWriter(output, dtype, width, made_of, resume=resume)
-        _log_start(source, writing, resume)
-        quantize(np.zeros((1, compressor.dim), np.float32), precision, ranges, compressor.codebooks)  # imports, untimed
-        before, started = writing.rows, time.monotonic()
-        with _discard_on_error(writing, source):
-            if texts:
-                _compress_texts(source, TextCompressor(texts[0], precision, ranges, compressor.codebooks), writing)
-            else:
-                _compress_vectors(source, VectorCompressor(compressor, precision, ranges), writing)
-            writing.finish({"model": model, "precision": precision, "dim": compressor.dim, "int8_ranges": ranges})
-        rate = (writing.rows - before) / (time.monotonic() - started)
-        kind = ("text" if source.texts else "vector") + ("" if writing.rows == 1 else "s")
-        sentence = (
-            f"{writing.rows:,} {kind} of {source.name} compressed to {compressor.dim} numbers at {precision}, "
-            f"{writing.row_bytes} bytes each: {output}"
-        )
-        describe(escape_markdown(sentence))
-        console.print_result(f"{sentence} ({rate:,.0f} a second)")
-
-
-@contextmanager
-def _run(name: str) -> Iterator[Callable[[str], None]]:
-    """The run that `mlflow run` made, if it did; this command makes none. Yields what describes it."""
-    if env_run_id():
-        with start_run(name, "compression") as run:
-            yield run.set_description
+    blocks = read_blocks(options.input, options.format, options.column)
+    first = next(blocks)
+    compressor, resolved, provenance = load_compressor(options.model, options.precision)
+    network, precision = compressor.network, compressor.precision
+    dtype, width = storage_dtype(precision, network.dim, network.part)
+    if first.unit == "row" and first.total:
+        check_space(output, first.total * width * dtype.itemsize)
+    blocks = chain([first], blocks)
+    if isinstance(first.rows, list):
+        model, fingerprint = _load_text_model(options, resolved, provenance)
+        compressed = _compress_texts(blocks, model, fingerprint, compressor)
     else:
-        yield lambda _: None
+        _check_vectors(first.rows, compressor, options)
+        compressed = _compress_vectors(blocks, compressor, options.input)
+    about = {"model": options.model, "precision": precision, "dim": network.dim, "int8_ranges": compressor.ranges}
+    with atomic_array_writer(output, dtype, width, about) as write:
+        num_rows = _write_blocks(compressed, write, first.unit)
+    summary = (
+        f"{num_rows:,} rows of {options.input} compressed to {network.dim} numbers at {precision}, "
+        f"{width * dtype.itemsize} bytes each: {output}"
+    )
+    console.print_result(summary)
+    if env_run_id():  # `mlflow run` has made a run for this command
+        with start_run(f"compress-{source.name}", "compression") as run:
+            run.set_description(escape_markdown(summary))
 
 
-def _file_stat(path: Path | None) -> list[int]:
-    """What changes when a file does."""
-    if path is None:
-        return []
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+def _check_vectors(vectors: AnyArray, compressor: VectorCompressor, options: CompressOptions) -> None:
+    expected, dim = compressor.network.input_dimension, vectors.shape[1]
+    if dim != expected:
+        raise InputError(
+            f"model {options.model!r} compresses vectors of {expected} numbers, and those of {options.input} have "
+            f"{dim}: name the model that was trained for them"
+        )
+    if vectors.dtype.newbyteorder("=") != np.float32:
+        console.info(f"{options.input} holds {vectors.dtype.name} numbers, which are cast to float32")
 
 
-def _log_start(source: RowReader, writing: AtomicArrayWriter, resume: bool) -> None:
-    if source.cast:
-        console.info(f"{source.name} holds {source.cast} numbers, which are cast to float32")
-    if resume:
-        begun = "what was begun is damaged" if writing.damaged else "nothing was begun"
-        console.info(f"going on behind {writing.rows:,} rows" if writing.rows else f"{begun}: all is done now")
-    elif writing.left_over:
-        console.info(f"an interrupted command left {writing.left_over:,} rows, which are made again without resume")
+def _compress_vectors(blocks: Iterator[Block], compressor: VectorCompressor, name: str) -> CompressedBlocks:
+    def compress_block(block: Block) -> AnyArray:
+        return compressor.compress(np.asarray(block.rows), name, block.first_row)
+
+    # One thread per core, each of which takes its block through all layers.
+    return map_threaded(blocks, compress_block, torch.get_num_threads())
 
 
-@contextmanager
-def _discard_on_error(writing: AtomicArrayWriter, source: RowReader) -> Iterator[None]:
-    """What is left of the output when something goes wrong: what can be gone on from, and nothing else."""
-    try:
-        yield
-    except InputError:
-        writing.discard()
-        raise
-    except BaseException as error:
-        if source.path is None:
-            writing.discard()
-        else:
-            writing.keep()
-            if isinstance(error, Interrupted):
-                console.info(f"{writing.rows:,} rows are kept: the same command with --resume goes on behind them")
-        raise
+def _load_text_model(
+    options: CompressOptions, resolved: ResolvedModel, provenance: Provenance | None
+) -> tuple["SentenceTransformer", str]:
+    """Return encoder and compressor in one, and hex digits that change if its vectors would."""
+    device = resolve_device(options.device).type
+    model, encoder = load_sentence_transformer_for(options.model, resolved, encoder_name=options.encoder, device=device)
+    if options.encoder and provenance and encoder != provenance.encoder_fingerprint:
+        console.warn(f"encoder {options.encoder!r} is not the one that the model was trained with")
+    return model, f"{encoder}-{file_sha256(resolved.checkpoint)}"
 
 
-def _compress_vectors(source: RowReader, convert: VectorCompressor, writing: AtomicArrayWriter) -> None:
-    def handle(block: Block) -> int:
-        rows = convert(np.asarray(block.load()), source.name, block.first)
-        writing.write(block.first, rows)
-        return block.first + len(rows)
-
-    # A thread for each core, each of which runs all layers on its own block.
-    with closing(
-        map_threaded(source.blocks(VECTORS_A_BLOCK, writing.rows), handle, torch.get_num_threads())
-    ) as results:
-        _track_progress(results, source, writing)
-
-
-def _compress_texts(source: RowReader, convert: TextCompressor, writing: AtomicArrayWriter) -> None:
-    def handle(block: Block) -> int:
-        rows = convert(list(block.load()))
-        writing.write(block.first, rows)
-        return block.first + len(rows)
-
-    _track_progress(((block, handle(block)) for block in source.blocks(TEXTS_A_BLOCK, writing.rows)), source, writing)
-    if convert.cut:
-        what = "1 text was" if convert.cut == 1 else f"{convert.cut:,} texts were"
-        console.warn(f"{what} cut at the {convert.limit} tokens that the encoder looks at")
+def _compress_texts(
+    blocks: Iterator[Block], model: "SentenceTransformer", fingerprint: str, compressor: VectorCompressor
+) -> CompressedBlocks:
+    cache, num_truncated = DiskCache(), 0
+    for block in blocks:
+        texts = list(block.rows)
+        num_truncated += sum(is_truncated(model, text) for text in texts)
+        yield block, compressor.quantize(encode_cached(model, fingerprint, texts, cache))
+    if num_truncated:
+        console.warn(f"{num_truncated:,} texts were cut at the {model.max_seq_length} tokens that the encoder takes")
+    if cache.trouble:
+        console.warn(cache.trouble[0])
 
 
-def _track_progress(results: Iterable[tuple[Block, int]], source: RowReader, writing: AtomicArrayWriter) -> None:
-    """Takes note of blocks as they are written, in their order, with the number of the row behind each."""
-    with console.progress("compressing", source.unit) as advance:
-        for block, end in results:
+def _write_blocks(compressed: CompressedBlocks, write: Callable[[AnyArray], None], unit: str) -> int:
+    """Return the number of rows."""
+    num_rows = 0
+    with closing(compressed), console.progress("compressing", unit) as update:
+        for block, rows in compressed:
             check_interrupted()
-            writing.reach(end)
-            advance(block.position, source.total, {})
+            write(rows)
+            num_rows += len(rows)
+            update(block.position, block.total, {})
+    return num_rows

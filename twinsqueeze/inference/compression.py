@@ -1,103 +1,89 @@
-"""Vectors or texts compressed, a block at a time."""
+"""Compresses blocks of vectors or texts."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 
-from twinsqueeze.data.encoder import BATCH_SIZE
+from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, cached_vectors
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
-from twinsqueeze.model.precision import Int8Ranges, quantize
-from twinsqueeze.types import AnyArray
+from twinsqueeze.model.precision import Int8Ranges, check_precision, quantize
+from twinsqueeze.registry.model_loader import ResolvedModel, resolve_model
+from twinsqueeze.types import AnyArray, FloatArray
+from twinsqueeze.utils.disk_cache import DiskCache
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
+@dataclass(frozen=True)
 class VectorCompressor:
-    """Blocks of vectors to compressed vectors, a row's bits being the same whatever stands beside it.
+    """A compressor network on the CPU, and the precision of its output; fields as for `quantize`."""
 
-    Args:
-        compressor: On the CPU.
-        precision: As for `quantize`.
-        ranges: As for `quantize`.
-    """
+    network: CompressorNetwork
+    precision: str
+    ranges: Int8Ranges | None
 
-    def __init__(self, compressor: CompressorNetwork, precision: str, ranges: Int8Ranges | None) -> None:
-        self.compressor = compressor
-        self.precision = precision
-        self.ranges = ranges
+    def quantize(self, compressed: FloatArray) -> AnyArray:
+        """Return (n, dim) float32 vectors at the output's precision."""
+        return quantize(compressed, self.precision, self.ranges, self.network.codebooks)
 
-    def __call__(self, vectors: AnyArray, where: str, first: int) -> AnyArray:
-        """Compresses a block.
-
-        Args:
-            vectors: (N, d) float32.
-            where: What the rows are in, for messages.
-            first: The number of the first row there.
-
-        Returns:
-            (N, dim), or as `quantize` packs it.
+    def compress(self, vectors: AnyArray, name: str, first_row: int) -> AnyArray:
+        """Compress (n, d) numbers of any type. The bits of a row do not depend on the rows beside it.
 
         Raises:
-            InputError: If a vector is not finite, or so long that its compressed vector is not.
+            InputError: If row `first_row + i` of the input `name` is not finite, or too long to compress.
         """
-        rows = len(vectors)
-        if rows % ALIGNMENT:  # few rows take another kernel, whose last bits are others
-            vectors = np.pad(vectors, ((0, -rows % ALIGNMENT), (0, 0)))
-        given = torch.from_numpy(np.require(vectors, np.float32, ("C", "W")))
-        compressed = self.compressor.compress(given)
-        # One sum is cheaper than a look at every number, and not finite wherever one of them is not.
-        if not (given.sum().isfinite() and compressed.sum().isfinite()):
-            _check_finite(vectors, compressed.numpy(), where, first)
-        return quantize(compressed.numpy()[:rows], self.precision, self.ranges, self.compressor.codebooks)
+        num_rows = len(vectors)
+        if num_rows % ALIGNMENT:  # matrix products of few rows use other kernels, which differ in the last bits
+            vectors = np.pad(vectors, ((0, -num_rows % ALIGNMENT), (0, 0)))
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
+            inputs = torch.from_numpy(np.require(vectors, np.float32, ("C", "W")))
+        compressed = self.network.compress(inputs)
+        for tensor, fault in ((inputs, "has NaN or infinite numbers"), (compressed, "is too long a vector")):
+            # The sum is faster than a look at every number, and not finite if one of them is not.
+            if not tensor.sum().isfinite() and not (finite := tensor.isfinite().all(1)).all():
+                raise InputError(
+                    f"row {first_row + int(finite.int().argmin())} of {name} {fault}: correct or remove it"
+                )
+        return self.quantize(compressed.numpy()[:num_rows])
 
 
-def _check_finite(vectors: AnyArray, compressed: AnyArray, where: str, first: int) -> None:
-    for checked, what in ((vectors, "has NaN or infinite numbers"), (compressed, "is too long a vector")):
-        bad = ~np.isfinite(checked).all(1)
-        if bad.any():
-            raise InputError(f"row {first + int(np.argmax(bad))} of {where} {what}: mend it or leave it out")
+def load_compressor(model: str, precision: str) -> tuple[VectorCompressor, ResolvedModel, Provenance | None]:
+    """Load a model's compressor; `precision` may be "auto" for that of the training.
 
-
-class TextCompressor:
-    """Blocks of texts to compressed vectors.
-
-    Args:
-        model: Encoder and compressor, such as `text_model` joins.
-        precision: As for `quantize`.
-        ranges: As for `quantize`.
-        codebooks: As for `quantize`.
-
-    Attributes:
-        limit: Tokens of a text that the encoder looks at; None where it has no limit.
-        cut: How many texts were longer.
+    Raises:
+        InputError: If there is no such model, or it does not support the precision.
     """
+    resolved = resolve_model(model)
+    network, provenance = read_checkpoint(resolved.checkpoint, model)
+    ranges = provenance.int8_ranges if provenance else None
+    precision = network.precision if precision == "auto" else precision
+    check_precision(precision, ranges, network.codebooks, model)
+    return VectorCompressor(network, precision, ranges), resolved, provenance
 
-    def __init__(
-        self,
-        model: "SentenceTransformer",
-        precision: str,
-        ranges: Int8Ranges | None,
-        codebooks: torch.Tensor | None = None,
-    ) -> None:
-        self.model = model
-        self.precision = precision
-        self.ranges = ranges
-        self.codebooks = codebooks
-        self.limit: int | None = model.max_seq_length
-        self.cut = 0
 
-    def __call__(self, texts: Sequence[str]) -> AnyArray:
-        """Compresses a block of N texts: (N, dim), or as `quantize` packs it."""
-        self.cut += sum(map(self._is_cut, texts))
-        vectors = self.model.encode(list(texts), batch_size=BATCH_SIZE, show_progress_bar=False)
-        return quantize(vectors, self.precision, self.ranges, self.codebooks)
+def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[str], cache: DiskCache) -> FloatArray:
+    """Return a model's vectors of some texts, (n, dim) float32, and cache them for exactly these texts.
 
-    def _is_cut(self, text: str) -> bool:
-        # No token is shorter than a character, but for the two that mark the beginning and the end.
-        if self.limit is None or len(text) <= self.limit - 2:
-            return False
-        return len(self.model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self.limit
+    `fingerprint` are hex digits that change if the vectors would.
+    """
+    key = cache_key(fingerprint, texts)
+    vectors = cached_vectors(cache, key, len(texts))
+    if vectors is None:
+        vectors = model.encode(texts, batch_size=BATCH_SIZE, show_progress_bar=False)
+        cache.put(key, save({"embeddings": vectors}))
+    return vectors
+
+
+def is_truncated(model: "SentenceTransformer", text: str) -> bool:
+    """Return whether a text has more tokens than the model takes."""
+    limit = model.max_seq_length
+    # Every token but those of begin and end has at least one character.
+    if limit is None or len(text) <= limit - 2:
+        return False
+    return len(model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > limit

@@ -1,459 +1,246 @@
-"""Vectors and texts in files and on standard input, read block by block: memory does not grow with their number.
-
-A row is a vector of a .npy array, a value of a .parquet column, a record of a .csv, .jsonl or .txt file. Rows are
-counted from 0, as NumPy counts them.
-"""
+"""Reads vectors and texts from files and standard input, block by block: memory does not grow with their number."""
 
 import csv
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.errors import truncate_repr as _short
+from twinsqueeze.errors import InputError, one_line, truncate_repr
+from twinsqueeze.inference.columns import TEXTS, VECTORS, arrow_kinds, arrow_values, format_columns, select_column
 from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.files import expand_user, is_dir, is_file
-from twinsqueeze.utils.text import escape_control_chars
 
-Rows = AnyArray | list[str]
-AUTO = "auto"
 STANDARD_INPUT = "-"
 FORMATS = ("npy", "parquet", "csv", "jsonl", "txt")
 NPY_MAGIC = b"\x93NUMPY"
 MEGABYTE = 1_000_000
+# Vectors that fit into the cache of a core, and texts that the encoder sorts by length.
+BLOCK_SIZES = {VECTORS: 4096, TEXTS: 1024}
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some rows that follow each other.
+class Block(NamedTuple):
+    """Consecutive rows of an input.
 
     Attributes:
-        first: The number of the first.
-        position: How much of the source is read with them, in the source's unit.
-        load: Gives (n, d) float32 or n texts; may be called in another thread, once.
+        first_row: Number of the first of them, counted from 0.
+        rows: (n, d) numbers, possibly memory-mapped, or n texts; d and kind are those of the first block.
+        position: How much of the input has been read, in `unit`.
+        total: Size of the input in `unit`; None if unknown.
+        unit: row or MB.
     """
 
-    first: int
+    first_row: int
+    rows: AnyArray | list[str]
     position: int
-    load: Callable[[], Rows]
-
-
-@dataclass(frozen=True)
-class RowReader:
-    """Where rows come from.
-
-    Attributes:
-        name: As users call it.
-        path: The file; None for standard input.
-        format: One of `FORMATS`.
-        texts: Whether the rows are texts; vectors otherwise.
-        dimension: Numbers in a vector; None for texts.
-        rows: How many there are, where that is known beforehand.
-        total: How much there is to read, in the unit; None where that is not known.
-        unit: What positions are counted in: row or MB.
-        cast: The numbers' type where it is not float32, which they are cast to.
-        blocks: Gives blocks of at most so many rows, from a row on that was the first of a block of that size before.
-            Asked once.
-    """
-
-    name: str
-    path: Path | None
-    format: str
-    texts: bool
-    dimension: int | None
-    rows: int | None
     total: int | None
-    unit: str
-    cast: str | None
-    blocks: Callable[[int, int], Iterator[Block]]
+    unit: str = "row"
 
 
-def open_reader(given: str, format_: str = AUTO, column: str | None = None) -> RowReader:
-    """Opens a file or standard input and finds out what is in it.
+def read_blocks(source: str, format_: str = "auto", column: str | None = None) -> Iterator[Block]:
+    """Yield the rows of a file or of standard input in order, at least one block.
 
     Args:
-        given: A path, or "-" for standard input.
-        format_: One of `FORMATS`; "auto" for what the file's name ends in, on standard input for .npy where it begins
-            like one and for a text a line elsewhere.
-        column: Of a .parquet or .csv file, or a key of .jsonl objects; None for the only one that it can be.
+        source: A path, or "-" for standard input.
+        format_: One of `FORMATS`, or "auto" for the suffix of the file; on standard input npy or txt, by its content.
+        column: A column of .parquet or .csv, or a key of .jsonl objects; None for the only possible one.
 
     Raises:
-        InputError: If it can't be read, is empty or truncated, or holds neither vectors nor texts.
+        InputError: If the input can't be read, is empty or damaged, or a row is not a vector or text like the first.
     """
-    if format_ not in (AUTO, *FORMATS):
+    path = None if source == STANDARD_INPUT else expand_user(source)
+    if format_ not in ("auto", *FORMATS):
         raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, not {format_!r}")
-    if given == STANDARD_INPUT:
-        return _from_standard_input(format_, column)
-    path = expand_user(given)
-    if not is_file(path):
-        raise InputError(f"input {given!r} is {'a folder' if is_dir(path) else 'not there'}: name a file")
-    if format_ == AUTO:
-        format_ = path.suffix.removeprefix(".").lower()
-        if format_ not in FORMATS:
-            raise InputError(f"input {given!r} ends in none of .{', .'.join(FORMATS)}: name its format")
+    if path and not is_file(path):
+        raise InputError(f"input {source!r} is {'a folder' if is_dir(path) else 'not there'}: name a file")
     try:
-        size = path.stat().st_size
-        if size == 0:
-            raise InputError(f"input {given!r} is empty")
-        if format_ == "parquet":
-            return _parquet(given, path, column)
-        stream = path.open("rb")
+        stream: Any = path.open("rb") if path else sys.stdin.buffer
+        if not stream.peek(1):
+            raise InputError(f"input {source!r} is empty")
+        format_ = _detect_format(source, path, stream) if format_ == "auto" else format_
+        name = source if path else "standard input"
         if format_ == "npy":
-            return _npy(given, path, stream, column)
-        return _lines(given, path, stream, format_, column, size)
+            yield from _read_npy(name, column, stream, path)
+        elif format_ == "parquet":
+            yield from _read_parquet(name, column, path)
+        else:
+            yield from _read_lines(name, column, stream, format_, path.stat().st_size if path else None)
     except OSError as error:
-        raise InputError(f"input {given!r} can't be read: {error.strerror or one_line(error)}") from error
+        raise InputError(f"input {source!r} can't be read: {error.strerror or one_line(error)}") from error
 
 
-def _from_standard_input(format_: str, column: str | None) -> RowReader:
-    name = "standard input"
-    stream: Any = sys.stdin.buffer
-    if not stream.peek(1):
-        raise InputError("standard input is empty")
-    if format_ == AUTO:
-        format_ = "npy" if stream.peek(len(NPY_MAGIC)).startswith(NPY_MAGIC) else "txt"
-    if format_ == "parquet":
-        raise InputError("a .parquet file is read from its end, which standard input does not have: name the file")
-    if format_ == "npy":
-        return _npy(name, None, stream, column)
-    return _lines(name, None, stream, format_, column, None)
+def _detect_format(source: str, path: Path | None, stream: Any) -> str:
+    if path is None:
+        return "npy" if stream.peek(len(NPY_MAGIC)).startswith(NPY_MAGIC) else "txt"
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS:
+        raise InputError(f"input {source!r} ends in none of .{', .'.join(FORMATS)}: name its format")
+    return suffix
 
 
-def _npy(name: str, path: Path | None, stream: BinaryIO, column: str | None) -> RowReader:
+def _read_npy(name: str, column: str | None, stream: Any, path: Path | None) -> Iterator[Block]:
+    """Memory-map the rows of a file, or read those of standard input."""
     if column is not None:
         raise InputError(f"{name} is a .npy array, which has no column {column!r}")
+    shape, fortran_order, dtype = _read_npy_header(name, stream)
+    num_rows, dim = shape
+    start = stream.tell() if path else 0
+    if path and (path.stat().st_size - start) // dtype.itemsize < num_rows * dim:
+        raise InputError(f"{name} is truncated: it has fewer than the {truncate_repr(num_rows)} rows of its header")
+    if fortran_order and not path:
+        raise InputError(f"{name} is in Fortran order, which can only be read from a file: name it")
+    for first_row in range(0, num_rows, BLOCK_SIZES[VECTORS]):
+        end = min(first_row + BLOCK_SIZES[VECTORS], num_rows)
+        if path:
+            # A mapping per block: all pages that were read through one count as used memory until it is closed.
+            rows = np.memmap(path, dtype, "r", start, shape, "F" if fortran_order else "C")[first_row:end]
+        else:
+            rows = np.frombuffer(_read_bytes(name, stream, (end - first_row) * dim * dtype.itemsize), dtype)
+        yield Block(first_row, rows.reshape(-1, dim), end, num_rows)
+
+
+def _read_npy_header(name: str, stream: Any) -> tuple[tuple[int, int], bool, np.dtype[Any]]:
+    """Return the shape, whether the order is Fortran's, and the dtype."""
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream)
     except OSError:
         raise
-    except Exception as error:  # of a header that is no Python, NumPy lets whatever its parsers raise through
-        raise InputError(f"{name} is no .npy array, or a truncated one: {one_line(error)}") from error
-    if dtype.kind not in "fiu":
-        raise InputError(f"{name} holds {dtype.name} values, where vectors are numbers")
-    if len(shape) != 2:
-        raise InputError(f"{name} is an array of shape {_short(shape)}, where vectors are the rows of a table: (N, d)")
-    rows, dimension = shape
-    if rows < 1 or dimension < 1:
-        raise InputError(f"{name} is empty: its shape is {_short(shape)}")
-    if fortran_order and not path:
-        raise InputError(f"{name} lies column by column (Fortran order), which needs a file to read rows from: name it")
-    row_bytes = dimension * dtype.itemsize
-    start = 0
-    if path:
-        start = stream.tell()
-        there = (path.stat().st_size - start) // row_bytes
-        if there < rows:
-            raise InputError(f"{name} is truncated: its header says {_short(rows)} rows, and {there:,} are there")
-
-    mapped = np.load(path, mmap_mode="r") if path and fortran_order else None
-
-    def load(first: int, count: int) -> AnyArray:
-        if mapped is not None:
-            return _float32(np.ascontiguousarray(mapped[first : first + count]))
-        try:
-            array = np.empty((count, dimension), dtype)
-        except (MemoryError, ValueError) as error:  # standard input has no size to hold its header against
-            raise InputError(f"{name} has vectors of {_short(dimension)} numbers, too large to read") from error
-        view = array.reshape(-1).view(np.uint8).data
-        done = 0
-        while done < len(view):
-            got = (
-                os.preadv(stream.fileno(), [view[done:]], start + first * row_bytes + done)
-                if path
-                else stream.readinto(view[done:])  # type: ignore[attr-defined]
-            )
-            if not got:
-                there = first + done // row_bytes
-                raise InputError(f"{name} is truncated: its header says {rows:,} rows, and {there:,} are there")
-            done += got
-        return _float32(array)
-
-    def blocks(size: int, begin: int) -> Iterator[Block]:
-        for first in range(begin, rows, size):
-            count = min(size, rows - first)
-            if path:
-                yield Block(first, first + count, lambda first=first, count=count: load(first, count))  # type: ignore[misc]
-            else:
-                yield _loaded_block(first, first + count, load(first, count))
-
-    return RowReader(name, path, "npy", False, dimension, rows, rows, "row", _cast(dtype), blocks)
+    except Exception as error:  # NumPy lets the errors of several parsers through
+        raise InputError(f"{name} is not a .npy array, or a truncated one: {one_line(error)}") from error
+    if dtype.kind not in "fiu" or len(shape) != 2 or min(shape) < 1:
+        found = f"an array of {dtype.name} values and of shape {truncate_repr(shape)}"
+        raise InputError(f"{name} is {found}: vectors must be the rows of an array of numbers, (n, d)")
+    return shape, fortran_order, dtype
 
 
-def _loaded_block(first: int, position: int, rows: Rows) -> Block:
-    return Block(first, position, lambda: rows)
-
-
-def _cast(dtype: Any) -> str | None:
-    native = np.dtype(dtype).newbyteorder("=")
-    return None if native == np.float32 else native.name
-
-
-def _float32(array: AnyArray) -> AnyArray:
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
-        return array.astype(np.float32, copy=False)
-
-
-def _parquet(name: str, path: Path, column: str | None) -> RowReader:
-    import pyarrow as pa  # noqa: PLC0415 - takes half a second to import
-    import pyarrow.parquet as pq  # noqa: PLC0415 - takes half a second to import
-
-    def number(kind: Any) -> bool:
-        return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-    def vectors(kind: Any) -> bool:
-        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-        return any(is_list(kind) for is_list in lists) and number(kind.value_type)
-
-    def text(kind: Any) -> bool:
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-    broken = (pa.ArrowException, OSError, ValueError, OverflowError)  # ValueError: text that is not UTF-8
+def _read_bytes(name: str, stream: Any, num_bytes: int) -> bytes:
     try:
-        # Not the whole of a row group at once, which may be the whole file.
+        content: bytes = stream.read(num_bytes)
+    except (MemoryError, OverflowError) as error:  # a header may claim anything
+        raise InputError(f"the vectors of {name} are too large to read") from error
+    if len(content) < num_bytes:
+        raise InputError(f"{name} is truncated: it has fewer rows than its header says")
+    return content
+
+
+def _read_parquet(name: str, column: str | None, path: Path | None) -> Iterator[Block]:
+    if path is None:
+        raise InputError("a .parquet file can't be read from standard input: name the file")
+    try:
+        # Without a buffer Arrow reads whole row groups, and one may be the whole file.
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-        kinds = {field.name: field.type for field in file.schema_arrow}
-    except broken as error:
-        raise InputError(f"{name} is no .parquet file, or a truncated one: {one_line(error)}") from error
-    if column is None:
-        column = _infer_column(
-            name, [c for c in kinds if vectors(kinds[c])], [c for c in kinds if text(kinds[c])], list(kinds)
-        )
-    elif column not in kinds:
-        raise InputError(f"{name} has no column {column!r}; its columns are {_format_columns(kinds)}")
-    kind = kinds[column]
-    texts = text(kind)
-    if not texts and not vectors(kind):
-        raise InputError(f"column {column!r} of {name} is {kind}, neither texts nor lists of numbers")
-    rows = file.metadata.num_rows
-    if not rows:
-        raise InputError(f"{name} is empty: it has no rows")
-
-    def read(size: int, begin: int) -> Iterator[tuple[int, Any]]:
-        first = 0
-        for group in range(file.num_row_groups):
-            if first + (group_rows := file.metadata.row_group(group).num_rows) <= begin:
-                first += group_rows
-                continue
-            for batch in file.iter_batches(size, row_groups=[group], columns=[column], use_threads=False):
-                if first >= begin:
-                    yield first, batch.column(0)
-                first += len(batch)
-
-    def first_length() -> int:
-        for first, array in read(1, 0):
-            return len(_arrow_vectors(name, first, array, None)[0])
-        raise InputError(f"{name} is damaged: it has no rows, where it says that it has")
-
-    def blocks(size: int, begin: int) -> Iterator[Block]:
-        try:
-            for first, array in read(size, begin):
-                rows = _arrow_texts(name, first, array) if texts else _arrow_vectors(name, first, array, dimension)
-                yield _loaded_block(first, first + len(array), rows)
-        except InputError:
-            raise
-        except broken as error:
-            raise InputError(f"{name} is damaged: {one_line(error)}") from error
-
-    try:
-        dimension = None if texts else first_length()
+        kinds = arrow_kinds(file.schema_arrow)
+        column = select_column(name, kinds, column)
+        first_row, dim = 0, None
+        for batch in file.iter_batches(BLOCK_SIZES[kinds[column]], columns=[column], use_threads=False):
+            rows = arrow_values(batch.column(0), dim, name, first_row)
+            dim = None if isinstance(rows, list) else rows.shape[1]
+            yield Block(first_row, rows, first_row + len(rows), file.metadata.num_rows)
+            first_row += len(rows)
     except InputError:
         raise
-    except broken as error:
-        raise InputError(f"{name} is damaged: {one_line(error)}") from error
-    cast = None if texts else _cast(kind.value_type.to_pandas_dtype())
-    return RowReader(name, path, "parquet", texts, dimension, rows, rows, "row", cast, blocks)
-
-
-def _arrow_texts(name: str, first: int, array: Any) -> list[str]:
-    values: list[str] = array.to_pylist()
-    if array.null_count:
-        raise InputError(f"row {first + values.index(None)} of {name} is missing")  # type: ignore[arg-type]
-    return values
-
-
-def arrow_vectors(array: Any) -> tuple[AnyArray, int | None]:
-    """Vectors of an Arrow array of lists.
-
-    Returns:
-        (N, d) float32, and the place of the first list that is missing, lacks a number or is not as long as the first;
-        None if all are whole.
-    """
-    import pyarrow.compute as pc  # noqa: PLC0415 - takes half a second to import
-
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
-    bad = (lengths != lengths[0]) | (lengths <= 0)
-    if not bad.any():
-        values = array.flatten()
-        if not values.null_count:
-            return _float32(values.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)), None
-        bad = np.asarray(pc.is_null(values)).reshape(len(lengths), -1).any(1)
-    return np.empty((0, 0), np.float32), int(np.argmax(bad))
-
-
-def _arrow_vectors(name: str, first: int, array: Any, dimension: int | None) -> AnyArray:
-    found, bad = arrow_vectors(array)
-    if bad is None and dimension not in {None, found.shape[1]}:
-        bad = 0
-    if bad is not None:
-        expected = f"{dimension} numbers" if dimension else "numbers"
-        raise InputError(f"row {first + bad} of {name} is no list of {expected}")
-    return found
-
-
-def _infer_column(name: str, vectors: Sequence[str], texts: Sequence[str], columns: Sequence[str]) -> str:
-    """The column that is meant where none is named: the one with vectors, or else the one with texts."""
-    for candidates in (vectors, texts):
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            raise InputError(
-                f"{name} has more than one column that can be meant, {_format_columns(candidates)}: name one"
-            )
-    raise InputError(f"{name} has neither texts nor lists of numbers; its columns are {_format_columns(columns)}")
-
-
-def _format_columns(columns: Any) -> str:
-    return escape_control_chars(", ".join(list(columns)[:10]))[:200]
-
-
-class _Counted(io.RawIOBase):
-    """A binary stream that knows how much of it was read."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        got: int = self.stream.readinto1(buffer)
-        self.count += got
-        return got
-
-
-def _lines(
-    name: str, path: Path | None, stream: BinaryIO, format_: str, column: str | None, size: int | None
-) -> RowReader:
-    counted = _Counted(stream)
-    text = io.TextIOWrapper(
-        io.BufferedReader(counted, 1 << 20), encoding="utf-8-sig", newline="" if format_ == "csv" else "\n"
-    )
-    values = {"csv": _csv_values, "jsonl": _jsonl_values, "txt": _txt_values}[format_](name, text, column)
-    values = _readable(name, format_, values)
-    head = list(islice(values, 1))
-    if not head:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is not UTF-8
+        raise InputError(f"{name} is damaged, truncated or not a .parquet file: {one_line(error)}") from error
+    if not first_row:
         raise InputError(f"{name} is empty: it has no rows")
-    texts = isinstance(head[0], str)
-    dimension = None if texts else len(head[0])
-
-    def megabytes(count: int) -> int:
-        return -(-count // MEGABYTE)
-
-    def blocks(count: int, begin: int) -> Iterator[Block]:
-        first = 0
-        rows = head
-        while rows := [*rows, *islice(values, count - len(rows))]:
-            if first >= begin:
-                yield _loaded_block(first, megabytes(counted.count), _checked(name, first, rows, dimension))
-            first += len(rows)
-            rows = []
-
-    total = None if size is None else megabytes(size)
-    return RowReader(name, path, format_, texts, dimension, None, total, "MB", None, blocks)
 
 
-def _readable(name: str, format_: str, values: Iterator[Any]) -> Iterator[Any]:
-    """The values, with what is wrong in the file said in a line."""
-    row = 0
+def _read_lines(name: str, column: str | None, stream: Any, format_: str, size: int | None) -> Iterator[Block]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="" if format_ == "csv" else "\n")
+    parse = {"csv": _parse_csv, "jsonl": _parse_jsonl, "txt": _parse_txt}[format_]
+    values = _check_values(name, format_, parse(name, text, column))
+    total = None if size is None else -(-size // MEGABYTE)
+    first_row = 0
+    while rows := list(islice(values, 1)):
+        is_text = isinstance(rows[0], str)
+        rows += islice(values, BLOCK_SIZES[TEXTS if is_text else VECTORS] - 1)
+        end = first_row + len(rows)
+        position, unit = (end, "row") if total is None else (-(-stream.tell() // MEGABYTE), "MB")
+        yield Block(first_row, rows if is_text else _to_float32(rows), position, total, unit)
+        first_row = end
+    if not first_row:
+        raise InputError(f"{name} is empty: it has no rows")
+
+
+def _to_float32(vectors: list[AnyArray]) -> AnyArray:
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
+        return np.array(vectors, np.float32)
+
+
+def _check_values(name: str, format_: str, values: Iterator[Any]) -> Iterator[Any]:
+    """Yield the values, which must be of the kind and length of the first."""
+    row, shape = 0, None
     try:
         for value in values:
+            shape = getattr(value, "shape", ()) if row == 0 else shape
+            if getattr(value, "shape", ()) != shape:
+                expected = f"a list of {shape[0]} numbers" if shape else "a text"
+                raise InputError(f"row {row} of {name} is not {expected}, unlike the rows before it")
             yield value
             row += 1
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 (after row {row}): save it as UTF-8") from error
     except (csv.Error, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"row {row} of {name} can't be read as {format_}: {one_line(error)}") from error
 
 
-def _checked(name: str, first: int, rows: list[Any], dimension: int | None) -> Rows:
-    """A block's values as texts or vectors; all of the kind and length of the source's first."""
-    for i, value in enumerate(rows):
-        if dimension is None and not isinstance(value, str):
-            raise InputError(f"row {first + i} of {name} is no text, as the rows before it are")
-        if dimension is not None and (isinstance(value, str) or len(value) != dimension):
-            raise InputError(f"row {first + i} of {name} is no list of {dimension} numbers, as the rows before it are")
-    return rows if dimension is None else _float32(np.array(rows))
-
-
-def _txt_values(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[str]:
+def _parse_txt(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[str]:
     if column is not None:
-        raise InputError(f"{name} has a text a line, and no column {column!r}")
+        raise InputError(f"{name} has one text per line and no column {column!r}")
     for line in text:
         yield line.removesuffix("\n").removesuffix("\r")
 
 
-def _jsonl_values(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[Any]:
-    key = column
+def _parse_jsonl(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[Any]:
+    kinds = {"list": VECTORS, "str": TEXTS}
     for line in text:
         if not line.strip():
             continue
         value = json.loads(line)
         if isinstance(value, dict):
-            if key is None:
-                lists = [k for k, v in value.items() if isinstance(v, list)]
-                key = _infer_column(name, lists, [k for k, v in value.items() if isinstance(v, str)], list(value))
-            if key not in value:
-                raise ValueError(f"no {key!r} among {_format_columns(value)}")
-            value = value[key]
-        if isinstance(value, list):
-            if not value or not all(type(number) in {int, float} for number in value):
-                raise ValueError("a list that is not of numbers")
-            value = np.array(value, np.float64)
-        elif isinstance(value, str):
-            value.encode()  # half a surrogate pair is no text, which an encoder would trip over
+            if column is None:
+                column = select_column(name, {k: kinds.get(type(v).__name__, "other") for k, v in value.items()}, None)
+            if column not in value:
+                raise ValueError(f"no {column!r} among {format_columns(value)}")
+            value = value[column]
+        if isinstance(value, str):
+            value.encode()  # raises for half of a surrogate pair, which tokenizers refuse
+            yield value
+        elif isinstance(value, list) and value and all(type(number) in {int, float} for number in value):
+            yield np.array(value, np.float64)
         else:
-            raise ValueError(f"{type(value).__name__}, neither a text nor a list of numbers")
-        yield value
+            raise ValueError(f"{truncate_repr(value)} is neither a text nor a list of numbers")
 
 
-def _csv_values(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[Any]:
-    csv.field_size_limit(sys.maxsize)  # a text may be of any length
-    lines = (cells for cells in csv.reader(text, strict=True) if cells)
-    header = next(lines, None)
-    if header is None:
-        return
-    rows = lines
-    if column is None and _all_numbers(header):  # as numpy.savetxt writes them
-        rows = (cells for part in ([header], lines) for cells in part)
+def _parse_csv(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[Any]:
+    csv.field_size_limit(sys.maxsize)
+    lines: Iterator[list[str]] = (cells for cells in csv.reader(text, strict=True) if cells)
+    header = next(lines, [])
+    if column is None and _are_numbers(header):  # as numpy.savetxt writes: no header
+        lines = chain([header], lines)
     elif column is not None and column not in header:
-        raise InputError(f"{name} has no column {column!r}; its columns are {_format_columns(header)}")
-    first = next(rows, None)
-    if first is None:
-        return
-    if column is None and not _all_numbers(first):
-        texts = [c for c, cell in zip(header, first, strict=False) if not _all_numbers([cell])]
-        column = _infer_column(name, [], texts, header)
-    place = None if column is None else header.index(column)
-    for cells in (cells for part in ([first], rows) for cells in part):
+        raise InputError(f"{name} has no column {column!r}; its columns are {format_columns(header)}")
+    for row, cells in enumerate(lines):
+        if row == 0 and column is None and not _are_numbers(cells):
+            texts = {c: "number" if _are_numbers([cell]) else TEXTS for c, cell in zip(header, cells, strict=False)}
+            column = select_column(name, texts, None)
         if len(cells) != len(header):
-            raise ValueError(f"{len(cells)} cells, where the first line has {len(header)}")
-        yield np.array(cells, np.float64) if place is None else cells[place]
+            raise ValueError(f"{len(cells)} cells, and the first line has {len(header)}")
+        yield np.array(cells, np.float64) if column is None else cells[header.index(column)]
 
 
-def _all_numbers(cells: Sequence[str]) -> bool:
+def _are_numbers(cells: Sequence[str]) -> bool:
     try:
         np.array(cells).astype(np.float64)
     except ValueError:
