@@ -75,7 +75,7 @@ class Compressor:
             raise InputError(f"vectors must have the shape (n, {self.input_dim}), not {vectors.shape}")
         int8_ranges = self._provenance.int8_ranges if self._provenance else None
         check_precision(precision, int8_ranges, self._network.codebooks, repr(self))
-        return VectorCompressor(self._network, precision, int8_ranges)(vectors.astype(np.float32), "vectors", 0)
+        return VectorCompressor(self._network, precision, int8_ranges).compress(vectors)
 
     def encode(self, texts: Sequence[str], precision: str = "float32") -> AnyArray:
         """Encodes texts with the frozen encoder and compresses their vectors.

@@ -16,7 +16,7 @@ from twinsqueeze.inference.readers import Block, read_blocks
 from twinsqueeze.inference.writers import atomic_array_writer, check_output, check_space
 from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.model.precision import storage_dtype
-from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for
+from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.types import AnyArray
 from twinsqueeze.utils import console
@@ -60,7 +60,8 @@ def compress(options: CompressOptions) -> None:
         raise InputError(f"output {str(output)!r} is the input: name another file")
     blocks = read_blocks(options.input, options.format, options.column)
     first = next(blocks)
-    compressor, resolved, provenance = load_compressor(options.model, options.precision)
+    resolved = resolve_model(options.model)
+    compressor, provenance = load_compressor(resolved.checkpoint, options.model, options.precision)
     network, precision = compressor.network, compressor.precision
     dtype, width = storage_dtype(precision, network.dim, network.part)
     if first.unit == "row" and first.total:

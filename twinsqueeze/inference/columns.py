@@ -59,16 +59,11 @@ def _arrow_kind(type_: Any) -> str:
 
 
 def arrow_values(array: Any, dim: int | None, name: str, first_row: int) -> AnyArray | list[str]:
-    """Return a batch of a column as (n, d) numbers, or as n texts.
-
-    Args:
-        array: Arrow array of lists or strings, not empty.
-        dim: Numbers per vector; None for as many as the first list has.
-        name: The table, for messages.
-        first_row: Number of the first row, for messages.
+    """Return a batch of a column, lists or strings, as (n, dim) numbers or as n texts.
 
     Raises:
-        InputError: If a value is missing, a list has another length or lacks a number.
+        InputError: If row `first_row + i` of the table `name` is missing, or lacks numbers; without a `dim`, all lists
+            must be as long as the first.
     """
     if _arrow_kind(array.type) == TEXTS:
         if array.null_count:

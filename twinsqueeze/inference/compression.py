@@ -1,6 +1,7 @@
 """Compresses blocks of vectors or texts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,6 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, check_precision, quantize
-from twinsqueeze.registry.model_loader import ResolvedModel, resolve_model
 from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
@@ -32,7 +32,7 @@ class VectorCompressor:
         """Return (n, dim) float32 vectors at the output's precision."""
         return quantize(compressed, self.precision, self.ranges, self.network.codebooks)
 
-    def compress(self, vectors: AnyArray, name: str, first_row: int) -> AnyArray:
+    def compress(self, vectors: AnyArray, name: str = "vectors", first_row: int = 0) -> AnyArray:
         """Compress (n, d) numbers of any type. The bits of a row do not depend on the rows beside it.
 
         Raises:
@@ -53,18 +53,17 @@ class VectorCompressor:
         return self.quantize(compressed.numpy()[:num_rows])
 
 
-def load_compressor(model: str, precision: str) -> tuple[VectorCompressor, ResolvedModel, Provenance | None]:
-    """Load a model's compressor; `precision` may be "auto" for that of the training.
+def load_compressor(checkpoint: Path, model: str, precision: str) -> tuple[VectorCompressor, Provenance | None]:
+    """Load the compressor of a model; `precision` may be "auto" for that of the training.
 
     Raises:
-        InputError: If there is no such model, or it does not support the precision.
+        InputError: If the file is no checkpoint, or the model does not support the precision.
     """
-    resolved = resolve_model(model)
-    network, provenance = read_checkpoint(resolved.checkpoint, model)
+    network, provenance = read_checkpoint(checkpoint, model)
     ranges = provenance.int8_ranges if provenance else None
     precision = network.precision if precision == "auto" else precision
     check_precision(precision, ranges, network.codebooks, model)
-    return VectorCompressor(network, precision, ranges), resolved, provenance
+    return VectorCompressor(network, precision, ranges), provenance
 
 
 def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[str], cache: DiskCache) -> FloatArray:

@@ -21,7 +21,7 @@ from twinsqueeze.inference.columns import TEXTS, arrow_kinds, arrow_values, sele
 from twinsqueeze.inference.compression import VectorCompressor, load_compressor
 from twinsqueeze.model.precision import storage_dtype
 from twinsqueeze.model.sentence_transformer import load_sentence_transformer
-from twinsqueeze.registry.model_loader import load_sentence_transformer_for
+from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -42,7 +42,8 @@ def compress_frame(
     Raises:
         InputError: If an argument can't be used; inside an exception of Spark, if a row can't be compressed.
     """
-    compressor, resolved, _ = load_compressor(model, precision)
+    resolved = resolve_model(model)
+    compressor, _ = load_compressor(resolved.checkpoint, model, precision)
     if compressor.precision == "ubinary":
         raise InputError("Spark has no unsigned bytes: choose binary, which has the same bits")
     if output in frame.columns:
