@@ -1,10 +1,9 @@
-"""How fast vectors are compressed: `python -m benchmarks.compress`.
+"""Measures how many vectors per second `compress` takes: `python -m benchmarks.compress`.
 
-A .npy file of random vectors is made once in a temporary folder, where it takes 3 GB at the default size, and removed
-at the end. On two cores, taking turns, are timed the matrix products of the layers alone, over one resident block
-without bias, ReLU, length, reading or writing, and the job compress from that file to another. The products' block is
-the fastest of several. Of the job all is timed but the imports of Python's packages: reading the model, checking the
-numbers, writing, and waiting until the output is safe on the disk.
+The input is a .npy file of random vectors in a temporary folder, 3 GB at the default size. Two things are timed in turn
+on two cores. The upper bound: the matrix products of the layers on vectors in memory, without bias, ReLU and
+normalization, at the fastest of several block sizes. And the command, from loading the model to syncing the output,
+without the imports of Python packages.
 """
 
 import os
@@ -28,37 +27,39 @@ from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges, qua
 from twinsqueeze.recipe import Recipe
 
 CORES = 2
-BLOCKS = (2048, 8192, 32_768, 131_072)
+BLOCK_SIZES = (2048, 8192, 32_768, 131_072)
 PRECISIONS = ("float32", "int8", "binary")
 
 
 @click.command()
 @click.option("--rows", default=2_000_000, show_default=True, help="Vectors of 384 numbers.")
-@click.option("--rounds", default=5, show_default=True, help="How often each is timed, taking turns.")
+@click.option("--rounds", default=5, show_default=True, help="Repetitions of each measurement.")
 def main(rows: int, rounds: int) -> None:
-    """Prints vectors a second, and the ratios to the bare matrix products, as medians over rounds."""
+    """Print vectors per second and their ratio to the matrix products, as medians over rounds."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     torch.set_num_threads(CORES)
     recipe = Recipe()
     layers = uniform_layers(layer_sizes(recipe.architecture, 384, recipe.dim), np.random.default_rng(0))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         sample = _make_vectors(folder / "vectors.npy", rows)
         compressor = CompressorNetwork(layers)
         _make_model(folder / "model", compressor, sample, recipe)
         for precision in PRECISIONS:
-            quantize(sample[:1, : recipe.dim], precision, _ranges(compressor, sample))  # imports what takes seconds
+            quantize(
+                sample[:1, : recipe.dim], precision, _ranges(compressor, sample)
+            )  # the first call imports packages
         speeds: dict[str, list[float]] = {"matrix products": []} | {precision: [] for precision in PRECISIONS}
         for _ in range(rounds):
-            speeds["matrix products"].append(max(_bare(layers, block, rows) for block in BLOCKS))
+            speeds["matrix products"].append(max(_matrix_products(layers, block, rows) for block in BLOCK_SIZES))
             for precision in PRECISIONS:
-                speeds[precision].append(rows / _job(folder, precision))
+                speeds[precision].append(rows / _compress_seconds(folder, precision))
     print(f"{rows:,} vectors of 384 numbers to {recipe.dim}, {CORES} threads")
-    for what, values in speeds.items():
-        ratios = [ours / bare for ours, bare in zip(values, speeds["matrix products"], strict=True)]
+    for name, values in speeds.items():
+        ratios = [value / bound for value, bound in zip(values, speeds["matrix products"], strict=True)]
         print(
-            f"{what:<16} {statistics.median(values):>9,.0f} a second ({min(values):,.0f} to {max(values):,.0f})   "
+            f"{name:<16} {statistics.median(values):>9,.0f} per second ({min(values):,.0f} to {max(values):,.0f})   "
             f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
 
@@ -91,10 +92,10 @@ def _ranges(compressor: CompressorNetwork, sample: np.ndarray) -> Int8Ranges:
     return int8_calibration_ranges(compressor.compress(torch.from_numpy(sample)).numpy())
 
 
-def _bare(layers: list[tuple[torch.Tensor, torch.Tensor]], block: int, rows: int) -> float:
+def _matrix_products(layers: list[tuple[torch.Tensor, torch.Tensor]], block: int, rows: int) -> float:
     vectors = torch.randn(block, layers[0][0].shape[1])
     weights = [weight.T for weight, _ in layers]
-    repeats = max(rows // block // len(BLOCKS), 1)
+    repeats = max(rows // block // len(BLOCK_SIZES), 1)
     start = time.perf_counter()
     for _ in range(repeats):
         hidden = vectors
@@ -103,11 +104,11 @@ def _bare(layers: list[tuple[torch.Tensor, torch.Tensor]], block: int, rows: int
     return repeats * block / (time.perf_counter() - start)
 
 
-def _job(folder: Path, precision: str) -> float:
+def _compress_seconds(folder: Path, precision: str) -> float:
     output = folder / "compressed.npy"
     output.unlink(missing_ok=True)
     start = time.perf_counter()
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null):
         compress(CompressOptions(str(folder / "vectors.npy"), str(folder / "model"), output, precision))
     return time.perf_counter() - start
 

@@ -12,7 +12,7 @@ import torch
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
-from twinsqueeze.inference.readers import Block, read_blocks
+from twinsqueeze.inference.readers import STANDARD_INPUT, Block, read_blocks
 from twinsqueeze.inference.writers import atomic_array_writer, check_output, check_space
 from twinsqueeze.model.checkpoint import Provenance
 from twinsqueeze.model.precision import storage_dtype
@@ -47,6 +47,11 @@ class CompressOptions:
     device: str = "auto"
     overwrite: bool = False
 
+    @property
+    def source_name(self) -> str:
+        """The input as messages call it."""
+        return "standard input" if self.input == STANDARD_INPUT else self.input
+
 
 def compress(options: CompressOptions) -> None:
     """Compress a file; row i of the output belongs to row i of the input.
@@ -72,12 +77,12 @@ def compress(options: CompressOptions) -> None:
         compressed = _compress_texts(blocks, model, fingerprint, compressor)
     else:
         _check_vectors(first.rows, compressor, options)
-        compressed = _compress_vectors(blocks, compressor, options.input)
+        compressed = _compress_vectors(blocks, compressor, options.source_name)
     about = {"model": options.model, "precision": precision, "dim": network.dim, "int8_ranges": compressor.ranges}
     with atomic_array_writer(output, dtype, width, about) as write:
         num_rows = _write_blocks(compressed, write, first.unit)
     summary = (
-        f"{num_rows:,} rows of {options.input} compressed to {network.dim} numbers at {precision}, "
+        f"{num_rows:,} rows of {options.source_name} compressed to {network.dim} numbers at {precision}, "
         f"{width * dtype.itemsize} bytes each: {output}"
     )
     console.print_result(summary)
@@ -90,11 +95,11 @@ def _check_vectors(vectors: AnyArray, compressor: VectorCompressor, options: Com
     expected, dim = compressor.network.input_dimension, vectors.shape[1]
     if dim != expected:
         raise InputError(
-            f"model {options.model!r} compresses vectors of {expected} numbers, and those of {options.input} have "
-            f"{dim}: name the model that was trained for them"
+            f"model {options.model!r} compresses vectors of {expected} numbers, and those of {options.source_name} "
+            f"have {dim}: name the model that was trained for them"
         )
     if vectors.dtype.newbyteorder("=") != np.float32:
-        console.info(f"{options.input} holds {vectors.dtype.name} numbers, which are cast to float32")
+        console.info(f"{options.source_name} holds {vectors.dtype.name} numbers, which are cast to float32")
 
 
 def _compress_vectors(blocks: Iterator[Block], compressor: VectorCompressor, name: str) -> CompressedBlocks:
