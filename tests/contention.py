@@ -12,18 +12,18 @@ CONTENDER = """
 import random
 import sys
 import mlflow
-from twinsqueeze import registry
+from twinsqueeze.registry import model_registry
 client = mlflow.MlflowClient()
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(int(sys.argv[2])):
     quality = random.Random(f"{sys.argv[1]}-{number}").random()
     made = client.create_model_version("twinsqueeze", "s3://nowhere/model", tags={"quality": str(quality)})
-    version = registry.Version(int(made.version), (), {})
+    version = model_registry.Version(int(made.version), (), {})
     while True:
-        champion = registry.champion()
+        champion = model_registry.find_alias("champion")
         better = champion is None or quality > float(champion.tags["quality"])
-        if registry.settle(version, champion, promoted=better):
+        if model_registry.assign_alias_if_unchanged(version, champion, promoted=better):
             break
 """
 

@@ -79,7 +79,7 @@ def test_bad_values_of_a_training(run_here, workplace, command, arguments, messa
         (["main", "--dataset", "DATA", "--encoder", "DATA"], "no sentence-transformers model"),
         (["main", "--dataset", "DATA", "--dim", "385"], "dim must be at most 384, "),
         (["evaluate"], "Missing option '--model'"),
-        (["evaluate", "--model", "nonsense"], "neither a run's id"),
+        (["evaluate", "--model", "nonsense"], "model 'nonsense' not found: pass a run id"),
         (["evaluate", "--model", "DATA"], "has 0 .safetensors files"),
         (["evaluate", "--model", "nonsense", "--split", "validation"], "split must be one of train, dev, test"),
         (["evaluate", "--model", "nonsense", "--device", "tpu"], "device must be"),
@@ -103,13 +103,13 @@ def test_a_model_that_the_store_does_not_have(run_here, model):
     ("arguments", "message"),
     [
         (["register", "--metric", "dev/f1"], "metric must be one of dev/mse, dev/mae, dev/pearson, dev/spearman, not"),
-        (["register", "--metric", "test/spearman"], "test takes no part in a choice"),
+        (["register", "--metric", "test/spearman"], "test is never used for selection"),
         (["register", "--rollback", "perhaps"], "'perhaps' is not a valid boolean"),
         (["export", "--model", "nonsense", "--output", "out", "--format", "gguf"], "format must be one of folder, "),
-        (["export", "--model", "nonsense", "--output", "out"], "neither a run's id"),
+        (["export", "--model", "nonsense", "--output", "out"], "model 'nonsense' not found: pass a run id"),
         (["export", "--model", "DATA", "--output", "out"], "has 0 .safetensors files"),
         (["export", "--model", "nonsense", "--output", "DATA"], "is not empty: name another folder, or give"),
-        (["export", "--model", "nonsense", "--output", "DATA", "--overwrite", "yes"], "is no earlier export"),
+        (["export", "--model", "nonsense", "--output", "DATA", "--overwrite", "yes"], "is not an earlier export"),
         (["export", "--model", "nonsense", "--output", "DATA/dev.csv"], "is a file: name a folder"),
         (["export", "--model", "nonsense", "--output", "DATA/dev.csv/out"], "dev.csv/out' can't be written to"),
     ],
@@ -124,9 +124,9 @@ def test_what_can_be_neither_registered_nor_exported(run_here, workplace, pairs_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["register"], "there is no finished run in the experiment to register"),
+        (["register"], "the experiment has no finished run"),
         (["register", "--experiment", "nowhere"], "experiment 'nowhere' not found"),
-        (["register", "--rollback", "true"], "there is no registered model 'twinsqueeze'"),
+        (["register", "--rollback", "true"], "registered model 'twinsqueeze' not found"),
     ],
 )
 def test_nothing_to_register(run_here, arguments, message):

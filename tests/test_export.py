@@ -238,7 +238,7 @@ def test_an_export_is_a_model_like_any_other(place, exported, trained):
     weights = next(place.model(place.client.get_run(trained)).rglob("*.safetensors")).read_bytes()
     for name in export.FORMATS:
         assert (exported / name / "compressor.safetensors").read_bytes() == weights
-        assert "## Limits" in (exported / name / "README.md").read_text()
+        assert "## Limitations" in (exported / name / "README.md").read_text()
     finished(place.command("evaluate", "--model", "out/folder", "--split", "dev"))
     ours, theirs = place.runs()[0].data.metrics, place.client.get_run(trained).data.metrics
     assert ours["dev/spearman"] == theirs["dev/spearman"]
@@ -259,8 +259,8 @@ def test_an_export_of_a_run_that_is_not_registered(place, trained, exported, vec
     model = SentenceTransformer(str(place.folder / "plain"), device="cpu")
     np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-6)
     card = (place.folder / "plain" / "README.md").read_text()
-    assert f"They are with run {trained}" in card
-    assert "a text is cut after 256 tokens" in card.lower()
+    assert f"See run {trained}" in card
+    assert "Texts are truncated after 256 tokens." in card
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_nothing_is_left_of_an_export_that_fails(here, monkeypatch, failure):
 def test_a_graph_that_differs_from_pytorch_is_refused(here, monkeypatch):
     class Wrong(onnx._CompressorGraph):
         def forward(self, vectors):
-            return export.functional.normalize(vectors[:, :9])
+            return onnx.functional.normalize(vectors[:, :9])
 
     monkeypatch.setattr(onnx, "_CompressorGraph", Wrong)
     with pytest.raises(InputError, match="differ from PyTorch's by"):
@@ -311,7 +311,7 @@ def test_a_graph_that_differs_from_pytorch_is_refused(here, monkeypatch):
 
 
 def test_onnx_without_its_packages_says_what_to_install(here, monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
         export.export(URI, Path("none"), format="onnx")
 

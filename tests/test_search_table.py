@@ -8,7 +8,6 @@ import pytest
 from tests.test_ablation_table import KEY, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
-from twinsqueeze.registry.model_card import ModelSelection
 from twinsqueeze.reporting import formats, search_table
 from twinsqueeze.reporting.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, build_tables, metric_name
 from twinsqueeze.reporting.search_table import VectorFormat
@@ -113,13 +112,13 @@ def test_product_codes_take_a_byte_per_subvector():
     (table,) = build_tables([run_with_search_scores(0.8, **fields)], {})
     rows = search_table.rows_from_table(table)
     assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
-    assert model_card.sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
+    assert model_card.vector_sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
 
 
 def test_the_model_card_of_codes_includes_float_queries():
     (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
     (row,) = table.rows
-    text = "\n".join(model_card._results(ModelSelection("dev/spearman", row, row.runs[0], 1, [])))
+    text = model_card.precision_table(row)
     assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
 
 

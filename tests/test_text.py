@@ -116,7 +116,7 @@ def test_a_card_holds_names_as_text():
         encoder_fingerprint=HOSTILE,
         version=HOSTILE,
     )
-    card = render_model_card(provenance, 384, longest=256)
+    card = render_model_card(provenance, 384, max_seq_length=256)
     assert not COMMANDS.search(card)
     assert "\n# head" not in card
     assert not re.search(r"(?<!\\)<script", card)

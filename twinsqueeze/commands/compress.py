@@ -131,8 +131,8 @@ def _compress_texts(
         yield block, compressor.quantize(encode_cached(model, fingerprint, texts, cache))
     if num_truncated:
         console.warn(f"{num_truncated:,} texts were cut at the {model.max_seq_length} tokens that the encoder takes")
-    if cache.trouble:
-        console.warn(cache.trouble[0])
+    if cache.warnings:
+        console.warn(cache.warnings[0])
 
 
 def _write_blocks(compressed: CompressedBlocks, write: Callable[[AnyArray], None], unit: str) -> int:

@@ -1,43 +1,37 @@
-"""The job export: a model as files that need neither MLflow nor this package."""
+"""The command export: writes a model's files for use without MLflow and without this package."""
 
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
-from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.registry import model_loader
+from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.model.onnx import check_onnx_installed, write_compressor_graph, write_text_graph
 from twinsqueeze.registry.model_card import render_model_card
-from twinsqueeze.registry.model_loader import ResolvedModel
+from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.tracking.run_logger import CARD_FILE
 from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
 from twinsqueeze.utils.text import escape_markdown
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-from twinsqueeze.model.onnx import check_onnx_installed, write_compressor_graph, write_text_graph
-
 FORMATS = ("folder", "safetensors", "onnx")
 
 
-def export(model: str, output: Path, *, format: str = "folder", overwrite: bool = False) -> None:  # noqa: A002 - the option's name
-    """Writes a model to a folder, with the compressor's own file and the model card; whole or not at all.
+def export(model: str, output: Path, *, format: str = "folder", overwrite: bool = False) -> None:  # noqa: A002 - option
+    """Write a model, its compressor's checkpoint and its model card to a folder; on an error nothing is written.
 
     Args:
-        model: A run's id, a model's URI or a folder.
-        output: A folder that is not there yet, or empty.
-        format: folder, a sentence-transformers model; safetensors, the compressor alone; onnx, text model and
-            compressor as graphs, checked against PyTorch.
-        overwrite: Whether an earlier export there is replaced.
+        model: Run id, model URI or folder.
+        output: A new or empty folder.
+        format: "folder" for a sentence-transformers model, "safetensors" for the compressor alone, "onnx" for encoder
+            with compressor and compressor alone as ONNX graphs, verified against PyTorch.
+        overwrite: Replace an earlier export in `output`.
 
     Raises:
-        InputError: If the model can't be had in that format, or the folder can't be written.
+        InputError: If the model can't be loaded or exported in this format, or the folder can't be written.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -45,30 +39,21 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         check_onnx_installed()
     output = expand_user(output).resolve()
     _check_output(output, overwrite)
-    found = model_loader.resolve_model(model)
-    compressor, provenance = read_checkpoint(found.checkpoint, model)
-    text = model_loader.load_sentence_transformer_for(model, found)[0] if format != "safetensors" else None
+    resolved = resolve_model(model)
     try:
-        # Beside the output, so that one rename puts it in place.
+        # A sibling of the output: renaming moves no data.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-            made = Path(temporary, "made")
-            made.mkdir()
-            if text and format == "folder":
-                text.save(str(made), create_model_card=False)
-            elif text:
-                write_text_graph(made, text)
-                write_compressor_graph(made, compressor)
-            shutil.copyfile(found.checkpoint, made / CHECKPOINT_FILE)
-            if card := _card(found, compressor, provenance, text):
-                (made / CARD_FILE).write_text(card, encoding="utf-8")
-            _replace_dir(made, output, Path(temporary, "before"))
+            new = Path(temporary, "new")
+            new.mkdir()
+            _write_files(new, model, resolved, format)
+            _replace_dir(output, new, Path(temporary, "old"))
     except (OSError, SafetensorError) as error:
         raise InputError(f"output {str(output)!r} can't be written: {one_line(error)}") from error
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    console.print_result(f"Written to {output}: {', '.join(files)}.")
-    if env_run_id():  # `mlflow run` has made one, which should say what it was for
+    console.print_result(f"Exported to {output}: {', '.join(files)}.")
+    if env_run_id():  # under `mlflow run`
         with start_run("export", "export") as run:
-            run.set_description(escape_markdown(f"Wrote model {model} to {output} ({format})."))
+            run.set_description(escape_markdown(f"Exported model {model} to {output} ({format})."))
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -78,8 +63,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         if output.is_dir() and any(output.iterdir()):
             if not overwrite:
                 raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
-            if not (output / CHECKPOINT_FILE).is_file():  # else a slip of the pen would cost a user's folder
-                raise InputError(f"output {str(output)!r} is no earlier export, and only such a one is overwritten")
+            if not (output / CHECKPOINT_FILE).is_file():  # protects other folders from a mistyped path
+                raise InputError(f"output {str(output)!r} is not an earlier export: only exports are overwritten")
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
             pass
@@ -87,28 +72,33 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
 
 
-def _card(
-    found: ResolvedModel,
-    compressor: CompressorNetwork,
-    provenance: Provenance | None,
-    text: "SentenceTransformer | None",
-) -> str | None:
-    if found.model_card:
-        return found.model_card.read_text(encoding="utf-8")
-    if provenance is None:
-        return None
-    longest = text.max_seq_length if text else None
-    return render_model_card(provenance, compressor.input_dimension, longest=longest, run_id=found.run_id)
+def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str) -> None:  # noqa: A002 - as above
+    compressor, metadata = read_checkpoint(resolved.checkpoint, model)
+    max_seq_length = None
+    if format != "safetensors":
+        sentence_transformer, _ = load_sentence_transformer_for(model, resolved)
+        max_seq_length = sentence_transformer.max_seq_length
+        if format == "folder":
+            sentence_transformer.save(str(folder), create_model_card=False)
+        else:
+            write_text_graph(folder, sentence_transformer)
+            write_compressor_graph(folder, compressor)
+    shutil.copyfile(resolved.checkpoint, folder / CHECKPOINT_FILE)
+    if resolved.model_card:
+        shutil.copyfile(resolved.model_card, folder / CARD_FILE)
+    elif metadata:
+        dim, run_id = compressor.input_dimension, resolved.run_id
+        card = render_model_card(metadata, dim, max_seq_length=max_seq_length, run_id=run_id)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _replace_dir(made: Path, output: Path, before: Path) -> None:
-    """Puts what was made in the output's place, and what was there before into another."""
+def _replace_dir(target: Path, new: Path, backup: Path) -> None:
     with signals.defer_signals(then_stop=False):
-        if output.is_dir():
-            output.replace(before)
+        if target.is_dir():
+            target.replace(backup)
         try:
-            made.replace(output)
+            new.replace(target)
         except OSError:
-            if before.is_dir():
-                before.replace(output)
+            if backup.is_dir():
+                backup.replace(target)
             raise

@@ -15,7 +15,7 @@ from pyspark import SparkFiles, TaskContext
 from pyspark.sql import DataFrame, types
 from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
 
-from twinsqueeze.data.encoder import BATCH
+from twinsqueeze.data.encoder import BATCH_SIZE
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.columns import TEXTS, arrow_kinds, arrow_values, select_column
 from twinsqueeze.inference.compression import VectorCompressor, load_compressor
@@ -92,7 +92,7 @@ class BatchCompressor:
                 continue
             values = arrow_values(batch[self.column], self.compressor.network.input_dimension, name, first_row)
             if isinstance(values, list):
-                vectors = _load_model(str(self.archive)).encode(values, batch_size=BATCH, show_progress_bar=False)
+                vectors = _load_model(str(self.archive)).encode(values, batch_size=BATCH_SIZE, show_progress_bar=False)
                 rows = self.compressor.quantize(vectors)
             else:
                 rows = self.compressor.compress(values, name, first_row)

@@ -1,14 +1,16 @@
-"""Resolves a run id, model URI or folder to local model files and verifies their digests."""
+"""Resolves a run id, model URI or folder to local model files, and loads them."""
 
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
@@ -28,7 +30,7 @@ from twinsqueeze.utils.files import (
     file_sha256,
     is_dir,
 )
-from twinsqueeze.utils.text import describe_error, redact_credentials
+from twinsqueeze.utils.text import describe_error
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,14 +45,14 @@ MAX_FILES = 1000
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """The local files of a model.
+    """The local files of a model; None for what the model does not have.
 
     Attributes:
         checkpoint: The compressor's safetensors file.
-        model_id: Id of the logged model; None for a folder without an MLmodel file.
-        run_id: Id of the run that trained the compressor, if known.
-        sentence_transformer: Folder of the sentence-transformers model (encoder and compressor), if the model has one.
-        model_card: Path of the model card, if the model has one.
+        model_id: Id of the logged model.
+        run_id: Id of the run that trained the compressor.
+        sentence_transformer: Folder of the sentence-transformers model of encoder and compressor.
+        model_card: Markdown file.
     """
 
     checkpoint: Path
@@ -60,18 +62,8 @@ class ResolvedModel:
     model_card: Path | None = None
 
 
-@dataclass(frozen=True)
-class _StoreEntry:
-    """A registered version or logged model in the store; its URI names neither an alias nor a run."""
-
-    uri: str
-    tags: Mapping[str, str] = field(default_factory=dict)
-    model_id: str | None = None
-    run_id: str | None = None
-
-
 def resolve_model(model: str) -> ResolvedModel:
-    """Finds a compressor's files, downloads them if necessary and verifies their recorded digests.
+    """Find a compressor's files, download them if necessary and verify their recorded digests.
 
     Args:
         model: Run id, model URI (models:/... or runs:/...) or folder, such as `export` writes.
@@ -82,8 +74,9 @@ def resolve_model(model: str) -> ResolvedModel:
     folder = expand_user(model)
     entry = None
     if not is_dir(folder):
-        entry = _find_store_entry(_model_uri(model), model)
-        folder = _download(entry.uri, model)
+        entry = _find_store_entry(model)
+        path = f"{entry.name}/{entry.version}" if isinstance(entry, ModelVersion) else entry.model_id
+        folder = _download(f"models:/{path}", model)
     files = _list_files(folder, model)
     if entry:
         _verify_digests(entry.tags, folder, files, model)
@@ -93,54 +86,6 @@ def resolve_model(model: str) -> ResolvedModel:
     return ResolvedModel(
         checkpoint, *_read_ids(folder, entry, model), sentence_transformer, card if card in files else None
     )
-
-
-def compute_model_digests(model_id: str) -> str:
-    """Compute the SHA-256 of each file of a logged model, as the JSON value of the tag `FILES_SHA256`."""
-    uri = f"models:/{model_id}"
-    return json.dumps(dir_sha256(_download(uri, uri), GENERATED_FILES))
-
-
-def _model_uri(model: str) -> str:
-    """Return the URI for a run id or URI that a user gave."""
-    is_uri = re.match(r"(models|runs):/", model)
-    if not is_uri and not re.fullmatch(r"[0-9a-f]{32}", model):
-        raise InputError(
-            f"model {model!r} not found: pass a run id (32 hex digits), a model URI (models:/... or runs:/...) or an "
-            "existing folder"
-        )
-    check_tracking_server()
-    if is_uri:
-        return model
-    try:
-        run = mlflow.get_run(model)
-    except mlflow.MlflowException as error:
-        store = redact_credentials(mlflow.get_tracking_uri())
-        raise InputError(f"run {model!r} not found in {store}: {describe_error(error)}") from error
-    if not run.outputs or not run.outputs.model_outputs:
-        raise InputError(f"run {model} (status {run.info.status}) has no model: pass a run that finished training")
-    return f"models:/{run.outputs.model_outputs[-1].model_id}"
-
-
-def _find_store_entry(uri: str, model: str) -> _StoreEntry:
-    client = mlflow.MlflowClient()
-    try:
-        if uri.startswith("runs:/"):
-            run_id, _, name = uri.removeprefix("runs:/").strip("/").partition("/")
-            outputs = client.get_run(run_id).outputs
-            candidates = [client.get_logged_model(o.model_id) for o in (outputs.model_outputs if outputs else [])]
-            matching = [candidate for candidate in candidates if candidate.name == name]
-            if not matching:
-                return _StoreEntry(uri, run_id=run_id)
-            logged = matching[-1]
-        else:
-            name, *version = get_model_name_and_version(client, uri)
-            if version:
-                return _StoreEntry(f"models:/{name}/{version[0]}", client.get_model_version(name, version[0]).tags)
-            logged = client.get_logged_model(name)
-    except Exception as error:  # stores raise exceptions of many types for an unknown model
-        raise InputError(f"model {model!r} can't be loaded: {describe_error(error)}") from error
-    return _StoreEntry(f"models:/{logged.model_id}", logged.tags, logged.model_id, logged.source_run_id)
 
 
 def load_sentence_transformer_for(
@@ -178,11 +123,46 @@ def load_sentence_transformer_for(
     return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
+def compute_model_digests(model_id: str) -> str:
+    """Compute the SHA-256 of each file of a logged model, as the JSON value of the tag `FILES_SHA256`."""
+    uri = f"models:/{model_id}"
+    return json.dumps(dir_sha256(_download(uri, uri), GENERATED_FILES))
+
+
+def _find_store_entry(model: str) -> ModelVersion | LoggedModel:
+    """Look up a run id or model URI in the tracking store and the registry."""
+    is_run_id = re.fullmatch(r"[0-9a-f]{32}", model)
+    if not is_run_id and not model.startswith(("models:/", "runs:/")):
+        raise InputError(
+            f"model {model!r} not found: pass a run id (32 hex digits), a model URI (models:/... or runs:/...) or an "
+            "existing folder"
+        )
+    check_tracking_server()
+    client = mlflow.MlflowClient()
+    try:
+        if model.startswith("models:/"):
+            name, *version = get_model_name_and_version(client, model)
+            return client.get_model_version(name, version[0]) if version else client.get_logged_model(name)
+        run_id, _, name = model.removeprefix("runs:/").strip("/").partition("/")
+        outputs = client.get_run(run_id).outputs
+        logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+        named = [candidate for candidate in logged if is_run_id or candidate.name == name]
+    except Exception as error:  # stores raise exceptions of many types for an unknown model
+        raise _not_loaded(model, error) from error
+    if not named:
+        raise InputError(f"model {model!r} not found: the run has logged no such model. Pass a run that trained one")
+    return named[-1]
+
+
 def _download(uri: str, model: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri))
     except Exception as error:  # as in `_find_store_entry`
-        raise InputError(f"model {model!r} can't be loaded: {describe_error(error)}") from error
+        raise _not_loaded(model, error) from error
+
+
+def _not_loaded(model: str, error: Exception) -> InputError:
+    return InputError(f"model {model!r} can't be loaded: {describe_error(error)}")
 
 
 def _list_files(folder: Path, model: str) -> list[Path]:
@@ -204,11 +184,10 @@ def _list_files(folder: Path, model: str) -> list[Path]:
 
 def _verify_digests(tags: Mapping[str, str], folder: Path, files: Sequence[Path], model: str) -> None:
     change = None
-    if FILES_SHA256 in tags:
-        change = describe_change(json.loads(tags[FILES_SHA256]), dir_sha256(folder, GENERATED_FILES))
+    if recorded := tags.get(FILES_SHA256):
+        change = describe_change(json.loads(recorded), dir_sha256(folder, GENERATED_FILES))
     elif recorded := tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}"):
-        checkpoint = _find_checkpoint(files, model)
-        change = describe_file_change(CHECKPOINT_FILE, recorded, file_sha256(checkpoint))
+        change = describe_file_change(CHECKPOINT_FILE, recorded, file_sha256(_find_checkpoint(files, model)))
     if change:
         raise InputError(
             f"model {model!r} does not match its recorded digests: {change}. Restore its files, or train or register "
@@ -224,14 +203,15 @@ def _find_checkpoint(files: Sequence[Path], model: str) -> Path:
     return checkpoints[0]
 
 
-def _read_ids(folder: Path, entry: _StoreEntry | None, model: str) -> tuple[str | None, str | None]:
+def _read_ids(folder: Path, entry: ModelVersion | LoggedModel | None, model: str) -> tuple[str | None, str | None]:
     """Return the id of the logged model and of the run that trained it, from MLmodel and the store."""
     if not (folder / "MLmodel").is_file():
         return None, None
     try:
         logged = Model.load(str(folder))
     except Exception as error:  # invalid YAML raises exceptions of many types
-        raise InputError(f"MLmodel of model {model!r} can't be read: {describe_error(error)}") from error
-    entry = entry or _StoreEntry("")
+        raise _not_loaded(model, error) from error
     trained_run = (logged.metadata or {}).get(TRAINED_RUN)
-    return entry.model_id or logged.model_id, trained_run or entry.run_id or logged.run_id
+    if isinstance(entry, LoggedModel):  # its MLmodel has no digest, so the store's ids take precedence
+        return entry.model_id, trained_run or entry.source_run_id
+    return logged.model_id, trained_run or logged.run_id

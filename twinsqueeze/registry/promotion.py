@@ -1,6 +1,7 @@
-"""Chooses the best run and decides whether it replaces the champion."""
+"""Selects the best run of an experiment and decides whether it replaces the champion."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,162 +12,153 @@ from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.experiment import ExperimentData, prepare_data
 from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
-from twinsqueeze.registry import model_loader, model_registry
-from twinsqueeze.registry.model_card import LOWER_IS_BETTER, ModelSelection
+from twinsqueeze.registry import model_registry
+from twinsqueeze.registry.model_card import ModelSelection, metric_sign
+from twinsqueeze.registry.model_loader import resolve_model
 from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.reporting import run_loader
 from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun, build_tables
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
+from twinsqueeze.utils.reporter import Reporter
 
 SPLIT = "dev"
-ONLY_DATASET = "any"
+ANY_DATASET = "any"
 
 
 @dataclass(frozen=True)
-class LoadedCompressor:
-    """A compressor with what its file says of it."""
+class Candidate:
+    """A selected run: its compressor's checkpoint file, the compressor, its metadata and its encoded data."""
 
+    selection: ModelSelection
+    checkpoint: Path
     compressor: CompressorNetwork
-    provenance: Provenance
-    found: model_loader.ResolvedModel
+    metadata: Provenance
+    data: ExperimentData
 
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """Whether a model takes the champion's place.
-
-    Attributes:
-        promoted: Whether it does.
-        text: Why, a sentence or two.
-        figures: The difference and its interval, if there were two to compare.
-    """
+    """Whether a candidate becomes the champion, the reason in words, and metrics of the comparison by name."""
 
     promoted: bool
-    text: str
-    figures: dict[str, float]
+    reason: str
+    metrics: dict[str, float]
 
 
 def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelection:
-    """Selects the recipe with the best mean over seeds, then the best of its seeds.
+    """Select the recipe with the best mean over seeds, then its best seed.
+
+    Args:
+        experiment_id: MLflow's id.
+        metric: dev/spearman, dev/pearson, dev/mse or dev/mae.
+        dataset: Name of the dataset whose runs are compared, or "any" if there is only one.
 
     Raises:
-        InputError: If there is no run to choose from, or data to choose on are not named.
+        InputError: If there is no finished run, or the runs can't be compared by the metric.
     """
-    found = run_loader.load_runs(experiment_id)
-    if not found.runs:
-        raise InputError(
-            " ".join(["there is no finished run in the experiment to register.", *found.notes])
-            + " Train with `main` or `ablation`, or name the experiment that has them"
-        )
-    names = sorted({run.dataset for run in found.runs})
-    runs = [run for run in found.runs if dataset in {ONLY_DATASET, run.dataset}]
+    runs = _load_comparable_runs(experiment_id, metric, dataset)
+    tables = build_tables(runs, run_loader.load_baselines(runs).rows)
+    sign = metric_sign(metric)
+    candidates = [(table, row) for table in tables for row in table.rows]
+    table, row = max(candidates, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
+    best = max(row.runs, key=lambda run: sign * run.metrics[metric])
+    return ModelSelection(metric, row, best, len(candidates), table.baselines)
+
+
+def _load_comparable_runs(experiment_id: str, metric: str, dataset: str) -> list[TrainedRun]:
+    loaded = run_loader.load_runs(experiment_id)
+    if not loaded.runs:
+        notes = " ".join(["the experiment has no finished run.", *loaded.notes])
+        raise InputError(f"{notes} Train with `main` or `ablation`, or pass another experiment")
+    names = ", ".join(sorted({run.dataset for run in loaded.runs}))
+    runs = [run for run in loaded.runs if dataset in {ANY_DATASET, run.dataset}]
     if not runs:
-        raise InputError(f"no finished run is on dataset {dataset!r}: there are runs on {', '.join(names)}")
-    digests = {run.comparison_key.dataset_digest for run in runs}
-    if len(digests) > 1:
-        why = f"dataset {', '.join(names)}" if dataset == ONLY_DATASET and len(names) > 1 else "data that have changed"
+        raise InputError(f"no finished run on dataset {dataset!r}: the experiment has runs on {names}")
+    if len({run.comparison_key.dataset_digest for run in runs}) > 1:
         raise InputError(
-            f"the experiment has runs on {why}, whose scores can't be compared: "
-            "name one with --dataset, or an experiment with runs on one alone"
+            f"the experiment has runs on different data ({names}), which can't be compared: pass --dataset, or another "
+            "experiment if the data have changed"
         )
-    score = metric.removeprefix(f"{SPLIT}/")
-    if score != "spearman" and len({run.recipe.label_transform for run in runs}) > 1:
-        raise InputError(
-            f"the experiment has runs to different labels, where {metric} can't be compared: dev/spearman can"
-        )
-    baselines = run_loader.load_baselines(runs)
-    tables = build_tables(runs, baselines.rows)
-    sign = -1 if score in LOWER_IS_BETTER else 1
-    rows = [(table, row) for table in tables for row in table.rows]
-    table, best = max(rows, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
-    chosen = max(best.runs, key=lambda run: sign * run.metrics[metric])
-    return ModelSelection(metric, best, chosen, len(rows), table.baselines)
+    if metric != f"{SPLIT}/spearman" and len({run.recipe.label_transform for run in runs}) > 1:
+        raise InputError(f"runs with different label transforms can't be compared by {metric}: use {SPLIT}/spearman")
+    return runs
 
 
-def load_compressor(model: str) -> LoadedCompressor:
-    """Loads the compressor of a model that records its provenance.
+def load_candidate(selection: ModelSelection, reporter: Reporter) -> Candidate:
+    """Load the compressor and the data of a selected run.
 
     Raises:
-        InputError: If the model can't be resolved or has no provenance.
+        InputError: If the model, the data or the encoder can't be loaded or have changed since the training.
     """
-    found = model_loader.resolve_model(model)
-    compressor, provenance = read_checkpoint(found.checkpoint, model)
-    if provenance is None:
-        raise InputError(f"model {model!r} does not say what it was trained on: register one that `main` has trained")
-    return LoadedCompressor(compressor, provenance, found)
+    run_id = selection.run.run_id
+    checkpoint = resolve_model(run_id).checkpoint
+    compressor, metadata = read_checkpoint(checkpoint, run_id)
+    if metadata is None:
+        raise InputError(f"the checkpoint of run {run_id} has no metadata: register a run that `main` trained")
+    return Candidate(selection, checkpoint, compressor, metadata, _prepare_data(metadata, metadata, reporter))
 
 
-def dev_pairs(trained: LoadedCompressor, encoder: str, run: TrainedRun) -> ExperimentData:
-    """The candidate's data with the vectors of an encoder, checked to be what it was trained on."""
-    provenance = trained.provenance
-    named = provenance.recipe.dataset
-    dataset = provenance.dataset if named == "auto" else named
-    pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=provenance.score_max)
-    device = resolve_device("auto")
+def _prepare_data(trained: Provenance, other: Provenance, reporter: Reporter) -> ExperimentData:
+    """Load the data of one compressor, encode them by the encoder of another, and verify that both are unchanged."""
+    dataset = trained.dataset if trained.recipe.dataset == "auto" else trained.recipe.dataset
+    pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=trained.score_max)
+    if pairs.digest != trained.dataset_digest:
+        raise InputError(
+            f"dataset {dataset!r} has changed since {trained.recipe.name} was trained (digest {pairs.digest}, then "
+            f"{trained.dataset_digest}): restore it, or train again"
+        )
+    encoder, device = other.recipe.encoder, resolve_device("auto")
     resolved = resolve_encoder(encoder, device.type)
-    material = prepare_data(pairs, resolved, device, score_max=provenance.score_max, reporter=console)
-    if material.pairs.digest != run.comparison_key.dataset_digest:
+    data = prepare_data(pairs, resolved, device, score_max=trained.score_max, reporter=reporter)
+    if data.encoder.fingerprint != other.encoder_fingerprint:
         raise InputError(
-            f"dataset {dataset!r} is not what run {run.run_id} was trained on (digest {material.pairs.digest}, then "
-            f"{run.comparison_key.dataset_digest}): put the data back, or train again"
+            f"the files of encoder {encoder!r} have changed since {other.recipe.name} was trained: restore them, or "
+            "train again"
         )
-    return material
+    return data
 
 
-def check_encoder(trained: LoadedCompressor, material: ExperimentData) -> None:
-    """Raises an `InputError` if the encoder's files are not those that the compressor was trained with."""
-    if trained.provenance.encoder_fingerprint != material.encoder.fingerprint:
-        raise InputError(
-            f"the files of encoder {material.encoder.name!r} are not those that {trained.provenance.recipe.name} was "
-            "trained with: put them back, or train again"
-        )
+def compare_with_champion(candidate: Candidate, champion: Version | None) -> PromotionDecision:
+    """Compare a candidate with the champion on the same dev pairs by a paired bootstrap over pairs.
 
-
-def compare_with_champion(
-    candidate: LoadedCompressor, material: ExperimentData, champion: Version | None, choice: ModelSelection
-) -> PromotionDecision:
-    """Whether the candidate is better than the champion on the same dev pairs."""
-    check_encoder(candidate, material)
+    The candidate is promoted if the 95% interval of the difference lies on the better side of zero.
+    """
     if champion is None:
-        return PromotionDecision(promoted=True, text="There was no champion to compare it with.", figures={})
-    digest = material.pairs.splits[SPLIT].digest
-    labels = candidate.provenance.recipe.label_transform
-    name = choice.metric.removeprefix(f"{SPLIT}/")
-    apart = None
-    if champion.tags.get(model_registry.DEV_DIGEST) != digest:
-        apart = "was chosen on other dev pairs"
-    elif name != "spearman" and champion.tags.get(model_registry.LABELS) != labels:
-        apart = "was trained to other labels"
-    if apart:
-        text = (
-            f"The champion, version {champion.number}, {apart}, so the two can't be compared: "
-            "give the new version the alias yourself if it is what you want in use."
-        )
-        return PromotionDecision(promoted=False, text=text, figures={})
-    other = load_compressor(champion.uri)
-    theirs = material
-    if other.provenance.encoder_fingerprint != material.encoder.fingerprint:
-        theirs = dev_pairs(candidate, other.provenance.recipe.encoder, choice.run)
-        check_encoder(other, theirs)
-    resamples = PairBootstrap(scores_to_labels(material.encoded[SPLIT].scores, labels))
-    ours = _predictions(candidate, material)
-    difference, interval = resamples.difference(ours, _predictions(other, theirs), name)
-    # Better is above zero, whatever the score.
-    low, high = sorted(-end if name in LOWER_IS_BETTER else end for end in (interval.low, interval.high))
-    promoted = low > 0
-    verdict = "it is better" if promoted else "it is worse" if high < 0 else "that may be chance"
-    text = (
-        f"{COLUMN_NAMES[name]} on the {len(material.encoded[SPLIT]):,} dev pairs less that of the champion, version "
-        f"{champion.number}: {difference:+.4f}, 95% interval {interval.low:+.4f} to {interval.high:+.4f} by a paired "
-        f"bootstrap over pairs: {verdict}{'' if promoted else ', so the champion stays'}."
+        return PromotionDecision(promoted=True, reason="There was no champion to compare with.", metrics={})
+    data, metric = candidate.data, candidate.selection.metric
+    score = metric.removeprefix(f"{SPLIT}/")
+    label_transform = candidate.metadata.recipe.label_transform
+    same_pairs = champion.tags.get(model_registry.DEV_DIGEST) == data.pairs.splits[SPLIT].digest
+    same_labels = score == "spearman" or champion.tags.get(model_registry.LABEL_TRANSFORM) == label_transform
+    if not (same_pairs and same_labels):
+        obstacle = "other labels" if same_pairs else "other dev pairs"
+        reason = f"The champion, version {champion.number}, was selected on {obstacle}: no comparison is possible."
+        return PromotionDecision(promoted=False, reason=reason, metrics={})
+    bootstrap = PairBootstrap(scores_to_labels(data.encoded[SPLIT].scores, label_transform))
+    predicted = _predict(candidate.compressor, data)
+    difference, interval = bootstrap.difference(predicted, _predict_by_champion(champion, candidate), score)
+    gain_low, gain_high = sorted(metric_sign(metric) * end for end in (interval.low, interval.high))
+    promoted = gain_low > 0
+    outcome = "better" if promoted else f"{'worse' if gain_high < 0 else 'not significant'}, so the champion stays"
+    reason = (
+        f"{COLUMN_NAMES[score]} on dev, difference to the champion (version {champion.number}): {difference:+.4f}, 95% "
+        f"interval {interval.low:+.4f} to {interval.high:+.4f} (paired bootstrap over pairs): {outcome}."
     )
-    figures = {"gate/difference": difference, "gate/low": interval.low, "gate/high": interval.high}
-    return PromotionDecision(promoted, text, figures)
+    metrics = {"gate/difference": difference, "gate/low": interval.low, "gate/high": interval.high}
+    return PromotionDecision(promoted, reason, metrics)
 
 
-def _predictions(trained: LoadedCompressor, material: ExperimentData) -> FloatArray:
-    split = material.encoded[SPLIT]
-    vectors = torch.from_numpy(split.embeddings).to(material.device)
-    return predict_pair_cosines(trained.compressor.to(material.device), vectors, split)
+def _predict_by_champion(champion: Version, candidate: Candidate) -> FloatArray:
+    compressor, metadata = read_checkpoint(resolve_model(champion.uri).checkpoint, champion.uri)
+    assert metadata, "only checkpoints with metadata are registered"
+    if metadata.encoder_fingerprint == candidate.metadata.encoder_fingerprint:
+        return _predict(compressor, candidate.data)
+    return _predict(compressor, _prepare_data(candidate.metadata, metadata, candidate.data.reporter))
+
+
+def _predict(compressor: CompressorNetwork, data: ExperimentData) -> FloatArray:
+    """Return the cosines of the dev pairs, (P,)."""
+    split = data.encoded[SPLIT]
+    vectors = torch.from_numpy(split.embeddings).to(data.device)
+    return predict_pair_cosines(compressor.to(data.device), vectors, split)
