@@ -1,10 +1,10 @@
-"""What a served model does under load: `python -m benchmarks.serving`.
+"""Load test of a served model: `python -m benchmarks.serving`.
 
-A model is trained for an epoch on the demo, registered, exported and served by `mlflow models serve` on loopback; or
-one that is registered already is named. Clients send it valid and invalid requests at once, as fast as it answers. A
-valid one must be answered with the vectors that sentence-transformers gives for the exported folder, to 1e-5, an
-invalid one with a status from 400 to 499. Memory is what the server's processes hold together, looked at every half
-second.
+By default a model is trained for one epoch on the demo data, registered, exported and served by `mlflow models serve`
+on the loopback interface; `--model` serves a registered model instead. Several clients send valid and invalid requests
+as fast as they are answered. A valid request must return the vectors that sentence-transformers computes with the
+exported folder, within 1e-5; an invalid request must return a status from 400 to 499. The resident memory of the
+server's processes is sampled every half second.
 """
 
 import json
@@ -33,11 +33,11 @@ from sentence_transformers import SentenceTransformer
 ROOT = Path(__file__).parent.parent
 CHAMPION = "models:/twinsqueeze@champion"
 TOLERANCE = 1e-5
-MOST_TEXTS = 8
+MAX_TEXTS = 8
 INVALID_SHARE = 0.4
-# A request takes a fraction of a second; the server itself gives up after a minute.
+# Seconds; the server's own timeout is a minute.
 TIMEOUT = 120
-# Before the memory is that of a server at work: every thread has encoded, and every length of text has come.
+# Share of the time after which every thread has encoded texts of every length, and memory is stable.
 WARM_UP_SHARE = 0.25
 TEXTS = [
     "A man plays the guitar.",
@@ -55,26 +55,29 @@ JSON = "application/json"
 
 
 @dataclass
-class Tally:
-    """What came back, counted by all clients."""
+class ResponseCounts:
+    """Responses counted by outcome and by HTTP status, shared by all clients.
 
-    counts: Counter[str] = field(default_factory=Counter)
+    Outcomes are "correct" and "wrong" for valid requests, "rejected" and "not rejected" for invalid ones.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
-    surprises: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, what: str, status: int, surprise: str | None = None) -> None:
-        """Counts an answer: right, wrong, refused or answered."""
+    def add(self, outcome: str, status: int, failure: str | None = None) -> None:
+        """Count a response; the first five failures are kept for the report."""
         with self.lock:
-            self.counts[what] += 1
+            self.outcomes[outcome] += 1
             self.statuses[status] += 1
-            if surprise and len(self.surprises) < 5:
-                self.surprises.append(surprise)
+            if failure and len(self.failures) < 5:
+                self.failures.append(failure)
 
 
-def valid(generator: random.Random) -> tuple[dict[str, Any], list[str]]:
-    """A body in one of the forms that MLflow takes, and its texts."""
-    texts = generator.choices(TEXTS, k=generator.randint(1, MOST_TEXTS))
+def valid_request(generator: random.Random) -> tuple[dict[str, Any], list[str]]:
+    """Return a JSON body in one of the formats of MLflow's scoring server, and its texts."""
+    texts = generator.choices(TEXTS, k=generator.randint(1, MAX_TEXTS))
     bodies: list[dict[str, Any]] = [
         {"inputs": texts},
         {"instances": texts},
@@ -86,16 +89,16 @@ def valid(generator: random.Random) -> tuple[dict[str, Any], list[str]]:
     return generator.choice(bodies), texts
 
 
-def invalid(generator: random.Random) -> dict[str, Any]:
-    """What `requests` is to send in the place of a valid request."""
-    texts = generator.choices(TEXTS, k=generator.randint(0, MOST_TEXTS))
+def invalid_request(generator: random.Random) -> dict[str, Any]:
+    """Return the arguments `data` and `headers` of a request that the server must reject."""
+    texts = generator.choices(TEXTS, k=generator.randint(0, MAX_TEXTS))
     number = generator.choice([1, -0.5, None, True, float("nan"), 10**400])
-    noise: Any = generator.choice([number, ["a"], {"text": "a"}])
-    among = [*texts, number]
-    generator.shuffle(among)
+    not_text: Any = generator.choice([number, ["a"], {"text": "a"}])
+    mixed = [*texts, number]
+    generator.shuffle(mixed)
     bodies: list[Any] = [
-        {"inputs": among},
-        {"instances": among},
+        {"inputs": mixed},
+        {"instances": mixed},
         {"inputs": [1, 2, 3]},
         {"inputs": [None]},
         {"inputs": 5},
@@ -103,7 +106,7 @@ def invalid(generator: random.Random) -> dict[str, Any]:
         {"inputs": []},
         {"inputs": {"text": texts}},
         {"inputs": ["\ud800"]},
-        {"dataframe_split": {"columns": ["text"], "data": [[noise], *([text] for text in texts)]}},
+        {"dataframe_split": {"columns": ["text"], "data": [[not_text], *([text] for text in texts)]}},
         {"dataframe_split": {"columns": ["text"]}},
         {"dataframe_split": texts},
         {"dataframe_records": [{"text": 1}, {"text": None}]},
@@ -113,47 +116,48 @@ def invalid(generator: random.Random) -> dict[str, Any]:
         texts,
         "text",
     ]
-    raw = [b"", b"{", b'{"inputs": ["a"', b"\xff\xfe", b'{"inputs": ["\xff"]}', b"text\n"]
-    whole = [
-        {"data": generator.choice(raw), "headers": {"Content-Type": JSON}},
+    malformed = [b"", b"{", b'{"inputs": ["a"', b"\xff\xfe", b'{"inputs": ["\xff"]}', b"text\n"]
+    other = [
+        {"data": generator.choice(malformed), "headers": {"Content-Type": JSON}},
         {"data": b'{"inputs": ["a"]}', "headers": {"Content-Type": "text/plain"}},
         {"data": b'{"inputs": ["a"]}', "headers": {"Content-Type": f"{JSON}; charset=latin-1"}},
         {"data": b"text\n5\n", "headers": {"Content-Type": "text/csv"}},
     ]
     body = {"data": json.dumps(generator.choice(bodies)), "headers": {"Content-Type": JSON}}
-    return generator.choice([body, body, body, generator.choice(whole)])
+    return generator.choice([body, body, body, generator.choice(other)])
 
 
-def client(url: str, seed: int, end: float, expected: dict[str, np.ndarray], tally: Tally) -> None:
-    """Sends requests until the time is over."""
-    generator = random.Random(seed)  # noqa: S311 - which requests are sent is no secret
+def send_requests(url: str, seed: int, end: float, expected: dict[str, np.ndarray], counts: ResponseCounts) -> None:
+    """Send requests until the time `end` of the monotonic clock."""
+    generator = random.Random(seed)  # noqa: S311 - not used for security
     with requests.Session() as session:
         while time.monotonic() < end:
             if generator.random() < INVALID_SHARE:
-                sent = invalid(generator)
-                answer = session.post(url, timeout=TIMEOUT, **sent)
-                refused = 400 <= answer.status_code < 500
-                surprise = None if refused else f"{answer.status_code} to {str(sent)[:200]}: {answer.text[:200]}"
-                tally.add("refused" if refused else "answered", answer.status_code, surprise)
+                request = invalid_request(generator)
+                response = session.post(url, timeout=TIMEOUT, **request)
+                status = response.status_code
+                rejected = 400 <= status < 500
+                failure = None if rejected else f"{status} to {str(request)[:200]}: {response.text[:200]}"
+                counts.add("rejected" if rejected else "not rejected", status, failure)
                 continue
-            body, texts = valid(generator)
-            answer = session.post(url, json=body, timeout=TIMEOUT)
-            surprise = _difference(answer, np.stack([expected[text] for text in texts]))
-            tally.add("wrong" if surprise else "right", answer.status_code, surprise)
+            body, texts = valid_request(generator)
+            response = session.post(url, json=body, timeout=TIMEOUT)
+            failure = _find_error(response, np.stack([expected[text] for text in texts]))
+            counts.add("wrong" if failure else "correct", response.status_code, failure)
 
 
-def _difference(answer: requests.Response, expected: np.ndarray) -> str | None:
-    if answer.status_code != 200:
-        return f"{answer.status_code}: {answer.text[:300]}"
-    found = np.array(answer.json()["predictions"], np.float32)
-    if found.shape != expected.shape:
-        return f"vectors of shape {found.shape}, not {expected.shape}"
-    difference = float(np.abs(found - expected).max())
-    return None if difference <= TOLERANCE else f"vectors that differ by {difference:.2g}"
+def _find_error(response: requests.Response, expected: np.ndarray) -> str | None:
+    if response.status_code != 200:
+        return f"{response.status_code}: {response.text[:300]}"
+    vectors = np.array(response.json()["predictions"], np.float32)
+    if vectors.shape != expected.shape:
+        return f"vectors of shape {vectors.shape}, expected {expected.shape}"
+    difference = float(np.abs(vectors - expected).max())
+    return None if difference <= TOLERANCE else f"vectors differ by {difference:.2g}"
 
 
-def memory(server: psutil.Process) -> float:
-    """MB that a server's processes hold together."""
+def resident_memory(server: psutil.Process) -> float:
+    """Return the resident memory of a server and its child processes, in MB."""
     total = 0
     for process in (server, *server.children(recursive=True)):
         try:
@@ -164,10 +168,10 @@ def memory(server: psutil.Process) -> float:
 
 
 @contextmanager
-def served(model: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[psutil.Process, str]]:
-    """`mlflow models serve` on a free port of loopback; yields its process and address."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+def serve_model(model: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[psutil.Process, str]]:
+    """Run `mlflow models serve` on a free local port; yield its process and the URL for requests."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     command = ["models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "-p", str(port)]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
@@ -193,44 +197,46 @@ def served(model: str, folder: Path, environment: dict[str, str]) -> Iterator[tu
         server.wait(30)
 
 
-def load(url: str, clients: int, seconds: float, expected: dict[str, np.ndarray], look: Callable[[], float]) -> Tally:
-    """Lets the clients work, and looks at the memory meanwhile; prints both."""
-    tally = Tally()
-    begin = time.monotonic()
+def run_load(
+    url: str, clients: int, seconds: float, expected: dict[str, np.ndarray], get_memory: Callable[[], float]
+) -> ResponseCounts:
+    """Let the clients send requests, sample the memory meanwhile, and print a report."""
+    counts = ResponseCounts()
+    start = time.monotonic()
     threads = [
-        threading.Thread(target=client, args=(url, seed, begin + seconds, expected, tally)) for seed in range(clients)
+        threading.Thread(target=send_requests, args=(url, seed, start + seconds, expected, counts))
+        for seed in range(clients)
     ]
     for thread in threads:
         thread.start()
-    held: list[tuple[float, float]] = []
+    samples: list[tuple[float, float]] = []
     while any(thread.is_alive() for thread in threads):
-        held.append((time.monotonic() - begin, look()))
+        samples.append((time.monotonic() - start, get_memory()))
         time.sleep(0.5)
-    warm = [size for passed, size in held if passed > WARM_UP_SHARE * seconds]
-    report(tally, clients, seconds, warm)
-    return tally
+    print_report(counts, clients, seconds, [mb for passed, mb in samples if passed > WARM_UP_SHARE * seconds])
+    return counts
 
 
-def report(tally: Tally, clients: int, seconds: float, held: Sequence[float]) -> None:
-    """Prints what was counted; the memory at the start is the median of a tenth of the looks, as that at the end."""
-    tenth = max(len(held) // 10, 1)
-    start, end = float(np.median(held[:tenth])), float(np.median(held[-tenth:]))
-    counts = tally.counts
-    statuses = ", ".join(f"{count:,} with {status}" for status, count in sorted(tally.statuses.items()))
-    print(f"{clients} clients for {seconds:.0f} s: {counts.total():,} requests, {statuses}")
-    print(f"valid:   {counts['right']:,} right, {counts['wrong']:,} wrong")
-    print(f"invalid: {counts['refused']:,} refused with 4xx, {counts['answered']:,} answered otherwise")
-    print(f"memory:  {start:,.0f} MB after the warm-up, {end:,.0f} MB at the end, at most {max(held):,.0f} MB")
-    for surprise in tally.surprises:
-        print(f"not as it should be: {surprise}")
+def print_report(counts: ResponseCounts, clients: int, seconds: float, memory: Sequence[float]) -> None:
+    """Print the counts, and the memory in MB: medians of the first and of the last tenth of the samples."""
+    tenth = max(len(memory) // 10, 1)
+    start, end = float(np.median(memory[:tenth])), float(np.median(memory[-tenth:]))
+    outcomes = counts.outcomes
+    statuses = ", ".join(f"{count:,} with {status}" for status, count in sorted(counts.statuses.items()))
+    print(f"{clients} clients for {seconds:.0f} s: {outcomes.total():,} requests, {statuses}")
+    print(f"valid:   {outcomes['correct']:,} correct, {outcomes['wrong']:,} wrong")
+    print(f"invalid: {outcomes['rejected']:,} rejected with 4xx, {outcomes['not rejected']:,} not rejected")
+    print(f"memory:  {start:,.0f} MB after the warm-up, {end:,.0f} MB at the end, maximum {max(memory):,.0f} MB")
+    for failure in counts.failures:
+        print(f"failure: {failure}")
 
 
 @click.command()
-@click.option("--seconds", default=120.0, show_default=True, help="How long requests are sent.")
-@click.option("--clients", default=8, show_default=True, help="How many send them at once.")
-@click.option("--model", help="A registered model, in the store of MLFLOW_TRACKING_URI.  [default: one that is made]")
+@click.option("--seconds", default=120.0, show_default=True, help="Duration of the test.")
+@click.option("--clients", default=8, show_default=True, help="Number of concurrent clients.")
+@click.option("--model", help="URI of a registered model in the store of MLFLOW_TRACKING_URI.  [default: train one]")
 def main(seconds: float, clients: int, model: str | None) -> None:
-    """Prints requests served, those that were right, wrong and refused, and the server's memory."""
+    """Print how many requests were answered correctly, wrongly and rejected, and the server's memory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -242,9 +248,9 @@ def main(seconds: float, clients: int, model: str | None) -> None:
         _run(["export", "--model", model, "--output", str(folder / "model")], folder, environment)
         encoder = SentenceTransformer(str(folder / "model"), device="cpu")
         expected = {text: encoder.encode([text])[0] for text in TEXTS}
-        with served(model, folder, environment) as (server, url):
-            tally = load(url, clients, seconds, expected, lambda: memory(server))
-    sys.exit(1 if tally.counts["wrong"] or tally.counts["answered"] else 0)
+        with serve_model(model, folder, environment) as (server, url):
+            counts = run_load(url, clients, seconds, expected, lambda: resident_memory(server))
+    sys.exit(1 if counts.outcomes["wrong"] or counts.outcomes["not rejected"] else 0)
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Processes that register at once, and what they must leave."""
+"""Processes that register at the same time, and a check of the aliases and tags afterwards."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import mlflow
 
 from tests.processes import together
 
-# What register does to the registry, with a number in the place of a model and its scores.
+# The registry calls of the command register, with a random quality in place of a model and its scores.
 CONTENDER = """
 import random
 import sys
@@ -18,8 +18,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range(int(sys.argv[2])):
     quality = random.Random(f"{sys.argv[1]}-{number}").random()
-    made = client.create_model_version("twinsqueeze", "s3://nowhere/model", tags={"quality": str(quality)})
-    version = model_registry.Version(int(made.version), (), {})
+    created = client.create_model_version("twinsqueeze", "s3://nowhere/model", tags={"quality": str(quality)})
+    version = model_registry.Version(int(created.version), (), {})
     while True:
         champion = model_registry.find_alias("champion")
         better = champion is None or quality > float(champion.tags["quality"])
@@ -29,7 +29,7 @@ for number in range(int(sys.argv[2])):
 
 
 def contend(uri: str, processes: int, rounds: int) -> dict[str, mlflow.entities.model_registry.ModelVersion]:
-    """Lets real processes register at once; what they left, by number."""
+    """Start processes that register versions at the same time; return the versions by number."""
     client = mlflow.MlflowClient(uri)
     client.create_registered_model("twinsqueeze")
     commands = [["-c", CONTENDER, str(i), str(rounds)] for i in range(processes)]
@@ -39,17 +39,17 @@ def contend(uri: str, processes: int, rounds: int) -> dict[str, mlflow.entities.
     }
 
 
-def check_succession(client: mlflow.MlflowClient, left: dict) -> None:
-    """The best is the champion, and each of the champions before was beaten by the next: none was passed over."""
-    quality = {number: float(version.tags["quality"]) for number, version in left.items()}
-    replaced = {n: str(v.tags["twinsqueeze.replaces"]) for n, v in left.items() if "twinsqueeze.replaces" in v.tags}
-    named = {a: str(number) for a, number in client.get_registered_model("twinsqueeze").aliases.items()}
+def check_succession(client: mlflow.MlflowClient, versions: dict) -> None:
+    """The best version is the champion, and every former champion was replaced by a better one."""
+    quality = {number: float(version.tags["quality"]) for number, version in versions.items()}
+    replaced = {n: str(v.tags["twinsqueeze.replaces"]) for n, v in versions.items() if "twinsqueeze.replaces" in v.tags}
+    aliases = {a: str(number) for a, number in client.get_registered_model("twinsqueeze").aliases.items()}
     champion = max(quality, key=quality.get)
-    assert named["champion"] == champion
-    assert named["previous"] == replaced[champion]
-    line = [champion]
-    while line[-1] in replaced:
-        line.append(replaced[line[-1]])
-    assert set(line[:-1]) == set(replaced)  # whoever was promoted is in it
-    assert sorted(line, key=quality.get, reverse=True) == line
+    assert aliases["champion"] == champion
+    assert aliases["previous"] == replaced[champion]
+    champions = [champion]
+    while champions[-1] in replaced:
+        champions.append(replaced[champions[-1]])
+    assert set(champions[:-1]) == set(replaced)  # all promoted versions
+    assert sorted(champions, key=quality.get, reverse=True) == champions
     assert [model.name for model in client.search_registered_models()] == ["twinsqueeze"]

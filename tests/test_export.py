@@ -1,4 +1,4 @@
-"""The registered model in every way that it is used: all of them give the same vectors, and none of them unpickles."""
+"""The registered model in every format: all of them return the same vectors, and none of them needs pickle."""
 
 import json
 import os
@@ -31,27 +31,27 @@ TEXTS = ["A man is playing a guitar.", "", " Zwei Hunde   laufen. ", "Ünïcöd�
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, shared_cache, pairs_folder) -> Workplace:
-    """Where a model has been trained and registered."""
+    """A workplace with a trained and registered model."""
     place = Workplace(tmp_path_factory.mktemp("work"), shared_cache)
-    finished(place.command("train", "--dataset", str(pairs_folder), "--epochs", "2", "--dim", "9", "--device", "cpu"))
-    finished(place.command("register"))
+    stdout_of(place.command("train", "--dataset", str(pairs_folder), "--epochs", "2", "--dim", "9", "--device", "cpu"))
+    stdout_of(place.command("register"))
     return place
 
 
-def finished(done: subprocess.CompletedProcess) -> str:
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def stdout_of(process: subprocess.CompletedProcess) -> str:
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def trained(place) -> str:
-    """The id of the run that trained it."""
+    """The id of the run that trained the registered model."""
     return place.runs()[0].data.tags["twinsqueeze.trained_run"]
 
 
 @pytest.fixture(scope="module")
 def vectors(place, trained):
-    """What the encoder and the weights that training logged give, by NumPy."""
+    """The expected vectors: the encoder's, compressed by NumPy with the weights that training logged."""
     hidden = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu").encode(TEXTS)
     state = load_file(next(place.model(place.client.get_run(trained)).rglob("*.safetensors")))
     for i in (0, 2, 4):
@@ -61,14 +61,14 @@ def vectors(place, trained):
 
 @pytest.fixture(scope="module")
 def exported(place):
-    """A folder a format."""
+    """A folder with an export in each format."""
     for name in export.FORMATS:
-        said = finished(place.command("export", "--model", URI, "--output", f"out/{name}", "--format", name))
-        assert "compressor.safetensors" in said
+        output = stdout_of(place.command("export", "--model", URI, "--output", f"out/{name}", "--format", name))
+        assert "compressor.safetensors" in output
     return place.folder / "out"
 
 
-# Where the package is installed in development mode, -I alone would still find it.
+# The option -I alone does not hide a package that is installed in development mode.
 BLOCKED = """
 import sys
 import numpy as np
@@ -80,10 +80,10 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def elsewhere(place: Workplace, program: str, *arguments: str, blocked: tuple[str, ...] = ("twinsqueeze",)) -> None:
-    """Runs a program where the package and whatever else is named can't be imported."""
+def run_isolated(place: Workplace, program: str, *arguments: str, blocked: tuple[str, ...] = ("twinsqueeze",)) -> None:
+    """Run a program that can't import the blocked packages."""
     environment = {name: value for name, value in place.environment.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", "-c", f"BLOCK = {blocked!r}{BLOCKED}{program}", *arguments],
         cwd=place.folder,
         env=environment,
@@ -91,10 +91,10 @@ def elsewhere(place: Workplace, program: str, *arguments: str, blocked: tuple[st
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
-def test_sentence_transformers_takes_the_folder(place, exported, vectors):
+def test_sentence_transformers_loads_the_folder(place, exported, vectors):
     (place.folder / "texts.json").write_text(json.dumps(TEXTS))
     program = """
 import json
@@ -103,11 +103,11 @@ texts = json.load(open("texts.json"))
 model = SentenceTransformer("out/folder", device="cpu", local_files_only=True)
 np.save("encoded.npy", model.encode(texts))
 """
-    elsewhere(place, program)
+    run_isolated(place, program)
     np.testing.assert_allclose(np.load(place.folder / "encoded.npy"), vectors, atol=1e-6)
 
 
-def test_pyfunc_takes_texts(place, vectors):
+def test_pyfunc_model_encodes_texts(place, vectors):
     (place.folder / "texts.json").write_text(json.dumps(TEXTS))
     program = f"""
 import json
@@ -115,13 +115,13 @@ import mlflow
 model = mlflow.pyfunc.load_model("{URI}")
 np.save("predicted.npy", model.predict(json.load(open("texts.json"))))
 """
-    elsewhere(place, program)
+    run_isolated(place, program)
     np.testing.assert_allclose(np.load(place.folder / "predicted.npy"), vectors, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def scoring(place):
-    """The registered model behind MLflow's own scoring code, in this process: a body in, status and answer out."""
+    """A function that sends a body to MLflow's scoring code in this process and returns status and response."""
     import mlflow
     from mlflow.pyfunc import scoring_server
 
@@ -131,19 +131,19 @@ def scoring(place):
     mlflow.set_tracking_uri(before)
     schema = model.metadata.get_input_schema()
 
-    def ask(body: object, content_type: str = "application/json") -> tuple[int, str]:
+    def score(body: object, content_type: str = "application/json") -> tuple[int, str]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            answer = scoring_server.invocations(content, content_type, model, schema)
+            response = scoring_server.invocations(content, content_type, model, schema)
         except mlflow.MlflowException as error:
             return error.get_http_status_code(), error.message
-        return answer.status, answer.response
+        return response.status, response.response
 
-    return ask
+    return score
 
 
-def forms(texts: list) -> list[dict]:
-    """The bodies that MLflow's servers take."""
+def request_bodies(texts: list) -> list[dict]:
+    """The JSON bodies that MLflow's servers accept."""
     return [
         {"inputs": texts},
         {"instances": texts},
@@ -152,65 +152,66 @@ def forms(texts: list) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("among", [1, 0.5, None, True, float("nan"), "\ud800", 10**400, ["a"], {"text": "a"}])
-def test_a_server_refuses_what_is_no_text(scoring, among):
-    """Rows that are lists or objects are columns to MLflow in the first two forms, of which it takes the first."""
-    which = slice(2 if isinstance(among, list | dict) else 0, None)
-    for body in (*forms(["A text.", among])[which], *forms([among, "A text."])[which], *forms([among])[which]):
-        status, said = scoring(body)
-        assert status == 400, (body, said)
+@pytest.mark.parametrize("value", [1, 0.5, None, True, float("nan"), "\ud800", 10**400, ["a"], {"text": "a"}])
+def test_server_rejects_values_that_are_no_text(scoring, value):
+    """MLflow reads lists and objects as columns in the first two formats, and takes the first column."""
+    formats = slice(2 if isinstance(value, list | dict) else 0, None)
+    for texts in (["A text.", value], [value, "A text."], [value]):
+        for body in request_bodies(texts)[formats]:
+            status, response = scoring(body)
+            assert status == 400, (body, response)
 
 
-def test_a_server_takes_texts_in_every_form(scoring, vectors):
-    bodies = [(body, TEXTS) for body in forms(TEXTS)] + [(body, TEXTS[:1]) for body in forms(TEXTS[:1])]
+def test_server_accepts_texts_in_every_format(scoring, vectors):
+    bodies = [(body, TEXTS) for body in request_bodies(TEXTS)] + [
+        (body, TEXTS[:1]) for body in request_bodies(TEXTS[:1])
+    ]
     for body, texts in [*bodies, ({"inputs": TEXTS[0]}, TEXTS[:1])]:
-        status, said = scoring(body)
-        assert status == 200, said
-        found = np.array(json.loads(said)["predictions"], np.float32)
-        np.testing.assert_allclose(found, vectors[: len(texts)], atol=1e-6)
+        status, response = scoring(body)
+        assert status == 200, response
+        predictions = np.array(json.loads(response)["predictions"], np.float32)
+        np.testing.assert_allclose(predictions, vectors[: len(texts)], atol=1e-6)
 
 
-def test_threads_may_ask_at_once(scoring, vectors):
-    """They share a tokenizer, which keeps settings as state."""
+def test_threads_encode_at_the_same_time(scoring, vectors):
+    """They share a tokenizer with mutable settings."""
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda i: scoring({"inputs": TEXTS[: i % 4 + 1]}), range(60)))
-    for i, (status, said) in enumerate(answers):
-        assert status == 200, said
-        np.testing.assert_allclose(json.loads(said)["predictions"], vectors[: i % 4 + 1], atol=1e-6)
+        responses = list(pool.map(lambda i: scoring({"inputs": TEXTS[: i % 4 + 1]}), range(60)))
+    for i, (status, response) in enumerate(responses):
+        assert status == 200, response
+        np.testing.assert_allclose(json.loads(response)["predictions"], vectors[: i % 4 + 1], atol=1e-6)
 
 
-def test_the_compressor_refuses_numbers_that_are_none(place, trained):
-    """MLflow makes nan of null."""
+def test_compressor_rejects_nan(place, trained):
+    """MLflow converts null to NaN."""
     import mlflow
 
     model = mlflow.pyfunc.load_model(str(place.model(place.client.get_run(trained))))
-    good = np.ones((2, 384), np.float32)
-    assert np.isfinite(model.predict(good)).all()
-    good[1, 5] = np.nan
-    with pytest.raises(mlflow.MlflowException, match="row 1 has a number that is not finite") as refused:
-        model.predict(good)
-    assert refused.value.get_http_status_code() == 400
+    vectors = np.ones((2, 384), np.float32)
+    assert np.isfinite(model.predict(vectors)).all()
+    vectors[1, 5] = np.nan
+    with pytest.raises(mlflow.MlflowException, match="row 1 has a number that is not finite") as error:
+        model.predict(vectors)
+    assert error.value.get_http_status_code() == 400
 
 
-def test_the_compressor_alone_takes_vectors(place, trained, vectors):
-    """Those that a user has from the encoder already."""
+def test_compressor_model_compresses_vectors_of_the_encoder(place, trained, vectors):
     encoder = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu")
-    np.save(place.folder / "mine.npy", encoder.encode(TEXTS))
+    np.save(place.folder / "encoder.npy", encoder.encode(TEXTS))
     program = """
 import mlflow
 model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[1]}/compressor")
-np.save("compressed.npy", model.predict(np.load("mine.npy")))
+np.save("compressed.npy", model.predict(np.load("encoder.npy")))
 assert "torch" not in sys.modules
 """
-    elsewhere(place, program, trained)
+    run_isolated(place, program, trained)
     np.testing.assert_allclose(np.load(place.folder / "compressed.npy"), vectors, atol=1e-6)
 
 
-def test_onnxruntime_takes_both_graphs(place, exported, vectors):
-    """With a tokenizer and without PyTorch, one text alone and all together."""
+def test_onnxruntime_runs_both_graphs_without_pytorch(place, exported, vectors):
     (place.folder / "texts.json").write_text(json.dumps(TEXTS))
     encoder = SentenceTransformer(str(resolve_encoder("all-MiniLM-L6-v2").folder), device="cpu")
-    np.save(place.folder / "mine.npy", encoder.encode(TEXTS))
+    np.save(place.folder / "encoder.npy", encoder.encode(TEXTS))
     program = """
 import json
 import onnxruntime
@@ -223,28 +224,27 @@ def encode(texts):
     fed = {"input_ids": [f.ids for f in found], "attention_mask": [f.attention_mask for f in found],
            "token_type_ids": [f.type_ids for f in found]}
     return graph.run(None, {name: np.array(ids, np.int64) for name, ids in fed.items()})[0]
-np.save("together.npy", encode(texts))
-np.save("alone.npy", np.concatenate([encode([text]) for text in texts]))
+np.save("batched.npy", encode(texts))
+np.save("single.npy", np.concatenate([encode([text]) for text in texts]))
 graph = onnxruntime.InferenceSession("out/onnx/compressor.onnx")
-np.save("graph.npy", graph.run(None, {"vectors": np.load("mine.npy")})[0])
+np.save("graph.npy", graph.run(None, {"vectors": np.load("encoder.npy")})[0])
 """
-    elsewhere(place, program, blocked=("twinsqueeze", "torch", "transformers"))
-    for name in ("together", "alone", "graph"):
+    run_isolated(place, program, blocked=("twinsqueeze", "torch", "transformers"))
+    for name in ("batched", "single", "graph"):
         np.testing.assert_allclose(np.load(place.folder / f"{name}.npy"), vectors, atol=1e-6)
 
 
-def test_an_export_is_a_model_like_any_other(place, exported, trained):
-    """evaluate reads it, and every format has the weights that were trained, to the byte."""
+def test_export_can_be_evaluated_and_has_the_trained_weights_in_every_format(place, exported, trained):
     weights = next(place.model(place.client.get_run(trained)).rglob("*.safetensors")).read_bytes()
     for name in export.FORMATS:
         assert (exported / name / "compressor.safetensors").read_bytes() == weights
         assert "## Limitations" in (exported / name / "README.md").read_text()
-    finished(place.command("evaluate", "--model", "out/folder", "--split", "dev"))
-    ours, theirs = place.runs()[0].data.metrics, place.client.get_run(trained).data.metrics
-    assert ours["dev/spearman"] == theirs["dev/spearman"]
+    stdout_of(place.command("evaluate", "--model", "out/folder", "--split", "dev"))
+    evaluated, trained_metrics = place.runs()[0].data.metrics, place.client.get_run(trained).data.metrics
+    assert evaluated["dev/spearman"] == trained_metrics["dev/spearman"]
 
 
-def test_no_file_names_a_folder_of_this_machine_or_needs_unpickling(place, exported):
+def test_no_file_contains_local_paths_or_needs_pickle(place, exported):
     folders = {str(Path(module.__file__).parent.parent) for module in (export, np)}
     registered = place.model(next(r for r in place.runs() if r.data.tags["twinsqueeze.kind"] == "registration"))
     for folder in (exported, registered / "model.sentence_transformer"):
@@ -254,8 +254,8 @@ def test_no_file_names_a_folder_of_this_machine_or_needs_unpickling(place, expor
     assert "source_model_name: all-MiniLM-L6-v2" in (registered / "MLmodel").read_text()
 
 
-def test_an_export_of_a_run_that_is_not_registered(place, trained, exported, vectors):
-    finished(place.command("export", "--model", trained, "--output", "plain"))
+def test_export_of_an_unregistered_run(place, trained, exported, vectors):
+    stdout_of(place.command("export", "--model", trained, "--output", "plain"))
     model = SentenceTransformer(str(place.folder / "plain"), device="cpu")
     np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-6)
     card = (place.folder / "plain" / "README.md").read_text()
@@ -264,8 +264,8 @@ def test_an_export_of_a_run_that_is_not_registered(place, trained, exported, vec
 
 
 @pytest.fixture
-def here(place, monkeypatch):
-    """This process in the workplace, which saves the seconds of the imports."""
+def working_dir(place, monkeypatch):
+    """Run commands in this process, in the workplace: it saves the time of the imports."""
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(place.folder)
@@ -276,30 +276,30 @@ def here(place, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
-def test_overwriting_takes_the_whole_place_of_an_earlier_export(here):
+def test_overwriting_replaces_all_files_of_an_earlier_export(working_dir):
     export.export(URI, Path("again"))
     with pytest.raises(InputError, match="is not empty"):
         export.export(URI, Path("again"), format="safetensors")
-    assert (here / "again" / "modules.json").is_file()
+    assert (working_dir / "again" / "modules.json").is_file()
     export.export(URI, Path("again"), format="safetensors", overwrite=True)
-    assert sorted(path.name for path in (here / "again").iterdir()) == ["README.md", "compressor.safetensors"]
-    export.export("again", Path("again"), overwrite=True)  # from itself
-    assert (here / "again" / "modules.json").is_file()
+    assert sorted(path.name for path in (working_dir / "again").iterdir()) == ["README.md", "compressor.safetensors"]
+    export.export("again", Path("again"), overwrite=True)  # an export of itself
+    assert (working_dir / "again" / "modules.json").is_file()
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), signals.Interrupted(15)])
-def test_nothing_is_left_of_an_export_that_fails(here, monkeypatch, failure):
-    def full(*_: object) -> None:
+def test_failed_export_leaves_no_files(working_dir, monkeypatch, failure):
+    def fail(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(export.shutil, "copyfile", full)
-    before = sorted(here.iterdir())
+    monkeypatch.setattr(export.shutil, "copyfile", fail)
+    before = sorted(working_dir.iterdir())
     with pytest.raises((InputError, signals.Interrupted), match=r"No space left on device|SIGTERM"):
         export.export(URI, Path("failed"))
-    assert sorted(here.iterdir()) == before
+    assert sorted(working_dir.iterdir()) == before
 
 
-def test_a_graph_that_differs_from_pytorch_is_refused(here, monkeypatch):
+def test_graph_that_differs_from_pytorch_is_rejected(working_dir, monkeypatch):
     class Wrong(onnx._CompressorGraph):
         def forward(self, vectors):
             return onnx.functional.normalize(vectors[:, :9])
@@ -307,46 +307,46 @@ def test_a_graph_that_differs_from_pytorch_is_refused(here, monkeypatch):
     monkeypatch.setattr(onnx, "_CompressorGraph", Wrong)
     with pytest.raises(InputError, match="differ from PyTorch's by"):
         export.export(URI, Path("wrong"), format="onnx")
-    assert not (here / "wrong").exists()
+    assert not (working_dir / "wrong").exists()
 
 
-def test_onnx_without_its_packages_says_what_to_install(here, monkeypatch):
+def test_onnx_without_its_packages_names_them(working_dir, monkeypatch):
     monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
         export.export(URI, Path("none"), format="onnx")
 
 
-def test_weights_that_name_no_encoder(here, trained, tmp_path):
+def test_weights_without_metadata_are_exported_as_safetensors_only(working_dir, trained, tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"0.weight": np.eye(4, dtype=np.float32), "0.bias": np.zeros(4, np.float32)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"does not record its encoder: .* export --format safetensors"):
         export.export(str(tmp_path), Path("foreign"))
     export.export(str(tmp_path), Path("foreign"), format="safetensors")
-    assert [path.name for path in (here / "foreign").iterdir()] == ["compressor.safetensors"]
+    assert [path.name for path in (working_dir / "foreign").iterdir()] == ["compressor.safetensors"]
 
 
 @pytest.mark.slow
-def test_a_served_model_under_load(place, exported, capsys):
-    """Eight clients with valid and invalid requests: as `python -m benchmarks.serving`, for a shorter time."""
+def test_served_model_under_load(place, exported, capsys):
+    """Eight clients with valid and invalid requests, as in `python -m benchmarks.serving`."""
     model = SentenceTransformer(str(exported / "folder"), device="cpu")
     expected = {text: model.encode([text])[0] for text in serving.TEXTS}
-    with serving.served(URI, place.folder, place.environment) as (server, url):
-        tally = serving.load(url, 8, 15, expected, lambda: serving.memory(server))
-    assert tally.surprises == []
-    assert tally.counts["right"] > 20
-    assert tally.counts["refused"] > 20
-    assert set(tally.counts) == {"right", "refused"}
-    said = capsys.readouterr().out
-    assert f"{tally.counts['right']:,} right, 0 wrong" in said
-    # Of a server whose requests stay in memory it grows by what they hold: here by a fifth at most, threads' own share.
-    sizes = re.search(r"([\d,]+) MB after.* ([\d,]+) MB at", said).groups()
+    with serving.serve_model(URI, place.folder, place.environment) as (server, url):
+        counts = serving.run_load(url, 8, 15, expected, lambda: serving.resident_memory(server))
+    assert counts.failures == []
+    assert counts.outcomes["correct"] > 20
+    assert counts.outcomes["rejected"] > 20
+    assert set(counts.outcomes) == {"correct", "rejected"}
+    output = capsys.readouterr().out
+    assert f"{counts.outcomes['correct']:,} correct, 0 wrong" in output
+    # The memory of a server that leaks requests grows with their number; a fifth is the share of its threads.
+    sizes = re.search(r"([\d,]+) MB after.* ([\d,]+) MB at", output).groups()
     start, end = (float(size.replace(",", "")) for size in sizes)
     assert end < 1.2 * start
 
 
 @pytest.mark.slow
-def test_mlflow_serves_it_over_http(place, vectors):
+def test_mlflow_serves_the_model_over_http(place, vectors):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = place.folder / "server.log"
@@ -361,22 +361,22 @@ def test_mlflow_serves_it_over_http(place, vectors):
             start_new_session=True,
         )
     try:
-        wait_until_it_answers(f"http://127.0.0.1:{port}/ping", server, log)
+        wait_until_ready(f"http://127.0.0.1:{port}/ping", server, log)
         for body in ({"inputs": TEXTS}, {"dataframe_split": {"columns": ["text"], "data": [[t] for t in TEXTS]}}):
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/invocations",
                 json.dumps(body).encode(),
                 {"Content-Type": "application/json"},
             )
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                predictions = json.load(answer)["predictions"]
+            with urllib.request.urlopen(request, timeout=60) as response:
+                predictions = json.load(response)["predictions"]
             np.testing.assert_allclose(np.array(predictions, np.float32), vectors, atol=1e-6)
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
 
 
-def wait_until_it_answers(address: str, server: subprocess.Popen, log) -> None:
+def wait_until_ready(address: str, server: subprocess.Popen, log) -> None:
     for _ in range(240):
         try:
             with urllib.request.urlopen(address, timeout=5):

@@ -1,4 +1,4 @@
-"""register and rollback as processes on one store, and what they leave in MLflow's registry."""
+"""The command register: selection, promotion and rollback in MLflow's model registry."""
 
 import json
 import re
@@ -19,7 +19,7 @@ DIM = ["--dim", "8", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Enough dev pairs that one epoch and thirty are told apart."""
+    """Enough dev pairs to distinguish one epoch from thirty."""
     return str(write_pairs(tmp_path_factory.mktemp("data") / "sentences", train=200, dev=150, test=24))
 
 
@@ -29,12 +29,12 @@ def place(tmp_path_factory, shared_cache) -> Workplace:
 
 
 def aliases(place: Workplace) -> dict[str, int]:
-    """Version by alias."""
+    """The version number of each alias."""
     return {name: int(number) for name, number in place.client.get_registered_model("twinsqueeze").aliases.items()}
 
 
 def run(place: Workplace, *arguments: str, experiment: str = "Default") -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "twinsqueeze", *arguments],
         cwd=place.folder,
         env=place.environment | {"MLFLOW_EXPERIMENT_NAME": experiment},
@@ -42,14 +42,14 @@ def run(place: Workplace, *arguments: str, experiment: str = "Default") -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "already exists" not in done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "already exists" not in process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def first(place, data):
-    """The best of a grid of hardly trained recipes, registered where nothing was."""
+    """The best run of a grid of one epoch, registered in an empty registry."""
     grid = place.folder / "grid.yaml"
     grid.write_text(f"dataset: {data}\ndevice: cpu\nalpha: [0, 0.75]\nseed: [0, 1]\nepochs: 1\ndim: 8\n")
     run(place, "ablation", "--grid", str(grid))
@@ -57,7 +57,7 @@ def first(place, data):
     return output, place.runs()[0], aliases(place)
 
 
-def trained_frame(place: Workplace) -> pd.DataFrame:
+def training_runs(place: Workplace) -> pd.DataFrame:
     runs = [r for r in place.runs() if r.data.tags["twinsqueeze.kind"] == "train"]
     return pd.DataFrame(
         {"run": r.info.run_id, "alpha": r.data.params["alpha"], "spearman": r.data.metrics["dev/spearman"]}
@@ -66,20 +66,20 @@ def trained_frame(place: Workplace) -> pd.DataFrame:
 
 
 def test_the_best_seed_of_the_best_recipe_becomes_the_champion(place, first):
-    output, registration, then = first
-    frame = trained_frame(place)
+    output, registration, aliases_after = first
+    frame = training_runs(place)
     best_alpha = frame.groupby("alpha").spearman.mean().idxmax()
     best = frame[frame.alpha == best_alpha].sort_values("spearman").run.iloc[-1]
     assert f"Best of 2 recipes by mean dev/spearman: {frame.groupby('alpha').spearman.mean().max():.4f}" in output
     assert "Registered as version 1, champion. There was no champion to compare with." in output
-    assert then == {"champion": 1}
+    assert aliases_after == {"champion": 1}
     assert registration.info.status == "FINISHED"
     assert registration.data.tags["twinsqueeze.kind"] == "registration"
     assert registration.data.tags["twinsqueeze.trained_run"] == best
     assert place.client.get_model_version("twinsqueeze", "1").tags["twinsqueeze.trained_run"] == best
 
 
-def test_a_version_has_its_card(place, first):
+def test_description_is_the_model_card(place, first):
     registered = first[1].data.tags["twinsqueeze.trained_run"]
     trained = place.client.get_run(registered)
     card = place.client.get_model_version("twinsqueeze", "1").description
@@ -107,26 +107,26 @@ def test_a_version_has_its_card(place, first):
     assert "32 as float32, 8 as int8, 1 as binary; 1,536 before compression" in card
     assert trained.data.tags["twinsqueeze.dataset_digest"] in card
     assert "Texts are truncated after 256 tokens." in card
-    seeds = trained_frame(place).query("alpha == @trained.data.params['alpha']").run
+    seeds = training_runs(place).query("alpha == @trained.data.params['alpha']").run
     recipe = [place.client.get_run(run_id) for run_id in seeds]
-    # One epoch of 8 numbers may leave every sentence the same signs, which correlate with nothing.
+    # Not binary: after one epoch all vectors may have the same signs, and Spearman is NaN.
     means = [sum(r.data.metrics[f"{s}/spearman_int8"] for r in recipe) / len(recipe) for s in ("dev", "test")]
     assert re.search(rf"\| int8 \| 8 \| {means[0]:.4f} \| [\d.]+ \| {means[1]:.4f} \|", card)
     assert "- Encoder all-MiniLM-L6-v2: Apache 2.0\n" in card
     assert "- Data sentences: unknown, see its source\n" in card
-    # What beats it in no more bytes is said among its limits.
+    # Baselines with better scores in at most as many bytes are listed as limitations.
     columns = baselines["columns"]
     table = pd.DataFrame(baselines["data"], columns=columns).set_index("model")
-    mean = trained_frame(place).groupby("alpha").spearman.mean().max()
+    mean = training_runs(place).groupby("alpha").spearman.mean().max()
     better = table.index[(table["dev/spearman"] > mean) & (table["bytes"] <= 32)]
-    limits = card.partition("## Limitations")[2]
-    assert all(f"{name} (" in limits for name in better)
-    assert all(f"{name} (" not in limits for name in table.index.difference(better))
+    limitations = card.partition("## Limitations")[2]
+    assert all(f"{name} (" in limitations for name in better)
+    assert all(f"{name} (" not in limitations for name in table.index.difference(better))
 
 
 @pytest.fixture(scope="module")
 def better(place, data, first):
-    """A recipe trained for longer, registered over the first."""
+    """A recipe trained for 30 epochs, registered after the first one."""
     run(place, "train", "--dataset", data, "--epochs", "30", "--lr", "1e-3", *DIM)
     output = run(place, "register")
     return output, place.runs()[0], aliases(place)
@@ -138,37 +138,39 @@ def dev_predictions(place: Workplace, run_id: str) -> pd.DataFrame:
     return frame[frame.split == "dev"]
 
 
-def test_a_better_one_takes_the_champions_place(place, first, better):
-    output, registration, then = better
-    assert then == {"champion": 2, "previous": 1}
-    ours, theirs = (
+def test_better_candidate_replaces_the_champion(place, first, better):
+    output, registration, aliases_after = better
+    assert aliases_after == {"champion": 2, "previous": 1}
+    candidate, champion = (
         dev_predictions(place, version.data.tags["twinsqueeze.trained_run"]) for version in (registration, first[1])
     )
-    spearmans = [stats.spearmanr(frame.predicted, frame.label)[0] for frame in (ours, theirs)]
+    spearmans = [stats.spearmanr(frame.predicted, frame.label)[0] for frame in (candidate, champion)]
     metrics = registration.data.metrics
     assert metrics["gate/difference"] == pytest.approx(spearmans[0] - spearmans[1], abs=1e-3)
     assert 0 < metrics["gate/low"] < metrics["gate/difference"] < metrics["gate/high"]
-    said = f"{metrics['gate/difference']:+.4f}, 95% interval {metrics['gate/low']:+.4f} to {metrics['gate/high']:+.4f}"
-    assert said in output
+    comparison = (
+        f"{metrics['gate/difference']:+.4f}, 95% interval {metrics['gate/low']:+.4f} to {metrics['gate/high']:+.4f}"
+    )
+    assert comparison in output
     assert ": better." in output
-    assert said in place.client.get_model_version("twinsqueeze", "2").description
+    assert comparison in place.client.get_model_version("twinsqueeze", "2").description
 
 
-def test_a_worse_one_is_the_challenger_and_hears_why(place, data, better):
+def test_worse_candidate_becomes_the_challenger(place, data, better):
     run(place, "train", "--dataset", data, "--epochs", "2", *DIM, experiment="elsewhere")
     output = run(place, "register", "--experiment", "elsewhere")
     assert "Registered as version 3, challenger." in output
     assert "worse, so the champion stays" in output
-    (by_hand,) = (line.partition("  python -c ")[2] for line in output.splitlines() if "promote it anyway" in line)
-    assert by_hand.endswith(".set_registered_model_alias('twinsqueeze', 'champion', '3')\"")
+    (command,) = (line.partition("  python -c ")[2] for line in output.splitlines() if "promote it anyway" in line)
+    assert command.endswith(".set_registered_model_alias('twinsqueeze', 'champion', '3')\"")
     assert aliases(place) == {"champion": 2, "previous": 1, "challenger": 3}
-    trained_in = place.client.get_experiment_by_name("elsewhere").experiment_id
-    trained = place.client.search_runs([trained_in])
+    experiment_id = place.client.get_experiment_by_name("elsewhere").experiment_id
+    trained = place.client.search_runs([experiment_id])
     registered = place.client.get_model_version("twinsqueeze", "3").tags["twinsqueeze.trained_run"]
     assert registered in [r.info.run_id for r in trained]
 
 
-def test_other_dev_pairs_are_no_ground_for_a_choice(place, better, tmp_path_factory):
+def test_candidates_with_other_dev_pairs_are_not_compared(place, better, tmp_path_factory):
     other = str(write_pairs(tmp_path_factory.mktemp("data") / "others", dev=30))
     run(place, "train", "--dataset", other, "--epochs", "1", *DIM, experiment="others")
     output = run(place, "register", "--experiment", "others")
@@ -183,8 +185,8 @@ def test_the_same_run_is_not_registered_twice(place, better):
     assert len(place.client.search_model_versions("name = 'twinsqueeze'")) == before
 
 
-def test_an_evaluation_of_the_champion_belongs_to_the_run_that_trained_it(place, better):
-    """As the comparison joins them: a registered model is its trained run's."""
+def test_evaluation_of_the_champion_is_tagged_with_the_run_that_trained_it(place, better):
+    """The comparison joins evaluations to trained runs by this tag."""
     run(place, "evaluate", "--model", "models:/twinsqueeze@champion", "--split", "dev")
     evaluation = place.runs()[0]
     trained = place.client.get_run(better[1].data.tags["twinsqueeze.trained_run"])
@@ -192,8 +194,8 @@ def test_an_evaluation_of_the_champion_belongs_to_the_run_that_trained_it(place,
     assert evaluation.data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
 
 
-def test_a_version_that_a_stop_left_without_an_alias_is_compared_again(place, better):
-    """As when the process dies between registering and promoting; no other version is made of it."""
+def test_version_without_alias_is_compared_again(place, better):
+    """A process that dies between registration and promotion leaves such a version; no second one is registered."""
     before = len(place.client.search_model_versions("name = 'twinsqueeze'"))
     place.client.delete_registered_model_alias("twinsqueeze", "champion")
     output = run(place, "register")
@@ -206,17 +208,17 @@ def test_a_version_that_a_stop_left_without_an_alias_is_compared_again(place, be
     assert aliases(place)["champion"] == 2
 
 
-def test_rollback_puts_the_previous_champion_back(place, better):
-    """After the tests above: it changes what they look at."""
+def test_rollback_restores_the_previous_champion(place, better):
+    """Runs after the tests above, since it changes their registry."""
     output = run(place, "register", "--rollback", "true")
     assert "version 1 is the champion again instead of version 2" in output
-    found = aliases(place)
-    assert found["champion"] == 1
-    assert "previous" not in found
+    restored = aliases(place)
+    assert restored["champion"] == 1
+    assert "previous" not in restored
     assert "twinsqueeze.rolled_back" in place.client.get_model_version("twinsqueeze", "2").tags
     assert place.runs()[0].data.tags["twinsqueeze.kind"] == "registration"
     output = run(place, "register")
-    assert "was rolled back" in output  # and not put back by the next call
+    assert "was rolled back" in output  # and is not promoted again
     assert aliases(place)["champion"] == 1
 
 
@@ -232,7 +234,7 @@ def store(tmp_path, monkeypatch):
     return client
 
 
-def test_rolling_back_again_goes_back_further(store):
+def test_second_rollback_goes_back_one_version_further(store):
     one, two, three = reversed(model_registry.list_versions())
     model_registry.promote(one, None)
     model_registry.promote(two, one)
@@ -250,21 +252,21 @@ def test_rolling_back_again_goes_back_further(store):
         model_registry.roll_back()
 
 
-def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is(store, monkeypatch):
+def test_long_description_is_truncated_at_a_line_break(store, monkeypatch):
     monkeypatch.setattr(
         mlflow, "register_model", lambda uri, name, tags: store.create_model_version(name, "nowhere", tags=tags)
     )
     monkeypatch.setattr(model_registry.model_loader, "compute_model_digests", lambda model_id: "{}")
     logged = store.create_logged_model("0", "text_model").model_id
-    made = model_registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
-    text = store.get_model_version("twinsqueeze", str(made.number)).description
+    version = model_registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
+    text = store.get_model_version("twinsqueeze", str(version.number)).description
     assert len(text) <= 5000
     lines = text.splitlines()
     assert lines[-1] == "Truncated. Full model card: extra_files/README.md of the model."
     assert all(len(line) == 10 for line in lines[:-2])
 
 
-def test_one_champion_whoever_registers_at_once(tmp_path):
+def test_concurrent_registrations_leave_one_champion(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     versions = contend(uri, processes=3, rounds=8)
     assert len(versions) == 24

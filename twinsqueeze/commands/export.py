@@ -26,8 +26,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     Args:
         model: Run id, model URI or folder.
         output: A new or empty folder.
-        format: "folder" for a sentence-transformers model, "safetensors" for the compressor alone, "onnx" for encoder
-            with compressor and compressor alone as ONNX graphs, verified against PyTorch.
+        format: "folder": a sentence-transformers model; "safetensors": the compressor; "onnx": both as ONNX graphs.
         overwrite: Replace an earlier export in `output`.
 
     Raises:
@@ -60,7 +59,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     try:
         if output.exists() and not output.is_dir():
             raise InputError(f"output {str(output)!r} is a file: name a folder")
-        if output.is_dir() and any(output.iterdir()):
+        if output.exists() and any(output.iterdir()):
             if not overwrite:
                 raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
             if not (output / CHECKPOINT_FILE).is_file():  # protects other folders from a mistyped path
@@ -74,10 +73,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str) -> None:  # noqa: A002 - as above
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
-    max_seq_length = None
+    max_length = None
     if format != "safetensors":
         sentence_transformer, _ = load_sentence_transformer_for(model, resolved)
-        max_seq_length = sentence_transformer.max_seq_length
+        max_length = sentence_transformer.max_seq_length
         if format == "folder":
             sentence_transformer.save(str(folder), create_model_card=False)
         else:
@@ -87,8 +86,7 @@ def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str)
     if resolved.model_card:
         shutil.copyfile(resolved.model_card, folder / CARD_FILE)
     elif metadata:
-        dim, run_id = compressor.input_dimension, resolved.run_id
-        card = render_model_card(metadata, dim, max_seq_length=max_seq_length, run_id=run_id)
+        card = render_model_card(metadata, compressor.input_dimension, max_length, run_id=resolved.run_id)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
@@ -99,6 +97,6 @@ def _replace_dir(target: Path, new: Path, backup: Path) -> None:
         try:
             new.replace(target)
         except OSError:
-            if backup.is_dir():
+            if backup.exists():
                 backup.replace(target)
             raise

@@ -1,9 +1,9 @@
 """Renders the model card: use, training data, recipe, scores next to baselines, license and limitations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from math import isnan
+from math import isnan, nan
 
 from jinja2 import Environment
 
@@ -30,6 +30,7 @@ DATA_LICENSES = {
     "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), scores CC BY-SA 4.0, sentences under the licenses of their sources",
     "e3944d43fc94b8b5": "TwinSqueeze's demo, Apache 2.0",
 }
+SCORE_NAMES = {**COLUMN_NAMES, "neighbor_recall": "neighbor recall"}
 UNKNOWN_LICENSE = "unknown, see its source"
 
 
@@ -72,8 +73,8 @@ class ModelSelection:
 def render_model_card(
     metadata: Provenance,
     input_dim: int,
-    *,
     max_seq_length: int | None,
+    *,
     selection: ModelSelection | None = None,
     comparison: str = "",
     run_id: str | None = None,
@@ -122,47 +123,47 @@ def _describe_scores(selection: ModelSelection) -> dict[str, object]:
         "scores_table": _scores_table(selection),
         "precision_table": precision_table(selection.row),
         "intervals": _intervals(selection.run.metrics),
-        "neighbor_recall": f"{recall:.0%}" if recall is not None else None,
+        "neighbor_recall": None if recall is None else f"{recall:.0%}",
         "better_baselines": _better_baselines(selection),
     }
 
 
 def _scores_table(selection: ModelSelection) -> str:
-    row = selection.row
-    names = {**COLUMN_NAMES, "neighbor_recall": "neighbor recall"}
-    columns = [(split, score) for split in EVALUATED_SPLITS for score in names]
-
-    def cells(name: str, size: int, scores: Mapping[str, float]) -> list[str]:
-        values = [(score, scores.get(f"{split}/{score}", float("nan"))) for split, score in columns]
-        return [name, f"{size:,}", *(_format_score(score, value) for score, value in values)]
-
-    def means(entry: Row | BaselineRow) -> dict[str, float]:
-        return {metric: score.mean for metric, score in entry.scores.items()}
-
-    rows = [cells(f"this model, seed {selection.run.recipe.seed}", row.bytes, selection.run.metrics)]
+    row, run = selection.row, selection.run
+    rows = [(f"this model, seed {run.recipe.seed}", row.bytes, run.metrics)]
     if len(row.runs) > 1:
-        rows.append(cells(f"its recipe, mean of {len(row.runs)} seeds", row.bytes, means(row)))
-    rows += [cells(b.name, b.bytes, means(b)) for b in _same_dim_baselines(selection) if not b.search_only]
-    return markdown_table(["", "bytes", *(f"{split} {names[score]}" for split, score in columns)], rows)
+        rows.append((f"its recipe, mean of {len(row.runs)} seeds", row.bytes, _means(row)))
+    rows += [(b.name, b.bytes, _means(b)) for b in _same_dim_baselines(selection) if not b.search_only]
+    return _format_table("", SCORE_NAMES, rows)
 
 
 def precision_table(row: Row) -> str | None:
     """Render the mean scores of a recipe's vectors at other precisions; None if these were not measured."""
-    sizes = {precision: bytes_per_vector(precision, row.recipe.dim) for precision in PRECISIONS[1:]}
-    sizes[ASYMMETRIC] = row.bytes
-    columns = [(split, score) for split in EVALUATED_SPLITS for score in ("spearman", "neighbor_recall")]
+    names = {precision: (precision, bytes_per_vector(precision, row.recipe.dim)) for precision in PRECISIONS[1:]}
+    names[ASYMMETRIC] = f"{row.recipe.precision}, {FLOAT_QUERIES}", row.bytes
+    scores = ("spearman", "neighbor_recall")
     rows = []
-    for precision, size in sizes.items():
-        means = [(score, row.scores[metric_name(split, score, precision)].mean) for split, score in columns]
-        if not isnan(means[0][1]):
-            name = f"{row.recipe.precision}, {FLOAT_QUERIES}" if precision == ASYMMETRIC else precision
-            rows.append([name, f"{size:,}", *(_format_score(score, mean) for score, mean in means)])
-    header = [f"{split} {name}" for split in EVALUATED_SPLITS for name in ("Spearman", "neighbor recall")]
-    return markdown_table(["its recipe as", "bytes", *header], rows) if rows else None
+    for precision, (name, size) in names.items():
+        means = {f"{s}/{n}": row.scores[metric_name(s, n, precision)].mean for s in EVALUATED_SPLITS for n in scores}
+        if not isnan(means["dev/spearman"]):
+            rows.append((name, size, means))
+    return _format_table("its recipe as", scores, rows) if rows else None
 
 
-def _format_score(score: str, value: float) -> str:
-    return ABSENT if isnan(value) else f"{value:.{2 if score == 'neighbor_recall' else 4}f}"
+def _means(row: Row | BaselineRow) -> dict[str, float]:
+    return {metric: score.mean for metric, score in row.scores.items()}
+
+
+def _format_table(title: str, scores: Iterable[str], rows: Iterable[tuple[str, int, Mapping[str, float]]]) -> str:
+    """Render rows of name, bytes per vector and metrics, with a column for each split and score."""
+    columns = [(split, score) for split in EVALUATED_SPLITS for score in scores]
+    cells = []
+    for name, size, metrics in rows:
+        values = [metrics.get(f"{split}/{score}", nan) for split, score in columns]
+        digits = [2 if score == "neighbor_recall" else 4 for _, score in columns]
+        shown = (ABSENT if isnan(value) else f"{value:.{n}f}" for value, n in zip(values, digits, strict=True))
+        cells.append([name, f"{size:,}", *shown])
+    return markdown_table([title, "bytes", *(f"{split} {SCORE_NAMES[score]}" for split, score in columns)], cells)
 
 
 def _intervals(metrics: Mapping[str, float]) -> str:

@@ -21,15 +21,8 @@ from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.run_logger import CARD_FILE
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
-from twinsqueeze.utils.files import (
-    CHECKPOINT_FILE,
-    describe_change,
-    describe_file_change,
-    dir_sha256,
-    expand_user,
-    file_sha256,
-    is_dir,
-)
+from twinsqueeze.utils import files
+from twinsqueeze.utils.files import CHECKPOINT_FILE
 from twinsqueeze.utils.text import describe_error
 
 if TYPE_CHECKING:
@@ -71,20 +64,20 @@ def resolve_model(model: str) -> ResolvedModel:
     Raises:
         InputError: If the model does not exist, holds no single compressor, or its files do not match their digests.
     """
-    folder = expand_user(model)
+    folder = files.expand_user(model)
     entry = None
-    if not is_dir(folder):
+    if not files.is_dir(folder):
         entry = _find_store_entry(model)
         path = f"{entry.name}/{entry.version}" if isinstance(entry, ModelVersion) else entry.model_id
         folder = _download(f"models:/{path}", model)
-    files = _list_files(folder, model)
+    paths = _list_files(folder, model)
     if entry:
-        _verify_digests(entry.tags, folder, files, model)
-    checkpoint = _find_checkpoint(files, model)
-    sentence_transformer = next((path.parent for path in files if path.name == "modules.json"), None)
+        _verify_digests(entry.tags, folder, paths, model)
+    checkpoint = _find_checkpoint(paths, model)
+    sentence_transformer = next((path.parent for path in paths if path.name == "modules.json"), None)
     card = checkpoint.with_name(CARD_FILE)
     return ResolvedModel(
-        checkpoint, *_read_ids(folder, entry, model), sentence_transformer, card if card in files else None
+        checkpoint, *_read_ids(folder, entry, model), sentence_transformer, card if card in paths else None
     )
 
 
@@ -126,7 +119,7 @@ def load_sentence_transformer_for(
 def compute_model_digests(model_id: str) -> str:
     """Compute the SHA-256 of each file of a logged model, as the JSON value of the tag `FILES_SHA256`."""
     uri = f"models:/{model_id}"
-    return json.dumps(dir_sha256(_download(uri, uri), GENERATED_FILES))
+    return json.dumps(files.dir_sha256(_download(uri, uri), GENERATED_FILES))
 
 
 def _find_store_entry(model: str) -> ModelVersion | LoggedModel:
@@ -150,7 +143,7 @@ def _find_store_entry(model: str) -> ModelVersion | LoggedModel:
     except Exception as error:  # stores raise exceptions of many types for an unknown model
         raise _not_loaded(model, error) from error
     if not named:
-        raise InputError(f"model {model!r} not found: the run has logged no such model. Pass a run that trained one")
+        raise InputError(f"run {run_id} has no model{name and f' {name!r}'}: pass a run that finished training")
     return named[-1]
 
 
@@ -171,23 +164,25 @@ def _list_files(folder: Path, model: str) -> list[Path]:
     # A snapshot in the Hub's cache consists of links to a sibling folder.
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
-        for path in (Path(parent, name) for name in (*folders, *files)):
+    for parent, folder_names, file_names in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folder_names, *file_names)):
             if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
                 name = path.relative_to(folder).as_posix()
                 raise InputError(f"{name} of model {model!r} is a link out of the folder: replace it by the file")
-        found += [Path(parent, name) for name in files]
+        found += [Path(parent, name) for name in file_names]
         if len(found) > MAX_FILES:
             raise InputError(f"model {model!r} has more than {MAX_FILES:,} files: pass the folder of a single model")
     return sorted(found)
 
 
-def _verify_digests(tags: Mapping[str, str], folder: Path, files: Sequence[Path], model: str) -> None:
+def _verify_digests(tags: Mapping[str, str], folder: Path, paths: Sequence[Path], model: str) -> None:
     change = None
     if recorded := tags.get(FILES_SHA256):
-        change = describe_change(json.loads(recorded), dir_sha256(folder, GENERATED_FILES))
+        change = files.describe_change(json.loads(recorded), files.dir_sha256(folder, GENERATED_FILES))
     elif recorded := tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}"):
-        change = describe_file_change(CHECKPOINT_FILE, recorded, file_sha256(_find_checkpoint(files, model)))
+        change = files.describe_file_change(
+            CHECKPOINT_FILE, recorded, files.file_sha256(_find_checkpoint(paths, model))
+        )
     if change:
         raise InputError(
             f"model {model!r} does not match its recorded digests: {change}. Restore its files, or train or register "
@@ -195,9 +190,9 @@ def _verify_digests(tags: Mapping[str, str], folder: Path, files: Sequence[Path]
         )
 
 
-def _find_checkpoint(files: Sequence[Path], model: str) -> Path:
-    checkpoints = [path for path in files if path.name == CHECKPOINT_FILE]
-    checkpoints = checkpoints or [path for path in files if path.suffix == ".safetensors"]
+def _find_checkpoint(paths: Sequence[Path], model: str) -> Path:
+    checkpoints = [path for path in paths if path.name == CHECKPOINT_FILE]
+    checkpoints = checkpoints or [path for path in paths if path.suffix == ".safetensors"]
     if len(checkpoints) != 1:
         raise InputError(f"model {model!r} has {len(checkpoints)} .safetensors files: a compressor has exactly one")
     return checkpoints[0]
