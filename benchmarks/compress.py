@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import twinsqueeze
 from twinsqueeze.commands.compress import CompressOptions, compress
-from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, layer_sizes
 from twinsqueeze.model.initialization import uniform_layers
 from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges, quantize
@@ -75,7 +75,7 @@ def _make_vectors(path: Path, rows: int) -> np.ndarray:
 
 
 def _make_model(folder: Path, compressor: CompressorNetwork, sample: np.ndarray, recipe: Recipe) -> None:
-    provenance = Provenance(
+    provenance = CheckpointMetadata(
         recipe=recipe,
         dataset="random vectors",
         dataset_digest="none",

@@ -69,7 +69,7 @@ def checkpoints(data: bytes, folder: Path) -> None:
 
     def read() -> None:
         compressor, _ = read_checkpoint(file, "fuzzed")
-        assert compressor.compress_as_stored(torch.ones(2, compressor.input_dimension)).shape == (2, compressor.dim)
+        assert compressor.compress_as_stored(torch.ones(2, compressor.input_dim)).shape == (2, compressor.dim)
 
     _tolerate(read)
 

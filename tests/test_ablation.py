@@ -19,7 +19,7 @@ from twinsqueeze.commands import ablation
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.reporting import run_loader
-from twinsqueeze.training import worker_pool
+from twinsqueeze.training import parallel
 
 GRID = "alpha: [0, 0.75, 3]\nseed: [0, 1]\ndim: 8\nepochs: 4\nlr: 1e-3\ndevice: cpu\n"
 
@@ -127,13 +127,16 @@ def test_a_grid_that_was_killed_goes_on(workplace, pairs_folder):
 
 
 @pytest.mark.parametrize(("bad", "other"), [(8, 12), (12, 8)])
-@pytest.mark.parametrize("fewest_pairs", [0, 10**12], ids=["processes", "threads"])
-def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, monkeypatch, fewest_pairs, bad, other):
+@pytest.mark.parametrize(
+    ("min_pairs", "name"), [(0, "_train_in_worker"), (10**12, "train_replicas")], ids=["processes", "threads"]
+)
+def test_a_batch_that_fails_ends_the_others(
+    run_here, pairs_folder, workplace, monkeypatch, min_pairs, name, bad, other
+):
     """Two batches train at once; one fails, and the other one would train for hours."""
-    monkeypatch.setattr(ablation, "batches_at_once", lambda _: 2)
-    monkeypatch.setattr(worker_pool, "FEWEST_PAIRS", fewest_pairs)
-    where = worker_pool if fewest_pairs else worker_pool._Worker
-    fit, begun, stopped = where.fit, Event(), []
+    monkeypatch.setattr(ablation, "num_parallel_batches", lambda _: 2)
+    monkeypatch.setattr(parallel, "MIN_PAIRS_FOR_POOL", min_pairs)
+    train, begun, stopped = getattr(parallel, name), Event(), []
 
     def failing(*arguments, **options):
         (dim,) = {recipe.dim for recipe in arguments[-3]}
@@ -142,12 +145,12 @@ def test_a_batch_that_fails_ends_the_others(run_here, pairs_folder, workplace, m
             raise InputError("no room")
         begun.set()
         try:
-            return fit(*arguments, **options)
+            return train(*arguments, **options)
         except InputError:
             stopped.append(dim)
             raise
 
-    monkeypatch.setattr(where, "fit", failing)
+    monkeypatch.setattr(parallel, name, failing)
     (workplace.folder / "grid.yaml").write_text("dim: [8, 12]\nalpha: 0\nepochs: 1000000\ndevice: cpu\n")
     code, _, err = run_here("ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder))
     assert code

@@ -23,7 +23,7 @@ import twinsqueeze
 from tests.processes import Workplace
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.inference import readers
-from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import orthogonal_layer
 from twinsqueeze.model.quantizers import ProductQuantizer, fit_codebooks
@@ -63,7 +63,9 @@ def _codes(known: dict) -> bytes:
     begun = CompressorNetwork([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
     quantiser = ProductQuantizer(fit_codebooks(begun.numpy(), 8, 0)[None])
     recipe = Recipe(dim=16, architecture="linear", subvector_dim=8, quantizer="product")
-    return serialize_checkpoint(CompressorNetwork([layers], quantiser), Provenance(**{**known, "recipe": recipe}))
+    return serialize_checkpoint(
+        CompressorNetwork([layers], quantiser), CheckpointMetadata(**{**known, "recipe": recipe})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +83,8 @@ def models(network, ranges, tmp_path_factory):
     }
     files = {
         "codes": _codes(known),
-        "trained": serialize_checkpoint(compressor, Provenance(**known, int8_ranges=ranges.tolist())),
-        "older": serialize_checkpoint(compressor, Provenance(**known)),
+        "trained": serialize_checkpoint(compressor, CheckpointMetadata(**known, int8_ranges=ranges.tolist())),
+        "older": serialize_checkpoint(compressor, CheckpointMetadata(**known)),
         "foreign": compressor.to_bytes({}),
     }
     for name, content in files.items():

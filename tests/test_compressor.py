@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from twinsqueeze.model.compressor import CompressorBatch, CompressorNetwork, layer_sizes
-from twinsqueeze.model.initialization import orthogonal_layer, uniform_layers
+from twinsqueeze.model.initialization import kaiming_uniform_layers, random_orthogonal_layer
 from twinsqueeze.model.quantizers import SignQuantizer
 
 CPU = torch.device("cpu")
@@ -33,7 +33,9 @@ def test_mlp_has_the_layers_of_the_study():
 def test_initial_weights_are_distributed_as_pytorchs():
     torch.manual_seed(0)
     for ours, theirs in zip(
-        uniform_layers((384, 128, 64), np.random.default_rng(0)), (nn.Linear(384, 128), nn.Linear(128, 64)), strict=True
+        kaiming_uniform_layers((384, 128, 64), np.random.default_rng(0)),
+        (nn.Linear(384, 128), nn.Linear(128, 64)),
+        strict=True,
     ):
         for a, b in zip(ours, (theirs.weight, theirs.bias), strict=True):
             assert a.shape == b.shape
@@ -51,7 +53,7 @@ def test_weights_of_another_program_give_the_same_vectors(tmp_path):
 
 
 def test_a_file_of_ours_loads_into_pytorchs_sequential():
-    compressor = CompressorBatch([uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
+    compressor = CompressorBatch([kaiming_uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
     model = sequential((24, 128, 64, 10))
     model.load_state_dict(load(compressor.to_bytes({"note": "text"})))
     vectors = torch.randn(5, 24)
@@ -89,7 +91,7 @@ def test_gradient_is_autograds():
     """Against one `nn.Sequential` a replica, for a width that has to be filled up and one that has not."""
     for dim in (10, 16):
         sizes = (24, 128, 64, dim)
-        replicas = [uniform_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
+        replicas = [kaiming_uniform_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
         model = CompressorBatch(replicas, CPU)
         vectors, towards = torch.randn(3, 9, 24), torch.randn(3, 9, dim)
         activations = model.forward(vectors)
@@ -113,7 +115,7 @@ def test_gradient_is_autograds():
 def test_a_linear_compressor_begins_as_a_random_projection():
     """Orthonormal rows, distributed as SciPy's orthogonal matrices; what lies at the centre is projected to 0."""
     centre = np.random.default_rng(0).random(20)
-    drawn = [orthogonal_layer((20, 5), np.random.default_rng(seed), centre) for seed in range(60)]
+    drawn = [random_orthogonal_layer((20, 5), np.random.default_rng(seed), centre) for seed in range(60)]
     for weight, bias in drawn:
         torch.testing.assert_close(weight @ weight.T, torch.eye(5), atol=1e-5, rtol=0)
         np.testing.assert_allclose(weight.numpy() @ centre + bias.numpy(), 0, atol=1e-5)
@@ -121,14 +123,14 @@ def test_a_linear_compressor_begins_as_a_random_projection():
     theirs = stats.ortho_group.rvs(20, size=60, random_state=0)[:, :5]
     for row in range(5):
         assert stats.ks_2samp(ours[:, row].ravel(), theirs[:, row].ravel()).pvalue > 0.001
-    (_, bias) = orthogonal_layer((20, 5), np.random.default_rng(0), None)
+    (_, bias) = random_orthogonal_layer((20, 5), np.random.default_rng(0), None)
     assert not bias.any()
 
 
 def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_packs():
     from sentence_transformers.util.quantization import quantize_embeddings
 
-    layers = [orthogonal_layer((24, 16), np.random.default_rng(0), None)]
+    layers = [random_orthogonal_layer((24, 16), np.random.default_rng(0), None)]
     compressor = CompressorNetwork(layers, SignQuantizer())
     vectors = torch.randn(30, 24)
     bits = np.unpackbits(quantize_embeddings(compressor.compress(vectors).numpy(), precision="ubinary"), axis=1)

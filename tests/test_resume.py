@@ -23,7 +23,7 @@ from twinsqueeze.utils.processes import ProcessIdentity
 # Steps of a pair each, so that some seconds of training are not thousands of epochs to record.
 MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
 GRID = "alpha: [0, 0.75]\ndim: 8\nbatch_size: 1\nepochs: 60\ndevice: cpu\n"
-APART = "tests.trained_apart"
+IN_WORKERS = "tests.train_in_workers"
 KILLS = 10  # of each job
 
 
@@ -93,19 +93,19 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
 
     code, _, err = run_here(*options)
     assert code == 0, err
-    assert "an interrupted training goes on from epoch" in err
+    assert "an interrupted training resumes from epoch" in err
     assert (
-        f"run {dead.info.run_id} was RUNNING and its process is gone: it is KILLED now; `python -m twinsqueeze sync`"
+        f"run {dead.info.run_id} was RUNNING but its process is gone: marked as KILLED; `python -m twinsqueeze sync`"
         in err
     )
     (killed,) = check_ended(workplace)
     ((resumed,),) = finished(workplace).values()
-    epoch, _, epochs = resumed.data.tags["twinsqueeze.taken_up"].partition(" of ")
+    epoch, _, epochs = resumed.data.tags["twinsqueeze.resumed_from"].partition(" of ")
     assert epochs == "120"
-    assert resumed.data.tags["twinsqueeze.continues"] == killed.info.run_id == dead.info.run_id
+    assert resumed.data.tags["twinsqueeze.resumes_run"] == killed.info.run_id == dead.info.run_id
     assert f"resumed from {epoch}." in resumed.data.tags["mlflow.note.content"]
-    story = f"Run {resumed.info.run_id} resumes from its {epoch}."
-    assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {story}")
+    note = f"Run {resumed.info.run_id} resumes from {epoch}."
+    assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {note}")
 
     assert run_here("sync")[0] == 0
     sent = workplace.client.get_run(killed.info.run_id)
@@ -116,7 +116,7 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     assert code == 0, err
     assert "interrupted" not in err
     whole, _ = finished(workplace)["0.75", "8"]
-    assert "twinsqueeze.taken_up" not in whole.data.tags
+    assert "twinsqueeze.resumed_from" not in whole.data.tags
     assert result(workplace, resumed) == result(workplace, whole)
 
 
@@ -147,9 +147,9 @@ def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
     ("module", "number", "of", "code", "status"),
     [
         ("twinsqueeze", signal.SIGTERM, "it", 143, "KILLED"),
-        (APART, signal.SIGTERM, "it", 143, "KILLED"),
-        (APART, signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING"),
-        (APART, signal.SIGKILL, "one of its processes", 2, "FAILED"),
+        (IN_WORKERS, signal.SIGTERM, "it", 143, "KILLED"),
+        (IN_WORKERS, signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING"),
+        (IN_WORKERS, signal.SIGKILL, "one of its processes", 2, "FAILED"),
     ],
 )
 def test_a_grid_goes_on_with_all_that_trained_at_once(
@@ -162,19 +162,19 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(
     with workplace.start(*options, module=module) as process:
         wait_for(lambda: len(snapshots(workplace)) == 2, process)
         spawned = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
-        assert len(spawned) == (2 if module == APART else 0)
+        assert len(spawned) == (2 if module == IN_WORKERS else 0)
         stopped = process if of == "it" else spawned[0]
         stopped.send_signal(number)
         err = process.stderr.read()
         assert process.wait(60) == code
-    assert ("is gone (exit code -9)" in err) == (of != "it")
+    assert ("a training process was killed" in err) == (of != "it")
     (parent,) = workplace.runs()
     assert parent.info.status == status
     assert len(snapshots(workplace)) == 2
 
     done = workplace.command(*options)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("2 interrupted trainings go on from epoch") == 2
+    assert done.stderr.count("2 interrupted trainings resume from epoch") == 2
     found = finished(workplace)
     assert [len(runs) for runs in found.values()] == [1] * 4
     assert {run.data.params["threads"] for (run,) in found.values()} == {"2"}
@@ -251,7 +251,10 @@ def test_twenty_kills_at_random_moments(tmp_path, shared_cache, pairs_folder):
     """Of main and of a grid of two shapes, both at once, each shape in a process of its own."""
     data = ["--dataset", str(pairs_folder)]
     grid = GRID.replace("dim: 8", "dim: [8, 12]").replace("epochs: 60", "epochs: 200")
-    jobs = {"main": ([*MAIN, "--epochs", "300"], "twinsqueeze"), "grid": (["ablation", "--grid", "grid.yaml"], APART)}
+    jobs = {
+        "main": ([*MAIN, "--epochs", "300"], "twinsqueeze"),
+        "grid": (["ablation", "--grid", "grid.yaml"], IN_WORKERS),
+    }
     with ThreadPoolExecutor() as pool:
         going = [
             pool.submit(kill_often, places(tmp_path / name, shared_cache, grid), [*job, *data], module, seed)
@@ -304,7 +307,7 @@ def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsy
     def broken(*_):
         raise mlflow.MlflowException("no answer from https://me:secret@host/")
 
-    monkeypatch.setattr(resume.left_runs, "end_left_runs", broken)
+    monkeypatch.setattr(resume.orphaned_runs, "mark_orphans_killed", broken)
     resume.close_orphaned_runs(type("Run", (), {"run_id": "x", "experiment_id": "0"}), lambda tags: True, "goes on")
     err = capsys.readouterr().err
     assert "no answer" in err

@@ -21,7 +21,7 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor
 from twinsqueeze.inference.spark import BatchCompressor
-from twinsqueeze.model.checkpoint import Provenance, serialize_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import uniform_layers
 from twinsqueeze.model.precision import int8_calibration_ranges
@@ -51,10 +51,10 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
 
 
 @pytest.fixture(scope="module")
-def provenance() -> Provenance:
+def metadata() -> CheckpointMetadata:
     compressor = CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
     ranges = int8_calibration_ranges(compressor.compress(torch.from_numpy(unit_vectors(2000, 9))).numpy())
-    return Provenance(
+    return CheckpointMetadata(
         recipe=Recipe(),
         dataset="demo",
         dataset_digest="0",
@@ -66,20 +66,20 @@ def provenance() -> Provenance:
 
 
 @pytest.fixture(scope="module")
-def weights(provenance) -> bytes:
+def weights(metadata) -> bytes:
     return serialize_checkpoint(
-        CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), provenance
+        CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), metadata
     )
 
 
 @pytest.fixture(scope="module")
-def coded_weights(provenance) -> bytes:
+def coded_weights(metadata) -> bytes:
     """Of a compressor that was trained as product codes."""
     codebooks = torch.randn(8, 256, 4, generator=torch.Generator().manual_seed(0)) / 6
     layers = uniform_layers((384, 32), np.random.default_rng(1))
     recipe = Recipe(architecture="linear", quantizer="product")
     return serialize_checkpoint(
-        CompressorNetwork(layers, ProductQuantizer(codebooks[None])), provenance.model_copy(update={"recipe": recipe})
+        CompressorNetwork(layers, ProductQuantizer(codebooks[None])), metadata.model_copy(update={"recipe": recipe})
     )
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from tests.test_ablation_table import KEY, trained
-from twinsqueeze.model.checkpoint import Provenance
+from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.reporting import formats, search_table, terminal
@@ -108,7 +108,7 @@ def test_an_error_with_commands_in_it_is_printed_without(tmp_path):
 
 
 def test_a_card_holds_names_as_text():
-    provenance = Provenance(
+    metadata = CheckpointMetadata(
         recipe=Recipe(encoder=HOSTILE, dataset=HOSTILE),
         dataset=HOSTILE,
         dataset_digest=HOSTILE,
@@ -116,7 +116,7 @@ def test_a_card_holds_names_as_text():
         encoder_fingerprint=HOSTILE,
         version=HOSTILE,
     )
-    card = render_model_card(provenance, 384, max_seq_length=256)
+    card = render_model_card(metadata, 384, max_seq_length=256)
     assert not COMMANDS.search(card)
     assert "\n# head" not in card
     assert not re.search(r"(?<!\\)<script", card)

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.initialization import uniform_layers
+from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 
 TEXTS = [
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def compressor(*sizes: int) -> CompressorNetwork:
-    return CompressorNetwork(uniform_layers(sizes, np.random.default_rng(7)))
+    return CompressorNetwork(kaiming_uniform_layers(sizes, np.random.default_rng(7)))
 
 
 @pytest.mark.parametrize("sizes", [(384, 128, 64, 32), (384, 16), (384, 384)], ids=["mlp", "linear", "same dim"])

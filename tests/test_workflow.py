@@ -251,9 +251,9 @@ def test_ranges_for_int8_travel_with_the_model(model_folder, encoded):
     for i in (0, 2, 4):
         hidden = (np.maximum(hidden, 0) if i else hidden) @ state[f"{i}.weight"].T + state[f"{i}.bias"]
     unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
-    _, provenance = read_checkpoint(file, "m")
-    assert provenance
-    np.testing.assert_allclose(provenance.int8_ranges, [unit.min(0), unit.max(0)], atol=1e-6)
+    _, metadata = read_checkpoint(file, "m")
+    assert metadata
+    np.testing.assert_allclose(metadata.int8_ranges, [unit.min(0), unit.max(0)], atol=1e-6)
 
 
 def test_metrics_show_on_the_model(place, main_run):

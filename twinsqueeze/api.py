@@ -182,7 +182,7 @@ def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainRes
     training, evaluation = evaluated.training, evaluated.evaluation
     return TrainResult(
         recipe=training.recipe,
-        compressor=Compressor(training.compressor, evaluated.provenance),
+        compressor=Compressor(training.compressor, evaluated.metadata),
         history=training.history,
         scores={split: SplitScores(**result.scores) for split, result in evaluation.results.items()},
         baselines=_baseline_table(evaluation),

@@ -10,7 +10,7 @@ import numpy as np
 from twinsqueeze.data.encoder import encode_in_batches, resolve_encoder, sort_by_length
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint, serialize_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import check_precision
 from twinsqueeze.recipe import Recipe
@@ -33,9 +33,9 @@ class Compressor:
         (1, 8)
     """
 
-    def __init__(self, network: CompressorNetwork, provenance: Provenance | None = None) -> None:
+    def __init__(self, network: CompressorNetwork, metadata: CheckpointMetadata | None = None) -> None:
         self._network = network
-        self._provenance = provenance
+        self._metadata = metadata
 
     def __repr__(self) -> str:
         name = self.recipe.name if self.recipe else "of unknown training"
@@ -49,12 +49,12 @@ class Compressor:
     @property
     def input_dim(self) -> int:
         """Dimension of the encoder's vectors."""
-        return self._network.input_dimension
+        return self._network.input_dim
 
     @property
     def recipe(self) -> Recipe | None:
         """The recipe that it was trained with; None for weights of another program."""
-        return self._provenance.recipe if self._provenance else None
+        return self._metadata.recipe if self._metadata else None
 
     def compress(self, vectors: AnyArray, precision: str = "float32") -> AnyArray:
         """Compresses vectors.
@@ -73,7 +73,7 @@ class Compressor:
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.input_dim:
             raise InputError(f"vectors must have the shape (n, {self.input_dim}), not {vectors.shape}")
-        int8_ranges = self._provenance.int8_ranges if self._provenance else None
+        int8_ranges = self._metadata.int8_ranges if self._metadata else None
         check_precision(precision, int8_ranges, self._network.codebooks, repr(self))
         return VectorCompressor(self._network, precision, int8_ranges).compress(vectors)
 
@@ -99,10 +99,10 @@ class Compressor:
 
     @cached_property
     def _encode(self) -> Callable[[list[str]], FloatArray]:
-        if self._provenance is None:
+        if self._metadata is None:
             raise InputError("this compressor does not record its encoder: encode the texts, then call compress")
-        encoder = resolve_encoder(self._provenance.recipe.encoder)
-        if encoder.fingerprint != self._provenance.encoder_fingerprint:
+        encoder = resolve_encoder(self._metadata.recipe.encoder)
+        if encoder.fingerprint != self._metadata.encoder_fingerprint:
             raise InputError(f"the files of encoder {encoder.name!r} are not those of the training: restore them")
         return encoder.load()
 
@@ -110,9 +110,7 @@ class Compressor:
         """Writes the compressor to a folder, as one safetensors file that also records its training."""
         path = expand_user(folder)
         path.mkdir(parents=True, exist_ok=True)
-        content = (
-            serialize_checkpoint(self._network, self._provenance) if self._provenance else self._network.to_bytes({})
-        )
+        content = serialize_checkpoint(self._network, self._metadata) if self._metadata else self._network.to_bytes({})
         (path / CHECKPOINT_FILE).write_bytes(content)
 
     @classmethod

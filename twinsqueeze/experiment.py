@@ -13,7 +13,7 @@ from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.evaluation.evaluator import EvaluationResult, Evaluator, pair_losses
-from twinsqueeze.model.checkpoint import Provenance
+from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
@@ -174,13 +174,13 @@ class EvaluatedTraining:
     """A finished training with its evaluation on every split except train.
 
     Attributes:
-        provenance: What the compressor's file records of the training.
+        metadata: What the compressor's file records of the training.
         train_losses: (P,) squared errors of the train pairs.
     """
 
     training: TrainingResult
     evaluation: Evaluation
-    provenance: Provenance
+    metadata: CheckpointMetadata
     train_losses: FloatArray
 
 
@@ -219,7 +219,7 @@ def train(
             clean_loss_every=clean_loss_every,
             on_epoch=after_epoch,
             on_teacher_epoch=after_teacher_epoch,
-            snapshot=checkpoint,
+            checkpoint=checkpoint,
         )
     if result.diverged_at and checkpoint:
         checkpoint.discard()
@@ -255,7 +255,7 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
     recipe, compressor = training.recipe, training.compressor
     placed = compressor.to(data.device)
     vectors = torch.from_numpy(data.encoded["train"].embeddings).to(data.device)
-    provenance = Provenance(
+    metadata = CheckpointMetadata(
         recipe=recipe,
         dataset=data.pairs.name,
         dataset_digest=data.pairs.digest,
@@ -265,9 +265,9 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
         int8_ranges=int8_calibration_ranges(placed.compress(vectors).cpu().numpy()),
     )
     splits = [split for split in data.encoded if split != "train"]
-    evaluation = evaluate(recipe.name, compressor, data, splits, recipe.label_transform, provenance.int8_ranges)
+    evaluation = evaluate(recipe.name, compressor, data, splits, recipe.label_transform, metadata.int8_ranges)
     train_losses = pair_losses(placed, data.encoded["train"], recipe.label_transform)
-    return EvaluatedTraining(training, evaluation, provenance, train_losses)
+    return EvaluatedTraining(training, evaluation, metadata, train_losses)
 
 
 def train_grid(recipes: Sequence[Recipe], data: DataByKey) -> dict[Recipe, EvaluatedTraining]:

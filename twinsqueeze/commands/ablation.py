@@ -16,7 +16,7 @@ from twinsqueeze.commands.context import load_experiment_data
 from twinsqueeze.commands.resume import (
     announce_resume,
     close_orphaned_runs,
-    open_snapshots,
+    open_checkpoints,
     plan_with_checkpoints,
     tag_resumed,
 )
@@ -193,7 +193,7 @@ def _train_and_log(recipes: Sequence[Recipe], data: DataByKey, *, resume: bool) 
 def _plan_batches(recipes: Sequence[Recipe], data: DataByKey, num_parallel: int, resume: bool) -> list[GridBatch]:
     batches = []
     for key, of_key in data.items():
-        store = open_snapshots(of_key, CLEAN_LOSS_EVERY)
+        store = open_checkpoints(of_key, CLEAN_LOSS_EVERY)
         members = [recipe for recipe in recipes if data_key(recipe) == key]
         for batch in plan_with_checkpoints(members, store, resume=resume, at_once=num_parallel):
             train = of_key.training_pairs(batch[0])

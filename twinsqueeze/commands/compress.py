@@ -14,7 +14,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
 from twinsqueeze.inference.readers import STANDARD_INPUT, Block, read_blocks
 from twinsqueeze.inference.writers import atomic_array_writer, check_output, check_space
-from twinsqueeze.model.checkpoint import Provenance
+from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.model.precision import storage_dtype
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.run import env_run_id, start_run
@@ -66,14 +66,14 @@ def compress(options: CompressOptions) -> None:
     blocks = read_blocks(options.input, options.format, options.column)
     first = next(blocks)
     resolved = resolve_model(options.model)
-    compressor, provenance = load_compressor(resolved.checkpoint, options.model, options.precision)
+    compressor, metadata = load_compressor(resolved.checkpoint, options.model, options.precision)
     network, precision = compressor.network, compressor.precision
-    dtype, width = storage_dtype(precision, network.dim, network.part)
+    dtype, width = storage_dtype(precision, network.dim, network.subvector_dim)
     if first.unit == "row" and first.total:
         check_space(output, first.total * width * dtype.itemsize)
     blocks = chain([first], blocks)
     if isinstance(first.rows, list):
-        model, fingerprint = _load_text_model(options, resolved, provenance)
+        model, fingerprint = _load_text_model(options, resolved, metadata)
         compressed = _compress_texts(blocks, model, fingerprint, compressor)
     else:
         _check_vectors(first.rows, compressor, options)
@@ -92,7 +92,7 @@ def compress(options: CompressOptions) -> None:
 
 
 def _check_vectors(vectors: AnyArray, compressor: VectorCompressor, options: CompressOptions) -> None:
-    expected, dim = compressor.network.input_dimension, vectors.shape[1]
+    expected, dim = compressor.network.input_dim, vectors.shape[1]
     if dim != expected:
         raise InputError(
             f"model {options.model!r} compresses vectors of {expected} numbers, and those of {options.source_name} "
@@ -111,12 +111,12 @@ def _compress_vectors(blocks: Iterator[Block], compressor: VectorCompressor, nam
 
 
 def _load_text_model(
-    options: CompressOptions, resolved: ResolvedModel, provenance: Provenance | None
+    options: CompressOptions, resolved: ResolvedModel, metadata: CheckpointMetadata | None
 ) -> tuple["SentenceTransformer", str]:
     """Return encoder and compressor in one, and hex digits that change if its vectors would."""
     device = resolve_device(options.device).type
     model, encoder = load_sentence_transformer_for(options.model, resolved, encoder_name=options.encoder, device=device)
-    if options.encoder and provenance and encoder != provenance.encoder_fingerprint:
+    if options.encoder and metadata and encoder != metadata.encoder_fingerprint:
         console.warn(f"encoder {options.encoder!r} is not the one that the model was trained with")
     return model, f"{encoder}-{file_sha256(resolved.checkpoint)}"
 

@@ -9,7 +9,7 @@ from twinsqueeze.commands.context import load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_loader import ResolvedModel, resolve_model
@@ -45,15 +45,15 @@ class _LoadedModel:
     uri: str
     resolved: ResolvedModel
     compressor: CompressorNetwork
-    provenance: Provenance | None
+    metadata: CheckpointMetadata | None
 
     @property
     def recipe(self) -> Recipe:
-        return self.provenance.recipe if self.provenance else Recipe()
+        return self.metadata.recipe if self.metadata else Recipe()
 
     @property
     def name(self) -> str:
-        return self.recipe.name if self.provenance else Path(self.uri).name
+        return self.recipe.name if self.metadata else Path(self.uri).name
 
 
 def evaluate(model: str, options: EvaluationOptions) -> None:
@@ -72,12 +72,12 @@ def evaluate(model: str, options: EvaluationOptions) -> None:
     resolved = resolve_model(model)
     loaded = _LoadedModel(model, resolved, *read_checkpoint(resolved.checkpoint, model))
     data = _load_data(loaded, options)
-    int8_ranges = loaded.provenance.int8_ranges if loaded.provenance else None
+    int8_ranges = loaded.metadata.int8_ranges if loaded.metadata else None
     if int8_ranges is None:
         console.info(f"model {model!r} has no calibration for int8: its int8 scores are left out")
     recipe, split = loaded.recipe, options.split
     with start_run(f"{loaded.name}-{split}", "evaluation") as run:
-        trained = recipe.model_dump(exclude={"dataset", "device"}) if loaded.provenance else {}
+        trained = recipe.model_dump(exclude={"dataset", "device"}) if loaded.metadata else {}
         given = {"model": model, "split": split, "encoder": data.encoder.name, "dim": loaded.compressor.dim}
         label_transform = recipe.label_transform
         run.log_params(trained | given | {"label_transform": label_transform} | run_recording.environment_params(data))
@@ -89,15 +89,15 @@ def evaluate(model: str, options: EvaluationOptions) -> None:
 
 
 def _load_data(loaded: _LoadedModel, options: EvaluationOptions) -> ExperimentData:
-    model, provenance = loaded.uri, loaded.provenance
+    model, metadata = loaded.uri, loaded.metadata
     dataset, score_max = options.dataset, options.score_max
     if dataset == SAME_DATASET:
-        if provenance is None:
+        if metadata is None:
             raise InputError(f"model {model!r} does not record its training data: pass --dataset")
-        dataset = provenance.dataset if loaded.recipe.dataset == "auto" else loaded.recipe.dataset
-        score_max = score_max or provenance.score_max
+        dataset = metadata.dataset if loaded.recipe.dataset == "auto" else loaded.recipe.dataset
+        score_max = score_max or metadata.score_max
     encoder = options.encoder or loaded.recipe.encoder
-    expected = loaded.compressor.input_dimension
+    expected = loaded.compressor.input_dim
 
     def validate_dim(encoder_dim: int) -> None:
         if encoder_dim != expected:
@@ -112,6 +112,6 @@ def _load_data(loaded: _LoadedModel, options: EvaluationOptions) -> ExperimentDa
     data = load_experiment_data(
         dataset, encoder, options.device, splits, score_max=score_max, validate_dim=validate_dim
     )
-    if provenance and provenance.encoder_fingerprint != data.encoder.fingerprint:
+    if metadata and metadata.encoder_fingerprint != data.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
     return data

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.checkpoint import read_checkpoint
-from twinsqueeze.model.onnx import check_onnx_installed, write_compressor_graph, write_text_graph
+from twinsqueeze.model.onnx import check_onnx_installed, export_compressor, export_text_model
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.run import env_run_id, start_run
@@ -80,13 +80,13 @@ def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str)
         if format == "folder":
             sentence_transformer.save(str(folder), create_model_card=False)
         else:
-            write_text_graph(folder, sentence_transformer)
-            write_compressor_graph(folder, compressor)
+            export_text_model(folder, sentence_transformer)
+            export_compressor(folder, compressor)
     shutil.copyfile(resolved.checkpoint, folder / CHECKPOINT_FILE)
     if resolved.model_card:
         shutil.copyfile(resolved.model_card, folder / CARD_FILE)
     elif metadata:
-        card = render_model_card(metadata, compressor.input_dimension, max_length, run_id=resolved.run_id)
+        card = render_model_card(metadata, compressor.input_dim, max_length, run_id=resolved.run_id)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 

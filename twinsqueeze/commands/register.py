@@ -99,7 +99,7 @@ def _add_version(run: RunLogger, candidate: Candidate, decision: PromotionDecisi
 def _render_card(candidate: Candidate, decision: PromotionDecision) -> str:
     return render_model_card(
         candidate.metadata,
-        candidate.compressor.input_dimension,
+        candidate.compressor.input_dim,
         max_seq_length=candidate.data.encoder.load_model().max_seq_length,
         selection=candidate.selection,
         comparison=decision.reason,

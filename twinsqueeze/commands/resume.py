@@ -1,4 +1,4 @@
-"""Going on with what was interrupted: the file of a training, and the run that a dead process left."""
+"""Resuming interrupted trainings, and closing the runs that killed processes left open."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,95 +15,93 @@ from twinsqueeze.utils import console
 from twinsqueeze.utils.text import describe_error
 
 
-def open_snapshots(material: ExperimentData, clean_loss_every: int) -> CheckpointStore:
-    """The files of trainings on this material, with `clean_loss_every` as for `fit`."""
-    encoded = material.encoded
-    facts = run_recording.environment_params(material) | {"clean_every": clean_loss_every}
-    return CheckpointStore(encoded["train"], encoded["dev"], facts, console.warn)
+def open_checkpoints(data: ExperimentData, clean_loss_every: int) -> CheckpointStore:
+    """Returns the checkpoints of trainings on these data; `clean_loss_every` as for `train_replicas`."""
+    environment = run_recording.environment_params(data) | {"clean_loss_every": clean_loss_every}
+    return CheckpointStore(data.encoded["train"], data.encoded["dev"], environment, console.warn)
 
 
-def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], bool], story: str) -> None:
-    """Gives the runs of the experiment whose processes on this host are gone their end, and says which they are.
-
-    A run that was recorded to its end is sent and keeps that end, so that it counts as done from here on; the others
-    are marked as KILLED.
+def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], bool], note: str) -> None:
+    """Ends the experiment's runs whose processes on this host are gone: as recorded if complete, else as KILLED.
 
     Args:
-        run: That is open; it is tagged with those that were at the same.
-        is_same: Whether a run of these tags was at the same.
-        story: What becomes of those, for their descriptions: "goes on from epoch 7 of 200".
+        run: The current run. It is tagged with the orphaned runs that it resumes or repeats.
+        is_same: Whether a run with these tags was doing the same.
+        note: What the current run does, for the description of those: "resumes from epoch 7".
     """
     try:
-        _send_whole(run.experiment_id)
-        found = orphaned_runs.mark_orphans_killed(run.experiment_id, is_same, f"Run {run.run_id} {story}.")
-        if found.same:
-            run.set_tags({tags.RESUMES_RUN: ", ".join(found.same)})
-    except Exception as error:  # a training is not given up because another one's record can't be mended
-        console.warn(f"runs that dead processes left can't be looked after: {describe_error(error)}")
+        _upload_complete_runs(run.experiment_id)
+        orphans = orphaned_runs.mark_orphans_killed(run.experiment_id, is_same, f"Run {run.run_id} {note}.")
+        if orphans.same:
+            run.set_tags({tags.RESUMES_RUN: ", ".join(orphans.same)})
+    except Exception as error:  # the records of other runs must not stop this training
+        console.warn(f"runs of killed processes cannot be closed: {describe_error(error)}")
         return
-    kept = {record.run_id for record in pending_runs()}
-    for run_id in (*found.same, *found.others):
-        rest = "; `python -m twinsqueeze sync` sends what else was recorded of it" if run_id in kept else ""
-        console.info(f"run {run_id} was RUNNING and its process is gone: it is KILLED now{rest}")
-    for run_id, host in found.elsewhere.items():
-        console.info(f"run {run_id} is at the same on {host}, as far as is known: it is left alone")
+    pending = {record.run_id for record in pending_runs()}
+    for run_id in (*orphans.same, *orphans.others):
+        hint = "; `python -m twinsqueeze sync` uploads the rest of its records" if run_id in pending else ""
+        console.info(f"run {run_id} was RUNNING but its process is gone: marked as KILLED{hint}")
+    for run_id, host in orphans.elsewhere.items():
+        console.info(f"run {run_id} does the same on {host} and may still be running: left unchanged")
 
 
-def _send_whole(experiment_id: str) -> None:
-    """Sends the records of the experiment that are whole, and whose processes were killed before all was sent."""
+def _upload_complete_runs(experiment_id: str) -> None:
+    """Uploads the runs that ended before their process was killed, but were not fully uploaded."""
     for record in pending_runs():
-        here = (record.uri, record.experiment_id) == (links.store_uri(), experiment_id)
-        if not here or not record.ended or record.used or record.damage:
+        is_here = (record.uri, record.experiment_id) == (links.store_uri(), experiment_id)
+        if not is_here or not record.ended or record.used or record.damage:
             continue
         sent = upload_pending(record, STOP_SECONDS)
         if sent.why is None:
-            console.info(f"{record} had ended, and its process was gone before all of it was sent: it is there now")
+            console.info(f"{record} had ended before its process was killed: its records are uploaded")
         else:
-            console.warn(f"{record} is kept, and `python -m twinsqueeze sync` sends it later: {sent.why}")
+            console.warn(f"{record} is not fully uploaded, `python -m twinsqueeze sync` retries: {sent.why}")
         if sent.fails:
             return
 
 
-def announce_resume(snapshot: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:
-    """Says from where interrupted trainings go on, if any were."""
-    if snapshot.left:
-        what = "an interrupted training goes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings go"
-        console.info(f"{what} on from epoch {snapshot.left.epoch} of {recipes[0].epochs} (--resume false begins anew)")
+def announce_resume(checkpoint: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:
+    """Prints from which epoch interrupted trainings resume, if they do."""
+    if state := checkpoint.resume_state:
+        what = (
+            "an interrupted training resumes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings resume"
+        )
+        console.info(f"{what} from epoch {state.epoch} of {recipes[0].epochs} (--resume false starts again)")
 
 
 def tag_resumed(run: RunLogger, epoch: int, epochs: int) -> None:
-    """Tags a run whose training an interrupted process began; nothing for one that began itself."""
+    """Tags a run whose training was resumed from an epoch; does nothing for epoch 0."""
     if epoch:
         run.set_tags({tags.RESUMED_FROM: f"epoch {epoch} of {epochs}"})
 
 
 def plan_with_checkpoints(
-    recipes: Sequence[Recipe], snapshots: CheckpointStore, *, resume: bool, at_once: int = 1
+    recipes: Sequence[Recipe], checkpoints: CheckpointStore, *, resume: bool, at_once: int = 1
 ) -> list[list[Recipe]]:
-    """Cuts recipes into batches for `fit`, those that were interrupted first and as they were.
+    """Splits recipes into batches for `train_replicas`; interrupted batches come first, as they were.
 
-    A batch of which some recipes are recorded already is gone on with as a whole where that is less work than to begin
-    the others anew; a replica's bits do not depend on its company.
+    If some recipes of an interrupted batch are not wanted any more, the whole batch is resumed if that takes fewer
+    epochs than training the others again. Otherwise its checkpoint is removed.
 
     Args:
-        recipes: On one material.
-        snapshots: Of that material.
-        resume: Whether to look for interrupted ones.
+        recipes: Recipes on the same data.
+        checkpoints: The checkpoints of these data.
+        resume: Whether to look for interrupted batches.
         at_once: As for `plan_batches`.
     """
     wanted = {recipe.digest: recipe for recipe in recipes}
-    interrupted = []
-    for left in snapshots.left() if resume and recipes else []:
-        names = {"dataset": recipes[0].dataset, "device": recipes[0].device}
-        batch = [recipe.model_copy(update=names) for recipe in left.recipes]
-        still = [recipe.digest for recipe in batch if recipe.digest in wanted]
+    resumed = []
+    for interrupted in checkpoints.interrupted() if resume and recipes else []:
+        update = {"dataset": recipes[0].dataset, "device": recipes[0].device}
+        batch = [recipe.model_copy(update=update) for recipe in interrupted.recipes]
+        digests = [recipe.digest for recipe in batch if recipe.digest in wanted]
         epochs = batch[0].epochs
-        if not still:
+        if not digests:
             continue
-        if len(batch) * (epochs - left.state.epoch) > len(still) * epochs:
-            with snapshots.open(batch, resume=False):
-                continue  # it is removed
-        interrupted.append(batch)
-        for digest in still:
+        if len(batch) * (epochs - interrupted.state.epoch) > len(digests) * epochs:
+            checkpoints.remove(batch)
+            continue
+        resumed.append(batch)
+        for digest in digests:
             del wanted[digest]
-    return [*interrupted, *plan_batches(list(wanted.values()), at_once=at_once)]
+    return [*resumed, *plan_batches(list(wanted.values()), at_once=at_once)]

@@ -97,7 +97,7 @@ def log_training(
     }
     example = data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
     with _log_figures(run, figures, draw):
-        model = serialize_checkpoint(training.compressor, evaluated.provenance)
+        model = serialize_checkpoint(training.compressor, evaluated.metadata)
         model_id = run.log_compressor(model, example, recipe.dim, recipe.model_dump())
         for split, result in results.items():
             step = recipe.epochs if split == "dev" else 0  # dev has a curve; the UI shows single values as bars
@@ -154,7 +154,7 @@ def search_rows(evaluation: Evaluation) -> list[SearchRow]:
 def _describe_training(training: TrainingResult, pairs: int, data: ExperimentData) -> str:
     recipe = training.recipe
     text = (
-        f"A compressor ({recipe.architecture}, {training.compressor.input_dimension} to {recipe.dim} dimensions, "
+        f"A compressor ({recipe.architecture}, {training.compressor.input_dim} to {recipe.dim} dimensions, "
         f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {pairs:,} train pairs of "
         f"{escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
     )

@@ -3,7 +3,7 @@
 from twinsqueeze import experiment
 from twinsqueeze.commands import run_recording
 from twinsqueeze.commands.context import load_experiment_data
-from twinsqueeze.commands.resume import announce_resume, close_orphaned_runs, open_snapshots, tag_resumed
+from twinsqueeze.commands.resume import announce_resume, close_orphaned_runs, open_checkpoints, tag_resumed
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
@@ -54,7 +54,7 @@ def train_and_log(
     Raises:
         InputError: If the run can't be recorded, or the training diverges.
     """
-    with open_snapshots(data, CLEAN_LOSS_EVERY).open([recipe], resume=resume) as checkpoint:
+    with open_checkpoints(data, CLEAN_LOSS_EVERY).open([recipe], resume=resume) as checkpoint:
         with start_run(recipe.name, "train", nested=nested) as run:
             inputs = run_recording.log_training_setup(run, recipe, data)
             _close_orphaned_runs(run, recipe, data, checkpoint)
@@ -74,10 +74,10 @@ def train_and_log(
 def _close_orphaned_runs(run: RunLogger, recipe: Recipe, data: ExperimentData, checkpoint: TrainingCheckpoint) -> None:
     """Reports where the training resumes, and ends runs whose processes were killed."""
     same = {RECIPE_DIGEST: recipe.digest, DATASET_DIGEST: data.pairs.digest}
-    successor = "trains the same from the beginning"
-    if checkpoint.left:
-        epoch = checkpoint.left.epoch
+    successor = "trains the same from the start"
+    if checkpoint.resume_state:
+        epoch = checkpoint.resume_state.epoch
         announce_resume(checkpoint, [recipe])
         tag_resumed(run, epoch, recipe.epochs)
-        successor = f"resumes from its epoch {epoch}"
+        successor = f"resumes from epoch {epoch}"
     close_orphaned_runs(run, lambda tags: same.items() <= tags.items(), successor)

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, cached_vectors
 from twinsqueeze.errors import InputError
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, check_precision, quantize
 from twinsqueeze.types import AnyArray, FloatArray
@@ -53,17 +53,17 @@ class VectorCompressor:
         return self.quantize(compressed.numpy()[:num_rows])
 
 
-def load_compressor(checkpoint: Path, model: str, precision: str) -> tuple[VectorCompressor, Provenance | None]:
+def load_compressor(checkpoint: Path, model: str, precision: str) -> tuple[VectorCompressor, CheckpointMetadata | None]:
     """Load the compressor of a model; `precision` may be "auto" for that of the training.
 
     Raises:
         InputError: If the file is no checkpoint, or the model does not support the precision.
     """
-    network, provenance = read_checkpoint(checkpoint, model)
-    ranges = provenance.int8_ranges if provenance else None
+    network, metadata = read_checkpoint(checkpoint, model)
+    ranges = metadata.int8_ranges if metadata else None
     precision = network.precision if precision == "auto" else precision
     check_precision(precision, ranges, network.codebooks, model)
-    return VectorCompressor(network, precision, ranges), provenance
+    return VectorCompressor(network, precision, ranges), metadata
 
 
 def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[str], cache: DiskCache) -> FloatArray:

@@ -79,7 +79,9 @@ class BatchCompressor:
     @property
     def arrow_type(self) -> pa.DataType:
         """Type of the compressed numbers; Spark has no unsigned bytes."""
-        dtype, _ = storage_dtype(self.compressor.precision, self.compressor.network.dim, self.compressor.network.part)
+        dtype, _ = storage_dtype(
+            self.compressor.precision, self.compressor.network.dim, self.compressor.network.subvector_dim
+        )
         return pa.int16() if dtype == np.uint8 else pa.from_numpy_dtype(dtype)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -90,7 +92,7 @@ class BatchCompressor:
         for batch in batches:
             if not batch.num_rows:
                 continue
-            values = arrow_values(batch[self.column], self.compressor.network.input_dimension, name, first_row)
+            values = arrow_values(batch[self.column], self.compressor.network.input_dim, name, first_row)
             if isinstance(values, list):
                 vectors = _load_model(str(self.archive)).encode(values, batch_size=BATCH_SIZE, show_progress_bar=False)
                 rows = self.compressor.quantize(vectors)

@@ -1,4 +1,4 @@
-"""A compressor's file: safetensors, with what it was trained on in its header."""
+"""The file of a compressor: safetensors with metadata about its training."""
 
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from twinsqueeze.recipe import Recipe
 HEADER = "twinsqueeze"
 
 
-class Provenance(BaseModel):
-    """What a compressor's file says of its training, so that it can be evaluated and used wherever it lies.
+class CheckpointMetadata(BaseModel):
+    """What a compressor was trained on, so that its file alone is enough to evaluate and use it.
 
     Attributes:
-        int8_ranges: What int8 is scaled by: least and greatest value of each compressed number over the distinct train
-            sentences. None in files from before they were kept.
+        int8_ranges: Calibration of int8; None if the file has none.
     """
 
     recipe: Recipe
@@ -30,31 +29,30 @@ class Provenance(BaseModel):
     int8_ranges: Int8Ranges | None = None
 
 
-def serialize_checkpoint(compressor: CompressorNetwork, provenance: Provenance) -> bytes:
-    """The file's bytes."""
-    return compressor.to_bytes({HEADER: provenance.model_dump_json()})
+def serialize_checkpoint(compressor: CompressorNetwork, metadata: CheckpointMetadata) -> bytes:
+    """Returns the bytes of the file."""
+    return compressor.to_bytes({HEADER: metadata.model_dump_json()})
 
 
-def read_checkpoint(file: Path, model: str) -> tuple[CompressorNetwork, Provenance | None]:
-    """A compressor and its provenance, None where another program saved the weights.
+def read_checkpoint(file: Path, model: str) -> tuple[CompressorNetwork, CheckpointMetadata | None]:
+    """Reads a compressor and its metadata, None if another program saved the weights.
 
     Args:
-        file: Safetensors, a stack of linear layers of whatever names.
-        model: What the user called it.
+        file: Safetensors with a stack of linear layers, named as in `CompressorNetwork.from_state_dict`.
+        model: The user's name of the model, for messages.
 
     Raises:
-        InputError: If the file holds no compressor.
+        InputError: If the file contains no compressor.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get(HEADER)
-            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
-        provenance = Provenance.model_validate_json(text) if text else None
-        precision = provenance.recipe.precision if provenance else "float32"
-        compressor = CompressorNetwork.from_state_dict(state, precision)
-        if provenance and provenance.int8_ranges and any(len(e) != compressor.dim for e in provenance.int8_ranges):
-            raise ValueError(f"its ranges for int8 are not those of {compressor.dim} numbers")
-        return compressor, provenance
+            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+        metadata = CheckpointMetadata.model_validate_json(text) if text else None
+        compressor = CompressorNetwork.from_state_dict(state, metadata.recipe.precision if metadata else "float32")
+        if metadata and metadata.int8_ranges and any(len(ends) != compressor.dim for ends in metadata.int8_ranges):
+            raise ValueError(f"its int8 ranges are not of {compressor.dim} dimensions")
+        return compressor, metadata
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
-        # PyTorch's own for types and shapes that it can't have
-        raise InputError(f"model {model!r} holds no compressor: {one_line(error)}") from error
+        # PyTorch raises the last four for invalid dtypes and shapes
+        raise InputError(f"model {model!r} contains no compressor: {one_line(error)}") from error

@@ -1,6 +1,6 @@
-"""Encoder and compressor as one sentence-transformers model: text in, short vectors out.
+"""Encoder and compressor as one sentence-transformers model from texts to compressed vectors.
 
-Its modules are sentence-transformers' own, so whoever loads it needs neither this package nor trust in foreign code.
+Its modules belong to sentence-transformers, so loading it needs neither this package nor `trust_remote_code`.
 """
 
 from pathlib import Path
@@ -18,51 +18,36 @@ if TYPE_CHECKING:
 
 
 def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorNetwork) -> "SentenceTransformer":
-    """The encoder's modules, then the compressor's layers as Dense modules, then Normalize.
+    """Builds the encoder's modules, then the compressor's layers as Dense modules, then Normalize.
 
-    The vectors are those that the compressor makes of the encoder's. They are float32 whatever the encoder's weights
-    are: a Dense module takes numbers of its own type only.
+    The model is float32 even if the encoder is not, since Dense modules accept only their own dtype.
 
     Args:
-        encoder: What the compressor was trained on; its device is the model's.
-        compressor: Anywhere.
+        encoder: The encoder that the compressor was trained on. Its device becomes the model's.
+        compressor: A compressor on any device.
 
     Raises:
-        InputError: If the encoder can't be loaded, or its vectors are not as long as the compressor wants them.
+        InputError: If the encoder cannot be loaded, or its dimension is not the compressor's.
     """
     base = encoder.load_model()
     dimension = base.get_embedding_dimension()
-    if dimension != compressor.input_dimension:
+    if dimension != compressor.input_dim:
         raise InputError(
-            f"the compressor takes vectors of {compressor.input_dimension} numbers, and those of encoder "
-            f"{encoder.name!r} have {dimension}: name the encoder that it was trained with"
+            f"the compressor takes vectors of {compressor.input_dim} floats, but encoder {encoder.name!r} gives "
+            f"{dimension}: name the encoder that it was trained with"
         )
-    # Imported by whoever encodes, after 8 seconds that are paid by then.
+    # load_model has imported sentence_transformers, which takes 8 seconds
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer  # noqa: PLC0415
+    from sentence_transformers.sentence_transformer.modules import Normalize, Transformer  # noqa: PLC0415 - as above
 
     modules: list[nn.Module] = list(base)
-    if isinstance(
-        modules[0], Transformer
-    ):  # MLflow writes down what it was called, which must be no path of this machine
-        local = is_dir(expand_user(encoder.name))
-        modules[0].auto_model.name_or_path = encoder.folder.name if local else encoder.name
-    if not isinstance(modules[-1], Normalize):  # compressors are trained on vectors of length 1
+    if isinstance(modules[0], Transformer):  # MLflow records this name, which must not be a path of this machine
+        is_local = is_dir(expand_user(encoder.name))
+        modules[0].auto_model.name_or_path = encoder.folder.name if is_local else encoder.name
+    if not isinstance(modules[-1], Normalize):  # compressors are trained on unit vectors
         modules.append(Normalize())
-    last = len(compressor.layers) - 1
-    for i, (weight, bias) in enumerate(compressor.layers):
-        modules.append(
-            Dense(
-                in_features=weight.shape[1],
-                out_features=weight.shape[0],
-                activation_function=nn.Identity() if i == last else nn.ReLU(),
-                init_weight=weight.detach().clone(),
-                init_bias=bias.detach().clone(),
-            )
-        )
-    modules.append(Normalize())
     model = SentenceTransformer(
-        modules=modules,
+        modules=[*modules, *_dense_modules(compressor), Normalize()],
         device=str(base.device),
         prompts={name: prompt for name, prompt in base.prompts.items() if prompt is not None},
         default_prompt_name=base.default_prompt_name,
@@ -70,14 +55,25 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
     return model.float().eval()
 
 
-def load_sentence_transformer(folder: Path, device: str) -> "SentenceTransformer":
-    """A text model that was saved, from its folder alone.
+def _dense_modules(compressor: CompressorNetwork) -> list[nn.Module]:
+    from sentence_transformers.sentence_transformer.modules import Dense  # noqa: PLC0415 - as above
 
-    Args:
-        folder: Such as `model_store.find_model` finds.
-        device: auto, cpu or cuda.
+    return [
+        Dense(
+            in_features=weight.shape[1],
+            out_features=weight.shape[0],
+            activation_function=nn.ReLU() if i < len(compressor.layers) else nn.Identity(),
+            init_weight=weight.detach().clone(),
+            init_bias=bias.detach().clone(),
+        )
+        for i, (weight, bias) in enumerate(compressor.layers, 1)
+    ]
+
+
+def load_sentence_transformer(folder: Path, device: str) -> "SentenceTransformer":
+    """Loads a saved model from its folder onto `auto`, `cpu` or `cuda`.
 
     Raises:
-        InputError: If sentence-transformers can't load it.
+        InputError: If sentence-transformers cannot load it.
     """
     return SentenceEncoder(str(folder), folder, device=device).load_model()

@@ -8,7 +8,7 @@ from math import isnan, nan
 from jinja2 import Environment
 
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.model.checkpoint import Provenance
+from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
 from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
@@ -71,7 +71,7 @@ class ModelSelection:
 
 
 def render_model_card(
-    metadata: Provenance,
+    metadata: CheckpointMetadata,
     input_dim: int,
     max_seq_length: int | None,
     *,

@@ -10,7 +10,7 @@ from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.experiment import ExperimentData, prepare_data
-from twinsqueeze.model.checkpoint import Provenance, read_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import ModelSelection, metric_sign
@@ -33,7 +33,7 @@ class Candidate:
     selection: ModelSelection
     checkpoint: Path
     compressor: CompressorNetwork
-    metadata: Provenance
+    metadata: CheckpointMetadata
     data: ExperimentData
 
 
@@ -99,7 +99,7 @@ def load_candidate(selection: ModelSelection, reporter: Reporter) -> Candidate:
     return Candidate(selection, checkpoint, compressor, metadata, _prepare_data(metadata, metadata, reporter))
 
 
-def _prepare_data(trained: Provenance, other: Provenance, reporter: Reporter) -> ExperimentData:
+def _prepare_data(trained: CheckpointMetadata, other: CheckpointMetadata, reporter: Reporter) -> ExperimentData:
     """Load the data of one compressor, encode them by the encoder of another, and verify that both are unchanged."""
     dataset = trained.dataset if trained.recipe.dataset == "auto" else trained.recipe.dataset
     pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=trained.score_max)

@@ -10,9 +10,9 @@ TRAINED_RUN = "twinsqueeze.trained_run"
 GRID_DIGEST = "twinsqueeze.grid_digest"
 # Who writes the run, so that others see whether it still lives.
 PROCESS = "twinsqueeze.process"
-# From which epoch an interrupted training was gone on with, and the runs that had been at it.
-RESUMED_FROM = "twinsqueeze.taken_up"
-RESUMES_RUN = "twinsqueeze.continues"
+# The epoch that an interrupted training was resumed from, and the interrupted runs that a run resumes or repeats.
+RESUMED_FROM = "twinsqueeze.resumed_from"
+RESUMES_RUN = "twinsqueeze.resumes_run"
 
 
 # Before the name of one file, of a run or its model: its SHA-256.

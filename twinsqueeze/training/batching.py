@@ -1,4 +1,4 @@
-"""Cuts recipes into batches that train together."""
+"""Splits recipes into batches that train together."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,65 +11,66 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.utils.device import resolve_device
 
 T = TypeVar("T")
-# Replicas that train together at most: on a CPU more of them leave its caches and cost more each.
-MAX_BATCH = {"cpu": 5, "cuda": 25}
-# Batches that train at once on a CPU, at most: threads take turns at Python, processes take 0.5 GB each.
+# Replicas per batch. On a CPU, more replicas exceed its caches and each takes longer.
+MAX_BATCH_SIZE = {"cpu": 5, "cuda": 25}
+# A worker process takes 0.5 GB, and threads wait for each other's Python code.
 MAX_PARALLEL_BATCHES = 4
 
 
 def num_parallel_batches(devices: Iterable[torch.device]) -> int:
-    """How many batches are to train at once: on a CPU one for each core, up to `MAX_PARALLEL_BATCHES`."""
+    """Returns how many batches to train at once: one per core of a CPU, up to `MAX_PARALLEL_BATCHES`."""
     if any(device.type != "cpu" for device in devices):
         return 1
     return min(torch.get_num_threads(), MAX_PARALLEL_BATCHES)
 
 
-def plan_batches(recipes: Sequence[Recipe], *, at_once: int = 1, largest: int | None = None) -> list[list[Recipe]]:
-    """Cuts recipes into sets that `train_replicas` can train: of one shape, every alpha of a set with every seed of it.
+def plan_batches(recipes: Sequence[Recipe], *, at_once: int = 1, max_size: int | None = None) -> list[list[Recipe]]:
+    """Splits recipes into batches for `train_replicas`: equal but for alpha and seed, every alpha with every seed.
 
-    Seeds that want the same alphas stay together as far as they fit, and the alphas of a seed, which share its draws.
-    The largest sets come first, so that what trains last, and may leave cores with nothing to do, is short.
+    Alphas of one seed stay together, since they share its draws, and seeds with equal alphas stay together as far as
+    they fit. The largest batches come first, so that few cores are idle at the end.
 
     Args:
-        recipes: Any, each once.
-        at_once: How many sets train at once: the number of sets is a multiple of it where there are recipes enough.
-        largest: Replicas in a set at most; None for what suits the device.
+        recipes: Distinct recipes.
+        at_once: How many batches train at once. The number of batches is a multiple of it if there are enough recipes.
+        max_size: Replicas per batch; None for the device's `MAX_BATCH_SIZE`.
     """
     shapes: dict[Recipe, dict[int, list[float]]] = {}
     for recipe in recipes:
         shape = recipe.model_copy(update={"alpha": 0.0, "seed": 0})
         shapes.setdefault(shape, {}).setdefault(recipe.seed, []).append(recipe.alpha)
-    cut = []
-    for shape, alphas_of in shapes.items():
-        most = largest or MAX_BATCH[resolve_device(shape.device).type]
-        seeds_of: dict[tuple[float, ...], list[int]] = {}
-        for seed, alphas in alphas_of.items():
-            seeds_of.setdefault(tuple(sorted(alphas)), []).append(seed)
-        for wanted, seeds in seeds_of.items():
-            cut += [
-                [shape.model_copy(update={"alpha": alpha, "seed": seed}) for alpha, seed in product(some_alphas, some)]
-                for some_alphas in _even_parts(wanted, most)
-                for some in _even_parts(sorted(seeds), most // len(some_alphas))
+    batches = []
+    for shape, alphas_by_seed in shapes.items():
+        limit = max_size or MAX_BATCH_SIZE[resolve_device(shape.device).type]
+        seeds_by_alphas: dict[tuple[float, ...], list[int]] = {}
+        for seed, seed_alphas in alphas_by_seed.items():
+            seeds_by_alphas.setdefault(tuple(sorted(seed_alphas)), []).append(seed)
+        for all_alphas, all_seeds in seeds_by_alphas.items():
+            batches += [
+                [shape.model_copy(update={"alpha": alpha, "seed": seed}) for alpha, seed in product(alphas, seeds)]
+                for alphas in _split_evenly(all_alphas, limit)
+                for seeds in _split_evenly(sorted(all_seeds), limit // len(alphas))
             ]
-    cut.sort(key=len, reverse=True)
-    while len(cut) % at_once and len(cut[0]) > 1:
-        cut = sorted([*cut[1:], *_split_in_two(cut[0])], key=len, reverse=True)
-    return cut
+    batches.sort(key=len, reverse=True)
+    while len(batches) % at_once and len(batches[0]) > 1:
+        batches = sorted([*batches[1:], *_split_in_two(batches[0])], key=len, reverse=True)
+    return batches
 
 
 def _split_in_two(batch: Sequence[Recipe]) -> list[list[Recipe]]:
-    """A set cut between its seeds, or between its alphas where it has one seed."""
+    """Splits a batch between its seeds, or between its alphas if it has one seed."""
     seeds = sorted({recipe.seed for recipe in batch})
     alphas = sorted({recipe.alpha for recipe in batch})
     if len(seeds) > 1:
-        first = set(seeds[: len(seeds) // 2])
-        return [[r for r in batch if (r.seed in first) == wanted] for wanted in (True, False)]
-    middle = alphas[len(alphas) // 2]
-    return [[r for r in batch if (r.alpha < middle) == wanted] for wanted in (True, False)]
+        first_seeds = set(seeds[: len(seeds) // 2])
+        in_first = [recipe.seed in first_seeds for recipe in batch]
+    else:
+        in_first = [recipe.alpha < alphas[len(alphas) // 2] for recipe in batch]
+    return [[recipe for recipe, first in zip(batch, in_first, strict=True) if first == half] for half in (True, False)]
 
 
-def _even_parts(values: Sequence[T], largest: int) -> Iterator[Sequence[T]]:
-    """`values` in as few parts of at most `largest` as will do, all of about the same length."""
-    count = math.ceil(len(values) / largest)
+def _split_evenly(values: Sequence[T], max_size: int) -> Iterator[Sequence[T]]:
+    """Yields the fewest slices of at most `max_size` values, of similar lengths."""
+    count = math.ceil(len(values) / max_size)
     bounds = [len(values) * i // count for i in range(count + 1)]
     return (values[start:end] for start, end in pairwise(bounds))

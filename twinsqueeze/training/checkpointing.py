@@ -1,17 +1,17 @@
-"""Trainings that were interrupted, as files that the same training goes on from, bit for bit.
+"""Checkpoints of trainings in progress, from which the same training resumes bit for bit.
 
-A file is found by all that fixes a training's bits: recipes, vectors, scores, versions, the code itself, CPU, threads
-and device. Where one of them is another the file is not found, so nothing is gone on with that would end otherwise.
+The name of a checkpoint contains digests of everything that fixes a training's bits: recipes, data, versions, the
+package's code, CPU, threads and device. A training with anything different does not find it.
 """
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,192 +20,142 @@ from safetensors.torch import load, save
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.trainer import TrainingState
 from twinsqueeze.utils.disk_cache import UNFINISHED, ChecksumError, read_verified, write_atomic
 from twinsqueeze.utils.files import state_dir
 from twinsqueeze.utils.signals import defer_signals
 
-SUFFIX = ".snapshot"
-LOCK = ".lock"
+PACKAGE_DIR = Path(__file__).parents[1]
+SUFFIX = ".checkpoint"
 HEADER = "twinsqueeze"
-# Of a training's time, what its snapshots may take in all.
+# Share of a training's time that saving may take.
 MAX_OVERHEAD = 0.02
-# What the first one is reckoned to take, before one was measured: seconds, and bytes a second.
-LEAST_SECONDS = 0.01
-BYTES_A_SECOND = 1e8
-KEPT_SECONDS = 30 * 24 * 3600
+# Assumed duration of the first save, which is due after 0.02 s / MAX_OVERHEAD = 1 s.
+FIRST_SAVE_SECONDS = 0.02
+MAX_AGE_SECONDS = 30 * 24 * 3600
 
 
-@dataclass(frozen=True)
-class TrainerState:
-    """A training between two epochs.
-
-    Attributes:
-        tensors: By name.
-        numbers: What JSON can hold; of a whole training also `epoch`, how many are done.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    numbers: dict[str, Any]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return int(self.numbers["epoch"])
-
-    @property
-    def bytes(self) -> int:
-        """Of the tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-@dataclass(frozen=True)
-class InterruptedTraining:
-    """What an interrupted process left.
-
-    Attributes:
-        recipes: That were trained together; their dataset and device are the defaults, whatever they were.
-        state: How far they came.
-    """
+class InterruptedTraining(NamedTuple):
+    """The content of a checkpoint. The recipes have the default dataset and device."""
 
     recipes: list[Recipe]
-    state: TrainerState
+    state: TrainingState
 
 
 class TrainingCheckpoint:
-    """The file of one training, which one process alone writes.
+    """The checkpoint of one batch.
 
     Args:
-        path: The file; None to keep nothing.
-        recipes: What is trained.
-        left: What the file holds.
-        say: Told what goes wrong.
-        share: Of the training's time, what writing may take.
+        path: The file; None to save nothing.
+        recipes: The recipes of the batch.
+        resume_state: The state to resume from; None to start.
+        warn: Called with a message if the file cannot be written.
 
     Attributes:
-        left: How far an earlier process came, None if there is nothing to go on from.
-        say: Told what goes wrong.
-        seconds: That writing took so far.
+        save_seconds: Time that saving has taken.
     """
 
     def __init__(
         self,
         path: Path | None,
         recipes: Sequence[Recipe],
-        left: TrainerState | None = None,
-        say: Callable[[str], None] = print,
-        share: float = MAX_OVERHEAD,
+        resume_state: TrainingState | None,
+        warn: Callable[[str], None],
     ) -> None:
         self.path = path
-        self.left = left
-        self.seconds = 0.0
+        self.resume_state = resume_state
+        self.save_seconds = 0.0
         self._recipes = [recipe.model_dump(exclude={"dataset", "device"}) for recipe in recipes]
-        self.say = say
-        self._share = share
-        self._began = time.perf_counter()
-        self._next = 0.0  # seconds that the next one is reckoned to take
-        self._failed = False
+        self._warn = warn
+        self._started: float | None = None
+        self._next_save_seconds = FIRST_SAVE_SECONDS
 
-    def begin(self) -> TrainerState | None:
-        """Returns what to go on from. The time that may be spent counts from here."""
-        self._began = time.perf_counter()
-        return self.left
-
-    def offer(self, state: Callable[[], TrainerState]) -> None:
-        """Writes a state if that keeps within the share of time; a disk that can't be written to is said once."""
-        if self.path is None:
+    def maybe_save(self, get_state: Callable[[], TrainingState]) -> None:
+        """Saves the state, unless saving would take more than its share of the time since the first call."""
+        now = time.perf_counter()
+        self._started = self._started or now
+        budget = MAX_OVERHEAD * (now - self._started)
+        if self.path is None or self.save_seconds + self._next_save_seconds > budget:
             return
-        if not self._next:
-            self._next = LEAST_SECONDS + state().bytes / BYTES_A_SECOND
-        start = time.perf_counter()
-        if self.seconds + self._next > self._share * (start - self._began):
+        try:
+            with defer_signals(then_stop=True):
+                write_atomic(self.path, self.serialize(get_state()))
+        except OSError as error:
+            self._warn(f"the training cannot be saved, so an interruption would lose it: {error}")
+            self._next_save_seconds = math.inf  # no further attempts
             return
-        with defer_signals(then_stop=True):
-            try:
-                write_atomic(self.path, self._bytes(state()))
-            except OSError as error:
-                if not self._failed:
-                    self.say(f"the training can't be kept against interruptions: {error}")
-                self._failed = True
-        self._next = time.perf_counter() - start
-        self.seconds += self._next
+        self._next_save_seconds = time.perf_counter() - now
+        self.save_seconds += self._next_save_seconds
 
-    def _bytes(self, state: TrainerState) -> bytes:
+    def serialize(self, state: TrainingState) -> bytes:
+        """Returns the content of the file."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        return save(tensors, {HEADER: json.dumps({"recipes": self._recipes, "numbers": state.numbers})})
+        return save(tensors, {HEADER: json.dumps({"recipes": self._recipes, "values": state.values})})
 
     def discard(self) -> None:
-        """Removes the file: what it would be gone on from is recorded."""
-        if self.path is not None:
+        """Removes the file."""
+        if self.path:
             _remove(self.path)
 
 
 class CheckpointStore:
-    """The files of all trainings on the same data, with the same code, on the same machine.
+    """The checkpoints of all trainings on the same data, code and machine.
 
     Args:
-        train: What is trained on.
-        dev: What trainings are followed with.
-        facts: What else fixes the bits: versions, CPU, threads, device, epochs between measurements.
-        say: Told what goes wrong.
-        folder: Where they are; by default `trainings` in the state folder.
+        train: Pairs to train on.
+        dev: Pairs to measure on.
+        environment: What else fixes the bits: versions, CPU, threads, device, epochs between measurements.
+        warn: Called with messages about files that cannot be used.
+        folder: Default: `trainings` in the state folder.
     """
 
     def __init__(
         self,
         train: EncodedPairs,
         dev: EncodedPairs,
-        facts: Mapping[str, Any],
-        say: Callable[[str], None],
+        environment: Mapping[str, Any],
+        warn: Callable[[str], None],
         folder: Path | None = None,
     ) -> None:
         self.folder = folder or state_dir() / "trainings"
-        self._say = say
-        self._made_of = _environment_digest(train, dev, facts)
+        self._warn = warn
+        self._digest = _environment_digest(train, dev, environment)
 
     @contextmanager
     def open(self, recipes: Sequence[Recipe], *, resume: bool) -> Iterator[TrainingCheckpoint]:
-        """The file of a training, kept from other processes until the block ends.
+        """Yields the checkpoint of a batch, locked against other processes until the context ends.
+
+        If another process has the lock or the folder cannot be written, the checkpoint saves nothing.
 
         Args:
-            recipes: What is trained together.
-            resume: Whether to go on from what was left; otherwise that is removed.
-
-        Yields:
-            One that keeps nothing where another process trains the same, or the folder can't be written to.
+            recipes: The recipes of the batch.
+            resume: Whether to resume from an existing file; otherwise it is removed.
         """
-        path = self._path(recipes)
-        lock = _lock(path)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-        except (OSError, Timeout) as error:
-            why = "another process trains the same" if isinstance(error, Timeout) else str(error)
-            self._say(f"the training is not kept against interruptions: {why}")
-            yield TrainingCheckpoint(None, recipes)
-            return
-        try:
-            self._sweep(path)
+        path = self.path(recipes)
+        with _lock(path) as problem:
+            if problem:
+                self._warn(f"an interruption would lose this training, since {problem}")
+                yield TrainingCheckpoint(None, recipes, None, self._warn)
+                return
+            self._remove_stale_files(path)
             if not resume:
                 _remove(path)
-            left = self._read(path) if resume else None
-            yield TrainingCheckpoint(path, recipes, left.state if left else None, self._say)
-        finally:
-            if not path.exists():
-                _remove(Path(lock.lock_file))  # whoever is about to take it sees that it is gone, and makes another
-            lock.release()
+            interrupted = self._read(path)
+            yield TrainingCheckpoint(path, recipes, interrupted.state if interrupted else None, self._warn)
 
-    def left(self) -> list[InterruptedTraining]:
-        """What interrupted processes left, the newest first; not what a living one is at."""
+    def interrupted(self) -> list[InterruptedTraining]:
+        """Returns the trainings that can be resumed, the newest first, without those of running processes."""
         found = []
-        for path in sorted(self.folder.glob(f"{self._made_of}-*{SUFFIX}"), key=_age):
-            with _held(path) as free:
-                if free and (left := self._read(path)):
-                    found.append(left)
+        for path in sorted(self.folder.glob(f"{self._digest}-*{SUFFIX}"), key=_age):
+            with _lock(path) as problem:
+                if not problem and (training := self._read(path)):
+                    found.append(training)
         return found
 
-    def _path(self, recipes: Sequence[Recipe]) -> Path:
+    def path(self, recipes: Sequence[Recipe]) -> Path:
+        """Returns the file of a batch."""
         digest = hashlib.sha256("".join(sorted(recipe.digest for recipe in recipes)).encode()).hexdigest()
-        return self.folder / f"{self._made_of}-{digest[:16]}{SUFFIX}"
+        return self.folder / f"{self._digest}-{digest[:16]}{SUFFIX}"
 
     def _read(self, path: Path) -> InterruptedTraining | None:
         try:
@@ -213,36 +163,34 @@ class CheckpointStore:
         except FileNotFoundError:
             return None
         except (OSError, ChecksumError) as error:
-            self._say(f"an interrupted training can't be gone on with and begins anew: {error}")
+            self._warn(f"an interrupted training starts again, since its checkpoint is unusable: {error}")
             _remove(path)
             return None
-        length = int.from_bytes(payload[:8], "little")
-        header = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"][HEADER])
-        return InterruptedTraining(
-            [Recipe.parse(recipe) for recipe in header["recipes"]], TrainerState(load(payload), header["numbers"])
-        )
+        header_length = int.from_bytes(payload[:8], "little")
+        header = json.loads(json.loads(payload[8 : 8 + header_length])["__metadata__"][HEADER])
+        recipes = [Recipe.parse(recipe) for recipe in header["recipes"]]
+        return InterruptedTraining(recipes, TrainingState(load(payload), header["values"]))
 
-    def _sweep(self, ours: Path) -> None:
-        """Removes what nobody has come back to for 30 days, and what processes that were killed left half written."""
-        for path in self.folder.glob(f"{ours.name}.*{UNFINISHED}"):
-            _remove(path)
-        trainings: dict[str, list[Path]] = {}
+    def remove(self, recipes: Sequence[Recipe]) -> None:
+        """Removes the checkpoint of a batch."""
+        with self.open(recipes, resume=False):
+            pass
+
+    def _remove_stale_files(self, current: Path) -> None:
+        """Removes unfinished files of killed processes, and trainings that nobody resumed in 30 days."""
         for path in self.folder.iterdir():
-            trainings.setdefault(path.name.partition(".")[0], []).append(path)
-        for name, paths in trainings.items():
-            if name != ours.stem and min(map(_age, paths)) > KEPT_SECONDS:
-                with _held(self.folder / name) as free:
-                    for path in paths if free else []:
-                        _remove(path)
+            unfinished = path.name.startswith(f"{current.name}.") and path.suffix == UNFINISHED
+            if unfinished or (path.stem != current.stem and _age(path) > MAX_AGE_SECONDS):
+                _remove(path)
 
 
-def _environment_digest(train: EncodedPairs, dev: EncodedPairs, facts: Mapping[str, Any]) -> str:
-    """16 hex digits over all that fixes a training's bits besides its recipe."""
-    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True, default=str).encode())
+def _environment_digest(train: EncodedPairs, dev: EncodedPairs, environment: Mapping[str, Any]) -> str:
+    """Returns 16 hex digits over everything but the recipe that fixes a training's bits."""
+    digest = hashlib.sha256(json.dumps(dict(environment), sort_keys=True, default=str).encode())
     digest.update(torch.backends.cpu.get_cpu_capability().encode())
     if torch.cuda.is_available():
         digest.update(torch.cuda.get_device_name().encode())
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in sorted(PACKAGE_DIR.rglob("*.py")):
         digest.update(module.read_bytes())
     for pairs in (train, dev):
         for array in (pairs.embeddings, pairs.first, pairs.second, pairs.scores):
@@ -251,32 +199,31 @@ def _environment_digest(train: EncodedPairs, dev: EncodedPairs, facts: Mapping[s
     return digest.hexdigest()[:16]
 
 
-def _lock(path: Path) -> FileLock:
-    return FileLock(path.with_suffix(LOCK))
-
-
 @contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Keeps other processes from a training for a moment; yields False where a living one is at it."""
-    lock = _lock(path)
+def _lock(path: Path) -> Iterator[str | None]:
+    """Locks a checkpoint against other processes. Yields None, or the reason why it cannot be locked."""
+    lock = FileLock(path.with_suffix(".lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
-    except (OSError, Timeout):
-        yield False
+    except (OSError, Timeout) as error:
+        yield "another process trains the same" if isinstance(error, Timeout) else str(error)
         return
     try:
-        yield True
+        yield None
     finally:
+        if not path.exists():
+            _remove(Path(lock.lock_file))  # FileLock notices if another process has just removed its file
         lock.release()
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # a disk that turned read-only keeps it, and costs nothing else
+    with suppress(OSError):  # a read-only disk
         path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file was written; 0 where it is gone."""
+    """Returns the seconds since a file was written; 0 if it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

@@ -11,7 +11,7 @@ from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
-from twinsqueeze.training.worker_pool import TrainFunction, training_pool
+from twinsqueeze.training.parallel import TrainFunction, training_pool
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.threads import map_threaded
 
@@ -135,7 +135,7 @@ class _MonitoredTrainer:
                 clean_loss_every=self._clean_loss_every,
                 on_epoch=on_epoch,
                 on_teacher_epoch=on_teacher_epoch,
-                snapshot=opened.checkpoint,
+                checkpoint=opened.checkpoint,
             )
         except BaseException as error:
             self._error = self._error or error

@@ -1,4 +1,4 @@
-"""The training loop: R replicas of one shape train together."""
+"""The training loop: trains replicas of one shape together and measures them after every epoch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,29 +13,28 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.metrics import METRICS, Scores, score
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines_of_each
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.checkpointing import TrainerState, TrainingCheckpoint
+from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.losses import LOSSES
 from twinsqueeze.training.teacher import train_teachers
-from twinsqueeze.training.trainer import BatchedTrainer
+from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup, TrainingState
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.device import resolve_device
 
-# In a snapshot, beside the trainer's state.
+# Name of the tensor with all epochs' metrics in a training state.
 CURVES = "curves"
 
 
 class DivergedError(InputError):
-    """A training's loss is not finite."""
+    """The loss of a training is not finite."""
 
 
 @dataclass(frozen=True)
 class History:
-    """A training's curves, one value an epoch, float64 of shape (T,).
+    """Learning curves, one value per epoch: float64 of shape (T,).
 
     Attributes:
-        loss: The objective as it was trained on, noise included, mean over the epoch's pairs; without the
-            neighbourhood loss, which needs no labels.
-        clean_loss: The objective on the train pairs without noise, after the epoch; NaN where it was not measured.
+        loss: Mean training loss on labels, with noise and without the neighborhood loss.
+        clean_loss: The same loss on the train pairs without noise, after the epoch; NaN where it was not measured.
         dev: mse, mae, pearson and spearman on dev, after the epoch.
     """
 
@@ -46,10 +45,10 @@ class History:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """One replica's result: the last epoch's weights, on the CPU, and the curves that led there.
+    """The compressor of the last epoch, on the CPU, and its learning curves.
 
     Attributes:
-        resumed_from_epoch: The epoch from which an interrupted training was gone on with, 0 for one that was not.
+        resumed_from_epoch: Epochs that an interrupted process had completed; 0 if none.
     """
 
     recipe: Recipe
@@ -59,28 +58,28 @@ class TrainingResult:
 
     @property
     def diverged_at(self) -> int | None:
-        """The first epoch (from 1) whose loss is not finite, None for a training that went well."""
+        """The first epoch, from 1, whose loss is not finite; None if there is none."""
         bad = np.flatnonzero(~np.isfinite(self.history.loss))
         return int(bad[0]) + 1 if bad.size else None
 
     def check(self) -> None:
-        """Raises `DivergedError` if it did."""
+        """Raises `DivergedError` if the training diverged."""
         if self.diverged_at:
             raise DivergedError(
-                f"the training diverged: the loss of epoch {self.diverged_at} is not finite; lower lr, now "
-                f"{self.recipe.lr:g}"
+                f"the training diverged: the loss of epoch {self.diverged_at} is not finite; "
+                f"lower lr, now {self.recipe.lr:g}"
             )
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Where a training stands after an epoch.
+    """Metrics of R replicas after an epoch.
 
     Attributes:
-        epoch: Epochs done.
+        epoch: Completed epochs.
         epochs: Epochs in all.
-        loss: (R,) this epoch's noisy loss.
-        clean_loss: (R,) NaN in epochs without a measurement.
+        loss: (R,) as in `History`.
+        clean_loss: (R,) as in `History`.
         dev: Scores on dev, each (R,).
     """
 
@@ -97,93 +96,120 @@ def train_replicas(
     dev: EncodedPairs,
     *,
     clean_loss_every: int = 1,
-    on_epoch: Callable[[EpochMetrics], None] | None = None,
+    on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     on_teacher_epoch: Callable[[int, int], None] = lambda *_: None,
-    snapshot: TrainingCheckpoint | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> list[TrainingResult]:
-    """Trains one compressor a recipe, all in one loop.
+    """Trains one compressor per recipe, all in one loop.
 
     Args:
-        recipes: Every one of some alphas with every one of some seeds, equal in everything else.
+        recipes: Every combination of some alphas and seeds, equal in all other fields.
         train: Pairs to train on.
-        dev: Pairs to follow the training with; they do not influence it.
-        clean_loss_every: Epochs between measurements of the clean loss; the first and the last epoch always have one.
-        on_epoch: Called after every epoch, and for those that were done before an interruption.
-        on_teacher_epoch: Called with (done, total) after every epoch of the teachers, if the recipe needs any.
-        snapshot: What to go on from, and where to keep the training against interruptions.
+        dev: Pairs to measure on; they do not influence the training.
+        clean_loss_every: Epochs between measurements of the clean loss. The first and the last epoch have one.
+        on_epoch: Called after every epoch, and for the epochs of an interrupted process.
+        on_teacher_epoch: Called with (epochs done, epochs) after every epoch of the teachers, if there are any.
+        checkpoint: Where to save the training, and the state to resume from.
 
     Returns:
-        One result a recipe, in their order.
+        One result per recipe, in their order.
 
     Raises:
-        InputError: If the recipe's device is not there.
-        ValueError: If recipes differ in more than alpha and seed, or some of their combinations are missing.
+        InputError: If the recipe's device is not available.
+        ValueError: If the recipes cannot be trained together.
     """
+    indices, setup = _make_setup(recipes, train)
+    state = checkpoint.resume_state if checkpoint else None
+    run = _Run(setup, dev, clean_loss_every, _make_trainer(setup, state, on_teacher_epoch), state)
+    resumed_from_epoch = len(run.curves)
+    for epoch in range(1, setup.recipe.epochs + 1):
+        if epoch > resumed_from_epoch:
+            if checkpoint:
+                checkpoint.maybe_save(run.state)
+            run.train_epoch(epoch)
+        on_epoch(run.metrics(epoch))
+        if not np.isfinite(run.curves[epoch - 1][0]).any():
+            break  # no replica recovers from NaN
+    else:
+        if checkpoint:
+            checkpoint.maybe_save(run.state)
+    return [run.result(recipe, r, resumed_from_epoch) for recipe, r in zip(recipes, indices, strict=True)]
+
+
+def _make_setup(recipes: Sequence[Recipe], train: EncodedPairs) -> tuple[list[int], TrainingSetup]:
+    """Returns the setup and, per recipe, the index of its replica."""
     shared = recipes[0]
-    alphas, seeds = sorted({r.alpha for r in recipes}), sorted({r.seed for r in recipes})
-    places = {(alpha, seed): i for i, (alpha, seed) in enumerate(product(alphas, seeds))}
-    wanted = [places[r.alpha, r.seed] for r in recipes]
     if any(r.model_copy(update={"alpha": shared.alpha, "seed": shared.seed}) != shared for r in recipes):
         raise ValueError("replicas trained together may differ in alpha and seed only")
-    if sorted(wanted) != list(range(len(places))):
+    alphas, seeds = sorted({r.alpha for r in recipes}), sorted({r.seed for r in recipes})
+    places = {place: i for i, place in enumerate(product(alphas, seeds))}
+    indices = [places[r.alpha, r.seed] for r in recipes]
+    if sorted(indices) != list(range(len(places))):
         raise ValueError("replicas trained together are every alpha with every seed, once")
+    return indices, TrainingSetup(shared, alphas, seeds, train, resolve_device(shared.device))
 
-    device = resolve_device(shared.device)
-    left = snapshot.begin() if snapshot else None
-    needs_teacher = shared.needs_teacher and left is None
-    heads = train_teachers(seeds, shared.teacher_alpha, train, device, on_teacher_epoch) if needs_teacher else None
-    trainer = BatchedTrainer(shared, alphas, seeds, train, device, heads, left)
-    model = trainer.model
-    objective = LOSSES[shared.loss]
-    dev_vectors = torch.from_numpy(dev.embeddings).to(device)
-    train_labels = torch.from_numpy(scores_to_labels(train.scores, shared.label_transform))
-    dev_labels = scores_to_labels(dev.scores, shared.label_transform)
-    # Of every epoch the loss, the clean loss and the scores on dev, each of every replica.
-    curves = list(left.tensors[CURVES].numpy()) if left else []
 
-    def state() -> TrainerState:
-        begun = trainer.state()
-        known = torch.from_numpy(np.reshape(curves, (len(curves), 2 + len(METRICS), len(model))))
-        return TrainerState({**begun.tensors, CURVES: known}, {**begun.numbers, "epoch": len(curves)})
+def _make_trainer(
+    setup: TrainingSetup, state: TrainingState | None, on_teacher_epoch: Callable[[int, int], None]
+) -> BatchedTrainer:
+    if state:
+        return BatchedTrainer.resume(setup, state)
+    if not setup.recipe.needs_teacher:
+        return BatchedTrainer.start(setup)
+    teachers = train_teachers(setup.seeds, setup.recipe.teacher_alpha, setup.train, setup.device, on_teacher_epoch)
+    return BatchedTrainer.start(setup, teachers)
 
-    def tell(epoch: int) -> None:
-        if on_epoch:
-            loss, clean_loss, *scores = curves[epoch - 1]
-            on_epoch(EpochMetrics(epoch, shared.epochs, loss, clean_loss, Scores(*scores)))
 
-    resumed_from_epoch = len(curves)
-    for epoch in range(1, resumed_from_epoch + 1):
-        tell(epoch)
-    for epoch in range(resumed_from_epoch + 1, shared.epochs + 1):
-        if snapshot:
-            snapshot.offer(state)
-        loss = trainer.epoch()
-        scores = score(predict_pair_cosines_of_each(model, dev_vectors, dev), dev_labels)
+class _Run:
+    """A trainer with the metrics of its epochs.
+
+    Attributes:
+        curves: Per epoch (2 + 4, R): the loss, the clean loss and the scores on dev of each replica.
+    """
+
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        dev: EncodedPairs,
+        clean_loss_every: int,
+        trainer: BatchedTrainer,
+        state: TrainingState | None,
+    ) -> None:
+        transform = setup.recipe.label_transform
+        self._setup, self._dev, self._trainer = setup, dev, trainer
+        self._clean_loss_every = clean_loss_every
+        self._dev_vectors = torch.from_numpy(dev.embeddings).to(setup.device)
+        self._dev_labels = scores_to_labels(dev.scores, transform)
+        self._train_labels = torch.from_numpy(scores_to_labels(setup.train.scores, transform))
+        self.curves: list[FloatArray] = list(state.tensors[CURVES].numpy()) if state else []
+
+    def train_epoch(self, epoch: int) -> None:
+        model = self._trainer.model
+        loss = self._trainer.train_epoch()
+        scores = score(predict_pair_cosines_of_each(model, self._dev_vectors, self._dev), self._dev_labels)
         clean_loss = np.full(len(model), np.nan)
-        if epoch % clean_loss_every == 0 or epoch in (1, shared.epochs):
-            predicted = torch.from_numpy(
-                predict_pair_cosines_of_each(model, trainer.vectors[: len(train.embeddings)], train)
-            )
-            clean_loss = objective(predicted.double(), train_labels)[0].numpy()
-        curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
-        tell(epoch)
-        if not np.isfinite(loss).any():
-            break  # every replica has diverged, and none comes back from NaN
-    else:
-        if snapshot:
-            snapshot.offer(state)
+        if epoch % self._clean_loss_every == 0 or epoch in (1, self._setup.recipe.epochs):
+            clean_loss = self._measure_clean_loss()
+        self.curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
 
-    losses, clean_losses, *followed = np.stack(curves, axis=2)
-    return [
-        TrainingResult(
-            recipe,
-            model.replica(r).snapshot(),
-            History(
-                loss=losses[r],
-                clean_loss=clean_losses[r],
-                dev={name: curve[r] for name, curve in zip(METRICS, followed, strict=True)},
-            ),
-            resumed_from_epoch,
+    def _measure_clean_loss(self) -> FloatArray:
+        train, trainer = self._setup.train, self._trainer
+        predicted = predict_pair_cosines_of_each(trainer.model, trainer.vectors[: len(train.embeddings)], train)
+        loss = LOSSES[self._setup.recipe.loss](torch.from_numpy(predicted).double(), self._train_labels)[0]
+        return loss.numpy()
+
+    def state(self) -> TrainingState:
+        state = self._trainer.state()
+        curves = np.reshape(self.curves, (len(self.curves), 2 + len(METRICS), len(self._trainer.model)))
+        return TrainingState(
+            {**state.tensors, CURVES: torch.from_numpy(curves)}, {**state.values, "epoch": len(self.curves)}
         )
-        for recipe, r in zip(recipes, wanted, strict=True)
-    ]
+
+    def metrics(self, epoch: int) -> EpochMetrics:
+        loss, clean_loss, *scores = self.curves[epoch - 1]
+        return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, Scores(*scores))
+
+    def result(self, recipe: Recipe, replica: int, resumed_from_epoch: int) -> TrainingResult:
+        loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
+        history = History(loss, clean_loss, dict(zip(METRICS, dev, strict=True)))
+        return TrainingResult(recipe, self._trainer.model.replica(replica).cpu_copy(), history, resumed_from_epoch)

@@ -1,78 +1,116 @@
-"""Losses with hand-written gradients: label losses, the neighborhood loss and the pair cosine."""
+"""Losses with hand-written gradients.
+
+For tensors this small, autograd's bookkeeping takes ten times as long as the arithmetic. Each docstring names the
+expression in autograd that a test compares with.
+"""
 
 import numpy as np
 import torch
 
-from twinsqueeze.model.quantizers import EPSILON
+from twinsqueeze.model.normalization import EPSILON, L2Normalize
 from twinsqueeze.types import IntArray
 from twinsqueeze.utils.similarity import pairwise_cosine
 
 
 def mse_loss(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared error over the last axis, and its gradient with respect to the predictions.
+    """Mean squared error over the last axis and its gradient with respect to `predicted`.
+
+    Autograd: `functional.mse_loss`.
 
     Args:
-        predicted: (…, P) cosines.
-        labels: (…, P) or what broadcasts to it.
+        predicted: (..., P) cosines.
+        labels: (..., P), or a shape that broadcasts to it.
 
     Returns:
-        (…) and (…, P).
+        (...) and (..., P).
     """
     error = predicted - labels
     return error.square().mean(-1), error * (2 / error.shape[-1])
 
 
 def pearson_loss(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 less Pearson's correlation over the last axis, and its gradient with respect to the predictions.
+    """One minus Pearson's correlation over the last axis and its gradient with respect to `predicted`.
 
-    With centred x and y: dr/dx = y / (|x| |y|) - r x / |x|^2. Where predictions or labels are constant r counts as 0.
+    With centered x and y: dr/dx = y / (|x| |y|) - r x / |x|^2. If predictions or labels are constant, r is 0.
+    Autograd: `1 - torch.corrcoef(torch.stack([predicted, labels]))[0, 1]`.
 
     Args:
-        predicted: (…, P) cosines.
-        labels: (…, P) or what broadcasts to it.
+        predicted: (..., P) cosines.
+        labels: (..., P), or a shape that broadcasts to it.
 
     Returns:
-        (…), 0 to 2, and (…, P).
+        (...), from 0 to 2, and (..., P).
     """
     x = predicted - predicted.mean(-1, keepdim=True)
     y = labels - labels.mean(-1, keepdim=True)
-    x_length, y_length = (torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(EPSILON) for v in (x, y))
-    x, y = x / x_length, y / y_length
+    x_norm, y_norm = (torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(EPSILON) for v in (x, y))
+    x, y = x / x_norm, y / y_norm
     r = (x * y).sum(-1, keepdim=True)
-    return 1 - r.squeeze(-1), (r * x - y) / x_length
+    return 1 - r.squeeze(-1), (r * x - y) / x_norm
 
 
-# Each gives loss and gradient: for so few numbers autograd's bookkeeping takes ten times as long as the arithmetic.
+# By `Recipe.loss`.
 LOSSES = {"mse": mse_loss, "pearson": pearson_loss}
-# Sentences that are compared with each other where they are drawn for it.
+
+
+class PairCosine:
+    """The cosine of each pair of outputs.
+
+    Autograd: `functional.cosine_similarity(first, second, dim=-1)`.
+
+    Args:
+        outputs: (R, 2B, dim): per replica the B first sentences, then the B second ones.
+
+    Attributes:
+        normalized: The outputs scaled to unit length.
+        value: (R, B) cosines; 0 if a vector is zero.
+    """
+
+    def __init__(self, outputs: torch.Tensor) -> None:
+        self.normalized = L2Normalize(outputs)
+        self._sides = self.normalized.unit.view(len(outputs), 2, -1, outputs.shape[-1])
+        self.value = pairwise_cosine(self._sides[:, 0], self._sides[:, 1])
+
+    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient with respect to `outputs`, given that with respect to `value`, (R, B).
+
+        With unit vectors u, v of outputs x, y: d cos / dx = (v - cos * u) / |x|.
+        """
+        result: torch.Tensor = self._sides.flip(1)
+        result.addcmul_(self._sides, self.value[:, None, :, None], value=-1)
+        result.mul_(gradient[:, None, :, None])
+        return result.view(len(result), -1, result.shape[-1]).mul_(self.normalized.inverse_norm)
+
+
+# Sentences per step of the neighborhood loss, if they are sampled from the train split.
 SAMPLE_SIZE = 512
 
 
-def sample_with_neighbors(generator: np.random.Generator, nearest: IntArray) -> IntArray:
-    """Samples at most `SAMPLE_SIZE` distinct sentences, each followed by its nearest neighbors.
+def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -> IntArray:
+    """Samples distinct sentences, each followed by its nearest neighbors.
 
     Args:
-        generator: Draws which ones.
-        nearest: (N, k) row numbers of each sentence's nearest.
+        generator: Draws the sentences.
+        neighbors: (N, k) rows of each sentence's nearest neighbors.
 
     Returns:
-        (min(DRAWN, N),) row numbers.
+        (min(SAMPLE_SIZE, N),) rows.
     """
-    first = generator.permutation(len(nearest))[:SAMPLE_SIZE]
-    rows = np.concatenate([first[:, None], nearest[first]], 1).ravel()
-    _, places = np.unique(rows, return_index=True)
-    return rows[np.sort(places)[: len(first)]]
+    sampled = generator.permutation(len(neighbors))[:SAMPLE_SIZE]
+    rows = np.concatenate([sampled[:, None], neighbors[sampled]], 1).ravel()
+    _, first_places = np.unique(rows, return_index=True)
+    return rows[np.sort(first_places)[: len(sampled)]]
 
 
 def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Each vector's log-probabilities over the others.
+    """Returns each vector's log-probabilities over the other vectors, a softmax of cosines.
 
     Args:
-        unit: (…, N, d) vectors of length 1.
-        temperature: Of the softmax: at 0.05 a cosine that is 0.1 higher has 7.4 times the weight.
+        unit: (..., N, d) unit vectors.
+        temperature: Of the softmax; at 0.05, a cosine that is 0.1 higher has 7.4 times the probability.
 
     Returns:
-        (…, N, N), -inf on the diagonal.
+        (..., N, N), -inf on the diagonal.
     """
     logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
@@ -80,82 +118,27 @@ def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def neighborhood_kl_loss(
-    unit: torch.Tensor, reference: torch.Tensor, temperature: float
+    unit: torch.Tensor, teacher: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean divergence KL(p || q) of the vectors' distributions q from those of the reference, p.
+    """Mean KL(p || q) of the vectors' neighbor distributions q from the teacher's p, and its gradient.
 
-    With logits z = u u' / T: dKL/dz = (q - p) / N, and u stands on both sides of z.
+    With logits z = u u' / T: dKL/dz = (q - p) / N, and u is on both sides of z. Autograd: without the diagonal,
+    `functional.kl_div(log_neighbor_probs(unit, T), teacher, log_target=True, reduction="batchmean")` per replica.
 
     Args:
-        unit: (R, N, dim) compressed vectors of length 1.
-        reference: (S, N, N) log-probabilities, of which replica r is held to the r mod S'th.
-        temperature: That of the reference.
+        unit: (R, N, dim) compressed unit vectors.
+        teacher: (S, N, N) log-probabilities; replica r has the teacher r mod S.
+        temperature: Of both distributions.
 
     Returns:
-        (R,), at least 0, and its gradient with respect to `unit`, (R, N, dim).
+        (R,), at least 0, and the gradient with respect to `unit`, (R, N, dim).
     """
-    seeds, size = reference.shape[:2]
-    found = log_neighbor_probs(unit, temperature).view(-1, *reference.shape)  # (A, S, N, N)
-    wanted = reference.exp()
-    terms = wanted * (reference - found).nan_to_num_(0.0)  # of the diagonal: -inf less -inf
-    loss = terms.sum((-1, -2)) / size
-    of_logits = (found.exp() - wanted).view(-1, size, size).div_(size * temperature)
-    gradient = (of_logits + of_logits.transpose(-1, -2)) @ unit
+    seeds, size = teacher.shape[:2]
     assert len(unit) % seeds == 0
+    log_probs = log_neighbor_probs(unit, temperature).view(-1, *teacher.shape)  # (A, S, N, N)
+    teacher_probs = teacher.exp()
+    terms = teacher_probs * (teacher - log_probs).nan_to_num_(0.0)  # on the diagonal: -inf minus -inf
+    loss = terms.sum((-1, -2)) / size
+    logit_gradient = (log_probs.exp() - teacher_probs).view(-1, size, size).div_(size * temperature)
+    gradient = (logit_gradient + logit_gradient.transpose(-1, -2)) @ unit
     return loss.view(-1), gradient
-
-
-class L2Normalize:
-    """Vectors scaled to length 1, and how a loss of these reaches back to the vectors.
-
-    Args:
-        outputs: (R, N, dim) of the last layer.
-
-    Attributes:
-        unit: (R, N, dim) the outputs scaled to length 1; all zeros where they are.
-    """
-
-    def __init__(self, outputs: torch.Tensor) -> None:
-        length = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True)
-        self._inverse_length: torch.Tensor = length.clamp_min_(EPSILON).reciprocal_()
-        self.unit = outputs * self._inverse_length
-
-    def backward_unit(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient with respect to the outputs.
-
-        With u = x / |x|: dL/dx = (g - (g . u) u) / |x|.
-
-        Args:
-            gradient: (R, N, dim), of the loss with respect to `unit`.
-        """
-        along = (gradient * self.unit).sum(-1, keepdim=True)
-        return torch.addcmul(gradient, self.unit, along, value=-1).mul_(self._inverse_length)
-
-
-class PairCosine(L2Normalize):
-    """The cosine of twins, and its gradient written out as that of the layers is.
-
-    Args:
-        outputs: (R, 2B, dim) of the last layer: in every replica the B first twins, then the B second ones.
-
-    Attributes:
-        value: (R, B) the cosine of each pair, 0 where a vector is all zeros.
-    """
-
-    def __init__(self, outputs: torch.Tensor) -> None:
-        super().__init__(outputs)
-        self._twins = self.unit.view(len(outputs), 2, -1, outputs.shape[-1])
-        self.value = pairwise_cosine(self._twins[:, 0], self._twins[:, 1])
-
-    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient of the loss with respect to the outputs.
-
-        With unit vectors u, v of the twins x, y: d cos / dx = (v - cos * u) / |x|.
-
-        Args:
-            gradient: (R, B), of the loss with respect to `value`.
-        """
-        result: torch.Tensor = self._twins.flip(1)
-        result.addcmul_(self._twins, self.value[:, None, :, None], value=-1)
-        result.mul_(gradient[:, None, :, None])
-        return result.view(len(result), -1, result.shape[-1]).mul_(self._inverse_length)

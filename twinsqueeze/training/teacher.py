@@ -1,9 +1,9 @@
-"""The head: a linear layer with room for all of the encoder's numbers, trained on the scores before a compressor is.
+"""The projection teacher: a linear layer from d to d dimensions that is trained on the scores before the compressor.
 
-A compressor has to forget most of what the encoder knew. A head learns what the scores say while nothing is taken from
-it: it begins with all principal components of the train sentences, which is the encoder turned and centred, and noise
-and a small learning rate keep it near. A compressor can begin with the head's first principal components, and keep who
-is near whom there.
+A compressor has to discard most of the encoder's information. The teacher learns the scores without that limit. It
+starts with all principal components of the train sentences, a rotation of the centered encoder, and noise and a small
+learning rate keep it close to them. A compressor can start with the teacher's first principal components, and the
+neighborhood loss can use the teacher's neighbors.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.trainer import BatchedTrainer
+from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 
-# With a smaller learning rate it fits the scores less and stays nearer to the encoder; experiments/LOG.md has a few.
+# A smaller learning rate fits the scores less and stays closer to the encoder; see experiments/LOG.md.
 TEACHER_RECIPE = {
     "architecture": "linear",
     "init": "pca",
@@ -35,21 +35,21 @@ def train_teachers(
     device: torch.device,
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:
-    """The heads of some seeds, three seconds each on a core.
+    """Trains one teacher per seed, which takes three seconds each on a core.
 
     Args:
-        seeds: Of which a seed's head has its order of pairs and its noise.
-        alpha: Strength of its noise.
+        seeds: Seeds of the order of pairs and of the noise.
+        alpha: Strength of the noise.
         train: Pairs to train on.
         device: Where to train.
-        on_epoch: Told after every epoch how many are done, and of how many.
+        on_epoch: Called with (epochs done, epochs) after every epoch.
 
     Returns:
-        For each seed a weight (d, d) and a bias (d,), float32 on the CPU.
+        Per seed a weight (d, d) and a bias (d,), float32 on the CPU.
     """
     recipe = Recipe.parse({**TEACHER_RECIPE, "alpha": alpha, "dim": train.dimension})
-    trainer = BatchedTrainer(recipe, [alpha], seeds, train, device)
-    for done in range(recipe.epochs):
-        trainer.epoch()
-        on_epoch(done + 1, recipe.epochs)
-    return [trainer.model.replica(place).snapshot().layers[0] for place in range(len(seeds))]
+    trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))
+    for epoch in range(1, recipe.epochs + 1):
+        trainer.train_epoch()
+        on_epoch(epoch, recipe.epochs)
+    return [trainer.model.replica(r).cpu_copy().layers[0] for r in range(len(seeds))]

@@ -1,9 +1,10 @@
-"""A training between epochs: the random streams of its seeds, its batches and its steps."""
+"""A batch of replicas in training: random streams, training steps and resumable state."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,13 +14,12 @@ from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorNetwork, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
+from twinsqueeze.model.normalization import L2Normalize
 from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.checkpointing import TrainerState
 from twinsqueeze.training.losses import (
     LOSSES,
     SAMPLE_SIZE,
-    L2Normalize,
     PairCosine,
     log_neighbor_probs,
     neighborhood_kl_loss,
@@ -27,211 +27,268 @@ from twinsqueeze.training.losses import (
 )
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
-from twinsqueeze.types import FloatArray, IntArray
+from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import nearest_neighbors
 from twinsqueeze.utils.threads import BLAS_LOCK, batch_invariant_matmul
+
+TEACHERS = "teachers"
 
 
 @dataclass(frozen=True)
 class SeedStreams:
-    """A seed's independent generators."""
+    """Independent random generators of one seed."""
 
     weights: np.random.Generator
     order: np.random.Generator
     noise: np.random.Generator
-    neighbourhoods: np.random.Generator
+    neighbors: np.random.Generator
 
     @classmethod
-    def of(cls, seed: int) -> "SeedStreams":
-        """The streams of a seed, from the start."""
-        children = np.random.SeedSequence(seed).spawn(4)
-        return cls(*(np.random.Generator(np.random.PCG64(child)) for child in children))
+    def from_seed(cls, seed: int) -> Self:
+        """Returns the streams of a seed from their beginning."""
+        return cls(*(np.random.Generator(np.random.PCG64(child)) for child in np.random.SeedSequence(seed).spawn(4)))
+
+    def state(self) -> dict[str, Any]:
+        """Returns the states of all streams, as JSON values."""
+        return {name: generator.bit_generator.state for name, generator in vars(self).items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state`."""
+        for name, generator in vars(self).items():
+            generator.bit_generator.state = state[name]
 
 
-STREAMS = tuple(field.name for field in fields(SeedStreams))
-TEACHERS = "teachers"
+@dataclass(frozen=True)
+class TrainingSetup:
+    """R = A * S replicas: every alpha with every seed, seeds varying fastest.
 
-
-class BatchedTrainer:
-    """A training between epochs: A * S replicas, every alpha with every seed, seeds running fastest.
-
-    Args:
-        recipe: What the replicas share.
+    Attributes:
+        recipe: The fields that all replicas share.
         alphas: The A strengths of noise.
         seeds: The S seeds.
         train: Pairs to train on.
         device: Where to train.
-        heads: Of each seed, as from `train_heads`, for recipes that ask for them and are not gone on with.
-        left: What `state` was of a training of the same, to go on from there; None to begin.
+    """
+
+    recipe: Recipe
+    alphas: Sequence[float]
+    seeds: Sequence[int]
+    train: EncodedPairs
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The state of a training between two epochs.
+
+    Attributes:
+        tensors: By name.
+        values: JSON values by name; `epoch` is the number of completed epochs.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return int(self.values["epoch"])
+
+
+class BatchedTrainer:
+    """Trains the replicas of a setup. Use `start` or `resume` to make one.
+
+    Args:
+        setup: What to train.
+        streams: Per seed its random streams.
+        model: The R replicas.
+        teachers: The S teachers of the neighborhood loss; None for the encoder.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        alphas: Sequence[float],
-        seeds: Sequence[int],
-        train: EncodedPairs,
-        device: torch.device,
-        heads: Sequence[Layer] | None = None,
-        left: TrainerState | None = None,
+        setup: TrainingSetup,
+        streams: Sequence[SeedStreams],
+        model: CompressorBatch,
+        teachers: CompressorBatch | None,
     ) -> None:
-        self.batch_size = min(recipe.batch_size, len(train))
-        self.objective = LOSSES[recipe.loss]
+        recipe, train, device = setup.recipe, setup.train, setup.device
+        self.model = model
         self.vectors = torch.from_numpy(train.sentences).to(device)
-        self.twins = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P)
-        labels = scores_to_labels(train.scores, recipe.label_transform)
-        self.labels = torch.from_numpy(labels.astype(np.float32))
+        self._recipe, self._streams, self._teachers = recipe, streams, teachers
+        self._pairs = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P) rows of `vectors`
+        self._labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
+        self._label_loss = LOSSES[recipe.loss]
+        self._batch_size = min(recipe.batch_size, len(train))
+        self._steps = recipe.epochs * math.ceil(len(train) / self._batch_size)
+        self._steps_done = 0
+        self._optimizer = FlatAdam(model.parameters, model.gradient, recipe.lr, recipe.weight_decay)
+        samples_neighbors = recipe.neighbor_weight and recipe.num_neighbors
+        self._neighbors = nearest_neighbors(train.sentences, recipe.num_neighbors) if samples_neighbors else None
+        scales = [noise_scale(alpha, train.dimension) for alpha in setup.alphas]
+        self._noise_scales = torch.tensor(scales, dtype=torch.float32, device=device)
+        self._is_noisy = any(scales)
+        rows = 2 * self._batch_size + (min(SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
+        self._uniform = torch.zeros(len(streams), rows, train.dimension)  # stays zero without noise
 
-        dimension = train.dimension
-        scales = [noise_scale(alpha, dimension) for alpha in alphas]
-        self.scales = torch.tensor(scales, dtype=torch.float32, device=device)
-        self.noisy = any(scales)
-        compared = min(SAMPLE_SIZE, len(self.vectors)) if recipe.neighbor_weight and recipe.num_neighbors else 0
-        self.uniform = torch.zeros(len(seeds), 2 * self.batch_size + compared, dimension)
+    @classmethod
+    def start(cls, setup: TrainingSetup, teacher_layers: Sequence[Layer] | None = None) -> Self:
+        """Starts a training.
 
-        self.streams = [SeedStreams.of(seed) for seed in seeds]
-        if left is None:
-            starts = heads if heads and recipe.init == "teacher" else [None] * len(seeds)
-            with BLAS_LOCK:
-                layers = [
-                    initial_layers(recipe, self.vectors.cpu().numpy(), streams.weights, start)
-                    for streams, start in zip(self.streams, starts, strict=True)
-                ]
-                quantiser = _make_quantizer(recipe, layers, self.vectors, seeds, len(alphas))
-            teachers = heads if recipe.teacher == "projection" else None
-        else:  # the weights are filled in below
-            layers = [_empty(layer_sizes(recipe.architecture, dimension, recipe.dim))] * len(seeds)
-            codebooks = left.tensors.get(CODEBOOKS)
-            quantiser = _quantizer_for_replica(
-                recipe.precision, None if codebooks is None else codebooks.clone().to(device)
-            )
-            teachers = _empty([dimension, dimension]) * len(seeds) if TEACHERS in left.tensors else None
-        self.teachers = CompressorBatch([[head] for head in teachers], device) if teachers else None
-        carried = recipe.dim if recipe.architecture == "residual" else 0
-        self.model = CompressorBatch(layers * len(alphas), device, quantiser, carried)
-        self.optimizer = FlatAdam(self.model.parameters, self.model.gradient, recipe.lr, recipe.weight_decay)
-        self.recipe = recipe
-        self.steps = recipe.epochs * math.ceil(len(train) / self.batch_size)
-        self.steps_done = 0
-        if left is not None:
-            self._go_on_from(left)
-        self.nearest = (
-            nearest_neighbors(train.sentences, recipe.num_neighbors)
-            if recipe.neighbor_weight and recipe.num_neighbors
-            else None
-        )
+        Args:
+            setup: What to train.
+            teacher_layers: Per seed the result of `train_teachers`, if the recipe needs teachers.
+        """
+        recipe, device = setup.recipe, setup.device
+        streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
+        starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(streams)
+        with BLAS_LOCK:
+            layers = [
+                initial_layers(recipe, setup.train.sentences, stream.weights, start)
+                for stream, start in zip(streams, starts, strict=True)
+            ]
+            codebooks = _fit_codebooks(setup, layers) if recipe.quantizer == "product" else None
+        teachers = None
+        if teacher_layers and recipe.teacher == "projection":
+            teachers = CompressorBatch([[layer] for layer in teacher_layers], device)
+        return cls(setup, streams, _build_model(setup, layers, codebooks), teachers)
 
-    def state(self) -> TrainerState:
-        """All that the coming epochs follow from, besides what the trainer is made with; shares its memory."""
-        streams = [{name: getattr(each, name).bit_generator.state for name in STREAMS} for each in self.streams]
+    @classmethod
+    def resume(cls, setup: TrainingSetup, state: TrainingState) -> Self:
+        """Continues a training of the same setup, bit for bit.
+
+        Raises:
+            ValueError: If the state has tensors of other shapes.
+        """
+        recipe, dimension, num_seeds = setup.recipe, setup.train.dimension, len(setup.seeds)
+        layers = [_empty_layers(layer_sizes(recipe.architecture, dimension, recipe.dim))] * num_seeds
+        model = _build_model(setup, layers, state.tensors.get(CODEBOOKS))
+        teachers = None
+        if TEACHERS in state.tensors:
+            teachers = CompressorBatch([_empty_layers((dimension, dimension))] * num_seeds, setup.device)
+        trainer = cls(setup, [SeedStreams.from_seed(seed) for seed in setup.seeds], model, teachers)
+        trainer._restore(state)
+        return trainer
+
+    def state(self) -> TrainingState:
+        """Returns everything that `resume` needs, without `epoch`. The tensors are not copied."""
         tensors = self._tensors()
-        if isinstance(self.model.quantiser, ProductQuantizer):
-            tensors[CODEBOOKS] = self.model.quantiser.codebooks
-        return TrainerState(tensors, {"steps_done": self.steps_done, "streams": streams})
+        if isinstance(self.model.quantizer, ProductQuantizer):
+            tensors[CODEBOOKS] = self.model.quantizer.codebooks
+        streams = [stream.state() for stream in self._streams]
+        return TrainingState(tensors, {"steps_done": self._steps_done, "streams": streams})
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {"parameters": self.model.parameters, **self.optimizer.state}
-        return tensors if self.teachers is None else {**tensors, TEACHERS: self.teachers.parameters}
+        tensors = {"parameters": self.model.parameters, **self._optimizer.state}
+        return tensors if self._teachers is None else {**tensors, TEACHERS: self._teachers.parameters}
 
-    def _go_on_from(self, left: TrainerState) -> None:
+    def _restore(self, state: TrainingState) -> None:
         for name, tensor in self._tensors().items():
-            if left.tensors[name].shape != tensor.shape:  # copying would spread it out
-                raise ValueError(f"{name} of another shape: {tuple(left.tensors[name].shape)}")
-            tensor.copy_(left.tensors[name])
-        for streams, states in zip(self.streams, left.numbers["streams"], strict=True):
-            for name in STREAMS:
-                getattr(streams, name).bit_generator.state = states[name]
-        self.steps_done = left.numbers["steps_done"]
+            if state.tensors[name].shape != tensor.shape:  # copy_ would broadcast
+                raise ValueError(f"{name} has the shape {tuple(state.tensors[name].shape)}, not {tuple(tensor.shape)}")
+            tensor.copy_(state.tensors[name])
+        for stream, stream_state in zip(self._streams, state.values["streams"], strict=True):
+            stream.restore(stream_state)
+        self._steps_done = state.values["steps_done"]
 
-    def epoch(self) -> FloatArray:
-        """One pass over the pairs; returns each replica's mean loss, (R,) float64."""
+    def train_epoch(self) -> FloatArray:
+        """Trains on every pair once; returns the mean loss of each replica, (R,) float64."""
         device = self.vectors.device
-        pairs = len(self.labels)
-        order = torch.from_numpy(np.stack([streams.order.permutation(pairs) for streams in self.streams]))
-        twins = self.twins[:, order].transpose(0, 1).to(device)  # (S, 2, P)
-        labels = self.labels[order].to(device)  # (S, P)
+        num_pairs = len(self._labels)
+        order = torch.from_numpy(np.stack([stream.order.permutation(num_pairs) for stream in self._streams]))
+        pairs = self._pairs[:, order].transpose(0, 1).to(device)  # (S, 2, P)
+        labels = self._labels[order].to(device)  # (S, P)
         total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
         with batch_invariant_matmul(len(self.model)):
-            for start in range(0, pairs, self.batch_size):
-                batch = slice(start, start + self.batch_size)
-                loss = self._step(twins[:, :, batch], labels[:, batch])
+            for start in range(0, num_pairs, self._batch_size):
+                batch = slice(start, start + self._batch_size)
+                loss = self._step(pairs[:, :, batch], labels[:, batch])
                 total += loss * labels[0, batch].numel()
-        return (total / pairs).cpu().numpy()
+        return (total / num_pairs).cpu().numpy()
 
-    def _step(self, twins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step of every replica on (S, 2, B) sentences and (S, B) labels; returns the losses, (R,)."""
-        seeds, _, batch = twins.shape
-        drawn = None if self.nearest is None else self._sample_neighborhoods(self.nearest)
-        sentences = twins.flatten(1) if drawn is None else torch.cat([twins.flatten(1), drawn], 1)
-        activations = self.model.forward(self._inputs(sentences))
-        outputs = activations[-1]
+    def _step(self, pairs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Updates every replica on (S, 2, B) rows of sentences and (S, B) labels; returns the losses, (R,)."""
+        seeds, _, batch = pairs.shape
+        pair_rows = pairs.flatten(1)
+        sampled_rows = self._sample_neighborhoods()
+        rows = pair_rows if sampled_rows is None else torch.cat([pair_rows, sampled_rows], 1)
+        activations = self.model.forward(self._noisy_vectors(rows))
+        outputs, straight_through = activations[-1], None
+        if self.model.quantizer:
+            outputs, straight_through = self.model.quantizer.straight_through(outputs)
 
-        quantiser = self.model.quantiser
-        dequantized, straight_through = quantiser.straight_through(outputs) if quantiser else (outputs, None)
-        cosine = PairCosine(dequantized[:, : 2 * batch])
-        loss, gradient = self.objective(cosine.value.view(-1, seeds, batch), labels)  # (A, S), (A, S, B)
-        loss, gradient = loss.view(-1), cosine.backward(gradient.view(-1, batch))
-        if weight := self.recipe.neighbor_weight:
-            compared = cosine if drawn is None else L2Normalize(dequantized[:, 2 * batch :])
-            rows = twins.reshape(seeds, -1) if drawn is None else drawn
-            temperature = self.recipe.neighbor_temperature
-            wanted = log_neighbor_probs(self._teacher_vectors(rows), temperature)
-            _, of_unit = neighborhood_kl_loss(compared.unit, wanted, temperature)
-            of_outputs = compared.backward_unit(of_unit).mul_(weight)
-            gradient = gradient.add_(of_outputs) if drawn is None else torch.cat([gradient, of_outputs], 1)
+        cosine = PairCosine(outputs[:, : 2 * batch])
+        loss, gradient = self._label_loss(cosine.value.view(-1, seeds, batch), labels)  # (A, S) and (A, S, B)
+        gradient = cosine.backward(gradient.view(-1, batch))
+        if sampled_rows is not None:
+            normalized = L2Normalize(outputs[:, 2 * batch :])
+            gradient = torch.cat([gradient, self._neighborhood_gradient(normalized, sampled_rows)], 1)
+        elif self._recipe.neighbor_weight:
+            gradient = gradient.add_(self._neighborhood_gradient(cosine.normalized, pair_rows))
         if straight_through:
             gradient = straight_through(gradient)
 
         self.model.backward(activations, gradient)
-        self.optimizer.lr = lr_at(self.recipe.lr_schedule, self.recipe.lr, self.steps_done / self.steps)
-        self.optimizer.step()
-        self.steps_done += 1
-        return loss
+        self._optimizer.lr = lr_at(self._recipe.lr_schedule, self._recipe.lr, self._steps_done / self._steps)
+        self._optimizer.step()
+        self._steps_done += 1
+        return loss.view(-1)
 
-    def _sample_neighborhoods(self, near: IntArray) -> torch.Tensor:
-        """Sentences whose neighbourhoods are kept in this step, (S, N)."""
-        rows = [sample_with_neighbors(streams.neighbourhoods, near) for streams in self.streams]
+    def _neighborhood_gradient(self, normalized: L2Normalize, rows: torch.Tensor) -> torch.Tensor:
+        """Weighted gradient of the neighborhood loss with respect to the outputs of (S, N) sentences, (R, N, dim)."""
+        temperature = self._recipe.neighbor_temperature
+        teacher = log_neighbor_probs(self._teacher_vectors(rows), temperature)
+        _, gradient = neighborhood_kl_loss(normalized.unit, teacher, temperature)
+        return normalized.backward(gradient).mul_(self._recipe.neighbor_weight)
+
+    def _sample_neighborhoods(self) -> torch.Tensor | None:
+        """Sentences for the neighborhood loss of this step, (S, N) rows; None if it uses those of the pairs."""
+        if self._neighbors is None:
+            return None
+        rows = [sample_with_neighbors(stream.neighbors, self._neighbors) for stream in self._streams]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
     def _teacher_vectors(self, rows: torch.Tensor) -> torch.Tensor:
-        """The vectors of length 1 whose neighbourhoods are kept, of (S, N) sentences, (S, N, d)."""
-        vectors = self._vectors(rows)
-        if self.teachers is None:
+        """The teacher's unit vectors of (S, N) sentences, (S, N, d)."""
+        vectors = self._gather(rows)
+        if self._teachers is None:
             return vectors
-        return functional.normalize(self.teachers.forward(vectors)[-1], dim=-1)
+        return functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
 
-    def _vectors(self, rows: torch.Tensor) -> torch.Tensor:
+    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The vectors of (S, N) sentences, (S, N, d)."""
         return self.vectors.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
 
-    def _inputs(self, rows: torch.Tensor) -> torch.Tensor:
-        """The noisy vectors of (S, N) sentences for every replica, (R, N, d)."""
-        vectors = self._vectors(rows)
-        uniform = self.uniform[:, : vectors.shape[1]]  # zeros where no replica wants any noise
-        if self.noisy:
-            fill_uniform([streams.noise for streams in self.streams], uniform)
-        return add_noise(vectors, uniform.to(self.vectors.device), self.scales)
+    def _noisy_vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """The vectors of (S, N) sentences with the noise of every replica, (R, N, d)."""
+        vectors = self._gather(rows)
+        uniform = self._uniform[:, : vectors.shape[1]]
+        if self._is_noisy:
+            fill_uniform([stream.noise for stream in self._streams], uniform)
+        return add_noise(vectors, uniform.to(self.vectors.device), self._noise_scales)
 
 
-def _make_quantizer(
-    recipe: Recipe, replicas: Sequence[Sequence[Layer]], vectors: torch.Tensor, seeds: Sequence[int], alphas: int
-) -> Quantizer | None:
-    """The quantiser that the replicas of every alpha and seed are trained through, seeds running fastest."""
-    if recipe.precision != "product":
-        return _quantizer_for_replica(recipe.precision, None)
-    # Centroids of what each seed begins with; trained on or fitted again after every epoch they keep no more.
-    device = vectors.device
-    begun = [CompressorNetwork(layers).to(device).compress(vectors).cpu().numpy() for layers in replicas]
-    codebooks = [fit_codebooks(outputs, recipe.subvector_dim, seed) for outputs, seed in zip(begun, seeds, strict=True)]
-    return _quantizer_for_replica(recipe.precision, torch.stack(codebooks * alphas).to(device))
-
-
-def _quantizer_for_replica(precision: str, codebooks: torch.Tensor | None) -> Quantizer | None:
+def _build_model(
+    setup: TrainingSetup, layers: Sequence[Sequence[Layer]], codebooks: torch.Tensor | None
+) -> CompressorBatch:
+    """Returns the replicas, given the layers of each seed and the (R, M, K, P) codebooks of a product quantizer."""
+    recipe = setup.recipe
+    quantizer: Quantizer | None = SignQuantizer() if recipe.quantizer == "sign" else None
     if codebooks is not None:
-        return ProductQuantizer(codebooks)
-    return SignQuantizer() if precision == "binary" else None
+        quantizer = ProductQuantizer(codebooks.clone().to(setup.device))
+    skip_dims = recipe.dim if recipe.architecture == "residual" else 0
+    return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer, skip_dims)
 
 
-def _empty(sizes: Sequence[int]) -> list[Layer]:
-    """Layers to be filled."""
+def _fit_codebooks(setup: TrainingSetup, layers: Sequence[Sequence[Layer]]) -> torch.Tensor:
+    """Fits (R, M, K, P) codebooks to the initial outputs of each seed. Refitting them per epoch gains nothing."""
+    vectors = torch.from_numpy(setup.train.sentences).to(setup.device)
+    codebooks = []
+    for seed_layers, seed in zip(layers, setup.seeds, strict=True):
+        outputs = CompressorNetwork(seed_layers).to(setup.device).compress(vectors).cpu().numpy()
+        codebooks.append(fit_codebooks(outputs, setup.recipe.subvector_dim, seed))
+    return torch.stack(codebooks * len(setup.alphas))
+
+
+def _empty_layers(sizes: Sequence[int]) -> list[Layer]:
     return [(torch.zeros(outputs, inputs), torch.zeros(outputs)) for inputs, outputs in pairwise(sizes)]

@@ -32,16 +32,16 @@ def faiss_index(codebooks: torch.Tensor) -> faiss.IndexPQ:
 
 def test_codes_are_faisss(codebooks):
     quantiser, vectors = ProductQuantizer(codebooks), unit(REPLICAS, ROWS, DIM)
-    codes = quantiser.codes(vectors)
+    codes = quantiser.encode(vectors)
     decoded = quantiser.decode(codes).numpy()
-    dequantized = quantiser.dequantized(3 * vectors).numpy()
+    dequantized = quantiser.dequantize(3 * vectors).numpy()
     for r in range(REPLICAS):
         index = faiss_index(codebooks[r])
         theirs = index.sa_encode(vectors[r].numpy())
         np.testing.assert_array_equal(codes[r].numpy(), theirs)
         np.testing.assert_allclose(decoded[r], index.sa_decode(theirs), atol=1e-6)
         np.testing.assert_allclose(dequantized[r], decoded[r], atol=1e-6)
-        np.testing.assert_array_equal(quantiser.replica(r).dequantized(vectors[r : r + 1]).numpy()[0], decoded[r])
+        np.testing.assert_array_equal(quantiser.replica(r).dequantize(vectors[r : r + 1]).numpy()[0], decoded[r])
 
 
 @pytest.mark.parametrize("part", [4, 6])
@@ -56,7 +56,7 @@ def test_codebooks_are_as_good_as_faisss(part):
         return float(np.square(restored - vectors).sum(1).mean())
 
     mine = ProductQuantizer(ours[None])
-    lost = distortion(mine.dequantized(torch.from_numpy(vectors)[None])[0].numpy())
+    lost = distortion(mine.dequantize(torch.from_numpy(vectors)[None])[0].numpy())
     assert lost < 1.05 * distortion(index.sa_decode(index.sa_encode(vectors)))
     assert torch.equal(fit_codebooks(vectors, part, 0), ours)
     assert not torch.equal(fit_codebooks(vectors, part, 1), ours)
@@ -76,7 +76,7 @@ def test_few_vectors_have_as_many_centroids():
     vectors = unit(5, 8).numpy()
     codebooks = fit_codebooks(np.concatenate([vectors, vectors[:1]]), 4, 0)
     assert codebooks.shape == (2, 6, 4)
-    found = ProductQuantizer(codebooks[None]).dequantized(torch.from_numpy(vectors)[None])[0]
+    found = ProductQuantizer(codebooks[None]).dequantize(torch.from_numpy(vectors)[None])[0]
     np.testing.assert_allclose(found.numpy(), vectors, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_the_gradient_goes_straight_through(kind, codebooks):
     quantiser: Quantizer = SignQuantizer() if kind == "binary" else ProductQuantizer(codebooks)
     dequantized, backward = quantiser.straight_through(outputs.detach())
     assert not dequantized[..., DIM:].any()
-    np.testing.assert_allclose(dequantized.numpy(), quantiser.dequantized(outputs.detach()).numpy(), atol=1e-6)
+    np.testing.assert_allclose(dequantized.numpy(), quantiser.dequantize(outputs.detach()).numpy(), atol=1e-6)
     if kind == "binary":
         compared = Straight.apply(outputs, outputs.sign(), outputs.abs() <= 1)
     else:

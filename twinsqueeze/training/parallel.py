@@ -1,0 +1,86 @@
+"""Trains the batches of a grid in worker processes.
+
+A tenth of a training step is Python code, so threads that train at once wait for the interpreter lock. Processes do
+not, but take seconds to start: small grids are trained in threads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.errors import InputError
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.checkpointing import TrainingCheckpoint
+from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
+from twinsqueeze.utils.worker_pool import WorkerPool
+
+# A core trains 100,000 to 200,000 pairs per second with the published network; a worker takes 2.4 s to start.
+MIN_PAIRS_FOR_POOL = 5_000_000
+# Workers yield to this process, since a run counts as done only once it is recorded.
+NICENESS = 5
+# `train_replicas`, or a function with its arguments and result.
+TrainFunction = Callable[..., list[TrainingResult]]
+
+
+@contextmanager
+def training_pool(num_pairs: int, threads: int) -> Iterator[TrainFunction]:
+    """Yields a `TrainFunction` for `threads` threads, each of which gets a worker process with that thread's cores.
+
+    The first error, including those of callbacks, ends all trainings.
+
+    Args:
+        num_pairs: Pairs to train on, summed over the epochs of all replicas.
+        threads: Number of threads. A single thread and few pairs need no workers: the threads train themselves.
+    """
+    if threads == 1 or num_pairs < MIN_PAIRS_FOR_POOL:
+        yield train_replicas
+        return
+    with WorkerPool(threads, _warm_up, NICENESS) as pool:
+        yield partial(_train_in_worker, pool) if pool.wait_until_ready() else train_replicas
+
+
+def _train_in_worker(
+    pool: WorkerPool,
+    recipes: Sequence[Recipe],
+    train: EncodedPairs,
+    dev: EncodedPairs,
+    *,
+    clean_loss_every: int,
+    on_epoch: Callable[[EpochMetrics], None],
+    on_teacher_epoch: Callable[[int, int], None],
+    checkpoint: TrainingCheckpoint | None,
+) -> list[TrainingResult]:
+    callbacks: dict[str, Callable[..., None]] = {"on_epoch": on_epoch, "on_teacher_epoch": on_teacher_epoch}
+    options = {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint}
+    try:
+        results: list[TrainingResult] = pool.call(
+            _train,
+            torch.get_num_threads(),
+            (recipes, train, dev),
+            options,
+            on_message=lambda callback, *arguments: callbacks[callback](*arguments),
+        )
+    except BrokenProcessPool:
+        raise InputError(
+            "a training process was killed, as systems do when memory runs out: "
+            "run the same command again to resume the trainings"
+        ) from None
+    return results
+
+
+def _train(
+    send: Callable[..., None], threads: int, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> list[TrainingResult]:
+    torch.set_num_threads(threads)
+    return train_replicas(
+        *arguments, **options, on_epoch=partial(send, "on_epoch"), on_teacher_epoch=partial(send, "on_teacher_epoch")
+    )
+
+
+def _warm_up() -> None:
+    """Has a worker import this module."""
