@@ -1,6 +1,6 @@
-"""What it costs to keep trainings against interruptions: `python -m benchmarks.snapshots --dataset stsb`.
+"""The cost of checkpoints: `python -m benchmarks.checkpointing --dataset stsb`.
 
-The share is taken within one training: seconds that finding, locking and writing took, of all its seconds.
+The share is measured within one training: seconds of opening and saving, of all its seconds.
 """
 
 import tempfile
@@ -15,46 +15,47 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.checkpointing import CheckpointStore, TrainerState, TrainingCheckpoint
+from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.training.loop import train_replicas
+from twinsqueeze.training.trainer import TrainingState
 from twinsqueeze.utils.disk_cache import DiskCache
 
-# Of the grid in experiments/published.yaml.
+# As in experiments/published.yaml.
 ALPHAS, SEEDS = (0.0, 0.5, 0.75, 1.0, 3.0), range(5)
+Serialize = Callable[[TrainingCheckpoint, TrainingState], bytes]
 
 
 def measure(recipes: list[Recipe], encoded: dict[str, EncodedPairs]) -> str:
-    """Trains with snapshots and says what they took."""
+    """Trains with checkpoints and returns a line about their cost."""
     sizes: list[int] = []
 
-    def counting(
-        write: Callable[[TrainingCheckpoint, TrainerState], bytes],
-    ) -> Callable[[TrainingCheckpoint, TrainerState], bytes]:
-        def counted(snapshot: TrainingCheckpoint, state: TrainerState) -> bytes:
-            content = write(snapshot, state)
+    def record_size(serialize: Serialize) -> Serialize:
+        def serialize_and_record(checkpoint: TrainingCheckpoint, state: TrainingState) -> bytes:
+            content = serialize(checkpoint, state)
             sizes.append(len(content))
             return content
 
-        return counted
+        return serialize_and_record
 
     with (
-        patch.object(TrainingCheckpoint, "_bytes", counting(TrainingCheckpoint._bytes)),
-        tempfile.TemporaryDirectory(dir=".") as folder,  # where /tmp may be memory
+        patch.object(TrainingCheckpoint, "serialize", record_size(TrainingCheckpoint.serialize)),
+        tempfile.TemporaryDirectory(dir=".") as folder,  # /tmp may be in memory
     ):
         start = time.perf_counter()
         store = CheckpointStore(encoded["train"], encoded["dev"], {}, print, Path(folder, "trainings"))
-        with store.open(recipes, resume=True) as snapshot:
+        with store.open(recipes, resume=True) as checkpoint:
             opening = time.perf_counter() - start
-            train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=10, snapshot=snapshot)
-            snapshot.discard()
+            train_replicas(recipes, encoded["train"], encoded["dev"], clean_loss_every=10, checkpoint=checkpoint)
+            checkpoint.discard()
         total = time.perf_counter() - start
-    written = f"{len(sizes)} of {max(sizes) / 1e6:.1f} MB, {snapshot.seconds / len(sizes) * 1e3:.0f} ms each"
-    return f"{total:.1f} s, of it {(opening + snapshot.seconds) / total:.2%}: {opening:.3f} s to begin, then {written}"
+    share = (opening + checkpoint.save_seconds) / total
+    saves = f"{len(sizes)} saves of {max(sizes) / 1e6:.1f} MB, {checkpoint.save_seconds / len(sizes) * 1e3:.0f} ms each"
+    return f"{total:.1f} s, checkpoints {share:.2%}: {opening:.3f} s to open, then {saves}"
 
 
 @click.command()
 @click.option("--dataset", default="auto", show_default=True, help="As for `twinsqueeze main`.")
-@click.option("--epochs", default=60, show_default=True, help="Of the recipe's 200.")
+@click.option("--epochs", default=60, show_default=True, help="Epochs of each training.")
 def main(dataset: str, epochs: int) -> None:
     """Prints the share for one training and for 25 together."""
     recipe = Recipe(dataset=dataset, epochs=epochs, device="cpu")

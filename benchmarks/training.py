@@ -1,7 +1,7 @@
-"""How much faster the trainer is than a plain loop: `python -m benchmarks.training`.
+"""Speed of the trainer relative to a plain loop: `python -m benchmarks.training`.
 
-Both train the default recipe on the same embeddings, without per-epoch metrics: the plain loop is what one would write
-first, a DataLoader over pairs of vectors, one `nn.Sequential`, `torch.optim.Adam`.
+Both train the default recipe on the same embeddings, without per-epoch metrics. The plain loop uses a DataLoader over
+pairs of vectors, one `nn.Sequential` and `torch.optim.Adam`.
 """
 
 import statistics
@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.trainer import BatchedTrainer
+from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 from twinsqueeze.utils.disk_cache import DiskCache
 
 
 def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
-    """An epoch of the loop that this project would have without its own trainer."""
+    """Returns a function that trains an epoch with PyTorch's modules and autograd."""
     torch.manual_seed(recipe.seed)
     dimension = train.dimension
     model = nn.Sequential(
@@ -52,16 +52,17 @@ def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
 
 @click.command()
 @click.option("--dataset", default="auto", show_default=True, help="As for `twinsqueeze main`.")
-@click.option("--rounds", default=5, show_default=True, help="How often each side is timed, taking turns.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds, in which both are timed in turn.")
 @click.option("--epochs", default=4, show_default=True, help="Epochs in a round.")
 def main(dataset: str, rounds: int, epochs: int) -> None:
-    """Prints the seconds of an epoch on both sides, and their ratio, as medians over rounds."""
+    """Prints the seconds of an epoch of both, and their ratio, as medians over rounds."""
     recipe = Recipe(dataset=dataset)
     data = load_pairs(dataset, splits=("train",))
     train = embed_pairs(data.splits, resolve_encoder(recipe.encoder), DiskCache())["train"]
+    setup = TrainingSetup(recipe, [recipe.alpha], [0], train, torch.device("cpu"))
     sides = {
         "plain loop": plain_loop(recipe, train),
-        "twinsqueeze": BatchedTrainer(recipe, [recipe.alpha], [0], train, torch.device("cpu")).epoch,
+        "twinsqueeze": BatchedTrainer.start(setup).train_epoch,
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for epoch in sides.values():

@@ -1,12 +1,11 @@
-"""How much faster a grid is than one run after the other: `python -m benchmarks.ablation --dataset stsb`.
+"""Speed of a grid relative to one run after the other: `python -m benchmarks.ablation --dataset stsb`.
 
-Ours is `twinsqueeze ablation` as users start it, from an empty cache to the table, in this process so that its parts
-can be timed, and then once more with the baselines there, which the other side does not compute. What goes on in the
-processes that train is timed apart, on one core. The other side is what one would write first, a script a run: it
-encodes the sentences, trains with a DataLoader and `torch.optim.Adam`, measures dev after every epoch with SciPy, draws
-the figures, and logs to MLflow. One run of it is timed with a few epochs, before ours and after it, and scaled to the
-grid's runs and epochs; its imports are not counted. This is a package's main module, since spawned processes, which
-train and draw, import any other one.
+The grid is `twinsqueeze ablation` from an empty cache to the table, in this process so that its parts can be timed. It
+then runs again with cached baselines, which the plain script does not compute. The training itself is timed separately,
+on one core. The plain script encodes the sentences, trains with a DataLoader and `torch.optim.Adam`, measures dev after
+every epoch with SciPy, plots the figures, and logs to MLflow. One run of it is timed with a few epochs, before and
+after the grid, and scaled to the grid's runs and epochs, without imports. This is a package's main module because
+spawned workers import any other main module.
 """
 
 import os
@@ -31,9 +30,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.ablation.lanes import Lanes, demo, trainer
+from benchmarks.ablation.lanes import Lanes, load_demo_pairs, make_trainer
 from twinsqueeze import experiment
-from twinsqueeze.commands import ablation, run_recording
+from twinsqueeze.commands import ablation
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import baselines, faiss_baselines
@@ -42,7 +41,7 @@ from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, run_plots
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.training import batching, loop
+from twinsqueeze.training import batching, grid_trainer, loop
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.optimizer import FlatAdam
 from twinsqueeze.training.trainer import BatchedTrainer
@@ -53,12 +52,12 @@ WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
     ("encoding", experiment, ("embed_pairs",)),
-    (ONCE, faiss_baselines, ("_trained",)),
+    (ONCE, faiss_baselines, ("_train",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunLogger, ("log_compressor",)),
-    ("figures: waiting for them", figure_pool, ("_finish",)),
+    ("figures: waiting for them", figure_pool, ("_wait_for_png",)),
     ("scores and intervals", Evaluator, ("__call__",)),
-    ("scores and intervals", run_recording, ("pair_losses",)),
+    ("scores and intervals", experiment, ("pair_losses",)),
     (
         "MLflow: the rest",
         RunLogger,
@@ -66,17 +65,17 @@ OF_A_GRID: Parts = [
     ),
 ]
 OF_A_TRAINING: Parts = [
-    ("drawing and gathering", BatchedTrainer, ("_inputs",)),
+    ("drawing and gathering", BatchedTrainer, ("_noisy_vectors",)),
     ("Adam", FlatAdam, ("step",)),
     ("the rest of the steps", BatchedTrainer, ("_step",)),
-    ("orders, curves", loop, ("fit",)),
-    ("dev metrics and clean loss", loop, ("predict_each", "score")),
+    ("orders, curves", loop, ("train_replicas",)),
+    ("dev metrics and clean loss", loop, ("predict_pair_cosines_of_each", "score")),
 ]
 
 
 @contextmanager
 def timed(parts: Parts) -> Iterator[dict[str, float]]:
-    """Seconds of each part, what one part spends inside another counted once."""
+    """Yields the seconds of each part, without those of other parts inside it."""
     seconds: dict[str, float] = defaultdict(float)
     inner = [0.0]
     before = []
@@ -95,8 +94,8 @@ def timed(parts: Parts) -> Iterator[dict[str, float]]:
 
         return run
 
-    def waited_for(results: Callable[..., Generator[Any]]) -> Callable[..., Generator[Any]]:
-        """What `results` gives, with the time until it does."""
+    def time_waiting(results: Callable[..., Generator[Any]]) -> Callable[..., Generator[Any]]:
+        """Wraps a generator to time the waiting for its results."""
 
         @wraps(results)
         def run(*arguments: Any) -> Generator[Any]:
@@ -114,8 +113,8 @@ def timed(parts: Parts) -> Iterator[dict[str, float]]:
         for name in names:
             before.append((owner, name, getattr(owner, name)))
             setattr(owner, name, timer(part, getattr(owner, name)))
-    before.append((ablation, "threaded", ablation.threaded))
-    ablation.threaded = waited_for(ablation.threaded)
+    before.append((grid_trainer, "map_threaded", grid_trainer.map_threaded))
+    grid_trainer.map_threaded = time_waiting(grid_trainer.map_threaded)
     try:
         yield seconds
     finally:
@@ -124,7 +123,7 @@ def timed(parts: Parts) -> Iterator[dict[str, float]]:
 
 
 def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
-    """Seconds of an epoch, and of everything else, of a run as a script does it."""
+    """Returns the seconds of an epoch, and of everything else, of the plain script."""
     start = time.perf_counter()
     data = load_pairs(recipe.dataset).splits
     encoder = SentenceTransformer(str(resolve_encoder(recipe.encoder).folder), device="cpu")
@@ -132,8 +131,8 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         split: [torch.from_numpy(encoder.encode(s)) for s in (pairs.sentence1, pairs.sentence2)]
         for split, pairs in data.items()
     }
-    wanted = recipe.label_transform
-    labels = {split: scores_to_labels(np.asarray(pairs.scores), wanted) for split, pairs in data.items()}
+    transform = recipe.label_transform
+    labels = {split: scores_to_labels(np.asarray(pairs.scores), transform) for split, pairs in data.items()}
     torch.manual_seed(recipe.seed)
     dimension = vectors["train"][0].shape[1]
     model = nn.Sequential(
@@ -197,23 +196,23 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
 @click.command()
 @click.option("--dataset", default="stsb", show_default=True, help="As for `twinsqueeze ablation`.")
 @click.option("--grid", default="experiments/published.yaml", show_default=True, help="A grid of recipes.")
-@click.option("--epochs", default=5, show_default=True, help="Epochs of the plain run that are timed.")
+@click.option("--epochs", default=5, show_default=True, help="Epochs of the plain script that are timed.")
 def main(dataset: str, grid: str, epochs: int) -> None:
-    """Prints the seconds of both sides, their ratio, and the parts of ours."""
+    """Prints the seconds of both, their ratio, and the parts of the grid."""
     recipes = load_grid(grid, dataset=str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset)
     file = str(Path(grid).resolve())
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         os.environ |= {"TWINSQUEEZE_CACHE": str(Path(folder, "cache")), "TWINSQUEEZE_STATE": str(Path(folder, "state"))}
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.search_runs()  # makes the store, which is on neither side's account
-        # Before ours and after it, since the machine's speed changes within minutes.
+        mlflow.search_runs()  # creates the store, which is not timed
+        # Before and after the grid, since the machine's speed changes within minutes.
         plain_runs = [plain_run(recipes[len(recipes) // 2], epochs)]
         with timed(OF_A_GRID) as seconds:
             start = time.perf_counter()
             ablation.run_ablation(file, dataset=recipes[0].dataset)
             ours = time.perf_counter() - start
         same_work = _again_with_baselines(file, recipes[0].dataset)
-        together = batching.MAX_BATCH["cpu"]
+        together = batching.MAX_BATCH_SIZE["cpu"]
         parts = _training_parts(recipes[0], together)
         seconds["everything else"] = ours - sum(seconds.values())
         plain_runs.append(plain_run(recipes[len(recipes) // 2], epochs))
@@ -223,12 +222,12 @@ def main(dataset: str, grid: str, epochs: int) -> None:
     besides = ours - sum(seconds[part] for part in ("encoding", ONCE, WAITING))
     print(f"{replicas} trainings of {recipes[0].epochs} epochs, {torch.get_num_threads()} threads")
     print(
-        f"one after the other  {plain:8.1f} s  (scaled from {epochs} epochs before ours and {epochs} after it: "
+        f"one after the other  {plain:8.1f} s  (scaled from {epochs} epochs before and {epochs} after the grid: "
         f"{' and '.join(f'{epoch:.2f} s an epoch, {rest:.1f} s else' for epoch, rest in plain_runs)})"
     )
     print(f"together             {ours:8.1f} s")
     print(f"ratio                {plain / ours:8.1f}")
-    print(f"with baselines there {same_work:8.1f} s  (which the other side does not compute)")
+    print(f"with baselines there {same_work:8.1f} s  (which the plain script does not compute)")
     print(f"ratio                {plain / same_work:8.1f}")
     for part, took in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"  {part:<38} {took:7.1f} s  {took / ours:4.0%}")
@@ -240,7 +239,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
 
 
 def _again_with_baselines(grid: str, dataset: str) -> float:
-    """Seconds of the same grid, trained again, with all of its cache gone but the baselines."""
+    """Returns the seconds of the same grid with no cache but the baselines."""
     for file in DiskCache().folder.glob("embeddings-*"):
         file.unlink()
     start = time.perf_counter()
@@ -249,7 +248,7 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
 
 
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
-    """Seconds of an epoch of one of so many replicas that train together on one core, by part."""
+    """Returns the seconds of an epoch per replica in a batch on one core, by part."""
     pairs = load_pairs(recipe.dataset, splits=("train", "dev"))
     encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder), torch.device("cpu")).encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
@@ -262,39 +261,39 @@ def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str
 
 
 def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 180) -> None:
-    """The time of a training step of all replicas against that of its matrix products alone, taking turns.
+    """Prints the time of a training step of all replicas relative to its matrix products alone.
 
-    In one batch, and as a grid trains them: cut into batches that train at once.
+    In one batch, and as a grid trains them, in parallel batches.
     """
     recipe = Recipe(dataset="demo", device="cpu")
-    train = demo(recipe.encoder)
+    train = load_demo_pairs(recipe.encoder)
     replicas = alphas * seeds
     products = _products(replicas, 2 * recipe.batch_size, (train.dimension, 128, 64, recipe.dim))
     in_epoch = -(-len(train) // recipe.batch_size)
     epochs = steps // in_epoch
     recipes = [recipe.model_copy(update={"alpha": i / 4, "seed": s}) for i in range(alphas) for s in range(seeds)]
     at_once = num_parallel_batches([torch.device("cpu")])
-    whole = trainer(recipes, train)
+    whole = make_trainer(recipes, train)
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def train_whole() -> None:
         for _ in range(epochs):
-            whole.epoch()
+            whole.train_epoch()
 
     def measure(name: str, work: Callable[[], object], share: float) -> None:
         begin = time.perf_counter()
         work()
         seconds[name].append((time.perf_counter() - begin) / share)
 
-    # As many of each batch as can train at once, so that no core has nothing to do.
+    # Every core trains every batch, so that none is idle.
     with Lanes(at_once, plan_batches(recipes, at_once=at_once)) as lanes:
         train_whole()
         lanes.train(1)
         for _ in range(rounds):
             measure("whole", train_whole, epochs * in_epoch)
-            measure("cut", lambda: lanes.train(epochs), at_once * epochs * in_epoch)
+            measure("split", lambda: lanes.train(epochs), at_once * epochs * in_epoch)
             measure("products", lambda: [products() for _ in range(steps)], steps)
-    for name, what in (("whole", "in one batch"), ("cut", f"in batches, {at_once} at once")):
+    for name, what in (("whole", "in one batch"), ("split", f"in batches, {at_once} at once")):
         ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["products"], strict=True)]
         print(
             f"a step of {replicas} replicas {what}: {1e3 * statistics.median(seconds[name]):.2f} ms, its matrix "
@@ -304,7 +303,7 @@ def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 1
 
 
 def _products(replicas: int, rows: int, sizes: tuple[int, ...]) -> Callable[[], None]:
-    """A step's matrix products, forward and backward, on numbers of no meaning."""
+    """Returns a function that computes a step's matrix products, forward and backward, on random numbers."""
     layers = list(pairwise(sizes))
     weights = [torch.randn(replicas, out, into) for into, out in layers]
     inputs = [torch.randn(replicas, rows, into) for into, _ in layers]

@@ -1,8 +1,8 @@
-"""Steps of a grid's batches in processes, one for each core: a module of its own, which processes can import."""
+"""Trains the batches of a grid in one process per core: a module that worker processes can import."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Self
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.trainer import BatchedTrainer
+from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 from twinsqueeze.utils.disk_cache import DiskCache
-from twinsqueeze.utils.processes import DaemonSpawnContext, end_with_parent
+from twinsqueeze.utils.worker_pool import WorkerPool
 
-# Of this process, if it is one of the lanes.
+# Of a worker process.
 _trainers: list[BatchedTrainer] = []
 
 
@@ -22,47 +22,46 @@ class Lanes:
     """Processes of one thread each, all of which train the same batches, one after the other.
 
     Args:
-        count: How many processes.
-        cut: The batches.
+        count: Number of processes.
+        batches: The batches.
     """
 
-    def __init__(self, count: int, cut: Sequence[Sequence[Recipe]]) -> None:
-        self._count, self._cut = count, cut
+    def __init__(self, count: int, batches: Sequence[Sequence[Recipe]]) -> None:
+        self._count, self._batches = count, batches
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        pools = [ProcessPoolExecutor(1, DaemonSpawnContext(), _begin, (self._cut,)) for _ in range(self._count)]
-        self._pools = [self._stack.enter_context(pool) for pool in pools]
+        warm_up = partial(_start_trainers, self._batches)
+        self._pools = [self._stack.enter_context(WorkerPool(1, warm_up)) for _ in range(self._count)]
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def train(self, epochs: int) -> None:
-        """Every lane trains every batch for so many epochs."""
-        for training in [pool.submit(_train, epochs) for pool in self._pools]:
-            training.result()
+        """Trains every batch in every process for a number of epochs."""
+        for future in [pool.submit(_train, epochs) for pool in self._pools]:
+            future.result()
 
 
-def demo(encoder: str) -> EncodedPairs:
-    """The train split of the demo."""
+def load_demo_pairs(encoder: str) -> EncodedPairs:
+    """Returns the train split of the demo."""
     return embed_pairs(load_pairs("demo", splits=("train",)).splits, resolve_encoder(encoder), DiskCache())["train"]
 
 
-def trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> BatchedTrainer:
-    """Of a batch, on the CPU."""
-    alphas, seeds = ({getattr(recipe, name) for recipe in recipes} for name in ("alpha", "seed"))
-    return BatchedTrainer(recipes[0], sorted(alphas), sorted(seeds), train, torch.device("cpu"))
+def make_trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> BatchedTrainer:
+    """Returns the trainer of a batch on the CPU."""
+    alphas, seeds = sorted({recipe.alpha for recipe in recipes}), sorted({recipe.seed for recipe in recipes})
+    return BatchedTrainer.start(TrainingSetup(recipes[0], alphas, seeds, train, torch.device("cpu")))
 
 
-def _begin(cut: Sequence[Sequence[Recipe]]) -> None:
-    end_with_parent()
+def _start_trainers(batches: Sequence[Sequence[Recipe]]) -> None:
     torch.set_num_threads(1)
-    train = demo(cut[0][0].encoder)
-    _trainers.extend(trainer(batch, train) for batch in cut)
+    train = load_demo_pairs(batches[0][0].encoder)
+    _trainers.extend(make_trainer(batch, train) for batch in batches)
 
 
 def _train(epochs: int) -> None:
-    for each in _trainers:
+    for trainer in _trainers:
         for _ in range(epochs):
-            each.epoch()
+            trainer.train_epoch()
