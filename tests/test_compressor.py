@@ -21,7 +21,7 @@ def sequential(sizes: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*modules[:-1])
 
 
-def test_mlp_has_the_layers_of_the_study():
+def test_layer_sizes_of_each_architecture():
     assert layer_sizes("mlp", 384, 32) == (384, 128, 64, 32)
     assert layer_sizes("linear", 384, 32) == (384, 32)
     assert layer_sizes("residual", 384, 32) == (384, 64 + 1024, 32)
@@ -30,7 +30,7 @@ def test_mlp_has_the_layers_of_the_study():
         layer_sizes("cnn", 384, 32)
 
 
-def test_initial_weights_are_distributed_as_pytorchs():
+def test_initial_weights_are_distributed_like_pytorchs():
     torch.manual_seed(0)
     for ours, theirs in zip(
         kaiming_uniform_layers((384, 128, 64), np.random.default_rng(0)),
@@ -42,7 +42,7 @@ def test_initial_weights_are_distributed_as_pytorchs():
             assert stats.ks_2samp(a.numpy().ravel(), b.detach().numpy().ravel()).pvalue > 0.001
 
 
-def test_weights_of_another_program_give_the_same_vectors(tmp_path):
+def test_weights_of_other_programs_give_the_same_vectors(tmp_path):
     torch.manual_seed(1)
     model = sequential((384, 128, 64, 32))
     state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -52,7 +52,7 @@ def test_weights_of_another_program_give_the_same_vectors(tmp_path):
     torch.testing.assert_close(compressor.compress(vectors), expected.detach(), rtol=0, atol=1e-6)
 
 
-def test_a_file_of_ours_loads_into_pytorchs_sequential():
+def test_a_saved_compressor_loads_into_a_sequential():
     compressor = CompressorBatch([kaiming_uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
     model = sequential((24, 128, 64, 10))
     model.load_state_dict(load(compressor.to_bytes({"note": "text"})))
@@ -61,7 +61,7 @@ def test_a_file_of_ours_loads_into_pytorchs_sequential():
     torch.testing.assert_close(compressor.compress(vectors), expected, rtol=0, atol=1e-6)
 
 
-def test_layers_are_sorted_by_number_not_by_letter():
+def test_layers_are_sorted_by_number():
     sizes = [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 2]
     state = {}
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
@@ -78,25 +78,25 @@ def test_layers_are_sorted_by_number_not_by_letter():
         ({"0.weight": torch.zeros(2, 3), "0.bias": torch.zeros(3)}, r"not \(2, 3\) and \(3,\)"),
         (
             {f"{i}.{k}": v for i in (0, 1) for k, v in (("weight", torch.zeros(2, 3)), ("bias", torch.zeros(2)))},
-            "2 outputs can't feed one of 3 inputs",
+            "2 outputs cannot feed one of 3 inputs",
         ),
     ],
 )
-def test_what_is_no_compressor_is_refused(state, message):
+def test_a_state_dict_of_something_else_is_an_error(state, message):
     with pytest.raises(ValueError, match=message):
         CompressorNetwork.from_state_dict(state)
 
 
-def test_gradient_is_autograds():
-    """Against one `nn.Sequential` a replica, for a width that has to be filled up and one that has not."""
+def test_gradient_matches_autograd():
+    """Against one `nn.Sequential` per replica, with and without padding."""
     for dim in (10, 16):
         sizes = (24, 128, 64, dim)
         replicas = [kaiming_uniform_layers(sizes, np.random.default_rng(seed)) for seed in range(3)]
         model = CompressorBatch(replicas, CPU)
-        vectors, towards = torch.randn(3, 9, 24), torch.randn(3, 9, dim)
+        vectors, weights = torch.randn(3, 9, 24), torch.randn(3, 9, dim)
         activations = model.forward(vectors)
         gradient = torch.zeros_like(activations[-1])
-        gradient[..., :dim] = towards
+        gradient[..., :dim] = weights
         model.backward(activations, gradient)
         for r, layers in enumerate(replicas):
             reference = sequential(sizes)
@@ -105,21 +105,21 @@ def test_gradient_is_autograds():
                 parameter.data.copy_(value)
             outputs = reference(vectors[r])
             torch.testing.assert_close(activations[-1][r, :, :dim], outputs.detach(), rtol=0, atol=1e-6)
-            (outputs * towards[r]).sum().backward()
-            ours = [part[r] for pair in model._gradients for part in pair]
-            for mine, parameter in zip(ours, parameters, strict=True):
+            (outputs * weights[r]).sum().backward()
+            gradients = [tensor[r] for layer in model._gradients for tensor in layer]
+            for found, parameter in zip(gradients, parameters, strict=True):
                 expected = parameter.grad
-                torch.testing.assert_close(mine.squeeze(0)[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(found.squeeze(0)[: len(expected)], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_linear_compressor_begins_as_a_random_projection():
-    """Orthonormal rows, distributed as SciPy's orthogonal matrices; what lies at the centre is projected to 0."""
-    centre = np.random.default_rng(0).random(20)
-    drawn = [random_orthogonal_layer((20, 5), np.random.default_rng(seed), centre) for seed in range(60)]
-    for weight, bias in drawn:
+def test_random_orthogonal_layers_are_uniform_and_centered():
+    """Orthonormal rows, distributed like SciPy's orthogonal matrices; the center is projected to zero."""
+    center = np.random.default_rng(0).random(20)
+    layers = [random_orthogonal_layer((20, 5), np.random.default_rng(seed), center) for seed in range(60)]
+    for weight, bias in layers:
         torch.testing.assert_close(weight @ weight.T, torch.eye(5), atol=1e-5, rtol=0)
-        np.testing.assert_allclose(weight.numpy() @ centre + bias.numpy(), 0, atol=1e-5)
-    ours = np.stack([weight.numpy() for weight, _ in drawn])
+        np.testing.assert_allclose(weight.numpy() @ center + bias.numpy(), 0, atol=1e-5)
+    ours = np.stack([weight.numpy() for weight, _ in layers])
     theirs = stats.ortho_group.rvs(20, size=60, random_state=0)[:, :5]
     for row in range(5):
         assert stats.ks_2samp(ours[:, row].ravel(), theirs[:, row].ravel()).pvalue > 0.001
@@ -127,7 +127,7 @@ def test_a_linear_compressor_begins_as_a_random_projection():
     assert not bias.any()
 
 
-def test_binary_vectors_are_compared_by_the_bits_that_sentence_transformers_packs():
+def test_sign_vectors_compare_like_the_bits_that_sentence_transformers_packs():
     from sentence_transformers.util.quantization import quantize_embeddings
 
     layers = [random_orthogonal_layer((24, 16), np.random.default_rng(0), None)]

@@ -16,7 +16,7 @@ def test_draws_are_uniform_from_minus_one_to_one():
     assert stats.kstest(values, stats.uniform(-1, 2).cdf).pvalue > 0.001
 
 
-def test_noise_is_added_as_the_formula_says():
+def test_add_noise_matches_the_formula():
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(2, 6, 384)).astype(np.float32)  # 2 seeds
     uniform = generator.uniform(-1, 1, size=(2, 6, 384)).astype(np.float32)

@@ -5,7 +5,7 @@ from twinsqueeze.training.optimizer import FlatAdam, lr_at
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_same_bits_as_pytorchs_fused_adam(weight_decay):
+def test_flat_adam_has_the_bits_of_pytorchs_fused_adam(weight_decay):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1003, generator=generator)
     theirs = torch.nn.Parameter(start.clone())
@@ -22,7 +22,7 @@ def test_same_bits_as_pytorchs_fused_adam(weight_decay):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
-def test_schedules_are_pytorchs(schedule):
+def test_schedules_match_pytorch(schedule):
     steps = 20
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     schedulers = torch.optim.lr_scheduler
@@ -37,6 +37,6 @@ def test_schedules_are_pytorchs(schedule):
         reference.step()
 
 
-def test_an_unknown_schedule_is_refused():
+def test_an_unknown_schedule_is_an_error():
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
         lr_at("step", 0.1, 0)

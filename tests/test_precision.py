@@ -1,8 +1,9 @@
-"""Quantised vectors against arithmetic written out here, and the ranges that travel with a model."""
+"""Storage formats against explicit arithmetic and sentence-transformers."""
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.util.quantization import quantize_embeddings
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import CompressorNetwork
@@ -23,7 +24,7 @@ def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_int8_cuts_each_numbers_range_into_256_steps():
+def test_int8_cuts_the_range_of_each_dimension_into_256_steps():
     train, others = vectors(300, 12, 0), vectors(200, 12, 1)
     ranges = int8_calibration_ranges(train)
     assert np.shape(ranges) == (2, 12)
@@ -42,7 +43,7 @@ def test_int8_cuts_each_numbers_range_into_256_steps():
 
 
 @pytest.mark.parametrize("dim", [8, 12, 32])
-def test_binary_keeps_the_signs_eight_to_a_byte(dim):
+def test_binary_packs_eight_signs_into_a_byte(dim):
     given = vectors(50, dim, 2)
     packed = quantize(given, "ubinary")
     assert packed.dtype == np.uint8
@@ -54,20 +55,20 @@ def test_binary_keeps_the_signs_eight_to_a_byte(dim):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("dim", "part"), [(2, 2), (8, 4), (12, 3), (12, 6), (384, 4), (384, 12)])
-def test_bytes_are_those_of_the_arrays(precision, dim, part):
+def test_bytes_per_vector_match_the_arrays(precision, dim, part):
     given, codebooks = vectors(3, dim, 3), torch.rand(dim // part, 256, part)
     stored = quantize(given, precision, int8_calibration_ranges(given), codebooks)
     assert (stored.dtype, stored.shape[1]) == storage_dtype(precision, dim, part)
     assert bytes_per_vector(precision, dim, part) == stored.nbytes // 3
-    quantiser = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
-    if precision in quantiser:  # what is trained
-        compressor = CompressorNetwork([(torch.zeros(dim, 384), torch.zeros(dim))], quantiser[precision])
+    quantizers = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
+    if precision in quantizers:  # precisions of training
+        compressor = CompressorNetwork([(torch.zeros(dim, 384), torch.zeros(dim))], quantizers[precision])
         quantizer = {"binary": "sign", "float32": "none"}.get(precision, precision)
         recipe = Recipe(architecture="linear", subvector_dim=part, quantizer=quantizer, dim=dim)
         assert compressor.bytes_per_vector == recipe.bytes_per_vector == stored.nbytes // 3
 
 
-def test_what_is_refused():
+def test_unavailable_precisions_are_an_error():
     with pytest.raises(InputError, match="one of float32, int8, product, binary, ubinary, not 'int4'"):
         check_precision("int4", None, None, "m")
     with pytest.raises(InputError, match="model 'm' has no ranges to scale int8 by"):
@@ -78,12 +79,17 @@ def test_what_is_refused():
 
 
 @pytest.mark.parametrize("dim", [3, 8, 384])
-def test_what_search_compares_is_what_sentence_transformers_stores(dim):
+def test_quantize_and_dequantize_match_sentence_transformers(dim):
     train, others = vectors(300, dim, 0), vectors(200, dim, 1)
-    train[:, 1] = others[:, 1] = 0.25  # a number that says nothing has no range
+    train[:, 1] = others[:, 1] = 0.25  # a constant dimension has no range
     ranges = int8_calibration_ranges(train)
-    stored = quantize(others, "int8", ranges)
+    stored = quantize_embeddings(others, "int8", ranges=np.array(ranges, np.float32))
+    np.testing.assert_array_equal(quantize(others, "int8", ranges), stored)
     np.testing.assert_array_equal(dequantize(others, "int8", ranges), stored)
+    for precision in ("binary", "ubinary"):
+        packed = quantize_embeddings(others, precision)
+        assert quantize(others, precision).dtype == packed.dtype
+        np.testing.assert_array_equal(quantize(others, precision), packed)
     signs = np.unpackbits(quantize(others, "ubinary"), axis=1)[:, :dim]
     np.testing.assert_array_equal(dequantize(others, "binary"), 2.0 * signs - 1)
     np.testing.assert_array_equal(dequantize(others, "float32"), others)

@@ -1,4 +1,4 @@
-"""Codes of few bits against FAISS's product quantiser, and the way through them against autograd."""
+"""Quantizers against FAISS's product quantizer, and their straight-through gradients against autograd."""
 
 import faiss
 import numpy as np
@@ -23,33 +23,33 @@ def codebooks(request) -> torch.Tensor:
 
 
 def faiss_index(codebooks: torch.Tensor) -> faiss.IndexPQ:
-    parts, centroids, width = codebooks.shape
-    index = faiss.IndexPQ(parts * width, parts, int(np.log2(centroids)))
+    subvectors, centroids, subvector_dim = codebooks.shape
+    index = faiss.IndexPQ(subvectors * subvector_dim, subvectors, int(np.log2(centroids)))
     faiss.copy_array_to_vector(codebooks.numpy().ravel(), index.pq.centroids)
     index.is_trained = True
     return index
 
 
-def test_codes_are_faisss(codebooks):
-    quantiser, vectors = ProductQuantizer(codebooks), unit(REPLICAS, ROWS, DIM)
-    codes = quantiser.encode(vectors)
-    decoded = quantiser.decode(codes).numpy()
-    dequantized = quantiser.dequantize(3 * vectors).numpy()
+def test_codes_match_faiss(codebooks):
+    quantizer, vectors = ProductQuantizer(codebooks), unit(REPLICAS, ROWS, DIM)
+    codes = quantizer.encode(vectors)
+    decoded = quantizer.decode(codes).numpy()
+    dequantized = quantizer.dequantize(3 * vectors).numpy()
     for r in range(REPLICAS):
         index = faiss_index(codebooks[r])
         theirs = index.sa_encode(vectors[r].numpy())
         np.testing.assert_array_equal(codes[r].numpy(), theirs)
         np.testing.assert_allclose(decoded[r], index.sa_decode(theirs), atol=1e-6)
         np.testing.assert_allclose(dequantized[r], decoded[r], atol=1e-6)
-        np.testing.assert_array_equal(quantiser.replica(r).dequantize(vectors[r : r + 1]).numpy()[0], decoded[r])
+        np.testing.assert_array_equal(quantizer.replica(r).dequantize(vectors[r : r + 1]).numpy()[0], decoded[r])
 
 
-@pytest.mark.parametrize("part", [4, 6])
-def test_codebooks_are_as_good_as_faisss(part):
+@pytest.mark.parametrize("subvector_dim", [4, 6])
+def test_codebooks_are_as_good_as_those_of_faiss(subvector_dim):
     vectors = unit(2000, DIM, seed=2).numpy()
-    ours = fit_codebooks(vectors, part, 0)
-    assert ours.shape == (DIM // part, 256, part)
-    index = faiss.IndexPQ(DIM, DIM // part, 8)
+    ours = fit_codebooks(vectors, subvector_dim, 0)
+    assert ours.shape == (DIM // subvector_dim, 256, subvector_dim)
+    index = faiss.IndexPQ(DIM, DIM // subvector_dim, 8)
     index.train(vectors)
 
     def distortion(restored: np.ndarray) -> float:
@@ -58,8 +58,8 @@ def test_codebooks_are_as_good_as_faisss(part):
     mine = ProductQuantizer(ours[None])
     lost = distortion(mine.dequantize(torch.from_numpy(vectors)[None])[0].numpy())
     assert lost < 1.05 * distortion(index.sa_decode(index.sa_encode(vectors)))
-    assert torch.equal(fit_codebooks(vectors, part, 0), ours)
-    assert not torch.equal(fit_codebooks(vectors, part, 1), ours)
+    assert torch.equal(fit_codebooks(vectors, subvector_dim, 0), ours)
+    assert not torch.equal(fit_codebooks(vectors, subvector_dim, 1), ours)
 
 
 def test_codebooks_do_not_depend_on_the_number_of_threads():
@@ -72,7 +72,7 @@ def test_codebooks_do_not_depend_on_the_number_of_threads():
     assert torch.equal(fitted(1), fitted(2))
 
 
-def test_few_vectors_have_as_many_centroids():
+def test_few_vectors_have_one_centroid_each():
     vectors = unit(5, 8).numpy()
     codebooks = fit_codebooks(np.concatenate([vectors, vectors[:1]]), 4, 0)
     assert codebooks.shape == (2, 6, 4)
@@ -80,8 +80,8 @@ def test_few_vectors_have_as_many_centroids():
     np.testing.assert_allclose(found.numpy(), vectors, atol=1e-6)
 
 
-class Straight(torch.autograd.Function):
-    """Levels whose gradient is that of the identity, where `passes` says so."""
+class StraightThrough(torch.autograd.Function):
+    """Quantized values with the gradient of the identity where `passes` is true."""
 
     @staticmethod
     def forward(ctx, x, dequantized, passes):
@@ -94,35 +94,37 @@ class Straight(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("kind", ["binary", "product"])
-def test_the_gradient_goes_straight_through(kind, codebooks):
-    filled = DIM + 4  # the trainer fills outputs up with zeros
-    outputs = functional.pad(2 * torch.randn(REPLICAS, ROWS, DIM), (0, filled - DIM)).requires_grad_()
-    towards = torch.randn(REPLICAS, ROWS, filled)
-    quantiser: Quantizer = SignQuantizer() if kind == "binary" else ProductQuantizer(codebooks)
-    dequantized, backward = quantiser.straight_through(outputs.detach())
+def test_straight_through_gradients_match_autograd(kind, codebooks):
+    padded_dim = DIM + 4  # the trainer pads outputs with zeros
+    outputs = functional.pad(2 * torch.randn(REPLICAS, ROWS, DIM), (0, padded_dim - DIM)).requires_grad_()
+    weights = torch.randn(REPLICAS, ROWS, padded_dim)
+    quantizer: Quantizer = SignQuantizer() if kind == "binary" else ProductQuantizer(codebooks)
+    dequantized, backward = quantizer.straight_through(outputs.detach())
     assert not dequantized[..., DIM:].any()
-    np.testing.assert_allclose(dequantized.numpy(), quantiser.dequantize(outputs.detach()).numpy(), atol=1e-6)
+    np.testing.assert_allclose(dequantized.numpy(), quantizer.dequantize(outputs.detach()).numpy(), atol=1e-6)
     if kind == "binary":
-        compared = Straight.apply(outputs, outputs.sign(), outputs.abs() <= 1)
+        compared = StraightThrough.apply(outputs, outputs.sign(), outputs.abs() <= 1)
     else:
-        compared = Straight.apply(functional.normalize(outputs, dim=-1), dequantized, torch.ones_like(dequantized))
-    (compared * towards).sum().backward()
-    found = backward(towards.clone())
+        compared = StraightThrough.apply(
+            functional.normalize(outputs, dim=-1), dequantized, torch.ones_like(dequantized)
+        )
+    (compared * weights).sum().backward()
+    found = backward(weights.clone())
     torch.testing.assert_close(found[..., :DIM], outputs.grad[..., :DIM], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("part", [2, 4, 8])
-def test_parts_have_about_equal_tasks(part):
+@pytest.mark.parametrize("subvector_dim", [2, 4, 8])
+def test_subspaces_have_similar_products_of_variances(subvector_dim):
     variances = 0.8 ** np.arange(32)
-    order = balance_subspaces(variances.tolist(), part)
+    order = balance_subspaces(variances.tolist(), subvector_dim)
     assert sorted(order) == list(range(32))
-    products = np.log(variances[order].reshape(-1, part)).sum(1)
-    assert np.ptp(products) < 0.2 * np.ptp(np.log(variances.reshape(-1, part)).sum(1))
-    # Two parts, by hand: 256 | 128, then 64 and 32 to the smaller product each time, and so on.
+    products = np.log(variances[order].reshape(-1, subvector_dim)).sum(1)
+    assert np.ptp(products) < 0.2 * np.ptp(np.log(variances.reshape(-1, subvector_dim)).sum(1))
+    # Two subvectors, by hand: 256 | 128, then each to the smaller product.
     assert balance_subspaces([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0], 4) == [0, 3, 4, 7, 1, 2, 5, 6]
 
 
 @pytest.mark.parametrize("none", [0.0, 1e-19, -1e-19])
-def test_what_rounding_leaves_of_no_variance_does_not_unbalance_the_others(none):
+def test_rounding_errors_of_zero_variances_do_not_unbalance_the_others(none):
     variances = [*0.8 ** np.arange(30), none, none / 10]
     assert balance_subspaces(variances, 4) == balance_subspaces([*variances[:30], 1e-6, 1e-6], 4)

@@ -42,11 +42,9 @@ class CompressorBatch:
     """R compressors of one shape in training, computed as batched matrix products.
 
     All weights are views of one flat tensor and their gradients of another, so that an optimizer's step is one kernel.
-    `backward` is written out: autograd's bookkeeping would take half the time of a step at R = 1. The reference in
-    autograd is `torch.nn.Sequential(Linear, ReLU, ..., Linear)` per replica.
-
-    The last layer is padded with zero rows, which stay zero. Kernels treat the end of a tensor differently from its
-    middle, and the bits of a replica must not depend on its place in the batch.
+    `backward` is written out, since autograd's bookkeeping takes half the time of a step at R = 1. Autograd:
+    `nn.Sequential(Linear, ReLU, ..., Linear)` per replica. The last layer is padded with zero rows, which stay zero:
+    kernels treat the end of a tensor differently, and a replica's bits must not depend on its place in the batch.
 
     Args:
         replicas: The layers of each of the R compressors.
@@ -79,8 +77,7 @@ class CompressorBatch:
         self.parameters = torch.cat([tensor.flatten() for tensor in stacked]).to(device)
         self.gradient = torch.zeros_like(self.parameters)
         shapes = [tensor.shape for tensor in stacked]
-        self.layers = _view_layers(self.parameters, shapes)
-        self._gradients = _view_layers(self.gradient, shapes)
+        self.layers, self._gradients = (_view_layers(flat, shapes) for flat in (self.parameters, self.gradient))
 
     def __len__(self) -> int:
         return int(self.layers[0][0].shape[0])
@@ -92,8 +89,8 @@ class CompressorBatch:
             vectors: (R, N, d) float32.
 
         Returns:
-            The input of every layer and, last, the output of the last one: (R, N, D), not normalized. D is dim padded
-            to a multiple of `ALIGNMENT`; the padding is zero.
+            The input of every layer and the output of the last one: (R, N, D), not normalized, D being dim padded with
+            zeros to a multiple of `ALIGNMENT`.
         """
         activations = [vectors]
         for i, (weight, bias) in enumerate(self.layers):
@@ -107,7 +104,7 @@ class CompressorBatch:
 
         Args:
             activations: The result of `forward`.
-            gradient: (R, N, D), of the loss with respect to the last activation.
+            gradient: (R, N, D) with respect to the last activation.
         """
         for i in reversed(range(len(self.layers))):
             weight_gradient, bias_gradient = self._gradients[i]
@@ -157,10 +154,8 @@ class CompressorNetwork:
     """
 
     def __init__(self, layers: Sequence[Layer], quantizer: Quantizer | None = None) -> None:
-        if not layers:
-            raise ValueError("a compressor needs at least one layer")
-        if not all(weight.numel() for weight, _ in layers):
-            raise ValueError("a layer is empty")
+        if not layers or not all(weight.numel() for weight, _ in layers):
+            raise ValueError("a compressor needs at least one layer, and none may be empty")
         for weight, bias in layers:
             if weight.ndim != 2 or bias.shape != weight.shape[:1]:
                 shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"

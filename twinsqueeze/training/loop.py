@@ -100,7 +100,7 @@ def train_replicas(
     on_teacher_epoch: Callable[[int, int], None] = lambda *_: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> list[TrainingResult]:
-    """Trains one compressor per recipe, all in one loop.
+    """Trains one compressor per recipe, all in one loop; returns the results in the order of the recipes.
 
     Args:
         recipes: Every combination of some alphas and seeds, equal in all other fields.
@@ -111,9 +111,6 @@ def train_replicas(
         on_teacher_epoch: Called with (epochs done, epochs) after every epoch of the teachers, if there are any.
         checkpoint: Where to save the training, and the state to resume from.
 
-    Returns:
-        One result per recipe, in their order.
-
     Raises:
         InputError: If the recipe's device is not available.
         ValueError: If the recipes cannot be trained together.
@@ -121,9 +118,8 @@ def train_replicas(
     indices, setup = _make_setup(recipes, train)
     state = checkpoint.resume_state if checkpoint else None
     run = _Run(setup, dev, clean_loss_every, _make_trainer(setup, state, on_teacher_epoch), state)
-    resumed_from_epoch = len(run.curves)
     for epoch in range(1, setup.recipe.epochs + 1):
-        if epoch > resumed_from_epoch:
+        if epoch > run.resumed_from_epoch:
             if checkpoint:
                 checkpoint.maybe_save(run.state)
             run.train_epoch(epoch)
@@ -133,7 +129,7 @@ def train_replicas(
     else:
         if checkpoint:
             checkpoint.maybe_save(run.state)
-    return [run.result(recipe, r, resumed_from_epoch) for recipe, r in zip(recipes, indices, strict=True)]
+    return [run.result(recipe, r) for recipe, r in zip(recipes, indices, strict=True)]
 
 
 def _make_setup(recipes: Sequence[Recipe], train: EncodedPairs) -> tuple[list[int], TrainingSetup]:
@@ -165,6 +161,7 @@ class _Run:
 
     Attributes:
         curves: Per epoch (2 + 4, R): the loss, the clean loss and the scores on dev of each replica.
+        resumed_from_epoch: Epochs of an interrupted process.
     """
 
     def __init__(
@@ -182,6 +179,7 @@ class _Run:
         self._dev_labels = scores_to_labels(dev.scores, transform)
         self._train_labels = torch.from_numpy(scores_to_labels(setup.train.scores, transform))
         self.curves: list[FloatArray] = list(state.tensors[CURVES].numpy()) if state else []
+        self.resumed_from_epoch = len(self.curves)
 
     def train_epoch(self, epoch: int) -> None:
         model = self._trainer.model
@@ -209,7 +207,8 @@ class _Run:
         loss, clean_loss, *scores = self.curves[epoch - 1]
         return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, Scores(*scores))
 
-    def result(self, recipe: Recipe, replica: int, resumed_from_epoch: int) -> TrainingResult:
+    def result(self, recipe: Recipe, replica: int) -> TrainingResult:
         loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
         history = History(loss, clean_loss, dict(zip(METRICS, dev, strict=True)))
-        return TrainingResult(recipe, self._trainer.model.replica(replica).cpu_copy(), history, resumed_from_epoch)
+        compressor = self._trainer.model.replica(replica).cpu_copy()
+        return TrainingResult(recipe, compressor, history, self.resumed_from_epoch)
