@@ -213,7 +213,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run(workplace, pairs_folder, si
 def test_an_artifact_folder_that_cannot_be_written(workplace, pairs_folder, size, options, said):
     """The record is kept, and sent once there is room: here, on the disk around that one."""
     folder = workplace.folder / "mlruns"
-    more = {"TWINSQUEEZE_PATIENCE": "3"}
+    more = {"TWINSQUEEZE_FLUSH_TIMEOUT": "3"}
     line, _ = refused(on_a_disk(workplace, folder, *MAIN, str(pairs_folder), size=size, options=options, **more))
     assert pd.Series(line).str.contains(said).all(), line
     assert "`python -m twinsqueeze sync` sends" in line

@@ -1,4 +1,4 @@
-"""Records on disk: whatever happens to the file, what is read is what was written, or refused."""
+"""Records on disk: a damaged file is refused, and never read as something else."""
 
 import subprocess
 import sys
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.spool import journal
-from twinsqueeze.tracking.spool.journal import InUseError, RunSpool, read_record, record_folders
+from twinsqueeze.tracking.spool.journal import RecordLockedError, RunSpool, pending_runs
 
-# What JSON keeps as it was.
+# Values that JSON round-trips.
 values = st.recursive(
     st.none()
     | st.booleans()
@@ -23,7 +23,7 @@ values = st.recursive(
     max_leaves=8,
 )
 operations = st.lists(st.fixed_dictionaries({"op": st.text(), "values": values}), max_size=6)
-anew = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many_examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -32,106 +32,110 @@ def state(tmp_path, monkeypatch) -> Path:
     return tmp_path / "state"
 
 
-def written(what: list[dict]) -> RunSpool:
-    record = RunSpool.create("a run", "sqlite:////somewhere/mlflow.db")
-    for operation in what:
-        record.append(operation)
-    record.release()
-    return record
+def write(operations: list[dict]) -> RunSpool:
+    spool = RunSpool.create("a run", "sqlite:////somewhere/mlflow.db")
+    for operation in operations:
+        spool.append(operation)
+    spool.release()
+    return spool
 
 
-@anew
+def check_damage(folder: Path) -> None:
+    assert "has changed since it was written" in RunSpool.read(folder).damage
+
+
+@many_examples
 @given(operations, st.data())
-def test_a_file_that_is_cut_loses_its_last_line_at_most(state, what, data):
-    record = written(what)
-    file = record.folder / journal.JOURNAL
-    whole = file.read_bytes()
-    cut = data.draw(st.integers(len(whole.split(b"\n")[0]) + 1, len(whole)))
-    file.write_bytes(whole[:cut])
-    lines = whole[:cut].count(b"\n") - 1
-    assert read_record(record.folder) == (record.about, what[:lines])
-    assert RunSpool.open(record.folder).operations == what[:lines]
+def test_a_truncated_file_loses_its_last_line_at_most(state, operations, data):
+    spool = write(operations)
+    file = spool.folder / journal.JOURNAL
+    content = file.read_bytes()
+    size = data.draw(st.integers(len(content.split(b"\n")[0]) + 1, len(content)))
+    file.write_bytes(content[:size])
+    num_complete = content[:size].count(b"\n") - 1
+    read = RunSpool.read(spool.folder)
+    assert (read.name, read.uri, read.start_time) == (spool.name, spool.uri, spool.start_time)
+    assert read.operations == operations[:num_complete]
+    assert RunSpool.open(spool.folder).operations == operations[:num_complete]
 
 
-@anew
+@many_examples
 @given(operations, st.data())
-def test_a_flipped_bit_is_refused_or_the_end_of_the_last_line(state, what, data):
-    record = written(what)
-    file = record.folder / journal.JOURNAL
-    whole = bytearray(file.read_bytes())
-    place = data.draw(st.integers(0, len(whole) - 1))
-    whole[place] ^= 1 << data.draw(st.integers(0, 7))
-    file.write_bytes(whole)
-    if place == len(whole) - 1:  # the newline that says that the last line is whole
-        if what:
-            assert read_record(record.folder)[1] == what[:-1]
+def test_a_flipped_bit_is_refused_or_the_end_of_the_last_line(state, operations, data):
+    spool = write(operations)
+    file = spool.folder / journal.JOURNAL
+    content = bytearray(file.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(content)
+    if position == len(content) - 1:  # the newline that completes the last line
+        if operations:
+            assert RunSpool.read(spool.folder).operations == operations[:-1]
         return
-    with pytest.raises(InputError, match="has changed since it was written"):
-        read_record(record.folder)
+    check_damage(spool.folder)
 
 
-@anew
-@given(operations.filter(lambda what: len(what) > 1), st.data())
-def test_lines_in_another_order_or_left_out_are_refused(state, what, data):
-    record = written(what)
-    file = record.folder / journal.JOURNAL
+@many_examples
+@given(operations.filter(lambda operations: len(operations) > 1), st.data())
+def test_reordered_and_missing_lines_are_refused(state, operations, data):
+    spool = write(operations)
+    file = spool.folder / journal.JOURNAL
     lines = file.read_bytes().splitlines(keepends=True)
     order = data.draw(st.permutations(range(len(lines))).filter(lambda order: order != sorted(order)))
     file.write_bytes(b"".join(lines[i] for i in order))
-    with pytest.raises(InputError, match="has changed since it was written"):
-        read_record(record.folder)
+    check_damage(spool.folder)
     file.write_bytes(b"".join(lines[:1] + lines[2:]))
-    with pytest.raises(InputError, match="has changed since it was written"):
-        read_record(record.folder)
+    check_damage(spool.folder)
 
 
-def test_what_was_sent_is_not_sent_again_and_a_torn_line_of_it_is_harmless(state):
-    what = [{"op": "tags", "values": {"a": str(i)}} for i in range(4)]
-    record = written(what)
-    record = RunSpool.open(record.folder)
-    record.mark_sent(1, {"run_id": "x"})
-    record.mark_sent(3, {"run_id": "x", "models": {"m": "y"}})
-    record.release()
-    again = RunSpool.open(record.folder)
-    assert (again.sent, again.known) == (3, {"run_id": "x", "models": {"m": "y"}})
-    again.release()
-    sent = record.folder / journal.SENT
+def test_progress_is_saved_and_a_truncated_progress_file_is_harmless(state):
+    spool = write([{"op": "batch", "tags": {"a": str(i)}} for i in range(4)])
+    spool = RunSpool.open(spool.folder)
+    spool.ids = {"run_id": "x"}
+    spool.mark_sent(1)
+    spool.ids["models"] = {"m": "y"}
+    spool.mark_sent(3)
+    spool.release()
+    reopened = RunSpool.open(spool.folder)
+    assert (reopened.num_sent, reopened.ids) == (3, {"run_id": "x", "models": {"m": "y"}})
+    reopened.release()
+    sent = spool.folder / journal.SENT
     sent.write_bytes(sent.read_bytes()[:-3])
-    torn = RunSpool.open(record.folder)
-    assert torn.sent == 0
-    torn.mark_sent(2, {})
-    torn.release()
-    assert RunSpool.open(record.folder).sent == 2
+    truncated = RunSpool.open(spool.folder)
+    assert truncated.num_sent == 0
+    truncated.mark_sent(2)
+    truncated.release()
+    assert RunSpool.open(spool.folder).num_sent == 2
 
 
 def test_files_that_have_changed_are_not_sent(state):
-    record = RunSpool.create("a run", "sqlite:////somewhere/mlflow.db")
-    folder = record.new_folder()
+    spool = RunSpool.create("a run", "sqlite:////somewhere/mlflow.db")
+    folder = spool.new_dir()
     (folder / "figures").mkdir()
     (folder / "figures" / "x.png").write_bytes(b"as it was")
-    operation = {"op": "files", **record.seal(folder)}
-    assert record.sealed(operation) == folder
+    (operation,) = spool.hash_files(folder)
+    assert spool.verify_file(operation) == folder / "figures" / "x.png"
     (folder / "figures" / "x.png").write_bytes(b"as it is")
     with pytest.raises(InputError, match=r"figures/x\.png has changed"):
-        record.sealed(operation)
+        spool.verify_file(operation)
 
 
-def test_a_record_is_in_use_while_its_process_lives(state):
+def test_a_record_is_locked_while_its_process_lives(state):
     program = (
         "import sys, time\nfrom twinsqueeze.tracking.spool.journal import RunSpool\n"
-        "record = RunSpool.create('a run', 'x')\nrecord.append({'op': 'tags', 'values': {}})\n"
-        "print(record.folder, flush=True)\ntime.sleep(60)"
+        "spool = RunSpool.create('a run', 'x')\nspool.append({'op': 'batch', 'tags': {}})\n"
+        "print(spool.folder, flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         folder = Path(process.stdout.readline().strip())
-        assert record_folders() == [folder]
-        with pytest.raises(InUseError):
+        assert [(run.folder, run.is_locked) for run in pending_runs()] == [(folder, True)]
+        with pytest.raises(RecordLockedError):
             RunSpool.open(folder)
-        assert read_record(folder)[1] == [{"op": "tags", "values": {}}]
+        assert RunSpool.read(folder).operations == [{"op": "batch", "tags": {}}]
         process.kill()
-    record = RunSpool.open(folder)
-    record.remove()
-    assert record_folders() == []
+    spool = RunSpool.open(folder)
+    spool.remove()
+    assert pending_runs() == []
 
 
 def test_a_file_in_the_folders_place_is_refused(state):

@@ -39,11 +39,11 @@ def server(place) -> Iterator[Server]:
     server.stop()
 
 
-def start(place: Workplace, uri: str, *arguments: str, patience: float = 60) -> subprocess.Popen:
+def start(place: Workplace, uri: str, *arguments: str, flush_timeout: float = 60) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "twinsqueeze", *arguments],
         cwd=place.folder,
-        env=place.environment | {"MLFLOW_TRACKING_URI": uri, "TWINSQUEEZE_PATIENCE": str(patience)},
+        env=place.environment | {"MLFLOW_TRACKING_URI": uri, "TWINSQUEEZE_FLUSH_TIMEOUT": str(flush_timeout)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,8 +64,8 @@ def commands(pairs_folder: Path) -> dict[str, list[str]]:
     }
 
 
-def run(place: Workplace, uri: str, *arguments: str, patience: float = 60) -> tuple[int, str, str]:
-    return finish(start(place, uri, *arguments, patience=patience))
+def run(place: Workplace, uri: str, *arguments: str, flush_timeout: float = 60) -> tuple[int, str, str]:
+    return finish(start(place, uri, *arguments, flush_timeout=flush_timeout))
 
 
 def until_trained(process: subprocess.Popen, share: float = 0.2) -> str:
@@ -180,7 +180,7 @@ def test_what_a_server_that_never_returned_has_not_is_sent_later(place, server, 
     for name, arguments in commands(pairs_folder).items():
         faults = Always(Faults.CUT)
         with proxy(server.port, faults) as uri:
-            process = start(place, uri, *arguments, patience=2)
+            process = start(place, uri, *arguments, flush_timeout=2)
             until_trained(process, 0)  # a grid reads what the server has before it trains
             faults.on = True
             code, out, err = finish(process)
@@ -198,7 +198,7 @@ def test_what_a_server_that_never_returned_has_not_is_sent_later(place, server, 
             code, _, err = run(place, server.uri, "sync")
             assert code == 0
             assert err.count(f"it is for {uri}") == count
-            code, _, err = run(place, uri, "sync", patience=0)
+            code, _, err = run(place, uri, "sync", flush_timeout=0)
             assert code == 2
             assert "does not answer" in err
             faults.on = False
@@ -246,7 +246,7 @@ def test_a_killed_command_leaves_a_record_that_sync_ends(place, server, pairs_fo
 def test_a_run_that_was_deleted_is_refused_and_its_record_discarded(place, server, pairs_folder):
     before, faults = server.runs(), Always(Faults.CUT)
     with proxy(server.port, faults) as uri:
-        process = start(place, uri, "main", "--dataset", str(pairs_folder), *SHORT, patience=30)
+        process = start(place, uri, "main", "--dataset", str(pairs_folder), *SHORT, flush_timeout=30)
         wait_for(lambda: new_runs(server, before))
         faults.on = True
         assert any(line.startswith("waiting for the tracking server") for line in process.stderr)

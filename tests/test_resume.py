@@ -289,9 +289,9 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypa
 
     found = mark_orphans_killed("0", lambda tags: tags["same"] == "True", "Run x goes on.")
     assert found == OrphanedRuns(
-        same=[ids["gone, of the same"]],
-        others=[ids["with a number that is another's now"], ids["gone"]],
-        elsewhere={ids["elsewhere, of the same"]: "elsewhere"},
+        same_recipe=[ids["gone, of the same"]],
+        other=[ids["with a number that is another's now"], ids["gone"]],
+        remote={ids["elsewhere, of the same"]: "elsewhere"},
     )
     runs = {run.info.run_name: run for run in workplace.runs()}
     killed = {name for name, run in runs.items() if run.info.status == "KILLED"}
@@ -319,8 +319,8 @@ def test_a_zombie_is_gone():
         known = ProcessIdentity(
             host=ProcessIdentity.current().host, pid=process.pid, started=psutil.Process(process.pid).create_time()
         )
-        assert known.state == "living"
+        assert known.state == "alive"
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert known.state == "gone"
-    assert known.state == "gone"
+        assert known.state == "dead"
+    assert known.state == "dead"

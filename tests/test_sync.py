@@ -1,4 +1,4 @@
-"""Records that a store did not take, sent later: in this process, with a delivery that is cut off as told."""
+"""Records that a store did not take, sent later: in this process, with a replayer that fails on demand."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,26 +15,25 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as run_module
 from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
-from twinsqueeze.tracking.spool import pending, uploader
-from twinsqueeze.tracking.spool.journal import RunSpool, record_folders
-from twinsqueeze.tracking.spool.replay import DATABASE_ATTEMPTS, RunReplayer
+from twinsqueeze.tracking.spool import RunReplayer, RunSpool, pending_runs, uploader
+from twinsqueeze.tracking.spool.replay import MAX_DATABASE_ERRORS
 from twinsqueeze.tracking.tags import PROCESS
 from twinsqueeze.utils.processes import ProcessIdentity
 
 
 class Fault:
-    """What becomes of operations: `away` fails them all, `losing` does each and then fails for the first time."""
+    """Failures of a store: `away` fails all operations, `losing` loses the first answer to each."""
 
     def __init__(self) -> None:
         self.away = self.losing = False
         self.lost: set[tuple[str, int]] = set()
 
-    def send(self, delivery: RunReplayer, operation, *, again: bool) -> None:
+    def send(self, replayer: RunReplayer, operation, *, is_retry: bool) -> None:
         if self.away:
             raise OSError("away")
-        self.original(delivery, operation, again=again)
-        if self.losing and (delivery.record.folder.name, id(operation)) not in self.lost:
-            self.lost.add((delivery.record.folder.name, id(operation)))
+        self.original(replayer, operation, is_retry=is_retry)
+        if self.losing and (replayer.spool.folder.name, id(operation)) not in self.lost:
+            self.lost.add((replayer.spool.folder.name, id(operation)))
             raise OSError("the answer was lost")
 
     original = staticmethod(RunReplayer.send)
@@ -43,7 +42,7 @@ class Fault:
 @pytest.fixture
 def fault(monkeypatch) -> Fault:
     fault = Fault()
-    monkeypatch.setattr(RunReplayer, "send", lambda delivery, what, again: fault.send(delivery, what, again=again))
+    monkeypatch.setattr(RunReplayer, "send", lambda run, what, is_retry: fault.send(run, what, is_retry=is_retry))
     monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.02)
     return fault
@@ -114,7 +113,7 @@ def test_what_was_not_sent_is_sent_later_and_each_thing_once(client, fault, caps
 
     with pytest.raises(InputError, match=r"the records of 2 runs are kept in .* `python -m twinsqueeze sync` sends"):
         write(fault, away=True)
-    assert len(record_folders()) == 2
+    assert len(pending_runs()) == 2
     sync.sync(listed=True)
     assert capsys.readouterr().out.count("has ended") == 2
     with pytest.raises(InputError, match="2 of 2 records could not be sent"):
@@ -123,7 +122,7 @@ def test_what_was_not_sent_is_sent_later_and_each_thing_once(client, fault, caps
     sync.sync()
     assert contents(client, before) == undisturbed
     assert len(fault.lost) > 10
-    assert record_folders() == []
+    assert pending_runs() == []
     sync.sync()
     assert "everything has been sent" in capsys.readouterr().out
     assert contents(client, before) == undisturbed
@@ -136,7 +135,7 @@ def test_answers_that_are_lost_double_nothing(client, fault):
     fault.losing = True
     write(fault)
     assert contents(client, before) == undisturbed
-    assert record_folders() == []
+    assert pending_runs() == []
 
 
 def test_records_of_other_stores_and_damaged_ones_are_left_alone(client, fault, tmp_path, monkeypatch, capsys):
@@ -151,12 +150,12 @@ def test_records_of_other_stores_and_damaged_ones_are_left_alone(client, fault, 
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"1 of 2 .*compressor\.safetensors has changed.*--discard RUN_ID"):
         sync.sync()
-    (left,) = record_folders()
+    (left,) = pending_runs()
     (run,) = [run for run in client.search_runs(["0"]) if run.info.run_name == "a"]
     with pytest.raises(InputError, match="sync --list"):
         sync.sync(discard="0" * 32)
     sync.sync(discard=run.info.run_id)
-    assert not left.exists()
+    assert not left.folder.exists()
 
 
 def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault, capsys):
@@ -166,12 +165,12 @@ def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault,
         assert "its command is running" in capsys.readouterr().err
     record = RunSpool.create("a", links.store_uri())
     record.append({"op": "begin", "given": run_id, "tags": {}, "time": 1})
-    record.append({"op": "metrics", "rows": [["dev/mse", 0.5, 1, 1, None, None, None]]})
+    record.append({"op": "batch", "metrics": [{"key": "dev/mse", "value": 0.5, "timestamp": 1, "step": 1}]})
     record.release()
     sync.sync()
     found = client.get_run(run_id)
     assert found.info.status == "KILLED"
-    assert found.data.tags["mlflow.note.content"] == pending.GONE
+    assert found.data.tags["mlflow.note.content"] == uploader.KILLED_NOTE
     assert found.data.metrics == {"dev/mse": 0.5}
 
 
@@ -206,10 +205,10 @@ def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, who
     assert f"a ({whole}) had ended" in capsys.readouterr().err
     statuses = {found.info.run_name: found.info.status for found in client.search_runs(["0"])}
     assert statuses == {"a": "FINISHED", "b": "FINISHED", "next": "FINISHED"}
-    assert record_folders() == [stranger.folder]
+    assert [run.folder for run in pending_runs()] == [stranger.folder]
 
 
-@pytest.mark.parametrize("failures", [1, DATABASE_ATTEMPTS])
+@pytest.mark.parametrize("failures", [1, MAX_DATABASE_ERRORS])
 def test_a_database_that_fails_is_tried_again_and_then_refuses(client, fault, monkeypatch, failures, capsys):
     """MLflow on PostgreSQL answers so to the second of two processes that log the same data at once."""
     original, calls = mlflow.MlflowClient.log_inputs, []
@@ -221,11 +220,11 @@ def test_a_database_that_fails_is_tried_again_and_then_refuses(client, fault, mo
         return original(*arguments, **options)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", log_inputs)
-    if failures < DATABASE_ATTEMPTS:
+    if failures < MAX_DATABASE_ERRORS:
         write(fault)
         assert capsys.readouterr().err == ""
     else:
         with pytest.raises(InputError, match="UniqueViolation"):
             write(fault)
         assert "refuses the record of a" in capsys.readouterr().err
-    assert len(calls) == min(failures + 1, DATABASE_ATTEMPTS)
+    assert len(calls) == min(failures + 1, MAX_DATABASE_ERRORS)

@@ -11,8 +11,8 @@ from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.onnx import check_onnx_installed, export_compressor, export_text_model
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
+from twinsqueeze.tracking.model_files import CARD_FILE
 from twinsqueeze.tracking.run import env_run_id, start_run
-from twinsqueeze.tracking.run_logger import CARD_FILE
 from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
 from twinsqueeze.utils.text import escape_markdown

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze.commands import run_recording
+from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.spool.pending import pending_runs, upload_pending
-from twinsqueeze.tracking.spool.timeouts import STOP_SECONDS
+from twinsqueeze.tracking.spool import EXIT_TIMEOUT, StoreFailedError, pending_runs, upload_pending
 from twinsqueeze.training.batching import plan_batches
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.utils import console
@@ -32,32 +32,32 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
     try:
         _upload_complete_runs(run.experiment_id)
         orphans = orphaned_runs.mark_orphans_killed(run.experiment_id, is_same, f"Run {run.run_id} {note}.")
-        if orphans.same:
-            run.set_tags({tags.RESUMES_RUN: ", ".join(orphans.same)})
+        if orphans.same_recipe:
+            run.set_tags({tags.RESUMES_RUN: ", ".join(orphans.same_recipe)})
     except Exception as error:  # the records of other runs must not stop this training
         console.warn(f"runs of killed processes cannot be closed: {describe_error(error)}")
         return
     pending = {record.run_id for record in pending_runs()}
-    for run_id in (*orphans.same, *orphans.others):
+    for run_id in (*orphans.same_recipe, *orphans.other):
         hint = "; `python -m twinsqueeze sync` uploads the rest of its records" if run_id in pending else ""
         console.info(f"run {run_id} was RUNNING but its process is gone: marked as KILLED{hint}")
-    for run_id, host in orphans.elsewhere.items():
+    for run_id, host in orphans.remote.items():
         console.info(f"run {run_id} does the same on {host} and may still be running: left unchanged")
 
 
 def _upload_complete_runs(experiment_id: str) -> None:
-    """Uploads the runs that ended before their process was killed, but were not fully uploaded."""
-    for record in pending_runs():
-        is_here = (record.uri, record.experiment_id) == (links.store_uri(), experiment_id)
-        if not is_here or not record.ended or record.used or record.damage:
+    """Upload the runs that ended before their process was killed, but were not fully uploaded."""
+    for pending in pending_runs():
+        is_here = (pending.uri, pending.experiment_id) == (links.store_uri(), experiment_id)
+        if not is_here or not pending.is_complete or pending.is_locked:
             continue
-        sent = upload_pending(record, STOP_SECONDS)
-        if sent.why is None:
-            console.info(f"{record} had ended before its process was killed: its records are uploaded")
-        else:
-            console.warn(f"{record} is not fully uploaded, `python -m twinsqueeze sync` retries: {sent.why}")
-        if sent.fails:
-            return
+        try:
+            upload_pending(pending, EXIT_TIMEOUT)
+            console.info(f"{pending} had ended before its process was killed: its records are uploaded")
+        except InputError as error:
+            console.warn(f"{pending} is not fully uploaded, `python -m twinsqueeze sync` retries: {error}")
+            if isinstance(error, StoreFailedError):
+                return
 
 
 def announce_resume(checkpoint: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:

@@ -1,91 +1,92 @@
-"""The job sync: records of runs that the tracking server has not taken are sent, listed or thrown away."""
+"""The command `sync`: uploads, lists or deletes the records of runs that the tracking server has not taken."""
 
 from collections.abc import Sequence
 from datetime import datetime
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import links, run
-from twinsqueeze.tracking.spool.journal import RunSpool, records_folder
-from twinsqueeze.tracking.spool.pending import PendingRun, pending_runs, upload_pending
-from twinsqueeze.tracking.spool.timeouts import flush_timeout
+from twinsqueeze.tracking.spool import (
+    RunSpool,
+    StoreFailedError,
+    flush_timeout,
+    pending_runs,
+    records_dir,
+    upload_pending,
+)
 from twinsqueeze.utils import console
 
 
 def sync(*, listed: bool = False, discard: str | None = None) -> None:
-    """Sends the records that are kept to the tracking store that they are for.
+    """Upload all records to the tracking store that they are for.
 
     Args:
-        listed: Whether to say what there is instead.
-        discard: The id of a run whose record to delete instead.
+        listed: Whether to list them instead.
+        discard: Id of a run whose record to delete instead.
 
     Raises:
-        InputError: If not all could be sent, or there is no such record.
+        InputError: If a record could not be uploaded, or there is none to delete.
     """
-    kept = pending_runs()
+    runs = pending_runs()
     if discard:
-        _discard(kept, discard)
-        return
-    if not kept:
-        console.print_result(f"No record is kept in {records_folder()}: everything has been sent.")
-        return
-    if listed:
-        console.print_result(*map(_shown, kept))
-        return
-    flush_timeout()
-    left = [f"{record}: {record.damage}" for record in kept if record.damage]
-    here = links.store_uri()
-    ours = []
-    for record in kept:
-        if record.damage:
-            continue
-        if record.used:
-            console.info(f"{record} is left out: its command is running")
-        elif record.uri != here:
-            console.info(f"{record} is left out: it is for {record.uri}, and MLFLOW_TRACKING_URI names {here}")
-        else:
-            ours.append(record)
-    if ours:
-        left += _send(ours, {record.run_id for record in kept if record.used})
-    if left:
+        _discard(runs, discard)
+    elif not runs:
+        console.print_result(f"No record is kept in {records_dir()}: everything has been sent.")
+    elif listed:
+        console.print_result(*map(_describe, runs))
+    elif failures := [f"{each}: {each.damage}" for each in runs if each.damage] + _upload(_uploadable(runs)):
         raise InputError(
-            f"{len(left)} of {len(kept)} records could not be sent and are kept in {records_folder()}: "
-            f"{'; '.join(left)}. Try again, or delete one with `python -m twinsqueeze sync --discard RUN_ID`"
+            f"{len(failures)} of {len(runs)} records could not be sent and are kept in {records_dir()}: "
+            f"{'; '.join(failures)}. Try again, or delete one with `python -m twinsqueeze sync --discard RUN_ID`"
         )
 
 
-def _shown(record: PendingRun) -> str:
-    if record.damage:
-        return f"{record}: {record.damage}"
-    state = "its command is running" if record.used else "has ended" if record.ended else "its process is gone"
-    size = sum(path.stat().st_size for path in record.folder.rglob("*") if path.is_file())
-    when = datetime.fromtimestamp(record.time / 1000).astimezone()
-    return f"{record}, begun {when:%Y-%m-%d %H:%M}, {size / 1e6:.1f} MB, {state}, for {record.uri}"
+def _describe(run: RunSpool) -> str:
+    if run.damage:
+        return f"{run}: {run.damage}"
+    state = "its command is running" if run.is_locked else "has ended" if run.is_complete else "its process is gone"
+    size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+    start = datetime.fromtimestamp(run.start_time / 1000).astimezone()
+    return f"{run}, started {start:%Y-%m-%d %H:%M}, {size / 1e6:.1f} MB, {state}, for {run.uri}"
 
 
-def _discard(kept: Sequence[PendingRun], run_id: str) -> None:
-    for record in kept:
-        if run_id not in {record.run_id, record.folder.name}:
-            continue
-        if record.used:
-            raise InputError(f"the record of {record} is being written by a command that is running: stop that first")
-        RunSpool.at(record.folder).remove()
-        console.print_result(f"The record of {record} is deleted.")
-        return
-    raise InputError(f"no record in {records_folder()} is of a run {run_id!r}: `sync --list` says which there are")
+def _discard(runs: Sequence[RunSpool], run_id: str) -> None:
+    found = next((each for each in runs if run_id in {each.run_id, each.folder.name}), None)
+    if not found:
+        raise InputError(f"no record in {records_dir()} is of a run {run_id!r}: `sync --list` says which there are")
+    if found.is_locked:
+        raise InputError(f"the record of {found} is being written by a command that is running: stop that first")
+    found.remove()
+    console.print_result(f"The record of {found} is deleted.")
 
 
-def _send(kept: Sequence[PendingRun], in_use_runs: set[str]) -> list[str]:
-    """Sends records one by one; returns what is left, with the reasons."""
+def _uploadable(runs: Sequence[RunSpool]) -> list[RunSpool]:
+    """The records of dead processes for the current tracking store; says why others are skipped."""
+    uri, uploadable = links.store_uri(), []
+    for each in runs:
+        if each.is_locked:
+            console.info(f"{each} is skipped: its command is running")
+        elif not each.damage and each.uri != uri:
+            console.info(f"{each} is skipped: it is for {each.uri}, and MLFLOW_TRACKING_URI names {uri}")
+        elif not each.damage:
+            uploadable.append(each)
+    return uploadable
+
+
+def _upload(runs: Sequence[RunSpool]) -> list[str]:
+    """Upload records one by one, and return why some could not be."""
+    failures: list[str] = []
+    if not runs:
+        return failures
+    timeout = flush_timeout()
     run.check_tracking_server()
-    left: list[str] = []
     with console.progress("sending", "run") as advance:
-        for number, record in enumerate(kept, 1):
-            result = upload_pending(record, flush_timeout(), resumed_from_epoch=record.run_id in in_use_runs)
-            if result.why is None:
-                console.print_result(f"Sent {record}.")
-            else:
-                left.append(f"{record}: {result.why}")
-            advance(number, len(kept), {"left": str(len(left))} if left else {})
-            if result.fails:  # it would be the same for the rest
-                return [*left, *(f"{other}: not tried" for other in kept[number:])]
-    return left
+        for number, each in enumerate(runs, 1):
+            try:
+                upload_pending(each, timeout)
+                console.print_result(f"Sent {each}.")
+            except StoreFailedError as error:
+                return [*failures, f"{each}: {error}", *(f"{other}: not tried" for other in runs[number:])]
+            except InputError as error:
+                failures.append(f"{each}: {error}")
+            advance(number, len(runs), {"failed": str(len(failures))} if failures else {})
+    return failures

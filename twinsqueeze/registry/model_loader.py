@@ -18,8 +18,8 @@ from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
+from twinsqueeze.tracking.model_files import CARD_FILE
 from twinsqueeze.tracking.run import check_tracking_server
-from twinsqueeze.tracking.run_logger import CARD_FILE
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.utils import files
 from twinsqueeze.utils.files import CHECKPOINT_FILE

@@ -11,7 +11,7 @@ import mlflow
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader
-from twinsqueeze.tracking import run, run_logger
+from twinsqueeze.tracking import model_files, run
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.text import describe_error, redact_credentials
@@ -104,7 +104,7 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
 def set_description(version: Version, description: str) -> None:
     """Set a version's description (Markdown), truncated at a line break to `MAX_DESCRIPTION_LENGTH`."""
     if len(description) > MAX_DESCRIPTION_LENGTH:
-        note = f"\n\nTruncated. Full model card: extra_files/{run_logger.CARD_FILE} of the model."
+        note = f"\n\nTruncated. Full model card: extra_files/{model_files.CARD_FILE} of the model."
         description = description[: MAX_DESCRIPTION_LENGTH - len(note)].rpartition("\n")[0] + note
     mlflow.MlflowClient().update_model_version(NAME, str(version.number), description)
 

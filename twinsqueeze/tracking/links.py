@@ -1,4 +1,4 @@
-"""Where the tracking store is, and where what it holds is looked at: addresses and the commands that come next."""
+"""Addresses of the tracking store and its UI, and the commands to type next."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,12 +8,11 @@ import mlflow
 from twinsqueeze.utils.text import redact_credentials
 
 if TYPE_CHECKING:
-    pass
-from twinsqueeze.tracking.run_logger import RunLogger
+    from twinsqueeze.tracking.run_logger import RunLogger
 
 
 def store_uri() -> str:
-    """The tracking store's address as records name it: without password, the same from whatever folder it is named."""
+    """The tracking store's address without credentials; the path of a SQLite file is absolute."""
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
@@ -21,26 +20,26 @@ def store_uri() -> str:
 
 
 def describe_store(uri: str) -> str:
-    """A tracking store in words."""
+    """Name a tracking store in a message."""
     return f"the tracking {'server' if uri.startswith('http') else 'store'} {uri}"
 
 
 def run_url(experiment_id: str, run_id: str | None = None) -> str:
-    """Where a run, or all of an experiment, is looked at: on the tracking server or on a UI started here."""
+    """The page of a run or an experiment, on the tracking server or on a UI started on this machine."""
     uri = mlflow.get_tracking_uri()
     base = redact_credentials(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
-def mlflow_run_command(run: RunLogger, entry_point: str, **parameters: str) -> str:
+def mlflow_run_command(run: "RunLogger", entry_point: str, **parameters: str) -> str:
     """The command that runs an entry point in a run's experiment."""
     experiment = [] if run.experiment_id == "0" else [f"--experiment-id {run.experiment_id}"]
-    given = [f"-P {name}={value}" for name, value in parameters.items()]
-    return " ".join(["mlflow run . --env-manager local", *experiment, f"-e {entry_point}", *given])
+    options = [f"-P {name}={value}" for name, value in parameters.items()]
+    return " ".join(["mlflow run . --env-manager local", *experiment, f"-e {entry_point}", *options])
 
 
-def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
-    """The steps from a run to MLflow's UI: what to do, and the command or the address."""
+def ui_steps(run: "RunLogger") -> list[tuple[str, str]]:
+    """The steps to see a run in MLflow's UI, each with its command or address."""
     uri = mlflow.get_tracking_uri()
     shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'
     start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}")]

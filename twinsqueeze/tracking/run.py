@@ -1,7 +1,7 @@
-"""Opens runs, ends them and waits until they are sent.
+"""Starts and ends runs, and waits until they are uploaded.
 
-A run's record goes to disk first. A thread sends it from there, so that a server that is away, hangs or fails stops no
-training; what it has not taken when the command ends stays on disk for the command `sync`.
+A run is recorded on disk first, and a thread uploads it from there: a failing tracking server stops no training. What
+it has not taken when the command ends stays on disk for `sync`.
 """
 
 import logging
@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import mlflow
@@ -21,81 +20,71 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import store
-from twinsqueeze.tracking.spool.journal import RunSpool, records_folder
-from twinsqueeze.tracking.spool.replay import RunReplayer
-from twinsqueeze.tracking.spool.timeouts import SERVER_SECONDS, STOP_SECONDS, flush_timeout, request_timeout
-from twinsqueeze.tracking.spool.uploader import Uploader
+from twinsqueeze.tracking.links import describe_store, store_uri
+from twinsqueeze.tracking.run_logger import RunLogger, RunWriter
+from twinsqueeze.tracking.spool import EXIT_TIMEOUT, SERVER_TIMEOUT, RunSpool, Uploader, flush_timeout, request_timeout
+from twinsqueeze.tracking.tags import KIND, PROCESS
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import describe_error, escape_markdown, redact_credentials
 
-if TYPE_CHECKING:
-    pass
-from twinsqueeze.tracking.links import describe_store, store_uri
-from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.tags import KIND, PROCESS
-
-# Ours is the progress to show; MLflow's warnings stay.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-# MLflow would print a run's address at its end, with the password that may stand in it; `where_to_look` does without.
+# MLflow would print the run's address with the password in it; `links.ui_steps` leaves that out.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+# Uploaders that have not sent everything, and the open runs except nested ones.
+_uploaders: list[Uploader] = []
+_open_runs: list[RunLogger] = []
 
-# MLflow would ask seven times more for what a failing server does not give, and wait for two minutes each time.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
-
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+class UploadError(InputError):
+    """The tracking store has not taken everything; the rest is kept on disk."""
 
 
 def env_run_id() -> str | None:
-    """The id of the run that `mlflow run` made for this process, if it did."""
+    """The id of the run that `mlflow run` created for this process; None without one."""
     return os.environ.get("MLFLOW_RUN_ID")
 
 
 def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
-    """Asks a remote server for an answer, and opens a store that is a file, so that nothing long begins in vain.
+    """Check that the tracking server or the model registry can be used, so that nothing long begins in vain.
 
     Args:
-        what: The tracking server, or the model registry.
-        setting: What says where it is.
+        what: Its name in messages.
+        setting: The environment variable with its address.
 
     Raises:
-        InputError: If a server does not give one within 25 seconds, or the file can't be opened.
+        InputError: If a server does not answer within 25 seconds, or a SQLite file can't be opened.
     """
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if urlsplit(uri).scheme not in {"http", "https"}:
         store.init_sqlite_store(uri, what.replace("server", "store"), setting)
         return
-    failure: list[str] = ["no answer"]
+    failures = ["no answer"]
 
-    def ask() -> None:
-        for _ in range(3):  # an answer may have been lost on the way
+    def ping() -> None:
+        for _ in range(3):  # an answer may be lost
             try:
                 with request_timeout():
                     mlflow.MlflowClient(uri).search_experiments(max_results=1)
-                failure.clear()
+                failures.clear()
                 return
-            except Exception as error:  # any failure means that there is no server to record to
-                failure[:] = [describe_error(error)]
+            except Exception as error:  # whatever fails, there is no server to record to
+                failures[:] = [describe_error(error)]
 
-    thread = threading.Thread(target=ask, daemon=True)  # a server that trickles would hold us for ever
+    thread = threading.Thread(target=ping, daemon=True)  # a server may send its answer byte by byte
     thread.start()
-    thread.join(SERVER_SECONDS)
-    if failure:
+    thread.join(SERVER_TIMEOUT)
+    if failures:
         raise InputError(
-            f"the {what} {redact_credentials(uri)} does not answer ({failure[0]}): "
+            f"the {what} {redact_credentials(uri)} does not answer ({failures[0]}): "
             f"start it, or point {setting} elsewhere"
         )
 
 
 def fail_env_run(reason: str, status: str = "FAILED") -> None:
-    """Ends the run that `mlflow run` made, for something that went wrong before it was taken up."""
+    """End the run that `mlflow run` created, after an error before `start_run`."""
     run_id = env_run_id()
     if not run_id:
         return
@@ -104,176 +93,129 @@ def fail_env_run(reason: str, status: str = "FAILED") -> None:
             client = mlflow.MlflowClient()
             client.set_tag(run_id, MLFLOW_RUN_NOTE, escape_markdown(redact_credentials(reason)))
             client.set_terminated(run_id, status)
-        except Exception as error:  # the reason itself matters more, and is printed by the caller
+        except Exception as error:  # the caller prints the reason, which matters more
             print(f"twinsqueeze: run {run_id} can't be ended: {describe_error(error)}", file=sys.stderr)
-
-
-class UnsentError(InputError):
-    """The tracking server has not taken all of the records, which are kept."""
-
-
-# Those that have something to send, and the runs that are open, but for the nested ones.
-_senders: list[Uploader] = []
-
-
-_parents: list[RunLogger] = []
 
 
 @contextmanager
 def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogger]:
-    """A run of MLflow's, made here or by `mlflow run`, that ends as FINISHED, FAILED with its reason, or KILLED.
+    """Start a run, or continue the one that `mlflow run` created, and end it as FINISHED, FAILED or KILLED.
 
-    What is written to it is there when the block ends, unless the tracking server has gone away by then: `flush` waits
-    for it.
+    Uploads may still be running when the context is left; `flush` waits for them.
 
     Args:
-        name: What it is called, unless the user has named it.
-        kind: train, evaluation, ablation, comparison, registration or export.
-        nested: Whether it is a child of the run that is open.
+        name: Name of the run, unless the user has named it.
+        kind: train, evaluation, ablation, comparison, registration, compression or export.
+        nested: Whether it is a child of the open run.
 
     Raises:
-        InputError: If the tracking store, or the record, can't be written to.
+        InputError: If the tracking store or the record on disk can't be written.
     """
     run: RunLogger | None = None
     monitor: SystemMetricsMonitor | None = None
     try:
         with signals.defer_signals(then_stop=True):
             run = _start_nested(name, kind) if nested else _start(name, kind)
-        if not nested:
-            _parents.append(run)
-            monitor = _monitor(run)
+        if not nested and MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            monitor = SystemMetricsMonitor(run.run_id)
+            monitor.start()
         yield run
         run.end_run("FINISHED")
     except signals.Interrupted as stop:
         _end(run, "KILLED", f"Killed: {stop}.")
         raise
     except BaseException as error:
-        reason = (
-            describe_error(error)
-            if isinstance(error, InputError)
-            else f"{type(error).__name__}: {describe_error(error)}"
-        )
-        _end(run, "FAILED", f"Failed: {reason}")
+        prefix = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        _end(run, "FAILED", f"Failed: {prefix}{describe_error(error)}")
         raise
     finally:
-        if run in _parents:
-            _parents.remove(run)
+        if run in _open_runs:
+            _open_runs.remove(run)
         if monitor:
             monitor.finish()
-    if not nested:
-        _close(run.sender, 0)
+    if not nested and not run.writer.uploader.unfinished():
+        _close(run.writer.uploader)
 
 
 def _start(name: str, kind: str) -> RunLogger:
-    flush_timeout()  # a setting that is wrong is told before anything begins
-    uri, given = store_uri(), env_run_id()
-    record = RunSpool.create(name, uri)
-    known = _known_tags(kind)
-    tags = known if given else resolve_tags({MLFLOW_RUN_NAME: name, **known})
-    sender = Uploader(describe_store(uri))
+    flush_timeout()  # raises for a wrong setting before anything begins
+    uri, run_id = store_uri(), env_run_id()
+    spool, uploader = RunSpool.create(name, uri), Uploader(describe_store(uri))
+    tags = _initial_tags(kind)
+    writer = RunWriter(spool, uploader)
     try:
-        run = _begin(record, sender, {"given": given, "experiment": None, "tags": tags})
-        seconds = SERVER_SECONDS if uri.startswith("http") else STOP_SECONDS
-        began = sender.wait(seconds, lambda: run.shipment.begun or run.shipment.refused is not None)
-        if not began or run.shipment.refused:
-            why = run.shipment.refused or sender.failure or "no answer"
-            raise InputError(f"the run can't be recorded in {uri}: {why}")
+        _write_begin(writer, tags if run_id else resolve_tags({MLFLOW_RUN_NAME: name, **tags}), run_id)
+        is_started = uploader.wait(SERVER_TIMEOUT if uri.startswith("http") else EXIT_TIMEOUT)
+        if not is_started or writer.replayer.refusal:
+            reason = writer.replayer.refusal or uploader.failure or "no answer"
+            raise InputError(f"the run can't be recorded in {uri}: {reason}")
     except BaseException:
-        sender.stop()
-        record.remove()
+        uploader.stop()
+        spool.remove()
         raise
-    os.environ.pop("MLFLOW_RUN_ID", None)  # it is taken up; whatever happens now, we end it
-    run._params |= run.delivery.params
-    _senders.append(sender)
+    os.environ.pop("MLFLOW_RUN_ID", None)  # from here on `start_run` ends it
+    run = RunLogger(writer)
+    _uploaders.append(uploader)
+    _open_runs.append(run)
     return run
 
 
 def _start_nested(name: str, kind: str) -> RunLogger:
-    parent = _parents[-1]
-    tags = resolve_tags({MLFLOW_RUN_NAME: name, **_known_tags(kind), MLFLOW_PARENT_RUN_ID: parent.run_id})
-    record = RunSpool.create(name, store_uri())
-    return _begin(record, parent.sender, {"given": None, "experiment": parent.experiment_id, "tags": tags})
+    parent = _open_runs[-1]
+    writer = RunWriter(RunSpool.create(name, store_uri()), parent.writer.uploader)
+    tags = resolve_tags({MLFLOW_RUN_NAME: name, **_initial_tags(kind), MLFLOW_PARENT_RUN_ID: parent.run_id})
+    _write_begin(writer, tags, experiment_id=parent.experiment_id)
+    return RunLogger(writer)
 
 
-def _known_tags(kind: str) -> dict[str, str]:
-    """What a run has from its beginning, so that it has it however soon this process is killed."""
+def _initial_tags(kind: str) -> dict[str, str]:
+    """Tags that a run has however soon its process is killed."""
     return {KIND: kind, PROCESS: ProcessIdentity.current().model_dump_json()}
 
 
-def _begin(record: RunSpool, sender: Uploader, what: Mapping[str, Any]) -> RunLogger:
-    delivered = delivery(record)
-    run = RunLogger(record, delivered, sender, sender.add(record, delivered))
-    run._write({"op": "begin", "time": run._began, **what}, durable=True)
-    return run
-
-
-def _monitor(run: RunLogger) -> SystemMetricsMonitor | None:
-    """What MLflow notes of the machine where the user has asked it to, which is not in the record."""
-    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
-        return None
-    monitor = SystemMetricsMonitor(run.run_id)
-    monitor.start()
-    return monitor
+def _write_begin(
+    writer: RunWriter, tags: Mapping[str, str], run_id: str | None = None, experiment_id: str | None = None
+) -> None:
+    begin = {"op": "begin", "time": writer.spool.start_time, "given": run_id, "experiment": experiment_id, "tags": tags}
+    writer.write(begin, durable=True)
 
 
 def _end(run: RunLogger | None, status: str, reason: str) -> None:
+    """End a run early, and wait a few seconds for its uploads."""
     if run is None:
         return
     with signals.defer_signals(then_stop=False):
         run.set_description(escape_markdown(reason))
         run.end_run(status)
-        if run in _parents:
-            _parents.remove(run)
-            if not _close(run.sender, STOP_SECONDS):
-                run.sender.tell(_kept(run.sender))
-                _abandon(run.sender)
+        if run in _open_runs:
+            uploader = run.writer.uploader
+            if not uploader.wait(EXIT_TIMEOUT) or uploader.unfinished():
+                uploader.notify(uploader.describe_unfinished())
+            _close(uploader)
 
 
-def _close(sender: Uploader, seconds: float, *, aloud: bool = False) -> bool:
-    """Waits for a sender, and lets it go once it has sent everything; whether it has."""
-    try:
-        done = sender.wait(seconds, aloud=aloud)
-    except signals.Interrupted:
-        sender.tell(_kept(sender))
-        _abandon(sender)
-        raise
-    if any(run.sender is sender for run in _parents):
-        return done and not any(shipment.refused for shipment in sender.unsent())
-    if not done or sender.unsent():
-        return False
-    _abandon(sender)
-    return True
-
-
-def _abandon(sender: Uploader) -> None:
-    sender.stop()
-    _senders.remove(sender)
+def _close(uploader: Uploader) -> None:
+    uploader.stop()
+    _uploaders.remove(uploader)
 
 
 def flush() -> None:
-    """Waits until the tracking store has everything that was recorded, or for as long as `flush_timeout` says.
+    """Wait until the tracking store has everything that was logged, for as long as `flush_timeout` says.
 
     Raises:
-        UnsentError: If it does not come to that; the message says where the records are.
+        UploadError: If it does not take everything; the message says where the rest is.
     """
-    for sender in _senders.copy():
-        if not _close(sender, flush_timeout(), aloud=True) and sender.unsent():
-            message = _kept(sender)
-            if not any(run.sender is sender for run in _parents):
-                _abandon(sender)
-            raise UnsentError(message)
-
-
-def _kept(sender: Uploader) -> str:
-    unsent = sender.unsent()
-    why = next((s.refused for s in unsent if s.refused), sender.failure) or "no answer"
-    if len(unsent) == 1:
-        what = f"the record of {unsent[0].record.about['name']} is kept in {unsent[0].record.folder}"
-    else:
-        what = f"the records of {len(unsent)} runs are kept in {records_folder()}"
-    return f"{sender.where} has not taken everything ({why}): {what}, and `python -m twinsqueeze sync` sends it later"
-
-
-def delivery(record: RunSpool) -> RunReplayer:
-    """Who sends a record to the tracking store."""
-    return RunReplayer(mlflow.MlflowClient(), record)
+    for uploader in _uploaders.copy():
+        is_open = any(run.writer.uploader is uploader for run in _open_runs)
+        try:
+            is_sent = uploader.wait(flush_timeout())
+        except signals.Interrupted:
+            if not is_open:  # else `start_run` closes it
+                uploader.notify(uploader.describe_unfinished())
+                _close(uploader)
+            raise
+        runs = uploader.unfinished()
+        if not is_open:
+            _close(uploader)
+        if not is_sent or any(run.refusal for run in runs):
+            raise UploadError(uploader.describe_unfinished())

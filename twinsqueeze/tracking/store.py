@@ -1,121 +1,93 @@
-"""The tracking store, made ready before anything is asked of it.
+"""Opens the tracking store before its first query.
 
-MLflow makes the tables of a fresh SQLite file in whatever process opens it first, and several that open it at once
-crash ("duplicate column name"). So here one process makes them, and the others wait.
+MLflow creates the tables of a new SQLite file in whichever process opens it first, and fails if several do so at once
+("duplicate column name"). A file lock lets one process create them while the others wait.
 """
 
 import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 from filelock import FileLock, Timeout
 
-from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.utils.text import redact_credentials
+from twinsqueeze.errors import InputError
+from twinsqueeze.utils.text import describe_error, redact_credentials
 
-# Making the tables takes a second or two, and others may be before us.
-OPENING_SECONDS = 120.0
-# As long as MLflow waits for another's write.
-BUSY_SECONDS = 20.0
-ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
+LOCK_TIMEOUT = 120.0
+# MLflow's own timeout for another process's write.
+BUSY_TIMEOUT = 20.0
 
-
-# What it logs with a traceback it raises as well.
+# MLflow logs a traceback for an error that it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def init_sqlite_store(uri: str, what: str, setting: str) -> None:
-    """Opens a SQLite store, and makes it where it is not there; leaves stores of other kinds alone.
+    """Open a SQLite store, and create it if it does not exist; other stores are left alone.
 
     Args:
-        uri: As in MLFLOW_TRACKING_URI.
-        what: The tracking store, or the model registry.
-        setting: What says where it is.
+        uri: Address of the store.
+        what: Its name in messages.
+        setting: The environment variable with its address.
 
     Raises:
         InputError: If it can't be opened.
     """
-    file = _sqlite_file(uri)
-    if file is None:
+    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    if not match or match[1] == ":memory:":
         return
+    file = Path(match[1])
     try:
-        with _one_at_a_time(file):
-            if file.is_file() and file.stat().st_size:
-                _check(file)
-            else:
-                _make(file, uri)
-        _ping(uri)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file() and not os.access(file.parent, os.W_OK):  # no lock possible, and nothing to create
+            _open(file, uri)
+        else:
+            with FileLock(f"{file}.lock", timeout=LOCK_TIMEOUT):
+                _open(file, uri)
     except Timeout as error:
         raise InputError(
-            f"the {what} {uri} is being opened by another process for {OPENING_SECONDS:.0f} seconds: end that process"
+            f"the {what} {uri} is being opened by another process for {LOCK_TIMEOUT:.0f} seconds: end that process"
         ) from error
-    except Exception as error:  # what is damaged, of another version or can't be written has errors of many kinds
+    except Exception as error:  # damaged, unwritable and foreign files raise errors of many types
         raise InputError(
-            f"the {what} {redact_credentials(uri)} can't be used ({one_line(error)}): put it right, or point "
+            f"the {what} {redact_credentials(uri)} can't be used ({describe_error(error)}): repair it, or point "
             f"{setting} at another"
         ) from error
 
 
 def ensure_experiment() -> None:
-    """Makes the experiment that MLFLOW_EXPERIMENT_NAME names, unless it is there or somebody makes it just now."""
+    """Create the experiment that MLFLOW_EXPERIMENT_NAME names, unless it exists."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     client = mlflow.MlflowClient()
-    if not name or client.get_experiment_by_name(name):
-        return
-    try:
-        client.create_experiment(name)
-    except mlflow.MlflowException as error:
-        if error.error_code != ALREADY_THERE:
-            raise
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    found = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(found[1]) if found and found[1] != ":memory:" else None
-
-
-@contextmanager
-def _one_at_a_time(file: Path) -> Iterator[None]:
-    """Holds the lock beside a store; goes without where the store is there and its folder can't be written."""
-    lock = FileLock(f"{file}.lock", timeout=OPENING_SECONDS)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:  # an OSError as well
-        raise
-    except OSError:
-        if not file.is_file():
-            raise
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make(file: Path, uri: str) -> None:
-    """Makes the tables, all of them or no file."""
-    try:
-        _ping(uri)
-    except BaseException:
-        file.unlink(missing_ok=True)  # MLflow can't go on from half of the tables
-        raise
-
-
-def _check(file: Path) -> None:
-    """Looks whether it is a database; MLflow would try again for 100 seconds before it says that it is none."""
-    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as database:
+    if name and not client.get_experiment_by_name(name):
         try:
-            database.execute("PRAGMA schema_version")
-        except sqlite3.OperationalError as error:
-            # A writer was killed within a transaction, which only a connection that may write can roll back: MLflow's.
-            if not error.sqlite_errorname.startswith("SQLITE_READONLY"):
+            client.create_experiment(name)
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process
                 raise
 
 
-def _ping(uri: str) -> None:
-    mlflow.MlflowClient(uri).search_experiments(max_results=1)
+def _open(file: Path, uri: str) -> None:
+    is_new = not file.is_file() or not file.stat().st_size
+    if not is_new:
+        _check_sqlite(file)
+    try:
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    except BaseException:
+        if is_new:
+            file.unlink(missing_ok=True)  # MLflow can't continue with half of its tables
+        raise
+
+
+def _check_sqlite(file: Path) -> None:
+    """Raise sqlite3.Error for a file that is not a database, which MLflow would retry for 100 seconds."""
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)) as database:
+        try:
+            database.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            # Only MLflow's connection, which may write, can roll back the transaction of a killed process.
+            if not error.sqlite_errorname.startswith("SQLITE_READONLY"):
+                raise

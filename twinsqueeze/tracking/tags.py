@@ -1,4 +1,4 @@
-"""What the tags of runs and models are called."""
+"""Names of the tags of runs and models."""
 
 KIND = "twinsqueeze.kind"
 DATASET = "twinsqueeze.dataset"
@@ -8,12 +8,10 @@ TEST_DIGEST = "twinsqueeze.test_digest"
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
 GRID_DIGEST = "twinsqueeze.grid_digest"
-# Who writes the run, so that others see whether it still lives.
+# The process that records the run, a `ProcessIdentity` as JSON.
 PROCESS = "twinsqueeze.process"
-# The epoch that an interrupted training was resumed from, and the interrupted runs that a run resumes or repeats.
+# The epoch from which an interrupted training was resumed, and the runs that it resumes.
 RESUMED_FROM = "twinsqueeze.resumed_from"
 RESUMES_RUN = "twinsqueeze.resumes_run"
-
-
-# Before the name of one file, of a run or its model: its SHA-256.
+# Prefix of a file's name: SHA-256 of that file of the run or model.
 FILE_SHA256 = "twinsqueeze.sha256."

@@ -8,17 +8,17 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ValidationError
 
-# Clocks are set right now and then, by which times of starting seem to move.
-SAME_SECONDS = 2.0
+# Start times seem to move when the clock is adjusted, in seconds.
+START_TOLERANCE = 2.0
 
 
 class ProcessIdentity(BaseModel):
-    """A process as others can tell it from all that ever had its number.
+    """A process, distinguished from other processes that had the same id before or after.
 
     Attributes:
-        host: Where it runs; containers of one machine are hosts of their own.
-        pid: Its number there.
-        started: When, in seconds since 1970.
+        host: Host name, with the container's id.
+        pid: Process id on that host.
+        started: Start time, in seconds since 1970.
     """
 
     host: str
@@ -27,37 +27,37 @@ class ProcessIdentity(BaseModel):
 
     @classmethod
     def current(cls) -> "ProcessIdentity":
-        """This one."""
+        """This process."""
         pid = os.getpid()
         return cls(host=_host(), pid=pid, started=psutil.Process(pid).create_time())
 
     @classmethod
     def parse(cls, text: str) -> "ProcessIdentity | None":
-        """What `model_dump_json` wrote; None for anything else."""
+        """Parse the output of `model_dump_json`; None for any other text."""
         try:
             return cls.model_validate_json(text)
         except ValidationError:
             return None
 
     @property
-    def state(self) -> Literal["living", "gone", "elsewhere"]:
-        """Of a process of another host nobody here knows whether it lives."""
+    def state(self) -> Literal["alive", "dead", "remote"]:
+        """Whether the process is alive; "remote" if it is on another host, so that nobody here knows."""
         if self.host != _host():
-            return "elsewhere"
+            return "remote"
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < SAME_SECONDS
-            return "living" if same and process.status() != psutil.STATUS_ZOMBIE else "gone"
+            is_same = abs(process.create_time() - self.started) < START_TOLERANCE
+            return "alive" if is_same and process.status() != psutil.STATUS_ZOMBIE else "dead"
         except psutil.NoSuchProcess:
-            return "gone"
-        except psutil.Error:
-            return "living"  # it is there, and somebody else's
+            return "dead"
+        except psutil.Error:  # of another user
+            return "alive"
 
 
 def _host() -> str:
-    """The host's name, with the container's number where process numbers belong to one."""
+    """The host name, with the number of the process namespace, which a container has of its own."""
     name = socket.gethostname()
     try:
         return f"{name} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return name

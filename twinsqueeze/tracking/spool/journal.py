@@ -1,289 +1,241 @@
-"""Runs' records on disk: what makes up a run, an operation a line, until all of it is where it belongs.
+"""Stores runs on disk until the tracking store has them.
 
-A record is a folder of `records` in the state folder. `journal.jsonl` begins with what the record is of and grows by a
-line an operation, `sent.jsonl` by a line when one has been sent, and `files` has what the operations name. Every line
-has a checksum over itself and its number. While a process lives, it holds the locks of the records that it writes.
+Each run has a record, a folder in `records/` of the state folder:
+
+    journal.jsonl  a header, then one operation per line; locked by the process that writes or uploads the record
+    sent.jsonl     how many operations the tracking store has, and the ids that it assigned
+    files/         the files that operations name
+
+Each line begins with a checksum over its number and its text.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from twinsqueeze.errors import InputError
-from twinsqueeze.utils.files import describe_change, dir_sha256, state_dir
+from twinsqueeze.utils.files import describe_file_change, file_sha256, state_dir
 
+# `op`, such as "batch", and what `RunReplayer` needs to send it, all JSON.
 Operation = Mapping[str, Any]
-FORMAT = 1
+JOURNAL, SENT, FILES = "journal.jsonl", "sent.jsonl", "files"
 
 
-JOURNAL, SENT, LOCK, FILES = "journal.jsonl", "sent.jsonl", "lock", "files"
+class RecordLockedError(Exception):
+    """Another process writes or uploads the record."""
 
 
-# Records appear under their names once they are whole and locked; before they begin with this.
-UNFINISHED = "."
-
-
-class InUseError(Exception):
-    """The process that writes a record is alive."""
-
-
-def records_folder() -> Path:
-    """Where the records are."""
-    return state_dir() / "records"
-
-
-def _line(number: int, operation: Operation) -> bytes:
-    text = json.dumps(operation, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return _checksum(number, text) + b" " + text + b"\n"
-
-
-def _checksum(number: int, text: bytes) -> bytes:
-    return hashlib.blake2b(b"%d " % number + text, digest_size=8).hexdigest().encode()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A file's operations; a last line that was not written to its end is left out.
-
-    Raises:
-        InputError: If a line is not what was written.
-    """
-    *lines, _ = path.read_bytes().split(b"\n")
-    operations = []
-    for number, line in enumerate(lines):
-        checksum, _, text = line.partition(b" ")
-        if checksum != _checksum(number, text):
-            raise InputError(f"line {number + 1} of {path} has changed since it was written")
-        operations.append(json.loads(text))
-    return operations
-
-
-class _Lines:
-    """A file that grows by lines."""
-
-    def __init__(self, path: Path, number: int = 0) -> None:
-        self.number = number
-        self._file: BinaryIO = path.open("ab", buffering=0)
-
-    def append(self, operation: Operation, *, durable: bool) -> None:
-        line = _line(self.number, operation)
-        if self._file.write(line) != len(line):  # the disk filled up within it
-            raise OSError(28, "No space left on device")
-        if durable:
-            os.fsync(self._file.fileno())
-        self.number += 1
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@dataclass
+@dataclass(eq=False)
 class RunSpool:
-    """A run's record that this process writes or sends.
+    """The record of one run.
 
     Attributes:
-        folder: Where it is.
-        about: What it is of: record (its id), name, uri (of the tracking store, without password), time.
-        operations: What was in it when it was opened.
-        sent: How many of them have been sent.
-        known: What sending has found out: run_id and the models' ids by name.
+        folder: The record's folder.
+        name: Name of the run.
+        uri: Address of its tracking store, without credentials.
+        start_time: Milliseconds since 1970.
+        operations: The operations that were in the journal when it was read.
+        num_sent: Number of operations that the tracking store has.
+        ids: `run_id`, `experiment_id` and `models` (ids by name), as far as the tracking store has assigned them.
+        is_locked: Whether another process wrote or uploaded the record when it was read.
+        damage: Why the record can't be read; None if it can.
     """
 
     folder: Path
-    about: Mapping[str, Any]
+    name: str = "a record"
+    uri: str = ""
+    start_time: int = 0
     operations: list[dict[str, Any]] = field(default_factory=list)
-    sent: int = 0
-    known: dict[str, Any] = field(default_factory=dict)
-    _lock: FileLock | None = None
-    _journal: _Lines | None = None
-    _acknowledged: _Lines | None = None
-    _folders: int = 0
+    num_sent: int = 0
+    ids: dict[str, Any] = field(default_factory=dict)
+    is_locked: bool = False
+    damage: str | None = None
+    _journal: BinaryIO | None = None
+    _num_lines: int = 0
 
     @classmethod
     def create(cls, name: str, uri: str) -> "RunSpool":
-        """A new one.
+        """Create and lock an empty record.
 
         Raises:
             InputError: If it can't be written.
         """
-        number = uuid.uuid4().hex
-        about = {"format": FORMAT, "record": number, "name": name, "uri": uri, "time": int(time.time() * 1000)}
-        folder = records_folder() / number
-        made = folder.with_name(UNFINISHED + number)
+        folder = records_dir() / uuid.uuid4().hex
+        hidden = folder.with_name(f".{folder.name}")  # until it is locked
+        header: dict[str, Any] = {"name": name, "uri": uri, "start_time": int(time.time() * 1000)}
         try:
-            made.mkdir(parents=True)
-            lock = _lock(made)
-            journal = _Lines(made / JOURNAL)
-            journal.append(about, durable=True)
-            made.rename(folder)
+            hidden.mkdir(parents=True)
+            spool = cls(folder, **header, _journal=_lock(hidden))
+            spool.append(header, durable=True)
+            hidden.rename(folder)
         except OSError as error:
             raise InputError(
-                f"a run's record can't be written to {str(records_folder())!r} ({error.strerror or error}): make room "
+                f"a run's record can't be written to {str(records_dir())!r} ({error.strerror or error}): make room "
                 "there, or have TWINSQUEEZE_STATE name another folder"
             ) from error
-        return cls(folder, about, _lock=lock, _journal=journal)
+        return spool
 
     @classmethod
     def open(cls, folder: Path) -> "RunSpool":
-        """One whose process is gone.
+        """Lock and read a record.
 
         Raises:
-            InUseError: If it is not.
-            InputError: If what is there is not what was written.
+            RecordLockedError: If another process has it.
         """
-        lock = _lock(folder)
-        try:
-            about, operations = read_record(folder)
-            sent, known = _read_sent(folder)
-            sent = min(sent, len(operations))  # a disk that was full took no more, where the server did
-            # What was sent is written anew: a line that was not written to its end must not have another behind it.
-            (folder / SENT).unlink(missing_ok=True)
-            record = cls(folder, about, operations, sent, known, lock)
-            record.mark_sent(sent, known)
-        except BaseException:
-            lock.release()
-            raise
-        return record
+        journal = _lock(folder)
+        spool = cls.read(folder)
+        spool._journal = journal
+        return spool
 
     @classmethod
-    def at(cls, folder: Path) -> "RunSpool":
-        """Whatever is in a folder, to be deleted.
+    def read(cls, folder: Path) -> "RunSpool":
+        """Read a record without locking it; see `damage` for whether that succeeded."""
+        try:
+            ((num_sent, ids),) = _read_lines(folder / SENT)
+        except (OSError, ValueError):  # nothing was sent, or all is sent again
+            num_sent, ids = 0, {}
+        is_locked = False
+        try:
+            is_locked = _is_locked(folder)
+            header, *operations = _read_lines(folder / JOURNAL)
+        except (OSError, InputError) as error:
+            return cls(folder, ids=ids, is_locked=is_locked, damage=str(error))
+        # After a full disk the tracking store may have more operations than the journal.
+        num_sent = min(num_sent, len(operations))
+        return cls(folder, **header, operations=operations, num_sent=num_sent, ids=ids, is_locked=is_locked)
 
-        Raises:
-            InUseError: If its process is alive.
-        """
-        return cls(folder, {}, _lock=_lock(folder))
+    def __str__(self) -> str:
+        return f"{self.name} ({self.run_id or self.folder.name})"
 
-    def append(self, operation: Operation, *, durable: bool = False) -> None:
-        """Writes an operation.
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; empty if the tracking store does not have it."""
+        return str(self.ids.get("run_id", ""))
 
-        Args:
-            operation: `op` and what belongs to it, as JSON.
-            durable: Whether to wait until the disk has it and all before it.
-        """
+    @property
+    def experiment_id(self) -> str:
+        """Id of the run's experiment; empty if unknown."""
+        named = self.operations[0].get("experiment") if self.operations else None
+        return str(self.ids.get("experiment_id") or named or "")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the operations include the end of the run."""
+        return bool(self.operations) and self.operations[-1]["op"] == "end"
+
+    def append(self, *operations: Operation, durable: bool = False) -> None:
+        """Append operations to the journal; `durable` waits until they are on the disk."""
         assert self._journal
-        self._journal.append(operation, durable=durable)
+        lines = b"".join(encode_line(number, each) for number, each in enumerate(operations, self._num_lines))
+        if self._journal.write(lines) != len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if durable:
+            os.fsync(self._journal.fileno())
+        self._num_lines += len(operations)
 
-    def new_folder(self) -> Path:
-        """An empty folder for files that an operation will name."""
-        self._folders += 1
-        folder = self.folder / FILES / str(self._folders)
-        folder.mkdir(parents=True)
-        return folder
+    def new_dir(self) -> Path:
+        """Create an empty folder for files of the next operations."""
+        (self.folder / FILES).mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self.folder / FILES))
 
-    def seal(self, folder: Path) -> dict[str, Any]:
-        """What an operation says of a folder of files: its name and their digests. The disk has them then."""
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        return {"folder": folder.relative_to(self.folder).as_posix(), "sha256": dir_sha256(folder, ())}
+    def hash_files(self, folder: Path) -> list[dict[str, str]]:
+        """Flush the files of a folder from `new_dir` to the disk, and return an operation for each."""
+        operations = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            names = {"folder": folder.name, "name": path.relative_to(folder).as_posix()}
+            operations.append({"op": "file", **names, "sha256": file_sha256(path)})
+        return operations
 
-    def sealed(self, operation: Operation) -> Path:
-        """The folder of files of an operation.
+    def verify_file(self, operation: Operation) -> Path:
+        """Return the path of an operation's file.
 
         Raises:
-            InputError: If they are not those that were sealed.
+            InputError: If the file has changed.
         """
-        folder = self.folder / str(operation["folder"])
-        if difference := describe_change(operation["sha256"], dir_sha256(folder, ())):
-            raise InputError(f"the files in {folder} are not what was recorded: {difference}")
-        return folder
+        path = Path(self.folder, FILES, operation["folder"], operation["name"])
+        if change := describe_file_change(operation["name"], operation["sha256"], file_sha256(path)):
+            raise InputError(f"a file in {path.parent} is not what was recorded: {change}")
+        return path
 
-    def mark_sent(self, sent: int, known: Mapping[str, Any]) -> None:
-        """Notes how many operations have been sent, and what that has found out."""
-        if self._acknowledged is None:
-            self._acknowledged = _Lines(self.folder / SENT)
-        self._acknowledged.append({"sent": sent, "known": dict(known)}, durable=False)
+    def mark_sent(self, num_sent: int) -> None:
+        """Save how many operations the tracking store has, and the ids that it assigned."""
+        self.num_sent = num_sent
+        new = self.folder / f"{SENT}.new"
+        new.write_bytes(encode_line(0, [num_sent, self.ids]))
+        new.replace(self.folder / SENT)
 
     def remove(self) -> None:
-        """Deletes it: all has been sent, or nobody wants it."""
-        self._close()
+        """Delete the record."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Leaves it to whoever sends it later."""
-        self._close()
-        if self._lock:
-            self._lock.release()
-
-    def _close(self) -> None:
-        for lines in (self._journal, self._acknowledged):
-            if lines:
-                lines.close()
-        self._journal = self._acknowledged = None
+        """Unlock the record, so that another process can upload it."""
+        if self._journal:
+            self._journal.close()
 
 
-def _lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+def records_dir() -> Path:
+    """The folder of all records."""
+    return state_dir() / "records"
+
+
+def pending_runs() -> list[RunSpool]:
+    """All records, the oldest first."""
+    runs = [RunSpool.read(path) for path in records_dir().glob("[!.]*")]
+    existing = [run for run in runs if run.folder.exists()]  # not uploaded in the meantime
+    return sorted(existing, key=lambda run: run.start_time)
+
+
+def _lock(folder: Path) -> BinaryIO:
+    journal = (folder / JOURNAL).open("ab", buffering=0)
     try:
-        lock.acquire()
-    except Timeout:
-        raise InUseError from None
-    return lock
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        journal.close()
+        raise RecordLockedError from None
+    return journal
 
 
-def read_record(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a record is of, and its operations so far; nobody's lock is needed.
-
-    Raises:
-        InputError: If what is there is not what was written.
-    """
+def _is_locked(folder: Path) -> bool:
     try:
-        lines = read_lines(folder / JOURNAL)
-    except FileNotFoundError:
-        if folder.exists():
-            raise InputError(f"{folder} has no {JOURNAL}") from None
-        raise
-    except OSError as error:
-        raise InputError(f"{folder / JOURNAL} can't be read: {error.strerror}") from error
-    if not lines:
-        raise InputError(f"{folder / JOURNAL} has not one whole line")
-    if lines[0].get("format") != FORMAT:
-        raise InputError(f"{folder / JOURNAL} has format {lines[0].get('format')}, and this version reads {FORMAT}")
-    return lines[0], lines[1:]
-
-
-def _read_sent(folder: Path) -> tuple[int, dict[str, Any]]:
-    """How many operations have been sent, and what is known from that; where that can't be read, all are sent again."""
-    try:
-        lines = read_lines(folder / SENT)
-    except (OSError, InputError):
-        lines = []
-    return (lines[-1]["sent"], lines[-1]["known"]) if lines else (0, {})
-
-
-def read_known(folder: Path) -> dict[str, Any]:
-    """What sending a record has found out so far; nobody's lock is needed."""
-    return _read_sent(folder)[1]
-
-
-def is_complete(operations: Sequence[Operation]) -> bool:
-    """Whether a record has all of its run."""
-    return bool(operations) and operations[-1]["op"] == "end"
-
-
-def in_use(folder: Path) -> bool:
-    """Whether the process that writes a record is alive."""
-    try:
-        _lock(folder).release()
-    except InUseError:
+        _lock(folder).close()
+    except RecordLockedError:
         return True
     return False
 
 
-def record_folders() -> list[Path]:
-    """The folders of all records."""
-    try:
-        return sorted(path for path in records_folder().iterdir() if path.is_dir() and path.name[0] != UNFINISHED)
-    except FileNotFoundError:
-        return []
+def encode_line(number: int, value: Any) -> bytes:
+    """Encode a JSON value as the line of that number."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _checksum(number, text) + b" " + text + b"\n"
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """Parse the complete lines of a file; a last line without its newline was not written to its end."""
+    *lines, _ = path.read_bytes().split(b"\n")
+    if not lines:
+        raise InputError(f"{path} has no complete line")
+    values = []
+    for number, line in enumerate(lines):
+        checksum, _, text = line.partition(b" ")
+        if checksum != _checksum(number, text):
+            raise InputError(f"line {number + 1} of {path} has changed since it was written")
+        values.append(json.loads(text))
+    return values
+
+
+def _checksum(number: int, text: bytes) -> bytes:
+    return hashlib.blake2b(b"%d " % number + text, digest_size=8).hexdigest().encode()

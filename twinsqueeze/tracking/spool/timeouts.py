@@ -1,4 +1,4 @@
-"""How long a server is waited for: the times, and MLflow's own waiting held to them."""
+"""How long commands wait for a tracking server."""
 
 import os
 import threading
@@ -7,67 +7,53 @@ from contextlib import contextmanager
 
 from twinsqueeze.errors import InputError
 
-# Until a server that is asked whether it is there counts as gone.
-SERVER_SECONDS = 25.0
-# Of one request while a record is sent, and of one that carries files. MLflow's own 120 with seven retries would be no
-# answer for minutes, and its retries make a run twice where only the answer was lost.
-REQUEST_SECONDS = 10
-UPLOAD_SECONDS = 30
-# Between attempts to send: the first pause, and what it doubles up to.
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 5.0
-# Whoever has stopped a command, or has an error to read, does not wait for longer than that.
-STOP_SECONDS = 5.0
-PATIENCE = "TWINSQUEEZE_PATIENCE"
-PATIENCE_SECONDS = 60.0
+# Seconds until a server that a command needs at its start counts as unreachable.
+SERVER_TIMEOUT = 25.0
+# Seconds that a command waits for uploads after an error or a signal.
+EXIT_TIMEOUT = 5.0
+# Seconds for one HTTP request inside `request_timeout`.
+REQUEST_TIMEOUT = 30
+FLUSH_TIMEOUT_VARIABLE = "TWINSQUEEZE_FLUSH_TIMEOUT"
+
+# MLflow reads these from the environment: its defaults are 7 retries and 120 seconds.
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+_OUTSIDE = {name: os.environ.setdefault(name, value) for name, value in _DEFAULTS.items()}
+_INSIDE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_TIMEOUT)}
+_lock = threading.Lock()
+_num_inside = 0
 
 
 def flush_timeout() -> float:
-    """Seconds that a command waits at its end for a server that does not answer: `TWINSQUEEZE_PATIENCE`, else 60.
+    """Seconds that a command waits at its end for a failing server: `TWINSQUEEZE_FLUSH_TIMEOUT`, 60 by default.
 
     Raises:
-        InputError: If that is no number of seconds.
+        InputError: If the variable is not a number of seconds.
     """
-    text = os.environ.get(PATIENCE, str(PATIENCE_SECONDS))
+    text = os.environ.get(FLUSH_TIMEOUT_VARIABLE, "60")
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise InputError(f"{PATIENCE} must be a number of seconds, 0 or more, not {text!r}")
+        raise InputError(f"{FLUSH_TIMEOUT_VARIABLE} must be a number of seconds, 0 or more, not {text!r}")
     return seconds
 
 
-_lock = threading.Lock()
-
-
-_inside = 0
-
-
-_before: dict[str, str | None] = {}
-
-
 @contextmanager
-def request_timeout(seconds: int = REQUEST_SECONDS) -> Iterator[None]:
-    """MLflow's requests are sent once, and answered in so many seconds or not at all.
+def request_timeout() -> Iterator[None]:
+    """Have MLflow send each request once, with a timeout of 30 seconds, while any thread is inside.
 
-    It reads that from the environment, which all threads share: while one is inside, it holds for the others too.
+    MLflow's own retries create a run twice if only the server's answer was lost.
     """
-    global _inside  # noqa: PLW0603 - the environment is one for all as well
-    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
-    with _lock:
-        if not _inside:
-            _before.update({name: os.environ.get(name) for name in settings})
-        _inside += 1
-        os.environ.update(settings)
+    _count_inside(1)
     try:
         yield
     finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                for name, value in _before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
+        _count_inside(-1)
+
+
+def _count_inside(change: int) -> None:
+    global _num_inside  # noqa: PLW0603 - the environment is global as well
+    with _lock:
+        _num_inside += change
+        os.environ.update(_INSIDE if _num_inside else _OUTSIDE)

@@ -1,214 +1,198 @@
-"""Sends records from a thread, in the order in which they are written. What fails is tried again, and nobody waits."""
+"""Sends the operations of runs from a background thread, in order, and retries failures."""
 
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.tracking.spool.journal import Operation, RunSpool
-from twinsqueeze.tracking.spool.timeouts import FIRST_PAUSE, LONGEST_PAUSE, UPLOAD_SECONDS
+from twinsqueeze.tracking.links import describe_store
+from twinsqueeze.tracking.spool.journal import Operation, RecordLockedError, RunSpool, records_dir
+from twinsqueeze.tracking.spool.replay import RefusedError, RunReplayer
+from twinsqueeze.tracking.spool.timeouts import REQUEST_TIMEOUT
 from twinsqueeze.utils.text import describe_error, escape_control_chars
 
-SECONDS_A_LINE = 10
-LOOK_SECONDS = 0.1
+# Seconds between attempts: the first pause, and what it doubles up to.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 5.0
+# Seconds between two messages about waiting.
+MESSAGE_INTERVAL = 10
+KILLED_NOTE = "Killed: the process that recorded the run is gone."
 
 
-class RefusedError(Exception):
-    """The server has answered, and will answer the same again."""
+def _print(line: str) -> None:
+    """Print a line to standard error, above a progress bar."""
+    tqdm.write(escape_control_chars(line), file=sys.stderr)
 
 
-class Delivery(Protocol):
-    """Sends the operations of one record."""
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        """What has been found out so far, as JSON."""
-
-    @property
-    def progress(self) -> int:
-        """Grows with every part of an operation that is there for good."""
-
-    def send(self, operation: Operation, *, again: bool) -> None:
-        """Sends one.
-
-        Args:
-            operation: The next.
-            again: Whether it, or a part of it, may be there already.
-
-        Raises:
-            RefusedError: If trying again is in vain.
-        """
-
-
-@dataclass
-class Upload:
-    """A record on its way.
-
-    Attributes:
-        record: What is sent; it is deleted once it has ended and all of it is there.
-        delivery: Who sends it.
-        refused: Why it can't be sent.
-        begun: Whether the run is there.
-    """
-
-    record: RunSpool
-    delivery: Delivery
-    refused: str | None = None
-    begun: bool = False
-    sent: int = 0
+class StoreFailedError(InputError):
+    """The tracking store failed, and would fail for other records as well."""
 
 
 class Uploader:
-    """A thread that sends what it is given.
+    """A thread that sends operations to a tracking store.
 
     Args:
-        where: The tracking store, without password.
-        assume_partial: Whether what is sent may be there already, from a process that is gone.
-        tell: Says what the user should know, a line.
+        store: Description of the tracking store, without credentials.
+        assume_partial: Whether the store may already have a part of any operation, from a process that is gone.
+        notify: Called with each line for the user.
+
+    Attributes:
+        failure: Why the last attempt failed; None after a success.
     """
 
-    def __init__(self, where: str, *, assume_partial: bool = False, tell: Callable[[str], None] | None = None) -> None:
-        self.where = where
-        self.assume_partial = assume_partial
-        self.tell = tell or _tell
+    def __init__(self, store: str, *, assume_partial: bool = False, notify: Callable[[str], None] = _print) -> None:
+        self.store = store
+        self.notify = notify
         self.failure: str | None = None
-        self.shipments: list[Upload] = []
-        self._queue: deque[tuple[Upload, Operation]] = deque()
+        self._assume_partial = assume_partial
+        self._runs: list[RunReplayer] = []
+        self._queue: deque[tuple[RunReplayer, Operation]] = deque()
         self._changed = threading.Condition()
-        self._stopped = self._told = False
-        self._count = 0
-        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
-        self._thread.start()
+        self._last_success = 0.0
+        self._stopped = False
+        self._warned = False
+        threading.Thread(target=self._send_all, name="uploader", daemon=True).start()
 
-    def add(self, record: RunSpool, delivery: Delivery) -> Upload:
-        """A record that will be sent."""
-        shipment = Upload(record, delivery, sent=record.sent)
+    def enqueue(self, run: RunReplayer, *operations: Operation) -> None:
+        """Add a run's next operations to the queue."""
         with self._changed:
-            self.shipments.append(shipment)
-        return shipment
-
-    def put(self, shipment: Upload, operation: Operation) -> None:
-        """The next operation of a record."""
-        with self._changed:
-            if not shipment.refused:
-                self._queue.append((shipment, operation))
+            if run not in self._runs:
+                self._runs.append(run)
+            if not run.refusal:
+                self._queue += [(run, operation) for operation in operations]
             self._changed.notify_all()
 
-    def wait(self, patience: float, until: Callable[[], bool] | None = None, *, aloud: bool = False) -> bool:
-        """Waits until all is sent, or nothing has been for a while.
+    def wait(self, timeout: float) -> bool:
+        """Wait until the queue is empty, and return whether it is.
 
         Args:
-            patience: Seconds without any success after which a failing server is given up.
-            until: What else to wait for.
-            aloud: Whether to say every ten seconds that and why we wait.
-
-        Returns:
-            Whether it is so.
+            timeout: Seconds without a success after which to give up on a failing store.
         """
-        began = spoke = time.monotonic()
+        start = last_message = time.monotonic()
         with self._changed:
-            count = self._count
-            while not (until() if until else not self._queue):
+            while self._queue:
                 now = time.monotonic()
-                if self._count != count:
-                    count, began = self._count, now
-                # While no attempt has failed, the present one may only be slow.
-                limit = patience if self.failure else max(patience, UPLOAD_SECONDS + LONGEST_PAUSE)
-                if self._stopped or not self._thread.is_alive() or now - began >= limit:
+                # Before its first failure, an attempt may only be slow.
+                limit = timeout if self.failure else max(timeout, REQUEST_TIMEOUT + LONGEST_PAUSE)
+                rest = limit - (now - max(start, self._last_success))
+                if rest <= 0:
                     return False
-                if aloud and self.failure and now - spoke > SECONDS_A_LINE:
-                    spoke = now
-                    self.tell(f"waiting for {self.where} for {limit - (now - began):.0f} s more (Ctrl-C ends it)")
-                self._changed.wait(LOOK_SECONDS)
-            return True
+                if self.failure and now - last_message > MESSAGE_INTERVAL:
+                    last_message = now
+                    self.notify(f"waiting for {self.store} for {rest:.0f} s more (Ctrl-C ends it)")
+                self._changed.wait(0.1)
+        return True
 
     def stop(self) -> None:
-        """Sends no more; what is left of the records stays on disk, for others."""
+        """Stop sending, and unlock the records of unfinished runs."""
         with self._changed:
             self._stopped = True
-            self._queue.clear()
             self._changed.notify_all()
-        for shipment in self.unsent():
-            shipment.record.release()
+        for run in self.unfinished():
+            run.spool.release()
 
-    def unsent(self) -> list[Upload]:
-        """The records that are not yet, or not wholly, where they belong."""
+    def unfinished(self) -> list[RunReplayer]:
+        """The runs whose end the store does not have."""
         with self._changed:
-            return list(self.shipments)
+            return list(self._runs)
 
-    def _run(self) -> None:
-        pause, again = FIRST_PAUSE, self.assume_partial
+    def describe_unfinished(self) -> str:
+        """Say why the store does not have everything, where the rest is, and how to send it."""
+        runs = self.unfinished()
+        reason = next((run.refusal for run in runs if run.refusal), self.failure) or "no answer"
+        what = f"the records of {len(runs)} runs are kept in {records_dir()}"
+        if len(runs) == 1:
+            what = f"the record of {runs[0].spool.name} is kept in {runs[0].spool.folder}"
+        return (
+            f"{self.store} has not taken everything ({reason}): {what}, and `python -m twinsqueeze sync` sends it later"
+        )
+
+    def _send_all(self) -> None:
+        pause, is_retry = FIRST_PAUSE, self._assume_partial
         while True:
             with self._changed:
-                while not self._queue and not self._stopped:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._queue or self._stopped)
                 if self._stopped:
                     return
-                shipment, operation = self._queue[0]
-            before = shipment.delivery.progress
+                run, operation = self._queue[0]
             try:
-                shipment.delivery.send(operation, again=again)
-            except RefusedError as error:
-                self._refuse(shipment, describe_error(error))
-            except InputError as error:  # files that are not what was recorded
-                self._refuse(shipment, describe_error(error))
-            except Exception as error:  # networks, servers and databases fail in many ways, and all may pass
-                again = True
-                if shipment.delivery.progress > before:
-                    pause = FIRST_PAUSE
-                    self._count += 1
-                self._fail(shipment, describe_error(error))
+                run.send(operation, is_retry=is_retry)
+            except (RefusedError, InputError) as error:
+                self._handle_refusal(run, describe_error(error))
+            except Exception as error:  # networks, servers and databases fail in many ways
+                self._handle_failure(describe_error(error))
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause, is_retry = min(2 * pause, LONGEST_PAUSE), True
             else:
-                pause, again = FIRST_PAUSE, self.assume_partial
-                self._succeed(shipment, operation)
+                self._handle_success(run, operation)
+                pause, is_retry = FIRST_PAUSE, self._assume_partial
 
-    def _fail(self, shipment: Upload, why: str) -> None:
-        again, self.failure = self.failure is not None, why
-        if again and not self._told:  # one answer that was lost on the way is none of the user's business
-            self._told = True
-            kept = shipment.record.folder.parent
-            self.tell(f"WARNING: {self.where} fails ({why}): work goes on, and its record is kept in {kept} until then")
+    def _handle_refusal(self, run: RunReplayer, reason: str) -> None:
+        self.notify(f"WARNING: {self.store} refuses the record of {run.spool.name}: {reason}")
+        with self._changed:
+            run.refusal = reason
+            self._queue = deque(item for item in self._queue if item[0] is not run)
+            self._changed.notify_all()
 
-    def _succeed(self, shipment: Upload, operation: Operation) -> None:
-        shipment.sent += 1
-        shipment.begun = True
-        ended = operation["op"] in {"end", "abandon"}
+    def _handle_failure(self, reason: str) -> None:
+        if self.failure and not self._warned:  # one lost answer is not worth a warning
+            self._warned = True
+            kept = f"the command continues, and what was not sent is kept in {records_dir()}"
+            self.notify(f"WARNING: {self.store} fails ({reason}): {kept}")
+        self.failure = reason
+
+    def _handle_success(self, run: RunReplayer, operation: Operation) -> None:
+        is_end = operation["op"] in {"end", "abandon"}
         try:
-            if ended:
-                shipment.record.remove()
+            if is_end:
+                run.spool.remove()
             else:
-                shipment.record.mark_sent(shipment.sent, shipment.delivery.known)
-        except OSError:  # a full disk: it would be sent once more, which does no harm
+                run.spool.mark_sent(run.spool.num_sent + 1)
+        except OSError:  # a full disk: the operation may be sent again
             pass
-        if self._told:
-            self._told = False
-            self.tell(f"{self.where} is back: what was kept is being sent")
-        self.failure = None
+        if self._warned:
+            self.notify(f"{self.store} is back: what was kept is being sent")
+        self.failure, self._warned = None, False
         with self._changed:
-            if not self._stopped:
-                self._queue.popleft()
-            if ended:
-                self.shipments.remove(shipment)
-            self._count += 1
-            self._changed.notify_all()
-
-    def _refuse(self, shipment: Upload, why: str) -> None:
-        self.tell(f"WARNING: {self.where} refuses the record of {shipment.record.about['name']}: {why}")
-        with self._changed:
-            shipment.refused = why
-            self._queue = deque(item for item in self._queue if item[0] is not shipment)
+            self._queue.popleft()
+            if is_end:
+                self._runs.remove(run)
+            self._last_success = time.monotonic()
             self._changed.notify_all()
 
 
-def _tell(text: str) -> None:
-    """A line on standard error, above a bar that may be there."""
-    tqdm.write(escape_control_chars(text), file=sys.stderr)
+def upload_pending(run: RunSpool, timeout: float) -> None:
+    """Upload a record whose process is gone to the current tracking store; a run without an end becomes KILLED.
+
+    Args:
+        run: A record of the current tracking store.
+        timeout: Seconds to wait for a failing store.
+
+    Raises:
+        StoreFailedError: If the store failed for that long.
+        InputError: If the record is damaged, refused or used by another process.
+    """
+    try:
+        spool = RunSpool.open(run.folder)
+    except (RecordLockedError, FileNotFoundError):
+        raise InputError("another command uploads it") from None
+    if spool.damage:
+        raise InputError(spool.damage)
+    if not spool.operations:  # its process was killed before it recorded anything
+        spool.remove()
+        return
+    replayer, uploader = RunReplayer(spool), Uploader(describe_store(spool.uri), assume_partial=True)
+    uploader.enqueue(replayer, *spool.operations[spool.num_sent :])
+    if not spool.is_complete:
+        uploader.enqueue(replayer, {"op": "abandon", "note": KILLED_NOTE, "time": int(time.time() * 1000)})
+    done = uploader.wait(timeout)
+    uploader.stop()
+    if replayer.refusal:
+        raise InputError(replayer.refusal)
+    if not done:
+        raise StoreFailedError(uploader.failure or "no answer")
