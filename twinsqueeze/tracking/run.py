@@ -101,7 +101,7 @@ def fail_env_run(reason: str, status: str = "FAILED") -> None:
 def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogger]:
     """Start a run, or continue the one that `mlflow run` created, and end it as FINISHED, FAILED or KILLED.
 
-    Uploads may still be running when the context is left; `flush` waits for them.
+    Everything is uploaded when the context is left, unless the tracking server fails; `flush` waits for it then.
 
     Args:
         name: Name of the run, unless the user has named it.
@@ -133,8 +133,10 @@ def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogg
             _open_runs.remove(run)
         if monitor:
             monitor.finish()
-    if not nested and not run.writer.uploader.unfinished():
-        _close(run.writer.uploader)
+    if not nested:
+        _wait(run.writer.uploader, 0)
+        if not run.writer.uploader.unfinished():
+            _close(run.writer.uploader)
 
 
 def _start(name: str, kind: str) -> RunLogger:
@@ -194,6 +196,21 @@ def _end(run: RunLogger | None, status: str, reason: str) -> None:
             _close(uploader)
 
 
+def _wait(uploader: Uploader, timeout: float) -> bool:
+    """Wait for uploads, see `Uploader.wait`; a signal gives them up."""
+    try:
+        return uploader.wait(timeout)
+    except signals.Interrupted:
+        if not _is_open(uploader):  # else `start_run` closes it
+            uploader.notify(uploader.describe_unfinished())
+            _close(uploader)
+        raise
+
+
+def _is_open(uploader: Uploader) -> bool:
+    return any(run.writer.uploader is uploader for run in _open_runs)
+
+
 def _close(uploader: Uploader) -> None:
     uploader.stop()
     _uploaders.remove(uploader)
@@ -206,16 +223,8 @@ def flush() -> None:
         UploadError: If it does not take everything; the message says where the rest is.
     """
     for uploader in _uploaders.copy():
-        is_open = any(run.writer.uploader is uploader for run in _open_runs)
-        try:
-            is_sent = uploader.wait(flush_timeout())
-        except signals.Interrupted:
-            if not is_open:  # else `start_run` closes it
-                uploader.notify(uploader.describe_unfinished())
-                _close(uploader)
-            raise
-        runs = uploader.unfinished()
-        if not is_open:
+        is_sent = _wait(uploader, flush_timeout())
+        if not _is_open(uploader):
             _close(uploader)
-        if not is_sent or any(run.refusal for run in runs):
+        if not is_sent or any(run.refusal for run in uploader.unfinished()):
             raise UploadError(uploader.describe_unfinished())

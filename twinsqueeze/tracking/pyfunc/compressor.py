@@ -1,7 +1,7 @@
-"""The compressor as MLflow loads it: models from code, one safetensors file, NumPy.
+"""Loads and serves a logged compressor with NumPy, from a safetensors file: without PyTorch and pickle.
 
-MLflow copies this file into every logged model and runs it where TwinSqueeze is not installed, so it imports nothing of
-ours. It needs neither PyTorch nor pickle.
+MLflow copies this file into the model and runs it where TwinSqueeze is not installed, so it imports nothing of
+TwinSqueeze.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 
 
 class CompressorModel(PythonModel):
-    """Vectors of a sentence encoder in, (N, d) float32; unit vectors of `dim` numbers out, (N, dim) float32."""
+    """Compresses (n, d) float32 vectors of a sentence encoder to (n, dim) float32 unit vectors."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Reads the layers, in the order of the numbers in their names."""
+        """Read the layers, sorted by the numbers in their names."""
         state = load_file(context.artifacts["compressor"])
         numbers = sorted(int(name.split(".")[0]) for name in state if name.endswith(".weight"))
         self.layers = [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in numbers]
@@ -25,10 +25,10 @@ class CompressorModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Linear layers with ReLU between them, then each vector scaled to length 1.
+        """Apply linear layers with ReLU between them, and normalize each vector.
 
         Raises:
-            MlflowException: If a number is not finite, such as what MLflow makes of null; a server answers with 400.
+            MlflowException: If a number is not finite, such as a JSON null; a server answers with status 400.
         """
         del context, params
         hidden = np.asarray(model_input, dtype=np.float32)

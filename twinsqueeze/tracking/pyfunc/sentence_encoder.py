@@ -1,8 +1,8 @@
-"""The text model as MLflow loads and serves it: texts in, vectors out, and everything else refused.
+"""Loads and serves a logged sentence-transformers model: texts in, vectors out; other inputs are refused.
 
-MLflow copies this file into every logged text model and imports it where TwinSqueeze is not installed, so it imports
-nothing of ours. MLflow's own loader compresses whatever sentence-transformers takes, such as lists and objects in the
-place of texts, trusts code that lies with a model, and lets threads share a tokenizer, which keeps settings as state.
+MLflow copies this file into the model and imports it where TwinSqueeze is not installed, so it imports nothing of
+TwinSqueeze. MLflow's own loader encodes lists and objects as if they were texts, trusts code in the model's folder, and
+lets threads share a tokenizer, which is not thread-safe.
 """
 
 import threading
@@ -17,38 +17,41 @@ if TYPE_CHECKING:
 
 
 class SentenceEncoderModel:
-    """A sentence-transformers model that any number of threads may ask.
+    """A thread-safe sentence-transformers model.
 
     Args:
-        model: Asked by one thread at a time.
+        model: The model; one thread at a time uses it.
     """
 
     def __init__(self, model: "SentenceTransformer") -> None:
         self._model = model
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def get_raw_model(self) -> "SentenceTransformer":
-        """What `PyFuncModel.get_raw_model` gives."""
+        """The model, for `PyFuncModel.get_raw_model`."""
         return self._model
 
     def predict(self, model_input: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The vectors of texts.
+        """Encode texts.
 
         Args:
-            model_input: A column of texts; the model's signature makes a frame of a list, an array or one text.
+            model_input: A column of n texts.
+
+        Returns:
+            (n, dim) float32.
 
         Raises:
-            MlflowException: If something in it is no text, which a server answers with 400.
+            MlflowException: If a value is not text; a server answers with status 400.
         """
         texts = pd.DataFrame(model_input).iloc[:, 0].tolist()
         for row, text in enumerate(texts):
-            _check(text, row)
-        with self._turn:
+            _validate(text, row)
+        with self._lock:
             vectors: np.ndarray[Any, np.dtype[np.float32]] = self._model.encode(texts, show_progress_bar=False)
         return vectors
 
 
-def _check(text: object, row: int) -> None:
+def _validate(text: object, row: int) -> None:
     if not isinstance(text, str):
         raise MlflowException.invalid_parameter_value(f"row {row} is no text, but of type {type(text).__name__}")
     try:
@@ -58,11 +61,7 @@ def _check(text: object, row: int) -> None:
 
 
 def _load_pyfunc(path: str) -> SentenceEncoderModel:
-    """What MLflow calls.
-
-    Args:
-        path: The folder of the sentence-transformers model.
-    """
+    """Load a model from its folder; MLflow calls this."""
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds, and encodes nothing yet
 
     return SentenceEncoderModel(

@@ -162,9 +162,11 @@ class RunSpool:
         """Return the path of an operation's file.
 
         Raises:
-            InputError: If the file has changed.
+            InputError: If the file is missing or has changed.
         """
         path = Path(self.folder, FILES, operation["folder"], operation["name"])
+        if not path.is_file():
+            raise InputError(f"{path} is missing")
         if change := describe_file_change(operation["name"], operation["sha256"], file_sha256(path)):
             raise InputError(f"a file in {path.parent} is not what was recorded: {change}")
         return path
