@@ -1,5 +1,6 @@
 """Compresses a column of a Spark DataFrame, to the same bits as the command `compress`."""
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pyspark import SparkFiles, TaskContext
@@ -19,7 +19,6 @@ from twinsqueeze.data.encoder import BATCH_SIZE
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.columns import TEXTS, arrow_kinds, arrow_values, select_column
 from twinsqueeze.inference.compression import VectorCompressor, load_compressor
-from twinsqueeze.model.precision import storage_dtype
 from twinsqueeze.model.sentence_transformer import load_sentence_transformer
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 
@@ -51,9 +50,10 @@ def compress_frame(
     column, kind = select_frame_column(frame, column)
     archive = None
     if kind == TEXTS:
-        folder = tempfile.mkdtemp(prefix="twinsqueeze-")
-        load_sentence_transformer_for(model, resolved)[0].save(folder, create_model_card=False)
-        archive = shutil.make_archive(folder, "zip", folder)  # which the driver serves as long as it runs
+        folder = Path(tempfile.mkdtemp(prefix="twinsqueeze-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the driver serves the archive as long as it runs
+        load_sentence_transformer_for(model, resolved)[0].save(str(folder / "model"), create_model_card=False)
+        archive = shutil.make_archive(str(folder / folder.name), "zip", folder / "model")
         frame.sparkSession.sparkContext.addArchive(archive)
     batch_compressor = BatchCompressor(compressor, column, output, archive and Path(archive).name)
     field = types.StructField(output, types.ArrayType(from_arrow_type(batch_compressor.arrow_type)))
@@ -78,11 +78,8 @@ class BatchCompressor:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """Type of the compressed numbers; Spark has no unsigned bytes."""
-        dtype, _ = storage_dtype(
-            self.compressor.precision, self.compressor.network.dim, self.compressor.network.subvector_dim
-        )
-        return pa.int16() if dtype == np.uint8 else pa.from_numpy_dtype(dtype)
+        """Type of the compressed numbers; product codes take 16 bits, since Spark has no unsigned bytes."""
+        return {"float32": pa.float32(), "product": pa.int16()}.get(self.compressor.precision, pa.int8())
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the batches with the compressed vectors."""
