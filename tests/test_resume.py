@@ -1,4 +1,4 @@
-"""Real trainings that are killed where they stand, and what the same command makes of them afterwards."""
+"""Real trainings that are killed, and resumed by the same command."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
 from twinsqueeze.training.checkpointing import SUFFIX
 from twinsqueeze.utils.processes import ProcessIdentity
 
-# Steps of a pair each, so that some seconds of training are not thousands of epochs to record.
+# Steps of one pair, so that seconds of training are few epochs to record.
 MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
 GRID = "alpha: [0, 0.75]\ndim: 8\nbatch_size: 1\nepochs: 60\ndevice: cpu\n"
 IN_WORKERS = "tests.train_in_workers"
-KILLS = 10  # of each job
+KILLS = 10  # per job
 
 
 def finished(place: Workplace) -> dict[tuple[str, str], list[Run]]:
-    """Finished trainings by alpha and dim, the newest first."""
+    """Finished trainings by alpha and dim, newest first."""
     found: dict[tuple[str, str], list[Run]] = {}
     for run in place.runs():
         if run.info.status == "FINISHED" and run.data.tags["twinsqueeze.kind"] == "train":
@@ -45,14 +45,14 @@ def result(place: Workplace, run: Run) -> tuple[bytes, dict[str, list[tuple[int,
     }
 
 
-def kept(place: Workplace) -> list[Path]:
-    """What is kept against interruptions."""
+def checkpoint_files(place: Workplace) -> list[Path]:
+    """Checkpoints, finished or not."""
     return [path for path in (place.folder / "state" / "trainings").glob("*") if path.suffix != ".lock"]
 
 
-def snapshots(place: Workplace) -> list[Path]:
-    """Those of trainings that are kept, without what is half written."""
-    return [path for path in kept(place) if path.suffix == SUFFIX]
+def checkpoints(place: Workplace) -> list[Path]:
+    """Finished checkpoints."""
+    return [path for path in checkpoint_files(place) if path.suffix == SUFFIX]
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -69,7 +69,7 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
 
 
 def check_ended(place: Workplace) -> list[Run]:
-    """No run is RUNNING and nothing is kept any more; returns the runs of processes that were killed."""
+    """Checks that no run is RUNNING and no checkpoint remains; returns the runs of killed processes."""
     assert {run.info.status for run in place.runs()} <= {"FINISHED", "KILLED"}
     killed = [run for run in place.runs() if run.info.status == "KILLED"]
     for run in killed:
@@ -77,15 +77,15 @@ def check_ended(place: Workplace) -> list[Run]:
         endings = (f"Killed: its process {process.pid} on ", "Killed: stopped by SIGTERM.")
         assert run.data.tags["mlflow.note.content"].startswith(endings)
         assert run.info.end_time
-    assert kept(place) == []
+    assert checkpoint_files(place) == []
     return killed
 
 
-def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
+def test_main_resumes_after_a_kill(workplace, run_here, pairs_folder):
     options = [*MAIN, "--dataset", str(pairs_folder)]
     assert workplace.runs() == []  # makes the store
     process = workplace.start(*options)
-    wait_for(lambda: kept(workplace), process)
+    wait_for(lambda: checkpoint_files(workplace), process)
     time.sleep(np.random.default_rng(0).uniform(0, 0.5))
     kill(process)
     (dead,) = workplace.runs()
@@ -121,8 +121,8 @@ def test_main_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
 
 
 @pytest.mark.slow
-def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
-    """The first of two that were trained together is recorded when the kill comes."""
+def test_a_grid_resumes_after_a_kill(workplace, run_here, pairs_folder):
+    """It is killed when the first of two recipes of a batch is recorded."""
     (workplace.folder / "grid.yaml").write_text(GRID)
     options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
     assert workplace.runs() == []
@@ -152,15 +152,15 @@ def test_a_grid_goes_on_where_it_was_killed(workplace, run_here, pairs_folder):
         (IN_WORKERS, signal.SIGKILL, "one of its processes", 2, "FAILED"),
     ],
 )
-def test_a_grid_goes_on_with_all_that_trained_at_once(
+def test_a_grid_resumes_all_batches_that_trained_in_parallel(
     workplace, pairs_folder, monkeypatch, module, number, of, code, status
 ):
-    """Two shapes, which two cores train at once, in threads or in processes; it is stopped when both are kept."""
+    """Two shapes train in parallel, in threads or in processes; it is stopped when both have a checkpoint."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     (workplace.folder / "grid.yaml").write_text(GRID.replace("dim: 8", "dim: [8, 12]").replace("60", "300"))
     options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
     with workplace.start(*options, module=module) as process:
-        wait_for(lambda: len(snapshots(workplace)) == 2, process)
+        wait_for(lambda: len(checkpoints(workplace)) == 2, process)
         spawned = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
         assert len(spawned) == (2 if module == IN_WORKERS else 0)
         stopped = process if of == "it" else spawned[0]
@@ -170,7 +170,7 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(
     assert ("a training process was killed" in err) == (of != "it")
     (parent,) = workplace.runs()
     assert parent.info.status == status
-    assert len(snapshots(workplace)) == 2
+    assert len(checkpoints(workplace)) == 2
 
     done = workplace.command(*options)
     assert done.returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_a_grid_goes_on_with_all_that_trained_at_once(
     found = finished(workplace)
     assert [len(runs) for runs in found.values()] == [1] * 4
     assert {run.data.params["threads"] for (run,) in found.values()} == {"2"}
-    assert kept(workplace) == []
+    assert checkpoint_files(workplace) == []
 
 
 def seconds_of(place: Workplace, arguments: list[str], module: str) -> tuple[float, float]:

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.resource_tracker import ensure_running
-from typing import Any, Self
+from typing import Any
 
 from twinsqueeze.utils.signals import POLL_SECONDS, check_interrupted, defer_signals
 
@@ -20,7 +20,7 @@ from twinsqueeze.utils.signals import POLL_SECONDS, check_interrupted, defer_sig
 _SPAWN_ERRORS = (OSError, NotImplementedError, BrokenProcessPool, ValueError)
 
 
-class WorkerPool:
+class WorkerPool(AbstractContextManager["WorkerPool"]):
     """Worker processes. If they cannot be started, or one is killed, every call raises `BrokenProcessPool`.
 
     Args:
@@ -37,9 +37,6 @@ class WorkerPool:
                 self._warm_ups = [self._executor.submit(warm_up) for _ in range(workers)]
         except _SPAWN_ERRORS as error:
             self._warm_ups = [_failed(error)]
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._executor:
@@ -71,8 +68,7 @@ class WorkerPool:
             while True:
                 check_interrupted()
                 if reader.poll(POLL_SECONDS):
-                    message = reader.recv()
-                    if message is None:
+                    if (message := reader.recv()) is None:
                         break
                     on_message(*message)
                 elif future.done():
@@ -111,9 +107,8 @@ def _initialize_worker(niceness: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 
