@@ -97,7 +97,7 @@ def test_a_training_resumes_bit_for_bit_from_every_epoch(fields, alphas, seeds, 
     dev = random_pairs(pairs=60, sentences=70, dimension=64, seed=2)
     recipes = make_recipes(fields, alphas, seeds)
     if "num_neighbors" in fields:
-        train = replace(train, others=random_pairs(pairs=2, sentences=50, dimension=64, seed=3).embeddings)
+        train = replace(train, unpaired=random_pairs(pairs=2, sentences=50, dimension=64, seed=3).embeddings)
     uninterrupted = train_replicas(recipes, train, dev, clean_loss_every=3)
     saving = EveryEpoch(recipes)
     saved = train_replicas(recipes, train, dev, clean_loss_every=3, checkpoint=saving)

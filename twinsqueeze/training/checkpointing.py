@@ -75,7 +75,7 @@ class TrainingCheckpoint:
         now = time.perf_counter()
         self._started = self._started or now
         budget = MAX_OVERHEAD * (now - self._started)
-        if self.path is None or self.save_seconds + self._next_save_seconds > budget:
+        if self.path is None or self.save_seconds + self._next_save_seconds >= budget:
             return
         try:
             with defer_signals(then_stop=True):
