@@ -29,7 +29,7 @@ def test_labels_match_values_by_hand():
 
 
 def test_an_unknown_label_transform_is_an_error():
-    with pytest.raises(ValueError, match="unknown labels 'rank'"):
+    with pytest.raises(ValueError, match="unknown label transform 'rank'"):
         scores_to_labels(np.zeros(1), "rank")
 
 
