@@ -153,7 +153,7 @@ def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        InputError: If there is no such encoder.
+        InputError: If the encoder is not found.
     """
     if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
         spec = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE)  # only its files are used, not its code

@@ -36,14 +36,6 @@ class _Config(NamedTuple):
         return f"FAISS {'OPQ+' if self.rotated else ''}PQ"
 
 
-class FaissBaseline(NamedTuple):
-    """A trained quantizer: its name without the size, bytes per code, and a function that encodes and decodes."""
-
-    name: str
-    code_size: int
-    reconstruct: Callable[[FloatArray], FloatArray]
-
-
 def faiss_version() -> str | None:
     """Return the version of the installed FAISS, or None."""
     return version("faiss-cpu") if importlib.util.find_spec("faiss") else None
@@ -51,15 +43,18 @@ def faiss_version() -> str | None:
 
 def product_quantizers(
     train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]
-) -> Iterator[FaissBaseline]:
+) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
     """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at 16, 32 and 64 bytes; nothing if FAISS is not installed.
 
     Args:
         train: (N, d) float32 vectors to train on. Sizes that do not divide d are left out. At least 256 vectors are
             needed, and at least d for OPQ.
         cache: Cache of trained quantizers, read and written.
-        on_training: Called with the name of each quantizer that the cache lacks, before the training of all of them,
-            which takes up to a minute.
+        on_training: Called with the name of each quantizer that the cache lacks, before all of them are trained,
+            in at most a minute.
+
+    Yields:
+        The name without the size, bytes per code, and a function that encodes and decodes vectors.
     """
     if not faiss_version() or len(train) < NUM_CENTROIDS:
         return
@@ -79,7 +74,7 @@ def product_quantizers(
             cache.put(keys[config], payload)
             payloads[config] = payload
     for config in keys:
-        yield FaissBaseline(config.name, config.code_size, _reconstruction(payloads[config]))
+        yield config.name, config.code_size, _reconstruction(payloads[config])
 
 
 def _reconstruction(payload: bytes) -> Callable[[FloatArray], FloatArray]:

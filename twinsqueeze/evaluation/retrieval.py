@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +18,8 @@ RELEVANT_SCORE = 4.0
 TIE_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class RelevantPairs:
-    """The relevant sentences of each query, without duplicates.
-
-    Attributes:
-        queries: (C,) rows of the queries in ascending order; a query occurs once per relevant sentence.
-        targets: (C,) rows of the relevant sentences.
-    """
+class RelevantPairs(NamedTuple):
+    """Queries and their relevant sentences, as row numbers (C,), without duplicates and in ascending order."""
 
     queries: IntArray
     targets: IntArray

@@ -13,7 +13,7 @@ CHECKPOINT_FILE = "compressor.safetensors"
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path with ~ expanded; unlike `Path.expanduser`, an unknown ~user is kept as it is."""
+    """Return a path with ~ expanded; unlike `Path.expanduser`, an unknown ~user stays unexpanded."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
