@@ -15,7 +15,7 @@ from twinsqueeze.data import sentence_pairs
 from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, SPLITS, load_pairs
 from twinsqueeze.errors import InputError
 
-# Sentences that readers of CSV like to lose.
+# Sentences that CSV readers take for missing values or break.
 ROWS = [
     ("A man is playing a guitar.", "None", 0.0),
     ("NA", 'He said "no, thanks".', 2.5),
@@ -76,7 +76,7 @@ def test_digest_follows_order_text_and_score_but_no_rounding(tmp_path):
     assert len({digest(rows) for rows in [ROWS, *others]}) == 4
 
 
-def test_a_changed_file_is_read_again(tmp_path):
+def test_a_changed_file_with_the_same_mtime_is_read_again(tmp_path):
     before = load_pairs(str(write(tmp_path, ".csv")))
     stat = (tmp_path / "train.csv").stat()
     write(tmp_path, ".csv", [("A man is playing a guitar!", *ROWS[0][1:]), *ROWS[1:]])
@@ -84,7 +84,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert load_pairs(str(tmp_path)).digest != before.digest
 
 
-def test_a_scale_that_ends_at_one_must_be_named(tmp_path):
+def test_a_scale_that_ends_at_one_needs_score_max(tmp_path):
     write(tmp_path, ".csv", [("a", "b", 0.2), ("c", "d", 1.0)])
     with pytest.raises(InputError, match="score_max=1"):
         load_pairs(str(tmp_path))
@@ -150,13 +150,13 @@ def test_broken_files_of_other_formats_are_refused_in_one_line(tmp_path, name, c
         ("no-such-dataset", r"cannot be loaded from the Hub or its cache \(HF_HUB_OFFLINE is set"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(dataset, message):
+def test_an_unknown_dataset_is_one_line(dataset, message):
     with pytest.raises(InputError, match=message) as caught:
         load_pairs(dataset)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_and_a_doubled_split_are_named(tmp_path):
+def test_missing_and_duplicate_splits_are_refused(tmp_path):
     write(tmp_path, ".csv", names=["train", "dev"])
     with pytest.raises(InputError, match="lacks the split test: add one of the files test"):
         load_pairs(str(tmp_path))
@@ -166,7 +166,7 @@ def test_a_missing_and_a_doubled_split_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("score_max", [0, -1, float("nan"), float("inf")])
-def test_a_scale_must_end_somewhere(score_max):
+def test_score_max_must_be_finite_and_positive(score_max):
     with pytest.raises(InputError, match="score_max must be a finite number above 0"):
         load_pairs("demo", score_max=score_max)
 
@@ -182,7 +182,7 @@ def test_the_example_in_the_docstring_is_true():
     assert result.failed == 0
 
 
-# The Hub: its client reads settings when it is imported, so each of these has a process of its own.
+# The Hub's client reads its settings when it is imported, so each of these tests starts a process.
 
 PROGRAM = """
 import json, sys, time
@@ -199,7 +199,7 @@ print(json.dumps(outcome | {"seconds": time.monotonic() - start}))
 """
 
 
-def load_elsewhere(dataset: str, endpoint: str, home: Path) -> dict:
+def load_in_new_process(dataset: str, endpoint: str, home: Path) -> dict:
     environment = {k: v for k, v in os.environ.items() if k not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     done = subprocess.run(
@@ -228,7 +228,7 @@ def repository(tmp_path):
 
 @pytest.fixture
 def silent_server():
-    """Accepts connections and never says a word."""
+    """Accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -240,10 +240,10 @@ def closed_port():
     return f"http://127.0.0.1:{port}"
 
 
-def test_the_hubs_rows_are_those_of_files_and_are_kept_for_later(tmp_path, repository, silent_server, closed_port):
+def test_the_hubs_rows_equal_those_of_files_and_are_cached(tmp_path, repository, silent_server, closed_port):
     with hub.serve("sentence-transformers/stsb", repository) as endpoint:
-        online = load_elsewhere("stsb", endpoint, tmp_path / "home")
-        by_id = load_elsewhere("sentence-transformers/stsb", endpoint, tmp_path / "home")
+        online = load_in_new_process("stsb", endpoint, tmp_path / "home")
+        by_id = load_in_new_process("sentence-transformers/stsb", endpoint, tmp_path / "home")
     assert online["name"] == by_id["name"] == "stsb"
     assert online["source"] == "https://huggingface.co/datasets/sentence-transformers/stsb"
     assert online["rows"] == [4, 4, 4]
@@ -253,30 +253,30 @@ def test_the_hubs_rows_are_those_of_files_and_are_kept_for_later(tmp_path, repos
     files = load_pairs(str(tmp_path / "files"))
     assert (online["digest"], online["test"]) == (files.digest, files.splits["test"].digest)
 
-    for endpoint in (closed_port, silent_server):  # cached once, offline now
+    for endpoint in (closed_port, silent_server):  # cached before, offline now
         for dataset in ("stsb", "auto"):
-            offline = load_elsewhere(dataset, endpoint, tmp_path / "home")
+            offline = load_in_new_process(dataset, endpoint, tmp_path / "home")
             assert (offline["name"], offline["digest"], offline["notice"]) == ("stsb", online["digest"], None)
 
 
 @pytest.mark.parametrize("kind", ["closed_port", "silent_server"])
 def test_without_the_hub_stsb_is_refused_and_auto_is_demo(kind, request, tmp_path):
     endpoint = request.getfixturevalue(kind)
-    refused = load_elsewhere("stsb", endpoint, tmp_path / "home")
+    refused = load_in_new_process("stsb", endpoint, tmp_path / "home")
     assert refused["error"].startswith("dataset 'sentence-transformers/stsb' cannot be loaded from the Hub")
-    auto = load_elsewhere("auto", endpoint, tmp_path / "home")
+    auto = load_in_new_process("auto", endpoint, tmp_path / "home")
     assert auto["name"] == "demo"
     assert "STS-B is not available" in auto["notice"]
     assert "no benchmark" in auto["notice"]
     for outcome in (refused, auto):
-        assert outcome["seconds"] < 5 + 4  # 5 to decide, the rest to import datasets and to read the demo
+        assert outcome["seconds"] < 5 + 4  # 5 to decide, the rest to import and to read the demo
 
 
-def test_what_the_hub_lacks_is_said_in_one_line(tmp_path, repository):
+def test_a_missing_dataset_or_split_of_the_hub_is_one_line(tmp_path, repository):
     with hub.serve("someone/pairs", repository) as endpoint:
-        unknown = load_elsewhere("someone/else", endpoint, tmp_path / "home")
+        unknown = load_in_new_process("someone/else", endpoint, tmp_path / "home")
         (repository / "data" / "test-00000-of-00001.parquet").unlink()
-        lacking = load_elsewhere("someone/pairs", endpoint, tmp_path / "other home")
+        lacking = load_in_new_process("someone/pairs", endpoint, tmp_path / "other home")
     assert "dataset 'someone/else' cannot be loaded from the Hub" in unknown["error"]
     assert lacking["error"] == "dataset 'someone/pairs' lacks the split test; it has train, validation"
 
@@ -284,7 +284,7 @@ def test_what_the_hub_lacks_is_said_in_one_line(tmp_path, repository):
 # The demo
 
 
-def test_demo_is_large_enough_graded_and_no_sentence_is_in_two_splits():
+def test_demo_is_large_has_all_scores_and_no_sentence_in_two_splits():
     data = load_pairs("demo")
     assert "no benchmark" in data.notice
     assert len(data.splits["train"]) >= 1500
@@ -311,7 +311,7 @@ def test_demo_is_what_its_script_makes(tmp_path):
 
 @pytest.fixture
 def make_folds(tmp_path):
-    """The script on pairs 0 to 8, which have their sentences alone but for 3, 4 and 5, which hang together."""
+    """Run the script on 9 pairs, of which only 3, 4 and 5 share sentences."""
     rows = [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)]
     rows[4], rows[5] = ("a3", "c", 4.0), ("d", "c", 5.0)
     folder = write(tmp_path / "data", ".csv", rows)

@@ -1,4 +1,4 @@
-"""A Hub on loopback that the real client talks to: it serves one dataset repository's files, or hangs."""
+"""A local server that serves the files of one dataset repository to the Hub's own client."""
 
 import json
 import threading
@@ -10,8 +10,8 @@ from pathlib import Path
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def handler(repository: str, folder: Path, *, probe_only: bool) -> type[BaseHTTPRequestHandler]:
-    """Answers as the Hub does for the files in `folder`; with `probe_only` for nothing but the first question."""
+def handler(repository: str, folder: Path) -> type[BaseHTTPRequestHandler]:
+    """Return a handler that answers as the Hub does for the files in `folder`."""
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -29,8 +29,6 @@ def handler(repository: str, folder: Path, *, probe_only: bool) -> type[BaseHTTP
             files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
             if path == api:
                 return self.reply(json.dumps(self.about(files)).encode())
-            if probe_only:
-                return threading.Event().wait(60)
             if path.startswith(f"{api}/revision/"):
                 return self.reply(json.dumps(self.about(files)).encode())
             if path.startswith(f"{api}/tree/{COMMIT}"):
@@ -71,9 +69,9 @@ def handler(repository: str, folder: Path, *, probe_only: bool) -> type[BaseHTTP
 
 
 @contextmanager
-def serve(repository: str, folder: Path, *, probe_only: bool = False) -> Iterator[str]:
-    """The address of a Hub that has one repository."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(repository, folder, probe_only=probe_only))
+def serve(repository: str, folder: Path) -> Iterator[str]:
+    """Yield the URL of a Hub with one repository."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(repository, folder))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
