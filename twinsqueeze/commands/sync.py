@@ -4,38 +4,27 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.tracking import links, run
-from twinsqueeze.tracking.spool import (
-    RunSpool,
-    StoreFailedError,
-    flush_timeout,
-    pending_runs,
-    records_dir,
-    upload_pending,
-)
+from twinsqueeze.tracking import links, run, spool
+from twinsqueeze.tracking.spool import RunSpool
 from twinsqueeze.utils import console
 
 
 def sync(*, listed: bool = False, discard: str | None = None) -> None:
-    """Upload all records to the tracking store that they are for.
-
-    Args:
-        listed: Whether to list them instead.
-        discard: Id of a run whose record to delete instead.
+    """Upload all records for the current tracking store, or list them, or delete the one of run `discard`.
 
     Raises:
         InputError: If a record could not be uploaded, or there is none to delete.
     """
-    runs = pending_runs()
+    runs = spool.pending_runs()
     if discard:
         _discard(runs, discard)
     elif not runs:
-        console.print_result(f"No record is kept in {records_dir()}: everything has been sent.")
+        console.print_result(f"No record is kept in {spool.records_dir()}: everything has been sent.")
     elif listed:
         console.print_result(*map(_describe, runs))
-    elif failures := [f"{each}: {each.damage}" for each in runs if each.damage] + _upload(_uploadable(runs)):
+    elif failures := [f"{each}: {each.damage}" for each in runs if each.damage] + _upload(_select_uploadable(runs)):
         raise InputError(
-            f"{len(failures)} of {len(runs)} records could not be sent and are kept in {records_dir()}: "
+            f"{len(failures)} of {len(runs)} records could not be sent and are kept in {spool.records_dir()}: "
             f"{'; '.join(failures)}. Try again, or delete one with `python -m twinsqueeze sync --discard RUN_ID`"
         )
 
@@ -52,15 +41,15 @@ def _describe(run: RunSpool) -> str:
 def _discard(runs: Sequence[RunSpool], run_id: str) -> None:
     found = next((each for each in runs if run_id in {each.run_id, each.folder.name}), None)
     if not found:
-        raise InputError(f"no record in {records_dir()} is of a run {run_id!r}: `sync --list` says which there are")
+        raise InputError(f"no record in {spool.records_dir()} is of run {run_id!r}: see `sync --list`")
     if found.is_locked:
         raise InputError(f"the record of {found} is being written by a command that is running: stop that first")
     found.remove()
     console.print_result(f"The record of {found} is deleted.")
 
 
-def _uploadable(runs: Sequence[RunSpool]) -> list[RunSpool]:
-    """The records of dead processes for the current tracking store; says why others are skipped."""
+def _select_uploadable(runs: Sequence[RunSpool]) -> list[RunSpool]:
+    """Select the records of dead processes for the current tracking store, and print why others are skipped."""
     uri, uploadable = links.store_uri(), []
     for each in runs:
         if each.is_locked:
@@ -77,14 +66,14 @@ def _upload(runs: Sequence[RunSpool]) -> list[str]:
     failures: list[str] = []
     if not runs:
         return failures
-    timeout = flush_timeout()
+    timeout = spool.flush_timeout()
     run.check_tracking_server()
     with console.progress("sending", "run") as advance:
         for number, each in enumerate(runs, 1):
             try:
-                upload_pending(each, timeout)
+                spool.upload_pending(each, timeout)
                 console.print_result(f"Sent {each}.")
-            except StoreFailedError as error:
+            except spool.StoreFailedError as error:
                 return [*failures, f"{each}: {error}", *(f"{other}: not tried" for other in runs[number:])]
             except InputError as error:
                 failures.append(f"{each}: {error}")
