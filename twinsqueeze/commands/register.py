@@ -37,10 +37,7 @@ def register(
     Raises:
         InputError: If there is nothing to register, or an argument is invalid.
     """
-    metrics = [f"{SPLIT}/{name}" for name in METRICS]
-    if metric not in metrics:
-        reason = ": test is never used for selection" if metric.startswith("test/") else ""
-        raise InputError(f"metric must be one of {', '.join(metrics)}, not {metric!r}{reason}")
+    _validate_metric(metric)
     model_registry.check_registry()
     check_tracking_server()
     if rollback:
@@ -53,21 +50,9 @@ def register(
         _report_already_registered(selection, known_version)
         return
     candidate = promotion.load_candidate(selection, console)
-    champion = model_registry.find_alias(CHAMPION)
-    decision = promotion.compare_with_champion(candidate, champion)
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
         run.log_params({"experiment": experiment, "dataset": dataset, "metric": metric})
-        run.log_params({"trained_run": selection.run.run_id})
-        run.set_tags(run_recording.data_tags(candidate.data) | {TRAINED_RUN: selection.run.run_id})
-        version = known_version or _add_version(run, candidate, decision)
-        while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
-            console.info("another process has changed the champion: comparing with the new one")
-            champion = model_registry.find_alias(CHAMPION)
-            decision = promotion.compare_with_champion(candidate, champion)
-        model_registry.set_description(version, _render_card(candidate, decision))
-        run.set_description(f"{selection.summary} {decision.reason}")
-        run.log_metrics(decision.metrics)
-        run.log_params({"version": version.number})
+        version, decision = _register_candidate(run, candidate, known_version)
     registered = "Run already registered, compared again:" if known_version else "Registered as"
     alias = CHAMPION if decision.promoted else CHALLENGER
     console.print_result(selection.summary, f"{registered} version {version.number}, {alias}. {decision.reason}")
@@ -78,6 +63,34 @@ def register(
     else:
         next_step = ("promote it anyway", _promotion_command(version))
     terminal.print_next_steps([*_usage_steps(alias), next_step, *links.ui_steps(run)])
+
+
+def _validate_metric(metric: str) -> None:
+    metrics = [f"{SPLIT}/{name}" for name in METRICS]
+    if metric not in metrics:
+        reason = ": test is never used for selection" if metric.startswith("test/") else ""
+        raise InputError(f"metric must be one of {', '.join(metrics)}, not {metric!r}{reason}")
+
+
+def _register_candidate(
+    run: RunLogger, candidate: Candidate, known_version: Version | None
+) -> tuple[Version, PromotionDecision]:
+    """Add the version, compare it with the champion, set its alias, and log all of it."""
+    champion = model_registry.find_alias(CHAMPION)
+    decision = promotion.compare_with_champion(candidate, champion)
+    selection = candidate.selection
+    run.log_params({"trained_run": selection.run.run_id})
+    run.set_tags(run_recording.data_tags(candidate.data) | {TRAINED_RUN: selection.run.run_id})
+    version = known_version or _add_version(run, candidate, decision)
+    while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
+        console.info("another process has changed the champion: comparing with the new one")
+        champion = model_registry.find_alias(CHAMPION)
+        decision = promotion.compare_with_champion(candidate, champion)
+    model_registry.set_description(version, _render_card(candidate, decision))
+    run.set_description(f"{selection.summary} {decision.reason}")
+    run.log_metrics(decision.metrics)
+    run.log_params({"version": version.number})
+    return version, decision
 
 
 def _add_version(run: RunLogger, candidate: Candidate, decision: PromotionDecision) -> Version:
