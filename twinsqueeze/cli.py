@@ -18,7 +18,6 @@ from twinsqueeze.commands.options import (
     experiment_option,
     model_option,
     option,
-    option_names,
     recipe_options,
     resume_option,
     score_max_option,
@@ -246,57 +245,43 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 
 
 @cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
-@click.option(
-    *option_names("input"),
+@option(
+    "input",
+    "Vectors or texts, one per row: .npy, .parquet, .csv, .jsonl or .txt; - for standard input.",
     required=True,
     metavar="FILE",
-    help="Vectors or texts: .npy, .parquet, .csv, .jsonl or .txt, a row each; - for standard input.",
 )
-@click.option(*option_names("model"), required=True, metavar="MODEL", help="A run's id, a model's URI or a folder.")
-@click.option(
-    *option_names("output"),
+@model_option
+@option(
+    "output",
+    "A .npy or .parquet file for the compressed vectors, in the order of the input's rows.",
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A .npy or .parquet file for the compressed vectors, in the order of the input's rows.",
 )
-@click.option(
-    *option_names("precision"),
+@option(
+    "precision",
+    "float32; int8 (calibrated on the train sentences); product (the codes of a product quantizer); binary or ubinary "
+    "(one bit per dimension); auto for the precision of the training.",
     default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="float32, int8 (a byte a number, scaled as the train sentences were), product (a byte for each part, "
-    "of a model trained so), binary or ubinary (a bit a number); auto for what the model was trained as.",
 )
-@click.option(
-    *option_names("format"),
+@option(
+    "format",
+    "Input format: npy, parquet, csv, jsonl, txt, or auto for the file's suffix. Standard input is npy or one text per "
+    "line.",
     default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="What the input is: npy, parquet, csv, jsonl, txt, or auto for what its name ends in; standard input is npy "
-    "or a text a line.",
 )
-@click.option(
-    *option_names("column"),
+@option(
+    "column",
+    "Column or key to compress; auto for the only possible one. A .csv of numbers alone counts as vectors unless a "
+    "column of texts is named.",
     default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="Where the input has columns, or keys, the one to compress; auto for the only one that it can be. A .csv of "
-    "numbers alone is taken for vectors unless its column of texts is named.",
 )
-@click.option(
-    *option_names("encoder"),
-    default="same",
-    show_default=True,
-    metavar="TEXT",
-    help="What turns texts into vectors: same, for the encoder that the model was trained with, or as for main.",
-)
-@click.option(
-    *option_names("device"),
+@option("encoder", "Encoder of texts: same, for the encoder of the training, or as for main.", default="same")
+@option(
+    "device",
+    "Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
     default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
 )
 @bool_option("overwrite", "Replace an existing output.")
 def compress_command(**options: Any) -> None:

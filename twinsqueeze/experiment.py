@@ -192,9 +192,7 @@ def train(
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> TrainingResult:
-    """Trains one compressor.
-
-    `on_epoch` is called after every epoch, and for the epochs of a resumed checkpoint.
+    """Trains one compressor; `on_epoch` is also called for the epochs of a resumed checkpoint.
 
     Raises:
         DivergedError: If the loss is not finite.

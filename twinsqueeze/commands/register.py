@@ -30,7 +30,7 @@ def register(
 
     Args:
         experiment: Name or id, or "current" for the experiment that a new run would belong to.
-        metric: Metric for selection and comparison: dev/spearman, dev/pearson, dev/mse or dev/mae.
+        metric: dev/spearman, dev/pearson, dev/mse or dev/mae.
         dataset: Name of the dataset whose runs are compared, or "any" if the experiment has only one.
         rollback: Restore the previous champion instead.
 
@@ -58,10 +58,9 @@ def register(
     console.print_result(selection.summary, f"{registered} version {version.number}, {alias}. {decision.reason}")
     if candidate.data.pairs.notice:
         console.warn(candidate.data.pairs.notice)
+    next_step = ("promote it anyway", _promotion_command(version))
     if decision.promoted:
         next_step = ("undo the promotion", links.mlflow_run_command(run, "register", rollback="true"))
-    else:
-        next_step = ("promote it anyway", _promotion_command(version))
     terminal.print_next_steps([*_usage_steps(alias), next_step, *links.ui_steps(run)])
 
 
