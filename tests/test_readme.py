@@ -14,7 +14,7 @@ COLUMNS = {
     "dev Spearman gain": "gain on dev",
     "test Spearman": "test Spearman",
     "test Spearman gain": "gain on test",
-    "test neighbor recall": "neighbours, test",
+    "test neighbor recall": "neighbor recall, test",
     "test recall@10": "recall@10, test",
 }
 
