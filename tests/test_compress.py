@@ -20,7 +20,6 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 import twinsqueeze
-from tests.processes import Workplace
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.inference import readers
 from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
@@ -439,7 +438,7 @@ def test_lists_of_other_lengths_in_parquet(refuse, workplace, vectors):
         (["--output", "nowhere/out.npy"], "would be in a folder that does not exist"),
         (["--input", "nowhere.npy"], "input 'nowhere.npy' is not there"),
         (["--input", "."], "input '.' is a folder"),
-        (["--model", "nonsense"], "neither a run's id"),
+        (["--model", "nonsense"], "model 'nonsense' not found"),
     ],
 )
 def test_options_that_can_not_be_used(refuse, workplace, vectors, arguments, message):
@@ -491,12 +490,12 @@ cli.run()
 def start_slowly(workplace, models):
     """Starts a slow compression of a file; gives the process."""
 
-    def start(source: str, output: str) -> subprocess.Popen:
+    def start(source: str, output: str, **environment: str) -> subprocess.Popen:
         options = ["--input", source, "--model", str(models / "trained"), "--output", output]
         return subprocess.Popen(
             [sys.executable, "-c", SLOW_COMPRESS, "compress", *options],
             cwd=workplace.folder,
-            env=workplace.environment,
+            env=workplace.environment | environment,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -531,13 +530,14 @@ def test_a_killed_compression_of_texts_encodes_only_the_rest_when_started_again(
     start_slowly, compress, workplace, monkeypatch
 ):
     (workplace.folder / "in.txt").write_text("".join(f"{number} men are playing chess\n" for number in range(60)))
-    workplace = Workplace(workplace.folder, workplace.folder / "cache")
-    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(workplace.cache))
-    with start_slowly("in.txt", "out.npy") as process:
-        wait_for(workplace.cache, "embeddings-*", process)
+    cache = workplace.folder / "cache"
+    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(cache))
+    finished = f"embeddings-{64 * '?'}"  # without the suffix of files that are being written
+    with start_slowly("in.txt", "out.npy", TWINSQUEEZE_CACHE=str(cache)) as process:
+        wait_for(cache, finished, process)
         process.kill()
     assert not (workplace.folder / "out.npy").exists()
-    cached = len(list(workplace.cache.glob("embeddings-*")))
+    cached = len(list(cache.glob(finished)))
     monkeypatch.setitem(readers.BLOCK_SIZES, "texts", 8)
     encoded = []
     encode = SentenceTransformer.encode

@@ -71,7 +71,8 @@ def arrow_values(array: Any, dim: int | None, name: str, first_row: int) -> AnyA
         texts: list[str] = array.to_pylist()
         return texts
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0))
-    bad = (lengths != (dim or lengths[0])) | (lengths == 0)
+    dim = dim or int(lengths[0])
+    bad = (lengths != dim) | (lengths == 0)
     if not bad.any():
         values = array.flatten()
         if not values.null_count:
