@@ -22,7 +22,7 @@ import twinsqueeze
 from twinsqueeze.commands.compress import CompressOptions, compress
 from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, layer_sizes
-from twinsqueeze.model.initialization import uniform_layers
+from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges, quantize
 from twinsqueeze.recipe import Recipe
 
@@ -40,7 +40,7 @@ def main(rows: int, rounds: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     torch.set_num_threads(CORES)
     recipe = Recipe()
-    layers = uniform_layers(layer_sizes(recipe.architecture, 384, recipe.dim), np.random.default_rng(0))
+    layers = kaiming_uniform_layers(layer_sizes(recipe.architecture, 384, recipe.dim), np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sample = _make_vectors(folder / "vectors.npy", rows)

@@ -24,7 +24,7 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.inference import readers
 from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.initialization import orthogonal_layer
+from twinsqueeze.model.initialization import random_orthogonal_layer
 from twinsqueeze.model.quantizers import ProductQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
 
@@ -58,7 +58,7 @@ def ranges(expected) -> np.ndarray:
 
 def _codes(known: dict) -> bytes:
     """What a training of product codes writes."""
-    layers = orthogonal_layer((384, 16), np.random.default_rng(0), None)
+    layers = random_orthogonal_layer((384, 16), np.random.default_rng(0), None)
     begun = CompressorNetwork([layers]).compress(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)))
     quantiser = ProductQuantizer(fit_codebooks(begun.numpy(), 8, 0)[None])
     recipe = Recipe(dim=16, architecture="linear", subvector_dim=8, quantizer="product")

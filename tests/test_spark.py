@@ -23,7 +23,7 @@ from twinsqueeze.inference.compression import VectorCompressor
 from twinsqueeze.inference.spark import BatchCompressor
 from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.initialization import uniform_layers
+from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.model.quantizers import ProductQuantizer
 from twinsqueeze.recipe import Recipe
@@ -52,7 +52,7 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
 
 @pytest.fixture(scope="module")
 def metadata() -> CheckpointMetadata:
-    compressor = CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
+    compressor = CompressorNetwork(kaiming_uniform_layers((384, 128, 64, 32), np.random.default_rng(0)))
     ranges = int8_calibration_ranges(compressor.compress(torch.from_numpy(unit_vectors(2000, 9))).numpy())
     return CheckpointMetadata(
         recipe=Recipe(),
@@ -68,7 +68,7 @@ def metadata() -> CheckpointMetadata:
 @pytest.fixture(scope="module")
 def weights(metadata) -> bytes:
     return serialize_checkpoint(
-        CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), metadata
+        CompressorNetwork(kaiming_uniform_layers((384, 128, 64, 32), np.random.default_rng(0))), metadata
     )
 
 
@@ -76,7 +76,7 @@ def weights(metadata) -> bytes:
 def coded_weights(metadata) -> bytes:
     """Of a compressor that was trained as product codes."""
     codebooks = torch.randn(8, 256, 4, generator=torch.Generator().manual_seed(0)) / 6
-    layers = uniform_layers((384, 32), np.random.default_rng(1))
+    layers = kaiming_uniform_layers((384, 32), np.random.default_rng(1))
     recipe = Recipe(architecture="linear", quantizer="product")
     return serialize_checkpoint(
         CompressorNetwork(layers, ProductQuantizer(codebooks[None])), metadata.model_copy(update={"recipe": recipe})
@@ -111,7 +111,7 @@ def vector_compressor(weights: bytes, precision: str = "float32") -> VectorCompr
 def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
     """Without Spark, what it calls in a worker, with batches of any length."""
     vectors = unit_vectors(1000, 0)
-    expected = CompressorNetwork(uniform_layers((384, 128, 64, 32), np.random.default_rng(0))).compress(
+    expected = CompressorNetwork(kaiming_uniform_layers((384, 128, 64, 32), np.random.default_rng(0))).compress(
         torch.from_numpy(vectors)
     )
     batches = [
