@@ -28,7 +28,9 @@ def result(data):
     return ts.train(RECIPE, data)
 
 
-@pytest.mark.parametrize("module", ["twinsqueeze.api", "twinsqueeze.compressor", "twinsqueeze.recipe"])
+@pytest.mark.parametrize(
+    "module", ["twinsqueeze.api", "twinsqueeze.compressor", "twinsqueeze.recipe", "twinsqueeze.data.sentence_pairs"]
+)
 def test_examples_of_docstrings(module):
     tests = doctest.testmod(importlib.import_module(module))
     assert tests.attempted
