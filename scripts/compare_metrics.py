@@ -12,7 +12,7 @@ import mlflow
 from mlflow.entities import Run
 
 # Metrics that were renamed, as (old, new).
-RENAMED = (("neighbours_kept", "neighbor_recall"), ("search_cost/bytes_per_vector", "search/bytes_per_vector"))
+RENAMED = (("neighbours_kept", "neighbor_recall"), ("search_cost/bytes_a_vector", "search/bytes_per_vector"))
 
 
 def trainings(uri: str) -> list[Run]:
