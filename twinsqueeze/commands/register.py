@@ -1,8 +1,10 @@
 """The command register: registers the best run as a version of the registered model."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from twinsqueeze.commands import run_recording
-from twinsqueeze.errors import InputError
-from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
 from twinsqueeze.registry import model_registry, promotion
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
@@ -14,6 +16,9 @@ from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, TRAINED_RUN
 from twinsqueeze.utils import console
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 CURRENT_EXPERIMENT = "current"
 EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
@@ -30,14 +35,14 @@ def register(
 
     Args:
         experiment: Name or id, or "current" for the experiment that a new run would belong to.
-        metric: dev/spearman, dev/pearson, dev/mse or dev/mae.
+        metric: Metric for selection and comparison: dev/spearman, dev/pearson, dev/mse or dev/mae.
         dataset: Name of the dataset whose runs are compared, or "any" if the experiment has only one.
         rollback: Restore the previous champion instead.
 
     Raises:
         InputError: If there is nothing to register, or an argument is invalid.
     """
-    _validate_metric(metric)
+    promotion.check_metric(metric)
     model_registry.check_registry()
     check_tracking_server()
     if rollback:
@@ -50,53 +55,41 @@ def register(
         _report_already_registered(selection, known_version)
         return
     candidate = promotion.load_candidate(selection, console)
+    _register_candidate(candidate, known_version, {"experiment": experiment, "dataset": dataset, "metric": metric})
+
+
+def _register_candidate(candidate: Candidate, known_version: Version | None, params: Mapping[str, str]) -> None:
+    """Compare a candidate with the champion, register it unless it is a version already, and set its alias."""
+    selection = candidate.selection
+    champion = model_registry.find_alias(CHAMPION)
+    decision = promotion.compare_with_champion(candidate, champion)
+    model = build_sentence_transformer(candidate.data.encoder, candidate.compressor)
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
-        run.log_params({"experiment": experiment, "dataset": dataset, "metric": metric})
-        version, decision = _register_candidate(run, candidate, known_version)
+        run.log_params({**params, "trained_run": selection.run.run_id})
+        run.set_tags(run_recording.data_tags(candidate.data) | {TRAINED_RUN: selection.run.run_id})
+        version = known_version or _add_version(run, candidate, model, _render_card(candidate, decision, model))
+        while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
+            console.info("another process has changed the champion: comparing with the new one")
+            champion = model_registry.find_alias(CHAMPION)
+            decision = promotion.compare_with_champion(candidate, champion)
+        model_registry.set_description(version, _render_card(candidate, decision, model))
+        run.set_description(f"{selection.summary} {decision.reason}")
+        run.log_metrics(decision.metrics)
+        run.log_params({"version": version.number})
     registered = "Run already registered, compared again:" if known_version else "Registered as"
     alias = CHAMPION if decision.promoted else CHALLENGER
     console.print_result(selection.summary, f"{registered} version {version.number}, {alias}. {decision.reason}")
     if candidate.data.pairs.notice:
         console.warn(candidate.data.pairs.notice)
-    next_step = ("promote it anyway", _promotion_command(version))
     if decision.promoted:
         next_step = ("undo the promotion", links.mlflow_run_command(run, "register", rollback="true"))
+    else:
+        next_step = ("promote it anyway", _promotion_command(version))
     terminal.print_next_steps([*_usage_steps(alias), next_step, *links.ui_steps(run)])
 
 
-def _validate_metric(metric: str) -> None:
-    metrics = [f"{SPLIT}/{name}" for name in METRICS]
-    if metric not in metrics:
-        reason = ": test is never used for selection" if metric.startswith("test/") else ""
-        raise InputError(f"metric must be one of {', '.join(metrics)}, not {metric!r}{reason}")
-
-
-def _register_candidate(
-    run: RunLogger, candidate: Candidate, known_version: Version | None
-) -> tuple[Version, PromotionDecision]:
-    """Add the version, compare it with the champion, set its alias, and log all of it."""
-    champion = model_registry.find_alias(CHAMPION)
-    decision = promotion.compare_with_champion(candidate, champion)
-    selection = candidate.selection
-    run.log_params({"trained_run": selection.run.run_id})
-    run.set_tags(run_recording.data_tags(candidate.data) | {TRAINED_RUN: selection.run.run_id})
-    version = known_version or _add_version(run, candidate, decision)
-    while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
-        console.info("another process has changed the champion: comparing with the new one")
-        champion = model_registry.find_alias(CHAMPION)
-        decision = promotion.compare_with_champion(candidate, champion)
-    model_registry.set_description(version, _render_card(candidate, decision))
-    run.set_description(f"{selection.summary} {decision.reason}")
-    run.log_metrics(decision.metrics)
-    run.log_params({"version": version.number})
-    return version, decision
-
-
-def _add_version(run: RunLogger, candidate: Candidate, decision: PromotionDecision) -> Version:
-    """Log the sentence-transformers model with its card, and register it."""
+def _add_version(run: RunLogger, candidate: Candidate, model: "SentenceTransformer", card: str) -> Version:
     data, recipe, run_id = candidate.data, candidate.metadata.recipe, candidate.selection.run.run_id
-    model = build_sentence_transformer(data.encoder, candidate.compressor)
-    card = _render_card(candidate, decision)
     name = run.log_sentence_transformer(model, candidate.checkpoint, card, EXAMPLE_TEXTS, run_id, recipe.model_dump())
     flush()
     tags = {
@@ -108,13 +101,12 @@ def _add_version(run: RunLogger, candidate: Candidate, decision: PromotionDecisi
     return model_registry.add_version(run.model_id(name), card, tags)
 
 
-def _render_card(candidate: Candidate, decision: PromotionDecision) -> str:
+def _render_card(candidate: Candidate, decision: PromotionDecision, model: "SentenceTransformer") -> str:
     return render_model_card(
         candidate.metadata,
         candidate.compressor.input_dim,
-        max_seq_length=candidate.data.encoder.load_model().max_seq_length,
-        selection=candidate.selection,
-        comparison=decision.reason,
+        max_seq_length=model.max_seq_length,
+        selection=replace(candidate.selection, comparison=decision.reason),
         run_id=candidate.selection.run.run_id,
     )
 
@@ -124,8 +116,7 @@ def _report_already_registered(selection: ModelSelection, version: Version) -> N
     suffix = f" It was rolled back at {rolled_back}." if rolled_back else ""
     text = f"Nothing to do: this run is already {version} of {NAME}.{suffix}"
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
-        params = {"metric": selection.metric, "trained_run": selection.run.run_id, "version": version.number}
-        run.log_params(params)
+        run.log_params({"metric": selection.metric, "trained_run": selection.run.run_id, "version": version.number})
         run.set_description(text)
     console.print_result(selection.summary, text)
 
@@ -133,8 +124,8 @@ def _report_already_registered(selection: ModelSelection, version: Version) -> N
 def _roll_back() -> None:
     replaced, restored = model_registry.roll_back()
     suffix = f" instead of version {replaced.number}" if replaced else ""
+    text = f"Rolled back: version {restored.number} is the champion again{suffix}."
     with start_run("rollback", "registration") as run:
-        text = f"Rolled back: version {restored.number} is the champion again{suffix}."
         run.log_params({"rollback": "true", "version": restored.number})  # spelled as `mlflow run -P` logs it
         run.set_description(text)
     console.print_result(text)
@@ -150,6 +141,5 @@ def _usage_steps(alias: str) -> list[tuple[str, str]]:
 
 
 def _promotion_command(version: Version) -> str:
-    """Return a command that makes a version the champion without a comparison."""
     call = f"set_registered_model_alias('{NAME}', '{CHAMPION}', '{version.number}')"
     return f'python -c "import mlflow; mlflow.MlflowClient().{call}"'

@@ -30,7 +30,6 @@ DATA_LICENSES = {
     "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), scores CC BY-SA 4.0, sentences under the licenses of their sources",
     "e3944d43fc94b8b5": "TwinSqueeze's demo, Apache 2.0",
 }
-SCORE_NAMES = {**COLUMN_NAMES, "neighbor_recall": "neighbor recall"}
 UNKNOWN_LICENSE = "unknown, see its source"
 
 
@@ -49,6 +48,7 @@ class ModelSelection:
         run: The best of these seeds.
         num_recipes: Number of recipes compared.
         baselines: Baselines on the same data.
+        comparison: A sentence on the comparison with the champion.
     """
 
     metric: str
@@ -56,6 +56,7 @@ class ModelSelection:
     run: TrainedRun
     num_recipes: int
     baselines: Sequence[BaselineRow]
+    comparison: str = ""
 
     @property
     def summary(self) -> str:
@@ -76,7 +77,6 @@ def render_model_card(
     max_seq_length: int | None,
     *,
     selection: ModelSelection | None = None,
-    comparison: str = "",
     run_id: str | None = None,
 ) -> str:
     """Render a model card, Markdown.
@@ -86,7 +86,6 @@ def render_model_card(
         input_dim: Dimension of the encoder's vectors.
         max_seq_length: Tokens after which the encoder truncates a text; None leaves this out.
         selection: How the model was selected; None leaves selection and scores out.
-        comparison: A sentence on the comparison with the champion.
         run_id: The run that trained the compressor, if known.
     """
     recipe = metadata.recipe
@@ -106,7 +105,6 @@ def render_model_card(
         max_seq_length=max_seq_length,
         encoder_license=ENCODER_LICENSES.get(encoder, UNKNOWN_LICENSE),
         data_license=DATA_LICENSES.get(metadata.dataset_digest, UNKNOWN_LICENSE),
-        comparison=comparison,
         **(_describe_scores(selection) if selection else {}),
     )
 
@@ -134,7 +132,7 @@ def _scores_table(selection: ModelSelection) -> str:
     if len(row.runs) > 1:
         rows.append((f"its recipe, mean of {len(row.runs)} seeds", row.bytes, _means(row)))
     rows += [(b.name, b.bytes, _means(b)) for b in _same_dim_baselines(selection) if not b.search_only]
-    return _format_table("", SCORE_NAMES, rows)
+    return _format_table("", (*METRICS, "neighbor_recall"), rows)
 
 
 def precision_table(row: Row) -> str | None:
@@ -163,7 +161,7 @@ def _format_table(title: str, scores: Iterable[str], rows: Iterable[tuple[str, i
         digits = [2 if score == "neighbor_recall" else 4 for _, score in columns]
         shown = (ABSENT if isnan(value) else f"{value:.{n}f}" for value, n in zip(values, digits, strict=True))
         cells.append([name, f"{size:,}", *shown])
-    return markdown_table([title, "bytes", *(f"{split} {SCORE_NAMES[score]}" for split, score in columns)], cells)
+    return markdown_table([title, "bytes", *(f"{split} {COLUMN_NAMES[score]}" for split, score in columns)], cells)
 
 
 def _intervals(metrics: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
+from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.experiment import ExperimentData, prepare_data
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
@@ -44,6 +45,14 @@ class PromotionDecision:
     promoted: bool
     reason: str
     metrics: dict[str, float]
+
+
+def check_metric(metric: str) -> None:
+    """Raise an `InputError` unless a metric can be used for selection."""
+    metrics = [f"{SPLIT}/{name}" for name in METRICS]
+    if metric not in metrics:
+        reason = ": test is never used for selection" if metric.startswith("test/") else ""
+        raise InputError(f"metric must be one of {', '.join(metrics)}, not {metric!r}{reason}")
 
 
 def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelection:
@@ -108,15 +117,14 @@ def _prepare_data(trained: CheckpointMetadata, other: CheckpointMetadata, report
             f"dataset {dataset!r} has changed since {trained.recipe.name} was trained (digest {pairs.digest}, then "
             f"{trained.dataset_digest}): restore it, or train again"
         )
-    encoder, device = other.recipe.encoder, resolve_device("auto")
-    resolved = resolve_encoder(encoder, device.type)
-    data = prepare_data(pairs, resolved, device, score_max=trained.score_max, reporter=reporter)
-    if data.encoder.fingerprint != other.encoder_fingerprint:
+    device = resolve_device("auto")
+    encoder = resolve_encoder(other.recipe.encoder, device.type)
+    if encoder.fingerprint != other.encoder_fingerprint:
         raise InputError(
-            f"the files of encoder {encoder!r} have changed since {other.recipe.name} was trained: restore them, or "
-            "train again"
+            f"the files of encoder {encoder.name!r} have changed since {other.recipe.name} was trained: restore them, "
+            "or train again"
         )
-    return data
+    return prepare_data(pairs, encoder, device, score_max=trained.score_max, reporter=reporter)
 
 
 def compare_with_champion(candidate: Candidate, champion: Version | None) -> PromotionDecision:
