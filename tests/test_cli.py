@@ -170,7 +170,7 @@ def test_a_model_for_vectors_of_another_dimension(run_here, workplace, pairs_fol
     line = refused(run_here("evaluate", "--model", str(folder), "--dataset", str(pairs_folder)), workplace, STORE)
     assert "compresses vectors of 100 dimensions" in line
     (folder / "weights.safetensors").write_bytes(b"no tensors")
-    assert "holds no compressor" in refused(run_here("evaluate", "--model", str(folder)), workplace, STORE)
+    assert "contains no compressor" in refused(run_here("evaluate", "--model", str(folder)), workplace, STORE)
 
 
 def test_a_dataset_that_lacks_what_is_needed(run_here, workplace, tmp_path_factory):

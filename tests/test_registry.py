@@ -309,7 +309,7 @@ def test_an_alias_that_another_process_inserts_at_once_is_updated(store, monkeyp
 
     monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", fail_once)
     model_registry.promote(one, None)
-    assert store.get_registered_model("twinsqueeze").aliases == {"champion": 1}
+    assert store.get_registered_model("twinsqueeze").aliases["champion"] == 1
 
 
 def test_a_comparison_with_a_former_champion_changes_nothing(store, monkeypatch):

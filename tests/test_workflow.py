@@ -311,10 +311,12 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, pairs_folde
     }
     options = [text for name, value in fields.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     done = workplace.command("main", *options)
-    assert "training: epoch 0 of 15, heads 20 of 20 epochs" in done.stderr or "training: epoch 15 of 15" in done.stderr
+    assert (
+        "training: epoch 0 of 15, teacher 20 of 20 epochs" in done.stderr or "training: epoch 15 of 15" in done.stderr
+    )
     finished(done)
     (run,) = workplace.runs()
-    assert run.data.params["precision"] == "product"
+    assert run.data.params["quantizer"] == "product"
     assert not [name for name in run.data.metrics if name.endswith(("_int8", "_binary"))]
     state = load_file(workplace.model(run) / "artifacts" / "compressor.safetensors")
     parts, _, width = state["codebooks"].shape
@@ -345,7 +347,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     run_here, workplace, pairs_folder, encoded, monkeypatch
 ):
     """By scikit-learn's components of the train sentences and the synthetic ones together."""
-    monkeypatch.setattr("twinsqueeze.data.synthetic.WORDS", 300)
+    monkeypatch.setattr("twinsqueeze.data.synthetic.MAX_WORDS", 300)
     fields = {
         "architecture": "linear",
         "init": "pca",
@@ -360,7 +362,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     assert "encoding synthetic sentences" in err
     assert "sentence 380 of 380" in err
     (run,) = workplace.runs()
-    assert run.data.params["synthetic"] == "80"
+    assert run.data.params["synthetic_sentences"] == "80"
     train = load_pairs(str(pairs_folder)).splits["train"]
     others = embed_synthetic(
         80, train, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(Path(workplace.environment["TWINSQUEEZE_CACHE"]))
@@ -386,7 +388,7 @@ def test_demo_says_so_everywhere(workplace):
         f"dev/{name}{suffix}" for name in ("recall_at_1", "recall_at_10", "mrr") for suffix in ("", "_int8", "_binary")
     ]
     assert all(0 < run.data.metrics[name] <= 1 for name in names)
-    assert done.stderr.count("training FAISS") == 6
+    assert done.stderr.count("fitting the baseline FAISS") == 6
     baselines = json.loads(workplace.download(run.info.run_id, "baselines.json").read_text())
     assert sum(row[0].startswith("FAISS") for row in baselines["data"]) == 6 * 2  # and with float queries
     assert "FAISS OPQ+PQ, 32 bytes" in done.stdout

@@ -157,19 +157,16 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
         print(result.run_id)
     """
     # MLflow takes seconds to import and is needed here alone.
-    import mlflow  # noqa: PLC0415 - as above
-
     from twinsqueeze.tracking import run  # noqa: PLC0415 - as above
 
     run.check_tracking_server()
-    if experiment_name is not None:
-        mlflow.set_experiment(experiment_name)
     token = _tracking.set(True)
     try:
-        yield
+        with run.use_experiment(experiment_name):
+            yield
+            run.flush()
     finally:
         _tracking.reset(token)
-        run.flush()
 
 
 def _prepare(recipe: Recipe, data: PairDataset, reporter: Reporter) -> ExperimentData:

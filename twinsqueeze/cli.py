@@ -290,6 +290,7 @@ def compress_command(**options: Any) -> None:
     The output appears whole or not at all. Memory does not grow with the number of rows. Encoded texts are cached: a
     command that was interrupted encodes only the rest when it is started again.
     """
+    Recipe.parse({"device": options["device"]})
     options["column"] = None if options["column"] == "auto" else options["column"]
     options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
     from twinsqueeze.commands import compress  # noqa: PLC0415 - help and refusals do not wait for it

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.types import AnyArray
+from twinsqueeze.utils.signals import check_interrupted, defer_signals
 
 SUFFIXES = (".npy", ".parquet")
 COLUMN = "vector"
@@ -73,17 +74,14 @@ def atomic_array_writer(
 @contextmanager
 def _open_locked(partial: Path, output: Path) -> Iterator[IO[bytes]]:
     """Open an empty file that no other process has open, and delete it if an error is raised."""
-    file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Before it released the lock, another process may have renamed the file.
-        is_locked = os.path.samestat(os.fstat(file.fileno()), partial.stat())
-    except (BlockingIOError, FileNotFoundError):
-        is_locked = False
+    with defer_signals(then_stop=False):  # a signal between opening and locking would leave the file
+        file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        is_locked = _lock(file, partial)
     if not is_locked:
         file.close()
         raise InputError(f"{output} is being written by another process: wait for it, or name another file")
     try:
+        check_interrupted()
         file.truncate()
         yield file
     except BaseException:
@@ -92,6 +90,15 @@ def _open_locked(partial: Path, output: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # from rows that do not fit on the disk
             file.close()
+
+
+def _lock(file: IO[bytes], path: Path) -> bool:
+    """Lock a file unless another process holds it, or has renamed it before it released the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 class _NpyRows:

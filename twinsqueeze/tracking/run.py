@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking import fluent
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
@@ -81,6 +82,23 @@ def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_
             f"the {what} {redact_credentials(uri)} does not answer ({failures[0]}): "
             f"start it, or point {setting} elsewhere"
         )
+
+
+@contextmanager
+def use_experiment(name: str | None) -> Iterator[None]:
+    """Makes an experiment the current one while the context is open; None changes nothing."""
+    if name is None:
+        yield
+        return
+    before = fluent._active_experiment_id, os.environ.get("MLFLOW_EXPERIMENT_ID")
+    mlflow.set_experiment(name)
+    try:
+        yield
+    finally:
+        fluent._active_experiment_id = before[0]  # MLflow has no function that restores it
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+        if before[1] is not None:
+            os.environ["MLFLOW_EXPERIMENT_ID"] = before[1]
 
 
 def fail_env_run(reason: str, status: str = "FAILED") -> None:
