@@ -127,7 +127,7 @@ class Server:
 # Tags that differ from one recording of the same to the next.
 OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
 # How many runs of a recipe were there before.
-REPEATED = re.compile(r"\d+ runs? repeated by a newer one")
+REPEATED = re.compile(r"\d+ runs? repeated with the same recipe and seed: the newest is used\.")
 
 
 class Faults(ABC):
