@@ -133,7 +133,7 @@ def test_product_codes_are_numbers_that_spark_has(coded_weights):
     assert found["short"].type.value_type == pa.int16()
     compressor = CompressorNetwork.from_state_dict(load(coded_weights))
     unit = compressor.compress(torch.from_numpy(vectors))
-    expected = ProductQuantizer(compressor.codebooks[None]).codes(unit[None])[0].numpy()
+    expected = ProductQuantizer(compressor.codebooks[None]).encode(unit[None])[0].numpy()
     np.testing.assert_array_equal(np.stack(found["short"].to_numpy(zero_copy_only=False)), expected)
     assert expected.max() > 127
 
