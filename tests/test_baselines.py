@@ -7,6 +7,7 @@ from itertools import permutations
 import faiss
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.decomposition import PCA
@@ -17,6 +18,7 @@ from tests.conftest import random_pairs
 from tests.processes import ROOT
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
+from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.evaluation.retrieval import RetrievalScores
 from twinsqueeze.reporting.ablation_table import SCORES, baseline_family
@@ -41,7 +43,7 @@ def task() -> BaselineTask:
     """Vectors of 64 floats, enough of them for FAISS's 256 centroids."""
     train = random_pairs(pairs=400, sentences=600, dimension=64, seed=1)
     dev = random_pairs(pairs=150, sentences=120, dimension=64, seed=2)
-    return BaselineTask(train.embeddings, {"dev": dev}, {"dev": dev.scores / 5})
+    return BaselineTask(train.embeddings, {"dev": Evaluator(dev, "linear", torch.device("cpu"))})
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def found(task, cache):
 
 def expected_scores(stored: np.ndarray, task: BaselineTask) -> tuple[float, float]:
     """Spearman and neighbor recall, computed independently."""
-    pairs = task.splits["dev"]
+    pairs = task.evaluators["dev"].split
     stored = np.asarray(stored, dtype=np.float64)
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
     spearman = stats.spearmanr((unit[pairs.first] * unit[pairs.second]).sum(1).round(6), pairs.scores)[0]
@@ -122,7 +124,7 @@ def test_int8_and_signs_match_sentence_transformers(found, task):
     pca = PCA(DIM, svd_solver="full").fit(task.train)
     transforms = {"uncompressed": lambda x: x, "PCA to 8": pca.transform, "first 8": lambda x: x[:, :DIM]}
     for name, transform in transforms.items():
-        train, dev = (transform(v).astype(np.float32) for v in (task.train, task.splits["dev"].embeddings))
+        train, dev = (transform(v).astype(np.float32) for v in (task.train, task.evaluators["dev"].split.embeddings))
         stored = {f"{name}, int8": quantize_embeddings(dev, "int8", ranges=np.stack([train.min(0), train.max(0)]))}
         bits = np.unpackbits(quantize_embeddings(dev - train.mean(0), "ubinary"), axis=1)
         stored["signs of 64, centered" if name == "uncompressed" else f"{name}, signs"] = 2.0 * bits - 1
@@ -135,7 +137,7 @@ def test_int8_and_signs_match_sentence_transformers(found, task):
 
 
 def test_quantized_random_projections_match_scikit_learn(found, task):
-    train, dev = task.train, task.splits["dev"].embeddings
+    train, dev = task.train, task.evaluators["dev"].split.embeddings
     spearmans: dict[str, list[float]] = {"int8": [], "signs": []}
     for seed in range(20):
         project = GaussianRandomProjection(DIM, random_state=seed).fit(train).transform
@@ -152,7 +154,7 @@ def test_quantized_random_projections_match_scikit_learn(found, task):
 
 
 def test_quantizers_match_faiss(found, task):
-    dev = task.splits["dev"].embeddings
+    dev = task.evaluators["dev"].split.embeddings
     # np: without polysemous training, which renames the codes and takes a minute
     for kind, factory in (("PQ", "PQ16np"), ("OPQ+PQ", "OPQ16,PQ16np")):
         index = faiss.index_factory(64, factory)
@@ -171,7 +173,7 @@ def test_quantizers_match_faiss(found, task):
 
 def test_float_queries_match_faiss_search_of_decoded_vectors(found, task):
     """Asymmetric distance computation: cosines of float queries with decoded vectors."""
-    split = task.splits["dev"]
+    split = task.evaluators["dev"].split
     unit = split.embeddings / np.linalg.norm(split.embeddings, axis=1, keepdims=True)
     index = faiss.index_factory(64, "PQ16np", faiss.METRIC_INNER_PRODUCT)
     index.train(task.train)
@@ -194,7 +196,7 @@ def test_float_queries_match_faiss_search_of_decoded_vectors(found, task):
 
 def test_opq_is_left_out_for_fewer_sentences_than_dimensions(tmp_path):
     """FAISS would abort the process."""
-    task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {}, {})
+    task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {})
     rows = cached_baselines(task, DIM, DiskCache(tmp_path))
     names = [row.name for row in rows if row.name.startswith("FAISS")]
     assert names == [
@@ -217,7 +219,7 @@ def test_opq_beats_pq_on_correlated_dimensions(tmp_path):
 
 
 def test_every_row_has_every_score(found):
-    names = {*METRICS, *RetrievalScores.__dataclass_fields__}
+    names = {*METRICS, *RetrievalScores._fields}
     assert names == set(SCORES)
     for row in found.values():
         assert set(row.scores["dev"]) == names
@@ -230,21 +232,26 @@ def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, foun
         raise AssertionError("computed again")
 
     trained = []
-    fewer = BaselineTask(task.train, {"test": task.splits["dev"]}, {"test": task.labels["dev"]})
+    fewer = BaselineTask(task.train, {"test": task.evaluators["dev"]})
     cached_baselines(fewer, DIM, cache, trained.append)
     assert not trained  # quantizers depend on the train sentences alone
     monkeypatch.setattr(baselines, "score_baselines", refuse)
     assert {row.name: row for row in cached_baselines(task, DIM, cache)} == found
     with pytest.raises(AssertionError, match="computed again"):
         cached_baselines(task, DIM + 1, cache)
-    others = BaselineTask(task.train + 1, task.splits, task.labels)
+    others = BaselineTask(task.train + 1, task.evaluators)
     with pytest.raises(AssertionError, match="computed again"):
         cached_baselines(others, DIM, cache)
 
 
 def test_another_dim_recomputes_only_dimension_reductions(task, cache, found, monkeypatch):
     asked = []
-    monkeypatch.setattr(baselines, "full_dim_encodings", lambda *_: asked.append("encodings") or iter(()))
+
+    def full_dim_encodings(*_):
+        asked.append("encodings")
+        yield from ()
+
+    monkeypatch.setattr(baselines, "full_dim_encodings", full_dim_encodings)
     rows = cached_baselines(task, 4, cache)
     assert not asked
     assert [row for row in rows if row.dim is None] == [row for row in found.values() if row.dim is None]
@@ -282,7 +289,7 @@ def test_training_a_quantizer_prints_nothing(task, tmp_path):
 
 def test_missing_quantizers_are_explained(task, tmp_path, monkeypatch, found):
     assert missing_baselines_note(list(found.values())) is None
-    few = BaselineTask(task.train[:255], task.splits, task.labels)
+    few = BaselineTask(task.train[:255], task.evaluators)
     rows = cached_baselines(few, DIM, DiskCache(tmp_path))
     assert "need 256 distinct train sentences" in missing_baselines_note(rows)
 

@@ -45,7 +45,7 @@ def test_recall_matches_scikit_learns_search(sentences):
         f"recall_at_{k}": np.mean([len(them & set(found[query][:k])) / len(them) for query, them in relevant.items()])
         for k in (1, 10)
     }
-    ours = retrieval_scores(vectors, reference, pairs, block=32).as_floats()
+    ours = retrieval_scores(vectors, reference, pairs, block=32)._asdict()
     assert {name: ours[name] for name in expected} == pytest.approx(expected)
     assert 0 < ours["recall_at_1"] < ours["recall_at_10"] < 1
 

@@ -78,11 +78,8 @@ class ExperimentData:
         """Returns the scores of baselines at a dimension, fitted on the train vectors without labels."""
         key = tuple(splits), label_transform, dim
         if key not in self._baselines:
-            task = BaselineTask(
-                self.encoded["train"].embeddings,
-                {split: self.encoded[split] for split in splits},
-                {split: self.evaluator(split, label_transform).labels for split in splits},
-            )
+            evaluators = {split: self.evaluator(split, label_transform) for split in splits}
+            task = BaselineTask(self.encoded["train"].embeddings, evaluators)
             with self.reporter.progress("evaluating baselines", "baseline") as advance:
                 scored = count()
 

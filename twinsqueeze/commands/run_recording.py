@@ -4,7 +4,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +52,7 @@ def log_training_setup(run: RunLogger, recipe: Recipe, data: ExperimentData) -> 
 def log_epoch(run: RunLogger, metrics: EpochMetrics) -> None:
     """Logs the losses and dev scores of an epoch."""
     losses = float(metrics.loss[0]), float(metrics.clean_loss[0])
-    dev = {name: float(values[0]) for name, values in asdict(metrics.dev).items()}
+    dev = {name: float(values[0]) for name, values in metrics.dev._asdict().items()}
     _log_epoch(run, metrics.epoch, metrics.epochs, losses, dev)
 
 

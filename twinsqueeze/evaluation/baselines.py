@@ -12,15 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, faiss_version, product_quantizers
-from twinsqueeze.evaluation.metrics import asymmetric_scores, score
-from twinsqueeze.evaluation.retrieval import RetrievalTask
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
-from twinsqueeze.utils.similarity import pair_cosines
 from twinsqueeze.utils.threads import BLAS_LOCK
 
 Transform = Callable[[FloatArray], FloatArray]
@@ -39,7 +36,7 @@ class BaselineScores:
         bytes: Bytes per vector.
         search_only: Whether only the search tables list it: its vectors are not stored as floats.
         draws: Number of random draws that scores are averaged over; 1 if nothing is random.
-        scores: For each split, means of the fields of `metrics.Scores` and `retrieval.RetrievalScores`.
+        scores: For each split, means of the scores that `Evaluator.score_vectors` returns.
         deviations: Their sample standard deviations over draws; 0 if nothing is random.
     """
 
@@ -68,26 +65,19 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True)
 class BaselineTask:
-    """Data that baselines are fitted and scored on.
-
-    Attributes:
-        train: (N, d) vectors to fit on.
-        splits: Splits to score on.
-        labels: (P,) labels of each split.
-    """
+    """Vectors (N, d) that baselines are fitted on, and an evaluator for each split that they are scored on."""
 
     train: FloatArray
-    splits: Mapping[str, EncodedPairs]
-    labels: Mapping[str, FloatArray]
+    evaluators: Mapping[str, Evaluator]
 
     @property
     def digest(self) -> str:
         """SHA-256 over all arrays."""
         digest = hashlib.sha256(np.ascontiguousarray(self.train).data)
-        for name in sorted(self.splits):
-            split = self.splits[name]
+        for name, evaluator in sorted(self.evaluators.items()):
+            split = evaluator.split
             digest.update(name.encode())
-            for array in (split.embeddings, split.first, split.second, split.scores, self.labels[name]):
+            for array in (split.embeddings, split.first, split.second, split.scores, evaluator.labels):
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -99,25 +89,23 @@ def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415 - as above
 
     projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
-    reductions: list[tuple[str, list[Transform]]] = [
-        (f"first {dim}", [lambda vectors: vectors[:, :dim]]),
-        (f"random projection to {dim}", [projection.fit(train).transform for projection in projections]),
-    ]
+    reductions: dict[str, list[Transform]] = {
+        f"first {dim}": [lambda vectors: vectors[:, :dim]],
+        f"random projection to {dim}": [projection.fit(train).transform for projection in projections],
+    }
+    quantized = dict(reductions)
     if dim <= len(train):  # PCA has at most as many components as there are vectors
-        for name, whiten in ((f"PCA to {dim}", False), (f"PCA to {dim}, whitened", True)):
-            with BLAS_LOCK:
-                pca = PCA(dim, whiten=whiten, svd_solver="covariance_eigh").fit(train)
-            reductions.append((name, [pca.transform]))
-    for name, transforms in reductions:
+        with BLAS_LOCK:
+            pca, whitened = (PCA(dim, whiten=w, svd_solver="covariance_eigh").fit(train) for w in (False, True))
+        reductions |= {f"PCA to {dim}": [pca.transform], f"PCA to {dim}, whitened": [whitened.transform]}
+        # Whitening changes nothing at fewer bits: int8 scales every dimension to the same range, and signs no scale.
+        quantized[f"PCA to {dim}"] = [pca.transform]
+    for name, transforms in reductions.items():
         yield Baseline(name, dim, bytes_per_vector("float32", dim), False, transforms)
-    # Whitening changes nothing at fewer bits: int8 scales every dimension to the same range, and signs have no scale.
-    quantized = reductions[:3]
-    for name, transforms in quantized:
-        as_int8 = [_int8(transform, train) for transform in transforms]
-        yield Baseline(f"{name}, int8", dim, bytes_per_vector("int8", dim), True, as_int8)
-    for name, transforms in quantized:
-        as_signs = [_signs(transform, train) for transform in transforms]
-        yield Baseline(f"{name}, signs", dim, bytes_per_vector("binary", dim), True, as_signs)
+    for label, precision, quantize in (("int8", "int8", _int8), ("signs", "binary", _signs)):
+        for name, transforms in quantized.items():
+            stored = [quantize(transform, train) for transform in transforms]
+            yield Baseline(f"{name}, {label}", dim, bytes_per_vector(precision, dim), True, stored)
 
 
 def full_dim_encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
@@ -164,41 +152,25 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 
 
 def score_baselines(
-    baselines: Iterable[Baseline], task: BaselineTask, on_scored: Callable[[str], None] = lambda _: None
+    baselines: Iterable[Baseline], evaluators: Mapping[str, Evaluator], on_scored: Callable[[str], None]
 ) -> list[BaselineScores]:
-    """Score baselines on every split of a task.
-
-    Args:
-        baselines: Baselines to score.
-        task: Splits and labels.
-        on_scored: Called with a baseline's name before each draw is scored on a split.
-    """
-    retrieval = {name: RetrievalTask(split) for name, split in task.splits.items()}
+    """Score baselines on every split; arguments as for `cached_baselines`."""
     results = []
     for baseline in baselines:
         scores, deviations = {}, {}
-        for name, split in task.splits.items():
+        for split, evaluator in evaluators.items():
+            vectors = evaluator.split.embeddings
+            queries = baseline.query_transform(vectors) if baseline.query_transform else None
             draws = []
             for transform in baseline.transforms:
                 on_scored(baseline.name)
-                stored = transform(split.embeddings)
-                queries = baseline.query_transform(split.embeddings) if baseline.query_transform else None
-                similarity = _similarity_scores(stored, queries, split, task.labels[name])
-                draws.append(similarity | retrieval[name].score(stored, queries))
+                draws.append(evaluator.score_vectors(transform(vectors), queries))
             table = np.array([list(draw.values()) for draw in draws])
             deviation = table.std(0, ddof=1) if len(table) > 1 else np.zeros(table.shape[1])
-            scores[name] = dict(zip(draws[0], map(float, table.mean(0)), strict=True))
-            deviations[name] = dict(zip(draws[0], map(float, deviation), strict=True))
+            scores[split] = dict(zip(draws[0], table.mean(0).tolist(), strict=True))
+            deviations[split] = dict(zip(draws[0], deviation.tolist(), strict=True))
         results.append(BaselineScores(*baseline[:4], len(baseline.transforms), scores, deviations))
     return results
-
-
-def _similarity_scores(
-    stored: FloatArray, queries: FloatArray | None, split: EncodedPairs, labels: FloatArray
-) -> dict[str, float]:
-    if queries is None:
-        return score(pair_cosines(stored, split.first, split.second), labels).as_floats()
-    return asymmetric_scores(queries, stored, split.first, split.second, labels)
 
 
 def cached_baselines(
@@ -213,25 +185,23 @@ def cached_baselines(
     Args:
         task: Data to fit and score on.
         dim: Output dimension of dimension reductions.
-        cache: Cache of scores and of FAISS's quantizers, read and written.
-        on_training: As for `product_quantizers`.
-        on_scored: As for `score_baselines`.
+        cache: Cache of scores and of FAISS's quantizers.
+        on_training: Called with a quantizer's name before it is trained.
+        on_scored: Called with a baseline's name before each draw is scored on a split.
     """
     digest = task.digest
 
-    def load_or_score(settings: str, baselines: Callable[[], Iterable[Baseline]]) -> list[BaselineScores]:
+    def load_or_score(settings: str, baselines: Iterator[Baseline]) -> list[BaselineScores]:
         settings_digest = hashlib.sha256(f"{CACHE_VERSION}\0{settings}\0{digest}".encode()).hexdigest()
         key = f"baselines-{settings_digest}.json"
         if (payload := cache.get(key)) is not None:
             return [BaselineScores(**row) for row in json.loads(payload)]
-        results = score_baselines(baselines(), task, on_scored)
+        results = score_baselines(baselines, task.evaluators, on_scored)
         cache.put(key, json.dumps([asdict(row) for row in results]).encode())
         return results
 
-    uncompressed, *full_dim = load_or_score(
-        f"faiss {faiss_version()}", lambda: full_dim_encodings(task.train, cache, on_training)
-    )
-    reduced = load_or_score(
-        f"scikit-learn {version('scikit-learn')}, {dim}", lambda: dimension_reductions(task.train, dim)
-    )
-    return sorted([uncompressed, *reduced, *full_dim], key=lambda row: row.search_only)
+    # Both are generators, which fit nothing if the cache has their scores.
+    full_dim = full_dim_encodings(task.train, cache, on_training)
+    uncompressed, *encoded = load_or_score(f"faiss {faiss_version()}", full_dim)
+    reduced = load_or_score(f"scikit-learn {version('scikit-learn')}, {dim}", dimension_reductions(task.train, dim))
+    return sorted([uncompressed, *reduced, *encoded], key=lambda row: row.search_only)

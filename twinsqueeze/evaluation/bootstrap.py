@@ -1,6 +1,6 @@
 """Paired bootstrap over sentence pairs."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,8 +8,7 @@ from twinsqueeze.evaluation.metrics import score
 from twinsqueeze.types import FloatArray
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A 95% confidence interval."""
 
     low: float
@@ -17,16 +16,11 @@ class Interval:
 
 
 class PairBootstrap:
-    """Percentile bootstrap (Efron 1979) of scores, which resamples the pairs of a split with replacement.
+    """Percentile bootstrap (Efron 1979) of scores: B resamples of the P pairs of a split, with replacement.
 
     Intervals show how much scores depend on the choice of pairs, not on the seed of a training. A resample is a vector
     of counts, so that scores are weighted sums and nothing is sorted again: 0.1 s for 1,500 pairs, where
     `scipy.stats.bootstrap` takes 1 s. The tests compare the two.
-
-    Args:
-        labels: (P,) labels.
-        resamples: Number B of resamples of P pairs.
-        seed: Seed of the resamples; equal predictions have equal intervals.
     """
 
     def __init__(self, labels: FloatArray, *, resamples: int = 1000, seed: int = 0) -> None:
@@ -35,8 +29,7 @@ class PairBootstrap:
         generator = np.random.default_rng(seed)
         draws = (generator.integers(pairs, size=pairs) for _ in range(resamples))
         self._counts = np.stack([np.bincount(drawn, minlength=pairs) for drawn in draws]).astype(np.float64)  # (B, P)
-        self._label_moments = _WeightedMoments(self.labels - self.labels.mean(), self._counts)
-        self._label_rank_moments = _WeightedMoments(_weighted_ranks(self.labels, self._counts), self._counts)
+        self._label_ranks = _weighted_ranks(self.labels, self._counts)
 
     def intervals(self, predicted: FloatArray) -> dict[str, Interval]:
         """Return the 95% interval of every score of (P,) predicted cosines."""
@@ -45,15 +38,13 @@ class PairBootstrap:
     def difference(self, predicted: FloatArray, baseline: FloatArray, metric: str) -> tuple[float, Interval]:
         """Return a score of predictions minus that of a baseline, with its 95% interval.
 
-        Both are scored on the same resamples, so that pairs that are hard for both do not widen the interval.
+        Both are scored on the same resamples, so that pairs that are hard for both do not widen the interval. A
+        difference of correlations is NaN where predictions are constant.
 
         Args:
             predicted: (P,) cosines.
             baseline: (P,) cosines of the same pairs.
             metric: "mse", "mae", "pearson" or "spearman".
-
-        Returns:
-            The difference over all pairs, and its interval; NaN where predictions are constant.
         """
         difference = getattr(score(predicted, self.labels), metric) - getattr(score(baseline, self.labels), metric)
         resampled = self._resampled_scores(predicted)[metric] - self._resampled_scores(baseline)[metric]
@@ -64,13 +55,12 @@ class PairBootstrap:
         predicted = np.asarray(predicted, dtype=np.float64)
         counts, pairs = self._counts, len(predicted)
         error = predicted - self.labels
-        moments = _WeightedMoments(predicted - predicted.mean(), counts)
-        rank_moments = _WeightedMoments(_weighted_ranks(predicted, counts), counts)
+        centered, centered_labels = predicted - predicted.mean(), self.labels - self.labels.mean()
         return {
             "mse": counts @ np.square(error) / pairs,
             "mae": counts @ np.abs(error) / pairs,
-            "pearson": self._label_moments.correlation(moments),
-            "spearman": self._label_rank_moments.correlation(rank_moments),
+            "pearson": _weighted_correlation(centered_labels, centered, counts),
+            "spearman": _weighted_correlation(self._label_ranks, _weighted_ranks(predicted, counts), counts),
         }
 
 
@@ -89,23 +79,17 @@ def _weighted_ranks(values: FloatArray, counts: FloatArray) -> FloatArray:
     return centered
 
 
-class _WeightedMoments:
-    """Mean and variance of values, (P,) or (B, P), weighted by counts (B, P) in each of B resamples."""
+def _weighted_correlation(x: FloatArray, y: FloatArray, counts: FloatArray) -> FloatArray:
+    """Return the Pearson correlation in each resample, (B,), of values (P,) or (B, P) that count counts[b, i] times."""
+    x_mean, y_mean = _weighted_mean(x, counts), _weighted_mean(y, counts)
+    covariance = _weighted_mean(x * y, counts) - x_mean * y_mean
+    x_variance = _weighted_mean(x * x, counts) - x_mean**2
+    y_variance = _weighted_mean(y * y, counts) - y_mean**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: FloatArray = covariance / np.sqrt(x_variance * y_variance)
+    return r
 
-    def __init__(self, values: FloatArray, counts: FloatArray) -> None:
-        self.values, self.counts = values, counts
-        self.total = counts.sum(1)
-        self.mean = self._mean(values)
-        self.variance = self._mean(values * values) - self.mean**2
 
-    def correlation(self, other: "_WeightedMoments") -> FloatArray:
-        """Return the Pearson correlation in each resample, (B,)."""
-        covariance = self._mean(self.values * other.values) - self.mean * other.mean
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r: FloatArray = covariance / np.sqrt(self.variance * other.variance)
-        return r
-
-    def _mean(self, values: FloatArray) -> FloatArray:
-        summed: FloatArray = np.einsum("bp,...p->b" if values.ndim == 1 else "bp,bp->b", self.counts, values)
-        mean: FloatArray = summed / self.total
-        return mean
+def _weighted_mean(values: FloatArray, counts: FloatArray) -> FloatArray:
+    mean: FloatArray = np.einsum("bp,p->b" if values.ndim == 1 else "bp,bp->b", counts, values) / counts.sum(1)
+    return mean

@@ -1,4 +1,4 @@
-"""Evaluation of trained compressors on a split."""
+"""Evaluation of trained compressors, and of any vectors, on a split."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,15 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
-from twinsqueeze.evaluation.metrics import asymmetric_scores, score
-from twinsqueeze.evaluation.retrieval import RetrievalTask
+from twinsqueeze.evaluation.metrics import asymmetric_cosines, score
+from twinsqueeze.evaluation.retrieval import RetrievalScores, relevant_pairs, retrieval_scores
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.model.precision import Int8Ranges, dequantize
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.similarity import pair_cosines
+from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
+
+# Scores that are recorded at every precision.
+SEARCH_SCORES = ("spearman", *RetrievalScores._fields)
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class EvaluationResult:
         labels: (P,) labels.
         scores: The fields of `metrics.Scores` and `retrieval.RetrievalScores` by name.
         intervals: 95% bootstrap intervals over pairs of the fields of `metrics.Scores`.
-        by_precision: "spearman" and the fields of `retrieval.RetrievalScores` for the same compressor at other
-            precisions. For one that was trained without a quantizer: "int8" (if ranges are known) and "binary". For one
-            with a quantizer: "asymmetric", which compares float queries with quantized vectors.
+        by_precision: The `SEARCH_SCORES` of the same compressor at other precisions. For one that was trained without a
+            quantizer: "int8" (if ranges are known) and "binary". For one with a quantizer: "asymmetric", which compares
+            float queries with quantized vectors.
     """
 
     predicted: FloatArray
@@ -43,54 +46,50 @@ class EvaluationResult:
 
 
 class Evaluator:
-    """Evaluates any number of compressors on a split.
-
-    Args:
-        split: Pairs with embeddings of their sentences.
-        label_transform: "tanh" or "linear".
-        device: Device on which compressors run.
-    """
+    """Evaluates any number of compressors, which run on `device`, on a split, whose scores become labels."""
 
     def __init__(self, split: EncodedPairs, label_transform: str, device: torch.device) -> None:
         self.split = split
         self.labels = scores_to_labels(split.scores, label_transform)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
         self._bootstrap = PairBootstrap(self.labels)
-        self._retrieval = RetrievalTask(split)
+        self._neighbors = nearest_neighbors(split.embeddings)
+        self._relevant = relevant_pairs(split.first, split.second, split.scores)
 
     def __call__(self, compressor: CompressorNetwork, ranges: Int8Ranges | None = None) -> EvaluationResult:
-        """Evaluate a compressor.
-
-        Args:
-            compressor: On the evaluator's device, with the embeddings' dimension as input dimension.
-            ranges: Calibration ranges of its vectors at int8; None leaves int8 out.
-        """
+        """Evaluate a compressor on the evaluator's device; without calibration ranges, int8 is left out."""
         predicted = predict_pair_cosines(compressor, self._vectors, self.split)
         vectors = compressor.compress_as_stored(self._vectors).cpu().numpy()
         if compressor.precision == "float32":
-            by_precision = {
-                precision: self._score_quantized(dequantize(vectors, precision, ranges))
+            at_precisions = {
+                precision: self.score_vectors(dequantize(vectors, precision, ranges))
                 for precision in ("int8", "binary")
                 if precision != "int8" or ranges
             }
         else:
             queries = compressor.compress(self._vectors).cpu().numpy()
-            by_precision = {"asymmetric": self._score_asymmetric(queries, vectors)}
+            at_precisions = {"asymmetric": self.score_vectors(vectors, queries)}
         return EvaluationResult(
             predicted=predicted,
             labels=self.labels,
-            scores=score(predicted, self.labels).as_floats() | self._retrieval.score(vectors),
+            scores=score(predicted, self.labels).means() | self._score_retrieval(vectors),
             intervals=self._bootstrap.intervals(predicted),
-            by_precision=by_precision,
+            by_precision={
+                precision: {name: scores[name] for name in SEARCH_SCORES} for precision, scores in at_precisions.items()
+            },
         )
 
-    def _score_asymmetric(self, queries: FloatArray, stored: FloatArray) -> dict[str, float]:
-        scores = asymmetric_scores(queries, stored, self.split.first, self.split.second, self.labels)
-        return {"spearman": scores["spearman"]} | self._retrieval.score(stored, queries)
+    def score_vectors(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
+        """Return all scores of stored vectors (N, dim), which are also the queries unless others are given."""
+        first, second = self.split.first, self.split.second
+        if queries is None:
+            cosines = pair_cosines(stored, first, second)
+        else:
+            cosines = asymmetric_cosines(stored, queries, first, second)
+        return score(cosines, self.labels).means() | self._score_retrieval(stored, queries)
 
-    def _score_quantized(self, vectors: FloatArray) -> dict[str, float]:
-        cosines = pair_cosines(vectors, self.split.first, self.split.second)
-        return {"spearman": float(score(cosines, self.labels).spearman)} | self._retrieval.score(vectors)
+    def _score_retrieval(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
+        return retrieval_scores(stored, self._neighbors, self._relevant, queries=queries)._asdict()
 
 
 def pair_losses(compressor: CompressorNetwork, split: EncodedPairs, label_transform: str) -> FloatArray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
+PQ, OPQ = "FAISS PQ", "FAISS OPQ+PQ"
 # Bytes per code: one for each subvector.
 CODE_SIZES = (16, 32, 64)
 BITS = 8
@@ -26,14 +28,10 @@ CACHE_VERSION = "1"
 
 
 class _Config(NamedTuple):
-    """A quantizer: whether a learned rotation (OPQ) comes first, and bytes per code."""
+    """A quantizer: its name without the size, and bytes per code."""
 
-    rotated: bool
+    name: str
     code_size: int
-
-    @property
-    def name(self) -> str:
-        return f"FAISS {'OPQ+' if self.rotated else ''}PQ"
 
 
 def faiss_version() -> str | None:
@@ -44,14 +42,14 @@ def faiss_version() -> str | None:
 def product_quantizers(
     train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]
 ) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
-    """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at 16, 32 and 64 bytes; nothing if FAISS is not installed.
+    """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at the sizes of 16, 32 and 64 bytes that divide d.
+
+    Nothing is yielded if FAISS is not installed or there are fewer than 256 vectors, and no OPQ for fewer than d.
 
     Args:
-        train: (N, d) float32 vectors to train on. Sizes that do not divide d are left out. At least 256 vectors are
-            needed, and at least d for OPQ.
-        cache: Cache of trained quantizers, read and written.
-        on_training: Called with the name of each quantizer that the cache lacks, before all of them are trained,
-            in at most a minute.
+        train: (N, d) vectors to train on, which takes at most a minute.
+        cache: Cache of trained quantizers.
+        on_training: Called with the name of each quantizer that the cache lacks, before they are trained.
 
     Yields:
         The name without the size, bytes per code, and a function that encodes and decodes vectors.
@@ -61,18 +59,18 @@ def product_quantizers(
     train = np.ascontiguousarray(train, np.float32)
     digest = hashlib.sha256(train.data).hexdigest()
     keys = {}
-    # With fewer vectors than dimensions FAISS cannot initialize a rotation, and aborts the process.
-    for rotated in (False, True) if len(train) >= train.shape[1] else (False,):
-        for size in (size for size in CODE_SIZES if train.shape[1] % size == 0):
-            settings = f"{CACHE_VERSION}\0{faiss_version()}\0{OPQ_SETTINGS}\0{size}\0{rotated}\0{digest}"
-            keys[_Config(rotated, size)] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
+    # With fewer vectors than dimensions FAISS cannot initialize the rotation of OPQ, and aborts the process.
+    for name, size in product((PQ, OPQ) if len(train) >= train.shape[1] else (PQ,), CODE_SIZES):
+        if train.shape[1] % size == 0:
+            settings = f"{CACHE_VERSION}\0{faiss_version()}\0{OPQ_SETTINGS}\0{size}\0{name == OPQ}\0{digest}"
+            keys[_Config(name, size)] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
     payloads = {config: payload for config, key in keys.items() if (payload := cache.get(key)) is not None}
-    if missing := [config for config in keys if config not in payloads]:
-        for config in missing:
-            on_training(f"{config.name}, {config.code_size} bytes")
-        for config, payload in _train(train, missing).items():
-            cache.put(keys[config], payload)
-            payloads[config] = payload
+    missing = [config for config in keys if config not in payloads]
+    for config in missing:
+        on_training(f"{config.name}, {config.code_size} bytes")
+    for config, payload in _train(train, missing).items():
+        cache.put(keys[config], payload)
+        payloads[config] = payload
     for config in keys:
         yield config.name, config.code_size, _reconstruction(payloads[config])
 
@@ -98,10 +96,9 @@ def _train(train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes
         faiss.omp_set_num_threads(1)  # a setting of the calling thread
         index = _build_index(faiss, train.shape[1], config)
         index.train(train)
-        payload: bytes = faiss.serialize_index(index).tobytes()
-        return payload
+        return bytes(faiss.serialize_index(index))
 
-    slowest_first = sorted(configs, reverse=True)
+    slowest_first = configs[::-1]
     with _single_threaded(faiss), ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(slowest_first, pool.map(train_one, slowest_first), strict=True))
 
@@ -109,7 +106,7 @@ def _train(train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes
 def _build_index(faiss: Any, dimension: int, config: _Config) -> Any:
     index = faiss.IndexPQ(dimension, config.code_size, BITS)
     index.pq.cp.min_points_per_centroid = 1  # with fewer than 39, FAISS warns on standard error
-    if not config.rotated:
+    if config.name == PQ:
         return index
     rotation = faiss.OPQMatrix(dimension, config.code_size)
     for name, value in OPQ_SETTINGS.items():

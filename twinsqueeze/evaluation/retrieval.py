@@ -1,13 +1,11 @@
 """Retrieval metrics: nearest neighbors, and recall of sentences that mean the same."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from math import nan
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.evaluation.metrics import neighbor_recall
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.similarity import NUM_NEIGHBORS, nearest_neighbors, normalized_tensors
@@ -26,21 +24,14 @@ class RelevantPairs(NamedTuple):
 
 
 def relevant_pairs(first: IntArray, second: IntArray, scores: FloatArray) -> RelevantPairs:
-    """Return the relevant sentences of every sentence; a sentence is never relevant to itself.
-
-    Args:
-        first: (P,) row of each pair's first sentence.
-        second: (P,) row of each pair's second sentence.
-        scores: (P,) scores from 0 to 5.
-    """
+    """Return the relevant sentences of every sentence, of P pairs of rows with scores from 0 to 5; never itself."""
     relevant = (scores >= RELEVANT_SCORE) & (first != second)
     one_way = np.stack([first[relevant], second[relevant]], axis=1)
     both_ways = np.unique(np.concatenate([one_way, one_way[:, ::-1]]), axis=0)
     return RelevantPairs(both_ways[:, 0], both_ways[:, 1])
 
 
-@dataclass(frozen=True)
-class RetrievalScores:
+class RetrievalScores(NamedTuple):
     """Quality of a search among the sentences of a split; NaN if there is nothing to find.
 
     Attributes:
@@ -54,22 +45,6 @@ class RetrievalScores:
     recall_at_1: float
     recall_at_10: float
     mrr: float
-
-    def as_floats(self) -> dict[str, float]:
-        """Return the scores by name."""
-        return asdict(self)
-
-
-class RetrievalTask:
-    """Search among the sentences of a split, for any number of compressions of its vectors."""
-
-    def __init__(self, split: EncodedPairs) -> None:
-        self._reference = nearest_neighbors(split.embeddings)
-        self._relevant = relevant_pairs(split.first, split.second, split.scores)
-
-    def score(self, vectors: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
-        """Return the fields of `RetrievalScores` by name, for arguments as those of `retrieval_scores`."""
-        return retrieval_scores(vectors, self._reference, self._relevant, queries=queries).as_floats()
 
 
 def retrieval_scores(
@@ -90,12 +65,16 @@ def retrieval_scores(
         block: Number of rows of the N x N similarities in memory at a time.
     """
     found = nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block)
+    recall = neighbor_recall(reference, found)
+    if not len(relevant.queries):
+        return RetrievalScores(recall, nan, nan, nan)
     stored, asked = normalized_tensors(vectors, queries)
-    ranks: list[FloatArray] = [np.empty(0)]
-    for start in range(0, len(relevant.queries), block):
-        rows = slice(start, start + block)
-        ranks.append(_ranks(stored, asked, relevant.queries[rows], relevant.targets[rows]))
-    return RetrievalScores(neighbor_recall(reference, found), *_recall_and_mrr(relevant.queries, np.concatenate(ranks)))
+    blocks = [slice(start, start + block) for start in range(0, len(relevant.queries), block)]
+    ranks = np.concatenate([_ranks(stored, asked, relevant.queries[rows], relevant.targets[rows]) for rows in blocks])
+    _, starts, counts = np.unique(relevant.queries, return_index=True, return_counts=True)
+    recalls = [np.add.reduceat((ranks <= k).astype(float), starts) / counts for k in (1, NUM_NEIGHBORS)]
+    reciprocal_ranks = 1 / np.minimum.reduceat(ranks, starts)
+    return RetrievalScores(recall, *(float(values.mean()) for values in (*recalls, reciprocal_ranks)))
 
 
 def _ranks(stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets: IntArray) -> FloatArray:
@@ -108,13 +87,3 @@ def _ranks(stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets
     ties = np.count_nonzero(similarity >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
     ranks: FloatArray = nearer + (ties + 1) / 2
     return ranks
-
-
-def _recall_and_mrr(queries: IntArray, ranks: FloatArray) -> Sequence[float]:
-    """Return recall at 1, recall at 10 and the mean reciprocal rank over distinct queries."""
-    if not len(queries):
-        return (float("nan"),) * 3
-    _, starts, counts = np.unique(queries, return_index=True, return_counts=True)
-    recalls = [np.add.reduceat((ranks <= k).astype(float), starts) / counts for k in (1, NUM_NEIGHBORS)]
-    first_rank = np.minimum.reduceat(ranks, starts)
-    return [float(values.mean()) for values in (*recalls, 1 / first_rank)]
