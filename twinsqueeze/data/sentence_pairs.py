@@ -5,10 +5,10 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from twinsqueeze.errors import InputError, one_line, truncate_repr
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.text import escape_control_chars
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "dev", "test")
 SPLIT_ALIASES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
@@ -32,13 +35,7 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """The sentence pairs of a split.
-
-    Attributes:
-        sentence1: The first sentence of each of the P pairs.
-        sentence2: The second sentence of each pair.
-        scores: (P,) float64, human similarity scores from 0 to 5.
-    """
+    """The P sentence pairs of a split, with human similarity scores (P,) from 0 to 5."""
 
     sentence1: tuple[str, ...]
     sentence2: tuple[str, ...]
@@ -64,7 +61,7 @@ class PairDataset:
         name: Display name: "stsb", "demo", a Hub id, or the name of a folder.
         source: URL or absolute path that the pairs were read from.
         splits: The requested splits, in the order train, dev, test.
-        notice: A warning that belongs beside every result on this dataset; None if there is none.
+        notice: A warning that belongs beside every result on this dataset, or None.
     """
 
     name: str
@@ -90,9 +87,6 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
         splits: Splits to load, of "train", "dev" and "test". Files of other splits are not opened.
         score_max: Highest score on the dataset's own scale, which starts at 0. Default: 5, or 1 for STS-B on the Hub.
 
-    Returns:
-        The splits as `ScoredPairs`, with the dataset's name, source, digest and `notice` (a warning to show, or None).
-
     Raises:
         InputError: If the dataset is not found, or a row is invalid. The message names the split and the row.
 
@@ -100,9 +94,6 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
         >>> data = load_pairs("demo")
         >>> {split: len(pairs) for split, pairs in data.splits.items()}
         {'train': 1600, 'dev': 320, 'test': 320}
-        >>> dev = data.splits["dev"]
-        >>> dev.sentence1[1], dev.scores[1].item()
-        ('The neighbour is caught in heavy snow in the mountains.', 5.0)
     """
     if unknown := set(splits) - set(SPLITS):
         raise InputError(f"split must be one of {', '.join(SPLITS)}, not {sorted(unknown)[0]!r}")
@@ -114,17 +105,20 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
     try:
         return _load("stsb", wanted, score_max)
     except InputError as error:
-        return _load_folder("demo", DEMO_FOLDER, wanted, None, f"STS-B is not available, so {DEMO_NOTICE} ({error})")
+        notice = f"STS-B is not available, so {DEMO_NOTICE} ({error})"
+        return replace(_load("demo", wanted, None), notice=notice)
 
 
 def _load(dataset: str, splits: Sequence[str], score_max: float | None) -> PairDataset:
     if dataset == "stsb":
         return _load_from_hub(STSB, splits, score_max)
-    if dataset == "demo":
-        return _load_folder("demo", DEMO_FOLDER, splits, score_max, DEMO_NOTICE)
-    path = expand_user(dataset)
+    path = DEMO_FOLDER if dataset == "demo" else expand_user(dataset)
     if is_dir(path):
-        return _load_folder(escape_control_chars(path.resolve().name), path, splits, score_max, None)
+        path = path.resolve()
+        name, source = escape_control_chars(path.name), escape_control_chars(str(path))
+        columns = {split: _read_file(_find_file(path, split)) for split in splits}
+        notice = DEMO_NOTICE if dataset == "demo" else None
+        return PairDataset(name, source, _validate(columns, name, score_max), notice)
     if is_file(path) or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or not dataset.isprintable():
         shown = truncate_repr(dataset)
         raise InputError(f"dataset {shown} not found: pass stsb, demo, a Hub id or a folder with train, dev and test")
@@ -132,47 +126,38 @@ def _load(dataset: str, splits: Sequence[str], score_max: float | None) -> PairD
 
 
 def _load_from_hub(repository: str, splits: Sequence[str], score_max: float | None) -> PairDataset:
-    name = "stsb" if repository == STSB else repository
-    if repository == STSB and score_max is None:
-        score_max = 1.0
+    name = repository
+    if repository == STSB:
+        name, score_max = "stsb", score_max or 1.0
     tables = fetch_dataset(repository)
     columns = {}
     for split in splits:
-        names = [alias for alias in SPLIT_ALIASES[split] if alias in tables]
-        if not names:
+        found = [tables[alias] for alias in SPLIT_ALIASES[split] if alias in tables]
+        if not found:
             raise InputError(f"dataset {name!r} lacks the split {split}; it has {', '.join(tables) or 'none'}")
-        table = tables[names[0]]
-        _require_columns(table.column_names, f"{split} of dataset {name!r}")
-        columns[split] = {column: list(table[column]) for column in COLUMNS}
-    source = f"https://huggingface.co/datasets/{repository}"
-    return PairDataset(name, source, _validate(columns, name, score_max))
+        columns[split] = _select_columns(found[0], found[0].column_names, f"{split} of dataset {name!r}")
+    return PairDataset(name, f"https://huggingface.co/datasets/{repository}", _validate(columns, name, score_max))
 
 
-def _load_folder(
-    name: str, folder: Path, splits: Sequence[str], score_max: float | None, notice: str | None
-) -> PairDataset:
-    columns = {}
-    for split in splits:
-        candidates = [folder / f"{alias}{suffix}" for alias in SPLIT_ALIASES[split] for suffix in SUFFIXES]
-        files = [path for path in candidates if is_file(path)]
-        shown = truncate_repr(str(folder))
-        if not files:
-            names = ", ".join(split + suffix for suffix in SUFFIXES)
-            raise InputError(f"dataset {shown} lacks the split {split}: add one of the files {names}")
-        if len(files) > 1:
-            raise InputError(
-                f"dataset {shown} has two files for the split {split}, {files[0].name} and {files[1].name}: keep one"
-            )
-        columns[split] = _read_file(files[0])
-    return PairDataset(name, escape_control_chars(str(folder.resolve())), _validate(columns, name, score_max), notice)
+def _find_file(folder: Path, split: str) -> Path:
+    candidates = [folder / f"{alias}{suffix}" for alias in SPLIT_ALIASES[split] for suffix in SUFFIXES]
+    files = [path for path in candidates if is_file(path)]
+    shown = truncate_repr(str(folder))
+    if not files:
+        names = ", ".join(split + suffix for suffix in SUFFIXES)
+        raise InputError(f"dataset {shown} lacks the split {split}: add one of the files {names}")
+    if len(files) > 1:
+        names = f"{files[0].name} and {files[1].name}"
+        raise InputError(f"dataset {shown} has two files for the split {split}, {names}: keep one")
+    return files[0]
 
 
 def _read_file(path: Path) -> Columns:
     """Read the three columns of a file, scores not yet parsed."""
     shown = truncate_repr(str(path))
-    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv}
     try:
-        return readers[path.suffix](path, shown)
+        table = _read_table(path)
+        return _select_columns(table, list(table.columns), shown)
     except InputError:
         raise
     except UnicodeDecodeError as error:
@@ -183,46 +168,38 @@ def _read_file(path: Path) -> Columns:
         raise InputError(f"{shown} can't be read as {path.suffix.removeprefix('.')}: {one_line(error)}") from error
 
 
-def _read_parquet(path: Path, shown: str) -> Columns:
-    from pyarrow import parquet  # noqa: PLC0415 - training workers import this module and read no files
+def _read_table(path: Path) -> "pd.DataFrame":
+    import pandas as pd  # noqa: PLC0415 - training workers import this module and read no files
+    from pyarrow import parquet  # noqa: PLC0415 - as above
 
-    with parquet.ParquetFile(path) as file:
-        _require_columns(file.schema_arrow.names, shown)
-        columns: Columns = file.read(columns=list(COLUMNS)).to_pydict()
-    return columns
-
-
-def _read_jsonl(path: Path, shown: str) -> Columns:
-    rows = [json.loads(line) for line in path.read_bytes().decode().split("\n") if line.strip()]
-    _require_columns(list(dict.fromkeys(name for row in rows for name in row)), shown)
-    return {column: [row.get(column) for row in rows] for column in COLUMNS}
-
-
-def _read_csv(path: Path, shown: str) -> Columns:
-    import pandas as pd  # noqa: PLC0415 - as above
-
-    content = path.read_bytes()
-    content.decode()  # pandas counts bytes from the start of a chunk
+    if path.suffix == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            table: pd.DataFrame = file.read().to_pandas()
+        return table
+    text = path.read_bytes().decode("utf-8-sig")
+    if path.suffix == ".jsonl":
+        return pd.DataFrame([json.loads(line) for line in text.split("\n") if line.strip()], dtype=object)
+    if not text.strip():
+        return pd.DataFrame()
     separator = "\t" if path.suffix == ".tsv" else ","
-    try:
-        # All as text, and nothing taken for a missing value: "None" and "NA" are sentences like any other.
-        table = pd.read_csv(io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False, na_filter=False)
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{shown} is empty: its first line must name {', '.join(COLUMNS)}") from None
-    _require_columns(list(table.columns), shown)
-    return {column: table[column].tolist() for column in COLUMNS}
+    # All as text, and nothing taken for a missing value: "None" and "NA" are sentences like any other.
+    return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_filter=False)
 
 
-def _require_columns(names: Sequence[str], source: str) -> None:
-    missing = [column for column in COLUMNS if column not in names]
-    if missing:
-        found = escape_control_chars(", ".join(map(str, names[:10])))[:200] or "none"
-        raise InputError(f"{source} lacks the column {missing[0]}; its columns are {found}")
+def _select_columns(table: Any, names: Sequence[str], source: str) -> Columns:
+    """Return the columns of a data frame or a dataset of the Hub, which has the column names."""
+    if not names:
+        raise InputError(f"{source} is empty: it must have the columns {', '.join(COLUMNS)}")
+    for column in COLUMNS:
+        if column not in names:
+            found = escape_control_chars(", ".join(map(str, names[:10])))[:200]
+            raise InputError(f"{source} lacks the column {column}; its columns are {found}")
+    return {column: list(table[column]) for column in COLUMNS}
 
 
-def _validate(columns: Mapping[str, Columns], name: str, score_max: float | None) -> dict[str, ScoredPairs]:
+def _validate(tables: Mapping[str, Columns], name: str, score_max: float | None) -> dict[str, ScoredPairs]:
     """Check every row and rescale scores to 0 to 5."""
-    scores = {split: _parse_scores(table["score"], f"{split} of dataset {name!r}") for split, table in columns.items()}
+    scores = {split: _parse_scores(table["score"], f"{split} of dataset {name!r}") for split, table in tables.items()}
     largest = scores.get("train", next(iter(scores.values()))).max()
     if score_max is None and largest <= 1:
         raise InputError(
@@ -231,15 +208,14 @@ def _validate(columns: Mapping[str, Columns], name: str, score_max: float | None
         )
     scale_end = MAX_SCORE if score_max is None else score_max
     pairs = {}
-    for split, table in columns.items():
+    for split, table in tables.items():
         source = f"{split} of dataset {name!r}"
-        invalid = np.flatnonzero((scores[split] < 0) | (scores[split] > scale_end))
-        if invalid.size:
-            row = int(invalid[0])
-            raise InputError(
-                f"{source}, row {row + 1}: score {scores[split][row]:g} is outside the scale from 0 to {scale_end:g}: "
-                "pass score_max if the scale ends elsewhere"
-            )
+        for row, score in enumerate(scores[split], start=1):
+            if not 0 <= score <= scale_end:
+                raise InputError(
+                    f"{source}, row {row}: score {score:g} is outside the scale from 0 to {scale_end:g}: "
+                    "pass score_max if the scale ends elsewhere"
+                )
         if np.ptp(scores[split]) == 0:
             raise InputError(f"{source}: all scores are {scores[split][0]:g}, so no correlation with them is defined")
         first, second = (_check_sentences(table[column], column, source) for column in COLUMNS[:2])
@@ -272,15 +248,9 @@ def _check_sentences(sentences: Sequence[Any], column: str, source: str) -> tupl
 
 
 def scores_to_labels(scores: FloatArray, transform: str) -> FloatArray:
-    """Transform scores to the labels that predicted cosines are trained towards.
+    """Transform scores s from 0 to 5 to the labels from 0 to 1 that predicted cosines are trained towards.
 
-    Args:
-        scores: Human similarity scores s from 0 to 5, any shape.
-        transform: "tanh" for (tanh(4 * (s/5 - 0.5)) + 1) / 2, which spreads scores in the middle and ranges from 0.018
-            to 0.982, or "linear" for s/5.
-
-    Returns:
-        Labels from 0 to 1, with the shape and dtype of `scores`.
+    "linear" is s/5. "tanh" is (tanh(4 * (s/5 - 0.5)) + 1) / 2, which spreads the middle and ranges from 0.018 to 0.982.
     """
     scaled = scores / 5.0
     if transform == "linear":
