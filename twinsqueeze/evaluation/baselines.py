@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twinsqueeze.evaluation.evaluator import Evaluator
-from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, faiss_version, product_quantizers
+from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, OPQ, faiss_version, product_quantizers
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.types import FloatArray
@@ -138,16 +138,14 @@ def _signs(transform: Transform, train: FloatArray) -> Transform:
 
 
 def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
-    """Return why FAISS's rows are missing among baselines and how to get them; None if they are all there."""
-    if any(baseline.name.startswith("FAISS OPQ") for baseline in baselines):
+    """Return why rows of FAISS are missing among baselines; None if they are all there."""
+    if any(baseline.name.startswith(OPQ) for baseline in baselines):
         return None
-    if any(baseline.name.startswith("FAISS") for baseline in baselines):
-        return "FAISS's OPQ is left out: it needs at least as many distinct train sentences as a vector has dimensions"
     if not faiss_version():
         return "FAISS's rows are left out, since FAISS is not installed: pip install faiss-cpu"
     return (
-        f"FAISS's rows are left out: they need {NUM_CENTROIDS} distinct train sentences, and a dimension that is a "
-        f"multiple of {', '.join(map(str, CODE_SIZES[:-1]))} or {CODE_SIZES[-1]}"
+        f"Rows of FAISS are left out: they need {NUM_CENTROIDS} distinct train sentences, OPQ as many distinct "
+        f"train sentences as a vector has dimensions, and both a dimension that is a multiple of {CODE_SIZES[0]}"
     )
 
 

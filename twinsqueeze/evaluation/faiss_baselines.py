@@ -44,15 +44,13 @@ def product_quantizers(
 ) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
     """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at the sizes of 16, 32 and 64 bytes that divide d.
 
-    Nothing is yielded if FAISS is not installed or there are fewer than 256 vectors, and no OPQ for fewer than d.
+    Each is a name without the size, bytes per code, and a function that encodes and decodes vectors. Nothing is
+    yielded if FAISS is not installed or there are fewer than 256 vectors, and no OPQ for fewer than d.
 
     Args:
         train: (N, d) vectors to train on, which takes at most a minute.
         cache: Cache of trained quantizers.
         on_training: Called with the name of each quantizer that the cache lacks, before they are trained.
-
-    Yields:
-        The name without the size, bytes per code, and a function that encodes and decodes vectors.
     """
     if not faiss_version() or len(train) < NUM_CENTROIDS:
         return
