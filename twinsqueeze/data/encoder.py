@@ -151,9 +151,7 @@ def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
         return SentenceEncoder(DEFAULT_ENCODER, folder, DEFAULT_WEIGHTS_SHA256, device)
     if is_dir(folder := expand_user(name)):
         if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
-            raise InputError(
-                f"encoder {name!r} is no sentence-transformers model: it lacks modules.json or config.json"
-            )
+            raise InputError(f"encoder {name!r} lacks modules.json and config.json: no sentence-transformers model")
         return SentenceEncoder(name, folder.resolve(), device=device)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"encoder {name!r} not found: pass all-MiniLM-L6-v2, a Hub id or a folder")
