@@ -99,8 +99,8 @@ def plan_with_checkpoints(
         if not digests:
             continue
         if len(batch) * (epochs - interrupted.state.epoch) > len(digests) * epochs:
-            checkpoints.remove(batch)
-            continue
+            with checkpoints.open(batch, resume=False):
+                continue
         resumed.append(batch)
         for digest in digests:
             del wanted[digest]

@@ -5,33 +5,33 @@ package's code, CPU, threads and device. A training with anything different does
 """
 
 import hashlib
+import io
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.trainer import TrainingState
-from twinsqueeze.utils.disk_cache import UNFINISHED, ChecksumError, read_verified, write_atomic
+from twinsqueeze.utils.disk_cache import ChecksumError, read_verified, write_atomic
 from twinsqueeze.utils.files import state_dir
 from twinsqueeze.utils.signals import defer_signals
 
 PACKAGE_DIR = Path(__file__).parents[1]
 SUFFIX = ".checkpoint"
-HEADER = "twinsqueeze"
+# Name of the array with the recipes and the values of a state, as JSON.
+HEADER = "header"
 # Share of a training's time that saving may take.
 MAX_OVERHEAD = 0.02
-# Assumed duration of the first save, which is due after 0.02 s / MAX_OVERHEAD = 1 s.
-FIRST_SAVE_SECONDS = 0.02
 MAX_AGE_SECONDS = 30 * 24 * 3600
 
 
@@ -42,60 +42,55 @@ class InterruptedTraining(NamedTuple):
     state: TrainingState
 
 
+@dataclass
 class TrainingCheckpoint:
     """The checkpoint of one batch.
 
-    Args:
+    Attributes:
         path: The file; None to save nothing.
         recipes: The recipes of the batch.
         resume_state: The state to resume from; None to start.
         warn: Called with a message if the file cannot be written.
-
-    Attributes:
         save_seconds: Time that saving has taken.
+        next_save_seconds: Expected duration of the next save. The first one is due after 0.02 s / MAX_OVERHEAD = 1 s.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        recipes: Sequence[Recipe],
-        resume_state: TrainingState | None,
-        warn: Callable[[str], None],
-    ) -> None:
-        self.path = path
-        self.resume_state = resume_state
-        self.save_seconds = 0.0
-        self._recipes = [recipe.model_dump(exclude={"dataset", "device"}) for recipe in recipes]
-        self._warn = warn
-        self._started: float | None = None
-        self._next_save_seconds = FIRST_SAVE_SECONDS
+    path: Path | None
+    recipes: Sequence[Recipe]
+    resume_state: TrainingState | None
+    warn: Callable[[str], None]
+    save_seconds: float = 0.0
+    next_save_seconds: float = 0.02
+    _started: float | None = None
 
     def maybe_save(self, get_state: Callable[[], TrainingState]) -> None:
         """Saves the state, unless saving would take more than its share of the time since the first call."""
         now = time.perf_counter()
         self._started = self._started or now
-        budget = MAX_OVERHEAD * (now - self._started)
-        if self.path is None or self.save_seconds + self._next_save_seconds >= budget:
+        if self.path is None or self.save_seconds + self.next_save_seconds >= MAX_OVERHEAD * (now - self._started):
             return
         try:
             with defer_signals(then_stop=True):
                 write_atomic(self.path, self.serialize(get_state()))
         except OSError as error:
-            self._warn(f"the training cannot be saved, so an interruption would lose it: {error}")
-            self._next_save_seconds = math.inf  # no further attempts
+            self.warn(f"the training cannot be saved, so an interruption would lose it: {error}")
+            self.next_save_seconds = math.inf  # no further attempts
             return
-        self._next_save_seconds = time.perf_counter() - now
-        self.save_seconds += self._next_save_seconds
+        self.next_save_seconds = time.perf_counter() - now
+        self.save_seconds += self.next_save_seconds
 
     def serialize(self, state: TrainingState) -> bytes:
         """Returns the content of the file."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        return save(tensors, {HEADER: json.dumps({"recipes": self._recipes, "values": state.values})})
+        recipes = [recipe.model_dump(exclude={"dataset", "device"}) for recipe in self.recipes]
+        arrays: dict[str, Any] = {**state.arrays, HEADER: json.dumps({"recipes": recipes, "values": state.values})}
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return file.getvalue()
 
     def discard(self) -> None:
-        """Removes the file."""
+        """Removes the file and its lock."""
         if self.path:
-            _remove(self.path)
+            _remove(self.path, _lock_path(self.path))
 
 
 class CheckpointStore:
@@ -125,11 +120,8 @@ class CheckpointStore:
     def open(self, recipes: Sequence[Recipe], *, resume: bool) -> Iterator[TrainingCheckpoint]:
         """Yields the checkpoint of a batch, locked against other processes until the context ends.
 
-        If another process has the lock or the folder cannot be written, the checkpoint saves nothing.
-
-        Args:
-            recipes: The recipes of the batch.
-            resume: Whether to resume from an existing file; otherwise it is removed.
+        If another process has the lock or the folder cannot be written, the checkpoint saves nothing. Without
+        `resume`, an existing file is removed.
         """
         path = self.path(recipes)
         with _lock(path) as problem:
@@ -159,27 +151,20 @@ class CheckpointStore:
 
     def _read(self, path: Path) -> InterruptedTraining | None:
         try:
-            payload = read_verified(path)
+            arrays = dict(np.load(io.BytesIO(read_verified(path))))
         except FileNotFoundError:
             return None
         except (OSError, ChecksumError) as error:
             self._warn(f"an interrupted training starts again, since its checkpoint is unusable: {error}")
             _remove(path)
             return None
-        header_length = int.from_bytes(payload[:8], "little")
-        header = json.loads(json.loads(payload[8 : 8 + header_length])["__metadata__"][HEADER])
-        recipes = [Recipe.parse(recipe) for recipe in header["recipes"]]
-        return InterruptedTraining(recipes, TrainingState(load(payload), header["values"]))
-
-    def remove(self, recipes: Sequence[Recipe]) -> None:
-        """Removes the checkpoint of a batch."""
-        with self.open(recipes, resume=False):
-            pass
+        header = json.loads(str(arrays.pop(HEADER)))
+        return InterruptedTraining(list(map(Recipe.parse, header["recipes"])), TrainingState(arrays, header["values"]))
 
     def _remove_stale_files(self, current: Path) -> None:
         """Removes unfinished files of killed processes, and trainings that nobody resumed in 30 days."""
         for path in self.folder.iterdir():
-            unfinished = path.name.startswith(f"{current.name}.") and path.suffix == UNFINISHED
+            unfinished = path.name.startswith(f"{current.name}.")
             if unfinished or (path.stem != current.stem and _age(path) > MAX_AGE_SECONDS):
                 _remove(path)
 
@@ -199,10 +184,14 @@ def _environment_digest(train: EncodedPairs, dev: EncodedPairs, environment: Map
     return digest.hexdigest()[:16]
 
 
+def _lock_path(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
 @contextmanager
 def _lock(path: Path) -> Iterator[str | None]:
     """Locks a checkpoint against other processes. Yields None, or the reason why it cannot be locked."""
-    lock = FileLock(path.with_suffix(".lock"))
+    lock = FileLock(_lock_path(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -213,13 +202,14 @@ def _lock(path: Path) -> Iterator[str | None]:
         yield None
     finally:
         if not path.exists():
-            _remove(Path(lock.lock_file))  # FileLock notices if another process has just removed its file
+            _remove(_lock_path(path))  # FileLock notices if another process has just removed its file
         lock.release()
 
 
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # a read-only disk
-        path.unlink(missing_ok=True)
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):  # a read-only disk
+            path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:

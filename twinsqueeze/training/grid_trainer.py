@@ -1,11 +1,10 @@
 """Trains the batches of a grid, several at once, and reports their progress."""
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Self
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
@@ -41,14 +40,6 @@ class GridBatch:
         return sum(recipe.epochs for recipe in self.recipes)
 
 
-@dataclass(frozen=True)
-class _OpenBatch:
-    index: int
-    batch: GridBatch
-    checkpoint: TrainingCheckpoint | None
-    context: ExitStack
-
-
 def train_batches(
     batches: Sequence[GridBatch],
     *,
@@ -71,26 +62,20 @@ def train_batches(
         return
     num_parallel = min(num_parallel, len(batches))
     num_pairs = sum(batch.epochs * len(batch.train) for batch in batches)
-    with ExitStack() as checkpoints, training_pool(num_pairs, num_parallel) as train_replicas:
-        trainer = _MonitoredTrainer(train_replicas, batches, clean_loss_every, on_progress)
-        opened = _open_batches(batches, checkpoints)
-        # However this ends: the trainings are stopped, then waited for, then their checkpoints are closed.
-        with closing(map_threaded(opened, trainer.train, num_parallel)) as finished, trainer:
-            for open_batch, results in finished:
-                yield results
-                if open_batch.checkpoint:
-                    open_batch.checkpoint.discard()
-                open_batch.context.close()
+    with training_pool(num_pairs, num_parallel) as train_replicas:
+        trainer = _BatchTrainer(train_replicas, batches, clean_loss_every, on_progress)
+        with closing(map_threaded(iter(range(len(batches))), trainer.train, num_parallel)) as finished:
+            try:
+                for _, (results, checkpoint) in finished:
+                    yield results
+                    if checkpoint:
+                        checkpoint.discard()
+            finally:  # `closing` then waits for the other trainings
+                trainer.stop(CancelledError())
 
 
-def _open_batches(batches: Sequence[GridBatch], checkpoints: ExitStack) -> Iterator[_OpenBatch]:
-    for index, batch in enumerate(batches):
-        context = checkpoints.enter_context(ExitStack())
-        yield _OpenBatch(index, batch, context.enter_context(batch.open_checkpoint()), context)
-
-
-class _MonitoredTrainer:
-    """Trains batches in threads, sums up their progress, and stops them all when its context is left."""
+class _BatchTrainer:
+    """Trains batches in threads, sums up their progress and stops them all at the first error."""
 
     def __init__(
         self,
@@ -100,6 +85,7 @@ class _MonitoredTrainer:
         on_progress: OnProgress,
     ) -> None:
         self._train_replicas = train_replicas
+        self._batches = batches
         self._clean_loss_every = clean_loss_every
         self._on_progress = on_progress
         self._epochs_done = [0] * len(batches)
@@ -107,49 +93,47 @@ class _MonitoredTrainer:
         self._lock = threading.Lock()
         self._error: BaseException | None = None
 
-    def __enter__(self) -> Self:
-        return self
+    def stop(self, error: BaseException) -> None:
+        """Has all trainings raise an error, unless they already raise an earlier one."""
+        self._error = self._error or error
 
-    def __exit__(self, *_: object) -> None:
-        self._error = self._error or CancelledError()
-
-    def train(self, opened: _OpenBatch) -> list[TrainingResult]:
-        """Trains one batch; an error also ends the others."""
-        batch = opened.batch
+    def train(self, index: int) -> tuple[list[TrainingResult], TrainingCheckpoint | None]:
+        """Trains one batch."""
+        batch = self._batches[index]
 
         def on_epoch(metrics: EpochMetrics) -> None:
-            self._check_stopped()
             values = {"loss": f"{metrics.loss.mean():.4f}", "dev Spearman": f"{metrics.dev.spearman.mean():.4f}"}
-            self._report(values, opened.index, metrics.epoch * len(batch.recipes))
+            self._report(index, metrics.epoch * len(batch.recipes), values)
 
         def on_teacher_epoch(done: int, total: int) -> None:
-            self._check_stopped()
-            self._report({"teacher": f"{done} of {total} epochs"}, opened.index, 0)
+            self._report(index, 0, {"teacher": f"{done} of {total} epochs"})
 
         try:
             self._check_stopped()
-            results = self._train_replicas(
-                batch.recipes,
-                batch.train,
-                batch.dev,
-                clean_loss_every=self._clean_loss_every,
-                on_epoch=on_epoch,
-                on_teacher_epoch=on_teacher_epoch,
-                checkpoint=opened.checkpoint,
-            )
+            with batch.open_checkpoint() as checkpoint:
+                results = self._train_replicas(
+                    batch.recipes,
+                    batch.train,
+                    batch.dev,
+                    clean_loss_every=self._clean_loss_every,
+                    on_epoch=on_epoch,
+                    on_teacher_epoch=on_teacher_epoch,
+                    checkpoint=checkpoint,
+                )
+            if any(result.diverged_at for result in results):  # the batch may have ended early
+                self._report(index, batch.epochs, {})
         except BaseException as error:
-            self._error = self._error or error
+            self.stop(error)
             raise
-        if any(result.diverged_at for result in results):  # a diverged batch may end early
-            self._report({}, opened.index, batch.epochs)
-        return results
+        return results, checkpoint
+
+    def _report(self, index: int, epochs_done: int, values: Mapping[str, str]) -> None:
+        self._check_stopped()
+        with self._lock:
+            self._epochs_done[index] = max(self._epochs_done[index], epochs_done)
+            self._on_progress(sum(self._epochs_done), self._epochs, values)
 
     def _check_stopped(self) -> None:
         check_interrupted()
         if self._error:
             raise self._error
-
-    def _report(self, values: Mapping[str, str], index: int, epochs_done: int) -> None:
-        with self._lock:
-            self._epochs_done[index] = max(self._epochs_done[index], epochs_done)
-            self._on_progress(sum(self._epochs_done), self._epochs, values)

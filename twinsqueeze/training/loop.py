@@ -20,7 +20,7 @@ from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup, Training
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.device import resolve_device
 
-# Name of the tensor with all epochs' metrics in a training state.
+# Name of the array with all epochs' metrics in a training state.
 CURVES = "curves"
 
 
@@ -178,7 +178,7 @@ class _Run:
         self._dev_vectors = torch.from_numpy(dev.embeddings).to(setup.device)
         self._dev_labels = scores_to_labels(dev.scores, transform)
         self._train_labels = torch.from_numpy(scores_to_labels(setup.train.scores, transform))
-        self.curves: list[FloatArray] = list(state.tensors[CURVES].numpy()) if state else []
+        self.curves: list[FloatArray] = list(state.arrays[CURVES]) if state else []
         self.resumed_from_epoch = len(self.curves)
 
     def train_epoch(self, epoch: int) -> None:
@@ -199,9 +199,7 @@ class _Run:
     def state(self) -> TrainingState:
         state = self._trainer.state()
         curves = np.reshape(self.curves, (len(self.curves), 2 + len(METRICS), len(self._trainer.model)))
-        return TrainingState(
-            {**state.tensors, CURVES: torch.from_numpy(curves)}, {**state.values, "epoch": len(self.curves)}
-        )
+        return TrainingState({**state.arrays, CURVES: curves}, {**state.values, "epoch": len(self.curves)})
 
     def metrics(self, epoch: int) -> EpochMetrics:
         loss, clean_loss, *scores = self.curves[epoch - 1]

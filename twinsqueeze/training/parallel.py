@@ -4,19 +4,19 @@ A tenth of a training step is Python code, so threads that train at once wait fo
 not, but take seconds to start: small grids are trained in threads.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
-from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
+from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.utils.worker_pool import WorkerPool
 
 # A core trains 100,000 to 200,000 pairs per second with the published network; a worker takes 2.4 s to start.
@@ -31,8 +31,6 @@ TrainFunction = Callable[..., list[TrainingResult]]
 def training_pool(num_pairs: int, threads: int) -> Iterator[TrainFunction]:
     """Yields a `TrainFunction` for `threads` threads, each of which gets a worker process with that thread's cores.
 
-    The first error, including those of callbacks, ends all trainings.
-
     Args:
         num_pairs: Pairs to train on, summed over the epochs of all replicas.
         threads: Number of threads. A single thread and few pairs need no workers: the threads train themselves.
@@ -46,24 +44,22 @@ def training_pool(num_pairs: int, threads: int) -> Iterator[TrainFunction]:
 
 def _train_in_worker(
     pool: WorkerPool,
-    recipes: Sequence[Recipe],
-    train: EncodedPairs,
-    dev: EncodedPairs,
-    *,
+    *arguments: Any,
     clean_loss_every: int,
-    on_epoch: Callable[[EpochMetrics], None],
-    on_teacher_epoch: Callable[[int, int], None],
     checkpoint: TrainingCheckpoint | None,
+    **callbacks: Callable[..., None],
 ) -> list[TrainingResult]:
-    callbacks: dict[str, Callable[..., None]] = {"on_epoch": on_epoch, "on_teacher_epoch": on_teacher_epoch}
-    options = {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint}
+    """Calls `train_replicas` in a worker, and the callbacks here, among them the checkpoint's `warn`."""
+    if checkpoint:
+        callbacks["warn"] = checkpoint.warn
+        checkpoint = replace(checkpoint, warn=print)  # until the worker sets its own
     try:
         results: list[TrainingResult] = pool.call(
             _train,
             torch.get_num_threads(),
-            (recipes, train, dev),
-            options,
-            on_message=lambda callback, *arguments: callbacks[callback](*arguments),
+            arguments,
+            {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint},
+            on_message=lambda name, *values: callbacks[name](*values),
         )
     except BrokenProcessPool:
         raise InputError(
@@ -77,6 +73,10 @@ def _train(
     send: Callable[..., None], threads: int, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> list[TrainingResult]:
     torch.set_num_threads(threads)
+    # PyTorch would send tensors in shared memory, of which containers have little.
+    ForkingPickler.register(torch.Tensor, lambda tensor: (torch.tensor, (tensor.numpy(),)))
+    if options["checkpoint"]:
+        options["checkpoint"].warn = partial(send, "warn")
     return train_replicas(
         *arguments, **options, on_epoch=partial(send, "on_epoch"), on_teacher_epoch=partial(send, "on_teacher_epoch")
     )

@@ -27,7 +27,7 @@ from twinsqueeze.training.losses import (
 )
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
-from twinsqueeze.types import FloatArray
+from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.similarity import nearest_neighbors
 from twinsqueeze.utils.threads import BLAS_LOCK, batch_invariant_matmul
 
@@ -60,14 +60,9 @@ class SeedStreams:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """R = A * S replicas: every alpha with every seed, seeds varying fastest.
+    """R = A * S replicas: each of A strengths of noise with each of S seeds, seeds varying fastest.
 
-    Attributes:
-        recipe: The fields that all replicas share.
-        alphas: The A strengths of noise.
-        seeds: The S seeds.
-        train: Pairs to train on.
-        device: Where to train.
+    `recipe` has the fields that all replicas share.
     """
 
     recipe: Recipe
@@ -79,14 +74,9 @@ class TrainingSetup:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The state of a training between two epochs.
+    """The state of a training between two epochs: arrays and JSON values by name."""
 
-    Attributes:
-        tensors: By name.
-        values: JSON values by name; `epoch` is the number of completed epochs.
-    """
-
-    tensors: dict[str, torch.Tensor]
+    arrays: dict[str, AnyArray]
     values: dict[str, Any]
 
     @property
@@ -100,22 +90,16 @@ class BatchedTrainer:
 
     Args:
         setup: What to train.
-        streams: Per seed its random streams.
         model: The R replicas.
         teachers: The S teachers of the neighborhood loss; None for the encoder.
     """
 
-    def __init__(
-        self,
-        setup: TrainingSetup,
-        streams: Sequence[SeedStreams],
-        model: CompressorBatch,
-        teachers: CompressorBatch | None,
-    ) -> None:
+    def __init__(self, setup: TrainingSetup, model: CompressorBatch, teachers: CompressorBatch | None) -> None:
         recipe, train, device = setup.recipe, setup.train, setup.device
         self.model = model
         self.vectors = torch.from_numpy(train.sentences).to(device)
-        self._recipe, self._streams, self._teachers = recipe, streams, teachers
+        self._recipe, self._teachers = recipe, teachers
+        self._streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
         self._pairs = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P) rows of `vectors`
         self._labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
         self._label_loss = LOSSES[recipe.loss]
@@ -129,67 +113,55 @@ class BatchedTrainer:
         self._noise_scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self._is_noisy = any(scales)
         rows = 2 * self._batch_size + (min(SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
-        self._uniform = torch.zeros(len(streams), rows, train.dimension)  # stays zero without noise
+        self._uniform = torch.zeros(len(self._streams), rows, train.dimension)  # stays zero without noise
 
     @classmethod
     def start(cls, setup: TrainingSetup, teacher_layers: Sequence[Layer] | None = None) -> Self:
-        """Starts a training.
-
-        Args:
-            setup: What to train.
-            teacher_layers: Per seed the result of `train_teachers`, if the recipe needs teachers.
-        """
-        recipe, device = setup.recipe, setup.device
-        streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
-        starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(streams)
+        """Starts a training; `teacher_layers` are the result of `train_teachers`, if the recipe needs teachers."""
+        recipe = setup.recipe
+        starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(setup.seeds)
         with BLAS_LOCK:
             layers = [
-                initial_layers(recipe, setup.train.sentences, stream.weights, start)
-                for stream, start in zip(streams, starts, strict=True)
+                initial_layers(recipe, setup.train.sentences, SeedStreams.from_seed(seed).weights, start)
+                for seed, start in zip(setup.seeds, starts, strict=True)
             ]
             codebooks = _fit_codebooks(setup, layers) if recipe.quantizer == "product" else None
         teachers = None
         if teacher_layers and recipe.teacher == "projection":
-            teachers = CompressorBatch([[layer] for layer in teacher_layers], device)
-        return cls(setup, streams, _build_model(setup, layers, codebooks), teachers)
+            teachers = CompressorBatch([[layer] for layer in teacher_layers], setup.device)
+        return cls(setup, _build_model(setup, layers, codebooks), teachers)
 
     @classmethod
     def resume(cls, setup: TrainingSetup, state: TrainingState) -> Self:
-        """Continues a training of the same setup, bit for bit.
-
-        Raises:
-            ValueError: If the state has tensors of other shapes.
-        """
+        """Continues a training of the same setup, bit for bit."""
         recipe, dimension, num_seeds = setup.recipe, setup.train.dimension, len(setup.seeds)
         layers = [_empty_layers(layer_sizes(recipe.architecture, dimension, recipe.dim))] * num_seeds
-        model = _build_model(setup, layers, state.tensors.get(CODEBOOKS))
+        codebooks = torch.from_numpy(state.arrays[CODEBOOKS]) if CODEBOOKS in state.arrays else None
         teachers = None
-        if TEACHERS in state.tensors:
+        if TEACHERS in state.arrays:
             teachers = CompressorBatch([_empty_layers((dimension, dimension))] * num_seeds, setup.device)
-        trainer = cls(setup, [SeedStreams.from_seed(seed) for seed in setup.seeds], model, teachers)
-        trainer._restore(state)
+        trainer = cls(setup, _build_model(setup, layers, codebooks), teachers)
+        for name, tensor in trainer._tensors().items():
+            tensor.copy_(torch.from_numpy(state.arrays[name]))
+        for stream, stream_state in zip(trainer._streams, state.values["streams"], strict=True):
+            stream.restore(stream_state)
+        trainer._steps_done = state.values["steps_done"]
         return trainer
 
     def state(self) -> TrainingState:
-        """Returns everything that `resume` needs, without `epoch`. The tensors are not copied."""
-        tensors = self._tensors()
-        if isinstance(self.model.quantizer, ProductQuantizer):
-            tensors[CODEBOOKS] = self.model.quantizer.codebooks
+        """Returns everything that `resume` needs, without `epoch`. Arrays are not copied on a CPU."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         streams = [stream.state() for stream in self._streams]
-        return TrainingState(tensors, {"steps_done": self._steps_done, "streams": streams})
+        return TrainingState(arrays, {"steps_done": self._steps_done, "streams": streams})
 
     def _tensors(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors of the state by name; writing to them changes the trainer."""
         tensors = {"parameters": self.model.parameters, **self._optimizer.state}
-        return tensors if self._teachers is None else {**tensors, TEACHERS: self._teachers.parameters}
-
-    def _restore(self, state: TrainingState) -> None:
-        for name, tensor in self._tensors().items():
-            if state.tensors[name].shape != tensor.shape:  # copy_ would broadcast
-                raise ValueError(f"{name} has the shape {tuple(state.tensors[name].shape)}, not {tuple(tensor.shape)}")
-            tensor.copy_(state.tensors[name])
-        for stream, stream_state in zip(self._streams, state.values["streams"], strict=True):
-            stream.restore(stream_state)
-        self._steps_done = state.values["steps_done"]
+        if isinstance(self.model.quantizer, ProductQuantizer):
+            tensors[CODEBOOKS] = self.model.quantizer.codebooks
+        if self._teachers is not None:
+            tensors[TEACHERS] = self._teachers.parameters
+        return tensors
 
     def train_epoch(self) -> FloatArray:
         """Trains on every pair once; returns the mean loss of each replica, (R,) float64."""

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection, Pipe
-from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
@@ -31,12 +29,9 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
 
     def __init__(self, workers: int, warm_up: Callable[[], None], niceness: int = 0) -> None:
         self._executor: ProcessPoolExecutor | None = None
-        try:
-            self._executor = ProcessPoolExecutor(workers, _DaemonSpawnContext(), _initialize_worker, (niceness,))
-            with _signals_blocked():
-                self._warm_ups = [self._executor.submit(warm_up) for _ in range(workers)]
-        except _SPAWN_ERRORS as error:
-            self._warm_ups = [_failed(error)]
+        self._options = workers, multiprocessing.get_context("spawn"), _initialize_worker, (niceness,)
+        with _signals_blocked():
+            self._warm_ups = [self.submit(warm_up) for _ in range(workers)]
 
     def __exit__(self, *_: object) -> None:
         if self._executor:
@@ -49,38 +44,45 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Schedules `function(*arguments)`, which is a module-level function and picklable arguments."""
         try:
-            return self._executor.submit(function, *arguments) if self._executor else self._warm_ups[0]
+            self._executor = self._executor or ProcessPoolExecutor(*self._options)
+            return self._executor.submit(function, *arguments)
         except _SPAWN_ERRORS as error:
-            return _failed(error)
+            failed: Future[Any] = Future()
+            failed.set_exception(BrokenProcessPool(f"worker processes cannot be started: {error}"))
+            return failed
 
     def call(self, function: Callable[..., Any], *arguments: Any, on_message: Callable[..., None]) -> Any:
         """Runs `function(send, *arguments)` in a worker and returns its result.
 
         Args:
-            function: A module-level function. What it passes to `send(*message)` arrives at `on_message`.
-            arguments: Anything that can be pickled.
-            on_message: Called in this thread. After an error that it raises, `send` raises as well.
+            function: A module-level function. What it passes to `send(*message)` arrives at `on_message`. `send` waits
+                until the message before has been handled, so a worker is never more than one message ahead.
+            arguments: Picklable arguments.
+            on_message: Called in this thread. After an error that it raises, the next `send` raises as well.
         """
-        reader, writer = Pipe(duplex=False)
-        with reader, writer:
-            # Pickled here: multiprocessing would pass tensors as shared memory, of which containers have little.
-            future = self.submit(_call, writer, pickle.dumps((function, arguments)))
-            while True:
+        ours, theirs = Pipe()
+        with ours, theirs:
+            future = self.submit(_call, theirs, function, arguments)
+            ours.send(None)
+            while not future.done() or ours.poll():
                 check_interrupted()
-                if reader.poll(POLL_SECONDS):
-                    if (message := reader.recv()) is None:
+                if ours.poll(POLL_SECONDS):
+                    if (message := ours.recv()) is None:
                         break
                     on_message(*message)
-                elif future.done():
-                    break
-            return pickle.loads(future.result())  # noqa: S301 - from a worker of this process
+                    ours.send(None)
+            return future.result()
 
 
-class _DaemonSpawnContext(SpawnContext):
-    """Starts daemons, which end with this process, and spawns them: a fork would copy locks that other threads hold."""
+def _call(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def send(*message: Any) -> None:
+        connection.recv()  # the message before has been handled
+        connection.send(message)
 
-    def Process(self, *arguments: Any, **options: Any) -> SpawnProcess:  # type: ignore[override] # noqa: N802
-        return SpawnProcess(*arguments, **options, daemon=True)
+    try:
+        return function(send, *arguments)
+    finally:
+        connection.send(None)
 
 
 @contextmanager
@@ -95,12 +97,6 @@ def _signals_blocked() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _failed(error: Exception) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_exception(BrokenProcessPool(f"worker processes cannot be started: {error}"))
-    return future
-
-
 def _initialize_worker(niceness: int) -> None:
     os.nice(niceness)
     threading.Thread(target=_exit_with_parent, name="parent watch", daemon=True).start()
@@ -110,11 +106,3 @@ def _exit_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
-
-
-def _call(writer: Connection, payload: bytes) -> bytes:
-    function, arguments = pickle.loads(payload)  # noqa: S301 - from the parent process
-    try:
-        return pickle.dumps(function(lambda *message: writer.send(message), *arguments))
-    finally:
-        writer.send(None)
