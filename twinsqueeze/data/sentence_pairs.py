@@ -162,8 +162,6 @@ def _read_file(path: Path) -> Columns:
         raise
     except UnicodeDecodeError as error:
         raise InputError(f"{shown} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{shown} can't be read: {error.strerror or one_line(error)}") from None
     except Exception as error:  # the parsers' errors have no common base class
         raise InputError(f"{shown} can't be read as {path.suffix.removeprefix('.')}: {one_line(error)}") from error
 

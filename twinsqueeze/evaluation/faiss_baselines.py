@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +25,8 @@ NUM_CENTROIDS = 2**BITS
 OPQ_SETTINGS = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
 # Part of every cache key: increase it when quantizers are trained differently.
 CACHE_VERSION = "1"
-
-
-class _Config(NamedTuple):
-    """A quantizer: its name without the size, and bytes per code."""
-
-    name: str
-    code_size: int
+# Name of a quantizer without the size, and bytes per code.
+_Config = tuple[str, int]
 
 
 def faiss_version() -> str | None:
@@ -56,21 +51,21 @@ def product_quantizers(
         return
     train = np.ascontiguousarray(train, np.float32)
     digest = hashlib.sha256(train.data).hexdigest()
-    keys = {}
+    keys: dict[_Config, str] = {}
     # With fewer vectors than dimensions FAISS cannot initialize the rotation of OPQ, and aborts the process.
     for name, size in product((PQ, OPQ) if len(train) >= train.shape[1] else (PQ,), CODE_SIZES):
         if train.shape[1] % size == 0:
             settings = f"{CACHE_VERSION}\0{faiss_version()}\0{OPQ_SETTINGS}\0{size}\0{name == OPQ}\0{digest}"
-            keys[_Config(name, size)] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
+            keys[name, size] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
     payloads = {config: payload for config, key in keys.items() if (payload := cache.get(key)) is not None}
     missing = [config for config in keys if config not in payloads]
-    for config in missing:
-        on_training(f"{config.name}, {config.code_size} bytes")
+    for name, size in missing:
+        on_training(f"{name}, {size} bytes")
     for config, payload in _train(train, missing).items():
         cache.put(keys[config], payload)
         payloads[config] = payload
-    for config in keys:
-        yield config.name, config.code_size, _reconstruction(payloads[config])
+    for name, size in keys:
+        yield name, size, _reconstruction(payloads[name, size])
 
 
 def _reconstruction(payload: bytes) -> Callable[[FloatArray], FloatArray]:
@@ -92,7 +87,7 @@ def _train(train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes
 
     def train_one(config: _Config) -> bytes:
         faiss.omp_set_num_threads(1)  # a setting of the calling thread
-        index = _build_index(faiss, train.shape[1], config)
+        index = _build_index(faiss, train.shape[1], *config)
         index.train(train)
         return bytes(faiss.serialize_index(index))
 
@@ -101,16 +96,16 @@ def _train(train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes
         return dict(zip(slowest_first, pool.map(train_one, slowest_first), strict=True))
 
 
-def _build_index(faiss: Any, dimension: int, config: _Config) -> Any:
-    index = faiss.IndexPQ(dimension, config.code_size, BITS)
+def _build_index(faiss: Any, dimension: int, name: str, code_size: int) -> Any:
+    index = faiss.IndexPQ(dimension, code_size, BITS)
     index.pq.cp.min_points_per_centroid = 1  # with fewer than 39, FAISS warns on standard error
-    if config.name == PQ:
+    if name == PQ:
         return index
-    rotation = faiss.OPQMatrix(dimension, config.code_size)
-    for name, value in OPQ_SETTINGS.items():
-        setattr(rotation, name, value)
+    rotation = faiss.OPQMatrix(dimension, code_size)
+    for setting, value in OPQ_SETTINGS.items():
+        setattr(rotation, setting, value)
     # The k-means of the rotation takes its settings, and with them the warning, from a quantizer of its own.
-    inner = faiss.ProductQuantizer(dimension, config.code_size, BITS)
+    inner = faiss.ProductQuantizer(dimension, code_size, BITS)
     inner.cp.min_points_per_centroid = 1
     rotation.pq = inner
     rotation.referenced_objects = [inner]  # the rotation holds only a pointer to it
