@@ -12,6 +12,7 @@ from twinsqueeze.utils.text import escape_lines
 
 PLAIN_LINES = 10
 SECONDS_BETWEEN_LINES = 10
+# Called with the number done, the total or None, and values to show beside them.
 Advance = Callable[[int, int | None, Mapping[str, str]], None]
 
 
@@ -19,9 +20,7 @@ Advance = Callable[[int, int | None, Mapping[str, str]], None]
 def progress(title: str, unit: str) -> Iterator[Advance]:
     """Show progress on standard error: a bar on a terminal, otherwise ten plain lines.
 
-    Yields:
-        A function of the number done, the total and values to show beside them. If the total is unknown it is None, and
-        plain lines appear every ten seconds.
+    If the total is unknown, plain lines appear every ten seconds.
     """
     bar: Any = None
     started = last_line = time.monotonic()

@@ -8,8 +8,6 @@ from pathlib import Path
 import platformdirs
 
 DIGEST_LENGTH = 64
-# Suffix of files that are being written; a killed process may leave one.
-UNFINISHED = ".part"
 
 
 class ChecksumError(ValueError):
@@ -17,11 +15,7 @@ class ChecksumError(ValueError):
 
 
 class DiskCache:
-    """Bytes by key, with a checksum. Failures to read or write are collected in `warnings` and otherwise ignored.
-
-    Args:
-        folder: Created on the first write. Default: `default_cache_dir()`.
-    """
+    """Bytes by key, with a checksum. Failures to read or write are collected in `warnings` and otherwise ignored."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_cache_dir()
@@ -33,15 +27,14 @@ class DiskCache:
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes stored under a key, or None if there are none or they are damaged."""
-        path = self.path(key)
         try:
-            return read_verified(path)
+            return read_verified(self.path(key))
         except FileNotFoundError:
             return None
         except OSError as error:
             self.warnings.append(f"the cache can't be read, so the result is computed again: {error}")
         except ChecksumError:
-            self.warnings.append(f"a cached file is damaged, so the result is computed again: {path}")
+            self.warnings.append(f"a cached file is damaged, so the result is computed again: {self.path(key)}")
         return None
 
     def put(self, key: str, payload: bytes) -> None:
@@ -78,10 +71,10 @@ def write_atomic(path: Path, payload: bytes) -> None:
     Raises:
         OSError: If the file cannot be written; the old one stays.
     """
-    temporary = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A killed process leaves this file.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             file.write(hashlib.sha256(payload).hexdigest().encode())
             file.write(payload)
@@ -90,5 +83,4 @@ def write_atomic(path: Path, payload: bytes) -> None:
         Path(temporary).chmod(0o644)  # mkstemp makes files private, but users may share a cache
         Path(temporary).replace(path)
     finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)

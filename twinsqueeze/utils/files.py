@@ -46,9 +46,11 @@ def bytes_sha256(content: bytes) -> str:
 
 def dir_sha256(folder: Path, exclude: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder by relative path, without names that match a glob pattern."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    included = [path for path in files if not any(fnmatchcase(path.name, pattern) for pattern in exclude)]
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in included}
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(fnmatchcase(path.name, pattern) for pattern in exclude)
+    }
 
 
 def describe_change(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
@@ -58,8 +60,8 @@ def describe_change(before: Mapping[str, str], after: Mapping[str, str]) -> str 
             return f"{name} is missing"
         if name not in before:
             return f"{name} was added"
-        if change := describe_file_change(name, before[name], after[name]):
-            return change
+        if before[name] != after[name]:
+            return describe_file_change(name, before[name], after[name])
     return None
 
 

@@ -13,17 +13,11 @@ START_TOLERANCE = 2.0
 
 
 class ProcessIdentity(BaseModel):
-    """A process, distinguished from other processes that had the same id before or after.
+    """A process, distinguished from other processes that had the same id before or after."""
 
-    Attributes:
-        host: Host name, with the container's id.
-        pid: Process id on that host.
-        started: Start time, in seconds since 1970.
-    """
-
-    host: str
+    host: str  # with the container's id
     pid: int
-    started: float
+    started: float  # in seconds since 1970
 
     @classmethod
     def current(cls) -> "ProcessIdentity":

@@ -1,17 +1,16 @@
 """Where the library reports progress and messages, so that it never prints by itself."""
 
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-Advance = Callable[[int, int | None, Mapping[str, str]], None]
+from twinsqueeze.utils.console import Advance
 
 
 class Reporter(Protocol):
     """Where progress and messages go: the module `utils.console`, or `SILENT`."""
 
     def progress(self, title: str, unit: str, /) -> AbstractContextManager[Advance]:
-        """Returns the context of a bar; it yields a function of (done, total or None, values to show)."""
+        """Returns the context of a progress bar."""
 
     def info(self, text: str, /) -> None:
         """Reports a message."""
@@ -30,8 +29,7 @@ class _Silent:
     def info(self, text: str, /) -> None:
         """Discards a message."""
 
-    def warn(self, text: str, /) -> None:
-        """Discards a warning."""
+    warn = info
 
 
 SILENT: Reporter = _Silent()

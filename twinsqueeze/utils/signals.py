@@ -52,11 +52,7 @@ def check_interrupted() -> None:
 
 @contextmanager
 def defer_signals(*, then_stop: bool) -> Iterator[None]:
-    """Keep signals from interrupting this thread while it writes.
-
-    Args:
-        then_stop: Whether to raise `Interrupted` at the end if a signal has arrived.
-    """
+    """Keep signals from interrupting this thread while it writes; `then_stop` raises `Interrupted` afterwards."""
     _deferral.depth += 1
     try:
         yield
@@ -71,18 +67,13 @@ def exit_with_parent(run_id: str) -> None:
 
     `mlflow run` starts a shell with MLFLOW_RUN_ID in its environment, and the shell starts us. The highest ancestor
     with that variable is the child of `mlflow run`, and gets another parent when `mlflow run` is gone.
-
-    Args:
-        run_id: The value of MLFLOW_RUN_ID.
     """
     child = psutil.Process()
-    for ancestor in child.parents():
-        try:
+    with suppress(psutil.Error):  # an ancestor of another user, or gone
+        for ancestor in child.parents():
             if ancestor.environ().get("MLFLOW_RUN_ID") != run_id:
                 break
-        except psutil.Error:  # of another user, or gone
-            break
-        child = ancestor
+            child = ancestor
     parent_id = child.ppid()
 
     def watch() -> None:

@@ -9,13 +9,7 @@ NUM_NEIGHBORS = 10
 
 
 def pair_cosines(vectors: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
-    """Return cos(vectors[first[i]], vectors[second[i]]) for each i, (P,); 0 where a vector is all zeros.
-
-    Args:
-        vectors: (N, d) of any length.
-        first: (P,) row numbers.
-        second: (P,) row numbers.
-    """
+    """Return cos(vectors[first[i]], vectors[second[i]]) for each i, (P,); 0 where a vector is all zeros."""
     unit = normalize_rows(vectors)
     cosine: FloatArray = np.einsum("pd,pd->p", unit[first], unit[second])
     return cosine
@@ -35,9 +29,9 @@ def nearest_neighbors(
 
     Args:
         vectors: (N, d) of any length.
-        k: Number of neighbors; N - 1 if that is less.
+        k: Number of neighbors, at most N - 1.
         queries: (N, d) vectors to search with instead of `vectors`, row by row.
-        block: Number of rows of the N x N similarities in memory at a time.
+        block: Rows of the N x N similarities in memory at a time.
 
     Returns:
         (N, k) int64 row numbers, nearest first, without the row itself.

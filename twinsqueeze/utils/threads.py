@@ -6,9 +6,10 @@ that each process one item on its own do not wait, and their data stay in their 
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from threading import RLock
 from typing import TypeVar
 
@@ -24,25 +25,19 @@ Result = TypeVar("Result")
 def map_threaded(
     items: Iterator[Item], function: Callable[[Item], Result], threads: int
 ) -> Generator[tuple[Item, Result]]:
-    """Yield items and the function's results in order, computing several at a time.
+    """Yield items and the function's results in order, computing several at a time in threads that share the cores.
 
-    Args:
-        items: Read in the calling thread, no faster than results are taken.
-        function: Called in the threads.
-        threads: Number of threads, which share PyTorch's cores.
+    Items are read in the calling thread, no faster than results are taken.
     """
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "item", initializer=partial(torch.set_num_threads, max(cores // threads, 1)))
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    submitted = ((item, pool.submit(function, item)) for item in items)
     try:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 2 * threads:
-                done, future = waiting.popleft()
-                yield done, future.result()
+        waiting = deque(islice(submitted, 2 * threads))
         while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
+            item, future = waiting.popleft()
+            waiting.extend(islice(submitted, 1))
+            yield item, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)

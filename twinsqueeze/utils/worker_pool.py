@@ -19,12 +19,10 @@ _SPAWN_ERRORS = (OSError, NotImplementedError, BrokenProcessPool, ValueError)
 
 
 class WorkerPool(AbstractContextManager["WorkerPool"]):
-    """Worker processes. If they cannot be started, or one is killed, every call raises `BrokenProcessPool`.
+    """Worker processes, which start in the background and call `warm_up`, such as a function with slow imports.
 
-    Args:
-        workers: Number of processes. They start in the background.
-        warm_up: A module-level function that every worker calls first, such as one with slow imports.
-        niceness: Added to the niceness of the workers.
+    They call module-level functions with picklable arguments. If they cannot be started, or one is killed, every call
+    raises `BrokenProcessPool`.
     """
 
     def __init__(self, workers: int, warm_up: Callable[[], None], niceness: int = 0) -> None:
@@ -42,7 +40,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         return not any(future.exception() for future in self._warm_ups)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Schedules `function(*arguments)`, which is a module-level function and picklable arguments."""
+        """Schedules `function(*arguments)`."""
         try:
             self._executor = self._executor or ProcessPoolExecutor(*self._options)
             return self._executor.submit(function, *arguments)
@@ -54,11 +52,8 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
     def call(self, function: Callable[..., Any], *arguments: Any, on_message: Callable[..., None]) -> Any:
         """Runs `function(send, *arguments)` in a worker and returns its result.
 
-        Args:
-            function: A module-level function. What it passes to `send(*message)` arrives at `on_message`. `send` waits
-                until the message before has been handled, so a worker is never more than one message ahead.
-            arguments: Picklable arguments.
-            on_message: Called in this thread. After an error that it raises, the next `send` raises as well.
+        `send(*message)` calls `on_message` in this thread. It first waits until the message before has been handled, so
+        a worker is at most one message ahead. After an error of `on_message`, the next `send` raises as well.
         """
         ours, theirs = Pipe()
         with ours, theirs:
