@@ -32,7 +32,7 @@ def plan_batches(recipes: Sequence[Recipe], *, at_once: int = 1, max_size: int |
 
     Args:
         recipes: Distinct recipes.
-        at_once: How many batches train at once. The number of batches is a multiple of it if there are enough recipes.
+        at_once: The number of batches is a multiple of it if there are enough recipes.
         max_size: Replicas per batch; None for the device's `MAX_BATCH_SIZE`.
     """
     shapes: dict[Recipe, dict[int, list[float]]] = {}
@@ -59,14 +59,10 @@ def plan_batches(recipes: Sequence[Recipe], *, at_once: int = 1, max_size: int |
 
 def _split_in_two(batch: Sequence[Recipe]) -> list[list[Recipe]]:
     """Splits a batch between its seeds, or between its alphas if it has one seed."""
-    seeds = sorted({recipe.seed for recipe in batch})
-    alphas = sorted({recipe.alpha for recipe in batch})
-    if len(seeds) > 1:
-        first_seeds = set(seeds[: len(seeds) // 2])
-        in_first = [recipe.seed in first_seeds for recipe in batch]
-    else:
-        in_first = [recipe.alpha < alphas[len(alphas) // 2] for recipe in batch]
-    return [[recipe for recipe, first in zip(batch, in_first, strict=True) if first == half] for half in (True, False)]
+    field = "seed" if len({recipe.seed for recipe in batch}) > 1 else "alpha"
+    values = sorted({getattr(recipe, field) for recipe in batch})
+    first = values[: len(values) // 2]
+    return [[recipe for recipe in batch if (getattr(recipe, field) in first) == half] for half in (True, False)]
 
 
 def _split_evenly(values: Sequence[T], max_size: int) -> Iterator[Sequence[T]]:

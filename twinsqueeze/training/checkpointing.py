@@ -24,7 +24,6 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.trainer import TrainingState
 from twinsqueeze.utils.disk_cache import ChecksumError, read_verified, write_atomic
 from twinsqueeze.utils.files import state_dir
-from twinsqueeze.utils.signals import defer_signals
 
 PACKAGE_DIR = Path(__file__).parents[1]
 SUFFIX = ".checkpoint"
@@ -44,23 +43,14 @@ class InterruptedTraining(NamedTuple):
 
 @dataclass
 class TrainingCheckpoint:
-    """The checkpoint of one batch.
+    """The checkpoint of one batch. `warn` is called with a message if it cannot be saved."""
 
-    Attributes:
-        path: The file; None to save nothing.
-        recipes: The recipes of the batch.
-        resume_state: The state to resume from; None to start.
-        warn: Called with a message if the file cannot be written.
-        save_seconds: Time that saving has taken.
-        next_save_seconds: Expected duration of the next save. The first one is due after 0.02 s / MAX_OVERHEAD = 1 s.
-    """
-
-    path: Path | None
+    path: Path | None  # None saves nothing
     recipes: Sequence[Recipe]
     resume_state: TrainingState | None
     warn: Callable[[str], None]
-    save_seconds: float = 0.0
-    next_save_seconds: float = 0.02
+    save_seconds: float = 0.0  # that all saves have taken
+    next_save_seconds: float = 0.02  # expected of the next save; the first one is due after 0.02 s / MAX_OVERHEAD = 1 s
     _started: float | None = None
 
     def maybe_save(self, get_state: Callable[[], TrainingState]) -> None:
@@ -70,8 +60,7 @@ class TrainingCheckpoint:
         if self.path is None or self.save_seconds + self.next_save_seconds >= MAX_OVERHEAD * (now - self._started):
             return
         try:
-            with defer_signals(then_stop=True):
-                write_atomic(self.path, self.serialize(get_state()))
+            write_atomic(self.path, self.serialize(get_state()))
         except OSError as error:
             self.warn(f"the training cannot be saved, so an interruption would lose it: {error}")
             self.next_save_seconds = math.inf  # no further attempts
@@ -90,7 +79,7 @@ class TrainingCheckpoint:
     def discard(self) -> None:
         """Removes the file and its lock."""
         if self.path:
-            _remove(self.path, _lock_path(self.path))
+            _remove(self.path, self.path.with_suffix(".lock"))
 
 
 class CheckpointStore:
@@ -133,7 +122,7 @@ class CheckpointStore:
             if not resume:
                 _remove(path)
             interrupted = self._read(path)
-            yield TrainingCheckpoint(path, recipes, interrupted.state if interrupted else None, self._warn)
+            yield TrainingCheckpoint(path, recipes, interrupted and interrupted.state, self._warn)
 
     def interrupted(self) -> list[InterruptedTraining]:
         """Returns the trainings that can be resumed, the newest first, without those of running processes."""
@@ -159,7 +148,8 @@ class CheckpointStore:
             _remove(path)
             return None
         header = json.loads(str(arrays.pop(HEADER)))
-        return InterruptedTraining(list(map(Recipe.parse, header["recipes"])), TrainingState(arrays, header["values"]))
+        recipes = [Recipe.parse(recipe) for recipe in header["recipes"]]
+        return InterruptedTraining(recipes, TrainingState(arrays, header["values"]))
 
     def _remove_stale_files(self, current: Path) -> None:
         """Removes unfinished files of killed processes, and trainings that nobody resumed in 30 days."""
@@ -184,14 +174,10 @@ def _environment_digest(train: EncodedPairs, dev: EncodedPairs, environment: Map
     return digest.hexdigest()[:16]
 
 
-def _lock_path(path: Path) -> Path:
-    return path.with_suffix(".lock")
-
-
 @contextmanager
 def _lock(path: Path) -> Iterator[str | None]:
     """Locks a checkpoint against other processes. Yields None, or the reason why it cannot be locked."""
-    lock = FileLock(_lock_path(path))
+    lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -202,7 +188,7 @@ def _lock(path: Path) -> Iterator[str | None]:
         yield None
     finally:
         if not path.exists():
-            _remove(_lock_path(path))  # FileLock notices if another process has just removed its file
+            _remove(Path(lock.lock_file))  # FileLock notices if another process has just removed its file
         lock.release()
 
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.recipe import Recipe
@@ -20,14 +20,7 @@ OnProgress = Callable[[int, int, Mapping[str, str]], None]
 
 @dataclass(frozen=True)
 class GridBatch:
-    """Recipes that train together, as `train_replicas` takes them.
-
-    Attributes:
-        recipes: The recipes.
-        train: Their train pairs.
-        dev: Their dev pairs.
-        open_checkpoint: Returns the context of their checkpoint, or of None.
-    """
+    """Recipes that train together, as `train_replicas` takes them, and how to open their checkpoint."""
 
     recipes: list[Recipe]
     train: EncodedPairs
@@ -74,24 +67,17 @@ def train_batches(
                 trainer.stop(CancelledError())
 
 
+@dataclass
 class _BatchTrainer:
     """Trains batches in threads, sums up their progress and stops them all at the first error."""
 
-    def __init__(
-        self,
-        train_replicas: TrainFunction,
-        batches: Sequence[GridBatch],
-        clean_loss_every: int,
-        on_progress: OnProgress,
-    ) -> None:
-        self._train_replicas = train_replicas
-        self._batches = batches
-        self._clean_loss_every = clean_loss_every
-        self._on_progress = on_progress
-        self._epochs_done = [0] * len(batches)
-        self._epochs = sum(batch.epochs for batch in batches)
-        self._lock = threading.Lock()
-        self._error: BaseException | None = None
+    train_replicas: TrainFunction
+    batches: Sequence[GridBatch]
+    clean_loss_every: int
+    on_progress: OnProgress
+    _epochs_done: dict[int, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _error: BaseException | None = None
 
     def stop(self, error: BaseException) -> None:
         """Has all trainings raise an error, unless they already raise an earlier one."""
@@ -99,7 +85,7 @@ class _BatchTrainer:
 
     def train(self, index: int) -> tuple[list[TrainingResult], TrainingCheckpoint | None]:
         """Trains one batch."""
-        batch = self._batches[index]
+        batch = self.batches[index]
 
         def on_epoch(metrics: EpochMetrics) -> None:
             values = {"loss": f"{metrics.loss.mean():.4f}", "dev Spearman": f"{metrics.dev.spearman.mean():.4f}"}
@@ -111,11 +97,11 @@ class _BatchTrainer:
         try:
             self._check_stopped()
             with batch.open_checkpoint() as checkpoint:
-                results = self._train_replicas(
+                results = self.train_replicas(
                     batch.recipes,
                     batch.train,
                     batch.dev,
-                    clean_loss_every=self._clean_loss_every,
+                    clean_loss_every=self.clean_loss_every,
                     on_epoch=on_epoch,
                     on_teacher_epoch=on_teacher_epoch,
                     checkpoint=checkpoint,
@@ -130,8 +116,8 @@ class _BatchTrainer:
     def _report(self, index: int, epochs_done: int, values: Mapping[str, str]) -> None:
         self._check_stopped()
         with self._lock:
-            self._epochs_done[index] = max(self._epochs_done[index], epochs_done)
-            self._on_progress(sum(self._epochs_done), self._epochs, values)
+            self._epochs_done[index] = epochs_done
+            self.on_progress(sum(self._epochs_done.values()), sum(batch.epochs for batch in self.batches), values)
 
     def _check_stopped(self) -> None:
         check_interrupted()

@@ -45,16 +45,12 @@ class History:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The compressor of the last epoch, on the CPU, and its learning curves.
-
-    Attributes:
-        resumed_from_epoch: Epochs that an interrupted process had completed; 0 if none.
-    """
+    """The compressor of the last epoch, on the CPU, and its learning curves."""
 
     recipe: Recipe
     compressor: CompressorNetwork
     history: History
-    resumed_from_epoch: int = 0
+    resumed_from_epoch: int = 0  # epochs that an interrupted process had completed
 
     @property
     def diverged_at(self) -> int | None:
@@ -73,15 +69,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Metrics of R replicas after an epoch.
-
-    Attributes:
-        epoch: Completed epochs.
-        epochs: Epochs in all.
-        loss: (R,) as in `History`.
-        clean_loss: (R,) as in `History`.
-        dev: Scores on dev, each (R,).
-    """
+    """Metrics of R replicas after `epoch` of `epochs`: as in `History`, each (R,)."""
 
     epoch: int
     epochs: int
@@ -115,79 +103,62 @@ def train_replicas(
         InputError: If the recipe's device is not available.
         ValueError: If the recipes cannot be trained together.
     """
-    indices, setup = _make_setup(recipes, train)
-    state = checkpoint.resume_state if checkpoint else None
-    run = _Run(setup, dev, clean_loss_every, _make_trainer(setup, state, on_teacher_epoch), state)
-    for epoch in range(1, setup.recipe.epochs + 1):
+    run = _Run(_make_setup(recipes, train), dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
+    epochs = recipes[0].epochs
+    for epoch in range(1, epochs + 1):
         if epoch > run.resumed_from_epoch:
             if checkpoint:
                 checkpoint.maybe_save(run.state)
-            run.train_epoch(epoch)
+            run.train_epoch(with_clean_loss=epoch % clean_loss_every == 0 or epoch in (1, epochs))
         on_epoch(run.metrics(epoch))
         if not np.isfinite(run.curves[epoch - 1][0]).any():
             break  # no replica recovers from NaN
     else:
         if checkpoint:
             checkpoint.maybe_save(run.state)
-    return [run.result(recipe, r) for recipe, r in zip(recipes, indices, strict=True)]
+    return [run.result(recipe) for recipe in recipes]
 
 
-def _make_setup(recipes: Sequence[Recipe], train: EncodedPairs) -> tuple[list[int], TrainingSetup]:
-    """Returns the setup and, per recipe, the index of its replica."""
+def _make_setup(recipes: Sequence[Recipe], train: EncodedPairs) -> TrainingSetup:
     shared = recipes[0]
     if any(r.model_copy(update={"alpha": shared.alpha, "seed": shared.seed}) != shared for r in recipes):
         raise ValueError("replicas trained together may differ in alpha and seed only")
     alphas, seeds = sorted({r.alpha for r in recipes}), sorted({r.seed for r in recipes})
-    places = {place: i for i, place in enumerate(product(alphas, seeds))}
-    indices = [places[r.alpha, r.seed] for r in recipes]
-    if sorted(indices) != list(range(len(places))):
+    if sorted((r.alpha, r.seed) for r in recipes) != list(product(alphas, seeds)):
         raise ValueError("replicas trained together are every alpha with every seed, once")
-    return indices, TrainingSetup(shared, alphas, seeds, train, resolve_device(shared.device))
-
-
-def _make_trainer(
-    setup: TrainingSetup, state: TrainingState | None, on_teacher_epoch: Callable[[int, int], None]
-) -> BatchedTrainer:
-    if state:
-        return BatchedTrainer.resume(setup, state)
-    if not setup.recipe.needs_teacher:
-        return BatchedTrainer.start(setup)
-    teachers = train_teachers(setup.seeds, setup.recipe.teacher_alpha, setup.train, setup.device, on_teacher_epoch)
-    return BatchedTrainer.start(setup, teachers)
+    return TrainingSetup(shared, alphas, seeds, train, resolve_device(shared.device))
 
 
 class _Run:
-    """A trainer with the metrics of its epochs.
-
-    Attributes:
-        curves: Per epoch (2 + 4, R): the loss, the clean loss and the scores on dev of each replica.
-        resumed_from_epoch: Epochs of an interrupted process.
-    """
+    """A trainer with the metrics of its epochs, `curves`: per epoch (2 + 4, R) losses, clean losses and dev scores."""
 
     def __init__(
         self,
         setup: TrainingSetup,
         dev: EncodedPairs,
-        clean_loss_every: int,
-        trainer: BatchedTrainer,
         state: TrainingState | None,
+        on_teacher_epoch: Callable[[int, int], None],
     ) -> None:
-        transform = setup.recipe.label_transform
-        self._setup, self._dev, self._trainer = setup, dev, trainer
-        self._clean_loss_every = clean_loss_every
+        recipe = setup.recipe
+        self._setup, self._dev = setup, dev
+        if state:
+            self._trainer = BatchedTrainer.resume(setup, state)
+        elif recipe.needs_teacher:
+            teachers = train_teachers(setup.seeds, recipe.teacher_alpha, setup.train, setup.device, on_teacher_epoch)
+            self._trainer = BatchedTrainer.start(setup, teachers)
+        else:
+            self._trainer = BatchedTrainer.start(setup)
         self._dev_vectors = torch.from_numpy(dev.embeddings).to(setup.device)
-        self._dev_labels = scores_to_labels(dev.scores, transform)
-        self._train_labels = torch.from_numpy(scores_to_labels(setup.train.scores, transform))
+        self._dev_labels = scores_to_labels(dev.scores, recipe.label_transform)
+        self._train_labels = torch.from_numpy(scores_to_labels(setup.train.scores, recipe.label_transform))
         self.curves: list[FloatArray] = list(state.arrays[CURVES]) if state else []
         self.resumed_from_epoch = len(self.curves)
 
-    def train_epoch(self, epoch: int) -> None:
-        model = self._trainer.model
+    def train_epoch(self, *, with_clean_loss: bool) -> None:
         loss = self._trainer.train_epoch()
-        scores = score(predict_pair_cosines_of_each(model, self._dev_vectors, self._dev), self._dev_labels)
-        clean_loss = np.full(len(model), np.nan)
-        if epoch % self._clean_loss_every == 0 or epoch in (1, self._setup.recipe.epochs):
-            clean_loss = self._measure_clean_loss()
+        predicted = predict_pair_cosines_of_each(self._trainer.model, self._dev_vectors, self._dev)
+        scores = score(predicted, self._dev_labels)
+        clean_loss = self._measure_clean_loss() if with_clean_loss else np.full(len(loss), np.nan)
         self.curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
 
     def _measure_clean_loss(self) -> FloatArray:
@@ -205,7 +176,9 @@ class _Run:
         loss, clean_loss, *scores = self.curves[epoch - 1]
         return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, Scores(*scores))
 
-    def result(self, recipe: Recipe, replica: int) -> TrainingResult:
+    def result(self, recipe: Recipe) -> TrainingResult:
+        alphas, seeds = self._setup.alphas, self._setup.seeds
+        replica = alphas.index(recipe.alpha) * len(seeds) + seeds.index(recipe.seed)
         loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
         history = History(loss, clean_loss, dict(zip(METRICS, dev, strict=True)))
         compressor = self._trainer.model.replica(replica).cpu_copy()

@@ -2,6 +2,8 @@
 
 For tensors this small, autograd's bookkeeping takes ten times as long as the arithmetic. Each docstring names the
 expression in autograd that a test compares with.
+
+Losses on labels take cosines (..., P) and labels (P,) or (..., P), and return the loss (...) and its gradient (..., P).
 """
 
 import numpy as np
@@ -13,33 +15,16 @@ from twinsqueeze.utils.similarity import pairwise_cosine
 
 
 def mse_loss(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared error over the last axis and its gradient with respect to `predicted`.
-
-    Autograd: `functional.mse_loss`.
-
-    Args:
-        predicted: (..., P) cosines.
-        labels: (..., P), or a shape that broadcasts to it.
-
-    Returns:
-        (...) and (..., P).
-    """
+    """Mean squared error over the last axis. Autograd: `functional.mse_loss`."""
     error = predicted - labels
     return error.square().mean(-1), error * (2 / error.shape[-1])
 
 
 def pearson_loss(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One minus Pearson's correlation over the last axis and its gradient with respect to `predicted`.
+    """One minus Pearson's correlation over the last axis, 0 to 2.
 
     With centered x and y: dr/dx = y / (|x| |y|) - r x / |x|^2. If predictions or labels are constant, r is 0.
     Autograd: `1 - torch.corrcoef(torch.stack([predicted, labels]))[0, 1]`.
-
-    Args:
-        predicted: (..., P) cosines.
-        labels: (..., P), or a shape that broadcasts to it.
-
-    Returns:
-        (...), from 0 to 2, and (..., P).
     """
     x = predicted - predicted.mean(-1, keepdim=True)
     y = labels - labels.mean(-1, keepdim=True)
@@ -87,15 +72,7 @@ SAMPLE_SIZE = 512
 
 
 def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -> IntArray:
-    """Samples distinct sentences, each followed by its nearest neighbors.
-
-    Args:
-        generator: Draws the sentences.
-        neighbors: (N, k) rows of each sentence's nearest neighbors.
-
-    Returns:
-        (min(SAMPLE_SIZE, N),) rows.
-    """
+    """Samples `SAMPLE_SIZE` distinct rows or all N, each followed by its nearest neighbors, (N, k) rows."""
     sampled = generator.permutation(len(neighbors))[:SAMPLE_SIZE]
     rows = np.concatenate([sampled[:, None], neighbors[sampled]], 1).ravel()
     _, first_places = np.unique(rows, return_index=True)
@@ -103,14 +80,10 @@ def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -
 
 
 def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns each vector's log-probabilities over the other vectors, a softmax of cosines.
+    """Returns the log-probabilities of each of (..., N, d) unit vectors over the others, a softmax of cosines.
 
-    Args:
-        unit: (..., N, d) unit vectors.
-        temperature: Of the softmax; at 0.05, a cosine that is 0.1 higher has 7.4 times the probability.
-
-    Returns:
-        (..., N, N), -inf on the diagonal.
+    At the temperature 0.05, a cosine that is 0.1 higher has 7.4 times the probability. The diagonal of (..., N, N) is
+    -inf.
     """
     logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
@@ -133,8 +106,7 @@ def neighborhood_kl_loss(
     Returns:
         (R,), at least 0, and the gradient with respect to `unit`, (R, N, dim).
     """
-    seeds, size = teacher.shape[:2]
-    assert len(unit) % seeds == 0
+    size = teacher.shape[-1]
     log_probs = log_neighbor_probs(unit, temperature).view(-1, *teacher.shape)  # (A, S, N, N)
     teacher_probs = teacher.exp()
     terms = teacher_probs * (teacher - log_probs).nan_to_num_(0.0)  # on the diagonal: -inf minus -inf

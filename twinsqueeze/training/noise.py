@@ -18,13 +18,9 @@ def noise_scale(alpha: float, dimension: int) -> float:
 
 
 def fill_uniform(generators: Sequence[np.random.Generator], out: torch.Tensor) -> None:
-    """Fills `out[s]` with draws of generator s from [-1, 1).
+    """Fills `out[s]`, contiguous float32 on the CPU, with draws of generator s from [-1, 1).
 
     NumPy's PCG64 takes two thirds of the time of PyTorch's generator, and its streams are stable across versions.
-
-    Args:
-        generators: S generators.
-        out: (S, N, d) float32 on the CPU; every `out[s]` is contiguous.
     """
     for generator, draws in zip(generators, out, strict=True):
         generator.random(dtype=np.float32, out=draws.numpy())
@@ -32,15 +28,10 @@ def fill_uniform(generators: Sequence[np.random.Generator], out: torch.Tensor) -
 
 
 def add_noise(vectors: torch.Tensor, uniform: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Returns noisy copies of each seed's vectors, one per strength of noise.
+    """Returns noisy copies of each seed's vectors, one per strength of noise, seeds varying fastest.
 
-    Args:
-        vectors: (S, N, d) the vectors of each seed in a step.
-        uniform: (S, N, d) draws from [-1, 1) of each seed.
-        scales: (A,) `noise_scale` of each strength.
-
-    Returns:
-        (A * S, N, d), seeds varying fastest: result[a * S + s] = vectors[s] + uniform[s] * scales[a].
+    With (S, N, d) vectors and draws from [-1, 1), and the `noise_scale` of A strengths, (A * S, N, d):
+    result[a * S + s] = vectors[s] + uniform[s] * scales[a].
     """
     noisy = torch.addcmul(vectors, uniform, scales.view(-1, 1, 1, 1))
     return noisy.view(-1, *vectors.shape[1:])

@@ -1,18 +1,15 @@
 """Adam on one flat tensor, and learning rate schedules."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 
 def lr_at(schedule: str, lr: float, progress: float) -> float:
-    """Returns the learning rate of a step.
+    """Returns the learning rate of a step, given the initial one and the completed share of all steps, 0 to 1.
 
-    Args:
-        schedule: "constant"; "cosine": lr * (1 + cos(pi * t)) / 2 (Loshchilov and Hutter 2017, arXiv 1608.03983);
-            "linear": lr * (1 - t).
-        lr: The initial learning rate.
-        progress: t, the completed share of all steps, 0 to 1.
+    The cosine schedule is that of Loshchilov and Hutter 2017, arXiv 1608.03983.
     """
     if schedule == "constant":
         return lr
@@ -32,42 +29,21 @@ class FlatAdam:
     Args:
         parameters: Any shape, float32; updated in place.
         gradient: Of the same shape; read by every step.
-        lr: Learning rate.
+        lr: Learning rate of the next step; an attribute that may be changed.
         weight_decay: If positive, AdamW's decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
-
-    Attributes:
-        lr: Learning rate of the next step.
     """
 
     def __init__(self, parameters: torch.Tensor, gradient: torch.Tensor, lr: float, weight_decay: float = 0.0) -> None:
         self.lr = lr
-        self._weight_decay = weight_decay
-        self._update = torch._fused_adamw_ if weight_decay else torch._fused_adam_
-        self._parameters, self._gradient = parameters, gradient
-        self._mean = torch.zeros_like(parameters)
-        self._mean_square = torch.zeros_like(parameters)
-        self._step = torch.zeros((), device=parameters.device)
-
-    @property
-    def state(self) -> dict[str, torch.Tensor]:
-        """The optimizer's tensors by name; writing to them changes the optimizer."""
-        return {"mean": self._mean, "mean_square": self._mean_square, "step": self._step}
+        mean, mean_square = torch.zeros_like(parameters), torch.zeros_like(parameters)
+        step = torch.zeros((), device=parameters.device)
+        # The optimizer's tensors; writing to them changes the optimizer.
+        self.state = {"mean": mean, "mean_square": mean_square, "step": step}
+        self._update: Callable[..., None] = torch._fused_adamw_ if weight_decay else torch._fused_adam_
+        self._tensors: tuple[list[torch.Tensor], ...] = [parameters], [gradient], [mean], [mean_square], [], [step]
+        self._options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": weight_decay, "eps": 1e-8}
 
     def step(self) -> None:
         """Updates the parameters."""
-        self._step += 1
-        self._update(
-            [self._parameters],
-            [self._gradient],
-            [self._mean],
-            [self._mean_square],
-            [],
-            [self._step],
-            lr=self.lr,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=self._weight_decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        self.state["step"] += 1
+        self._update(*self._tensors, lr=self.lr, **self._options, amsgrad=False, maximize=False)

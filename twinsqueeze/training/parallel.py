@@ -53,13 +53,10 @@ def _train_in_worker(
     if checkpoint:
         callbacks["warn"] = checkpoint.warn
         checkpoint = replace(checkpoint, warn=print)  # until the worker sets its own
+    options = {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint, "threads": torch.get_num_threads()}
     try:
         results: list[TrainingResult] = pool.call(
-            _train,
-            torch.get_num_threads(),
-            arguments,
-            {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint},
-            on_message=lambda name, *values: callbacks[name](*values),
+            _train, arguments, options, on_message=lambda name, *values: callbacks[name](*values)
         )
     except BrokenProcessPool:
         raise InputError(
@@ -69,10 +66,8 @@ def _train_in_worker(
     return results
 
 
-def _train(
-    send: Callable[..., None], threads: int, arguments: tuple[Any, ...], options: dict[str, Any]
-) -> list[TrainingResult]:
-    torch.set_num_threads(threads)
+def _train(send: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]) -> list[TrainingResult]:
+    torch.set_num_threads(options.pop("threads"))
     # PyTorch would send tensors in shared memory, of which containers have little.
     ForkingPickler.register(torch.Tensor, lambda tensor: (torch.tensor, (tensor.numpy(),)))
     if options["checkpoint"]:

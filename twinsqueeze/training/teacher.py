@@ -37,15 +37,8 @@ def train_teachers(
 ) -> list[Layer]:
     """Trains one teacher per seed, which takes three seconds each on a core.
 
-    Args:
-        seeds: Seeds of the order of pairs and of the noise.
-        alpha: Strength of the noise.
-        train: Pairs to train on.
-        device: Where to train.
-        on_epoch: Called with (epochs done, epochs) after every epoch.
-
-    Returns:
-        Per seed a weight (d, d) and a bias (d,), float32 on the CPU.
+    `on_epoch` is called with (epochs done, epochs). Returns per seed a weight (d, d) and a bias (d,), float32 on the
+    CPU.
     """
     recipe = Recipe.parse({**TEACHER_RECIPE, "alpha": alpha, "dim": train.dimension})
     trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))

@@ -86,13 +86,7 @@ class TrainingState:
 
 
 class BatchedTrainer:
-    """Trains the replicas of a setup. Use `start` or `resume` to make one.
-
-    Args:
-        setup: What to train.
-        model: The R replicas.
-        teachers: The S teachers of the neighborhood loss; None for the encoder.
-    """
+    """Trains the R replicas of a setup, with S teachers or the encoder. Use `start` or `resume` to make one."""
 
     def __init__(self, setup: TrainingSetup, model: CompressorBatch, teachers: CompressorBatch | None) -> None:
         recipe, train, device = setup.recipe, setup.train, setup.device
