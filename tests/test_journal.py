@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.spool import journal
-from twinsqueeze.tracking.spool.journal import RecordLockedError, RunSpool, pending_runs
+from twinsqueeze.tracking.spool.journal import RunSpool, pending_runs
 
 # Values that JSON round-trips.
 values = st.recursive(
@@ -56,7 +56,7 @@ def test_a_truncated_file_loses_its_last_line_at_most(state, operations, data):
     read = RunSpool.read(spool.folder)
     assert (read.name, read.uri, read.start_time) == (spool.name, spool.uri, spool.start_time)
     assert read.operations == operations[:num_complete]
-    assert RunSpool.open(spool.folder).operations == operations[:num_complete]
+    assert RunSpool.read(spool.folder, lock=True).operations == operations[:num_complete]
 
 
 @many_examples
@@ -90,22 +90,22 @@ def test_reordered_and_missing_lines_are_refused(state, operations, data):
 
 def test_progress_is_saved_and_a_truncated_progress_file_is_harmless(state):
     spool = write([{"op": "batch", "tags": {"a": str(i)}} for i in range(4)])
-    spool = RunSpool.open(spool.folder)
+    spool = RunSpool.read(spool.folder, lock=True)
     spool.ids = {"run_id": "x"}
     spool.mark_sent(1)
     spool.ids["models"] = {"m": "y"}
     spool.mark_sent(3)
     spool.release()
-    reopened = RunSpool.open(spool.folder)
+    reopened = RunSpool.read(spool.folder, lock=True)
     assert (reopened.num_sent, reopened.ids) == (3, {"run_id": "x", "models": {"m": "y"}})
     reopened.release()
     sent = spool.folder / journal.SENT
     sent.write_bytes(sent.read_bytes()[:-3])
-    truncated = RunSpool.open(spool.folder)
+    truncated = RunSpool.read(spool.folder, lock=True)
     assert truncated.num_sent == 0
     truncated.mark_sent(2)
     truncated.release()
-    assert RunSpool.open(spool.folder).num_sent == 2
+    assert RunSpool.read(spool.folder, lock=True).num_sent == 2
 
 
 def test_files_that_have_changed_are_not_sent(state):
@@ -129,11 +129,11 @@ def test_a_record_is_locked_while_its_process_lives(state):
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         folder = Path(process.stdout.readline().strip())
         assert [(run.folder, run.is_locked) for run in pending_runs()] == [(folder, True)]
-        with pytest.raises(RecordLockedError):
-            RunSpool.open(folder)
+        with pytest.raises(BlockingIOError):
+            RunSpool.read(folder, lock=True)
         assert RunSpool.read(folder).operations == [{"op": "batch", "tags": {}}]
         process.kill()
-    spool = RunSpool.open(folder)
+    spool = RunSpool.read(folder, lock=True)
     spool.remove()
     assert pending_runs() == []
 

@@ -28,11 +28,10 @@ TRAIN = ["train", "--epochs", str(EPOCHS), "--dim", "8", "--device", "cpu", "--d
 # What every command does before its first question to the store, and before its run.
 OPENING = """
 import sys
-from twinsqueeze.tracking import run, store
+from twinsqueeze.tracking import run
 print("ready", flush=True)
 sys.stdin.readline()
 run.check_tracking_server()
-store.ensure_experiment()
 with run.start_run("run", "train") as logger:
     logger.log_metrics({"dev/spearman": 0.5}, 1)
 """

@@ -20,6 +20,7 @@ from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader, model_registry
 from twinsqueeze.tracking import links
+from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.utils.text import describe_error, redact_credentials
 
@@ -167,7 +168,7 @@ def registered(tmp_path_factory) -> str:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(None)
         with start_run("run", "train") as run:
-            model = run.log_compressor(save(layer), np.ones((1, 8), np.float32), 4, {})
+            model = log_compressor(run, save(layer), np.ones((1, 8), np.float32), 4, {})
         model_registry.promote(model_registry.add_version(run.model_id(model), "", {}), None)
     return uri
 

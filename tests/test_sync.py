@@ -14,6 +14,7 @@ from twinsqueeze.commands import resume, sync
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import links, spool
 from twinsqueeze.tracking import run as run_module
+from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
 from twinsqueeze.tracking.spool import RunReplayer, RunSpool, pending_runs, uploader
 from twinsqueeze.tracking.spool.replay import MAX_DATABASE_ERRORS
@@ -28,10 +29,10 @@ class Fault:
         self.away = self.losing = False
         self.lost: set[tuple[str, int]] = set()
 
-    def send(self, replayer: RunReplayer, operation, *, is_retry: bool) -> None:
+    def send(self, replayer: RunReplayer, operation) -> None:
         if self.away:
             raise OSError("away")
-        self.original(replayer, operation, is_retry=is_retry)
+        self.original(replayer, operation)
         if self.losing and (replayer.spool.folder.name, id(operation)) not in self.lost:
             self.lost.add((replayer.spool.folder.name, id(operation)))
             raise OSError("the answer was lost")
@@ -42,7 +43,11 @@ class Fault:
 @pytest.fixture
 def fault(monkeypatch) -> Fault:
     fault = Fault()
-    monkeypatch.setattr(RunReplayer, "send", lambda run, what, is_retry: fault.send(run, what, is_retry=is_retry))
+
+    def send(replayer: RunReplayer, operation) -> None:
+        fault.send(replayer, operation)
+
+    monkeypatch.setattr(RunReplayer, "send", send)
     monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.02)
     return fault
@@ -69,10 +74,10 @@ def write(fault: Fault, *, away: bool = False) -> None:
         data = run.log_input("train", "pairs", "0123abcd", "/nowhere")
         for step in range(1, 30):
             run.log_metrics({"train/loss": 1 / step}, step)
-        model = run.log_compressor(save(layer), rng.normal(size=(3, 8)).astype(np.float32), 4, {"alpha": 0.75})
+        model = log_compressor(run, save(layer), rng.normal(size=(3, 8)).astype(np.float32), 4, {"alpha": 0.75})
         run.log_metrics({"dev/mse": 0.1, "dev/mae": 0.3}, 30, model, data)
-        run.log_table("predictions", pd.DataFrame({"a": [1, 2]}))
-        run.log_parquet("losses", pd.DataFrame({"a": [1.5, 2.5]}))
+        run.log_table("predictions.json", pd.DataFrame({"a": [1, 2]}))
+        run.log_table("losses.parquet", pd.DataFrame({"a": [1.5, 2.5]}))
         with run_module.start_run("b", "train", nested=True) as child:
             child.log_metrics({"dev/mse": 0.2}, 3)
     run_module.flush()
@@ -111,7 +116,7 @@ def test_what_was_not_sent_is_sent_later_and_each_thing_once(client, fault, caps
     assert sum(undisturbed["a"]["metrics"].values()) == 31
     before = {run.info.run_id for run in client.search_runs(["0"])}
 
-    with pytest.raises(InputError, match=r"the records of 2 runs are kept in .* `python -m twinsqueeze sync` sends"):
+    with pytest.raises(InputError, match=r"2 runs are stored in .* `python -m twinsqueeze sync` sends"):
         write(fault, away=True)
     assert len(pending_runs()) == 2
     sync.sync(listed=True)
@@ -164,7 +169,7 @@ def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault,
         sync.sync()
         assert "its command is running" in capsys.readouterr().err
     record = RunSpool.create("a", links.store_uri())
-    record.append({"op": "begin", "given": run_id, "tags": {}, "time": 1})
+    record.append({"op": "begin", "run_id": run_id, "experiment_id": None, "tags": {}})
     record.append({"op": "batch", "metrics": [{"key": "dev/mse", "value": 0.5, "timestamp": 1, "step": 1}]})
     record.release()
     sync.sync()
@@ -196,7 +201,7 @@ def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, who
     """And its child, which had not even begun there; but nothing that was recorded of another experiment."""
     other = client.create_experiment("other")
     stranger = RunSpool.create("stranger", links.store_uri())
-    stranger.append({"op": "begin", "given": None, "experiment": other, "tags": {}, "time": 1})
+    stranger.append({"op": "begin", "run_id": None, "experiment_id": other, "tags": {}})
     stranger.append({"op": "end", "status": "FINISHED", "time": 2})
     stranger.release()
     with run_module.start_run("next", "train") as run:

@@ -11,8 +11,8 @@ from twinsqueeze.registry.model_card import ModelSelection, render_model_card
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
 from twinsqueeze.registry.promotion import ANY_DATASET, SPLIT, Candidate, PromotionDecision
 from twinsqueeze.reporting import run_loader, terminal
-from twinsqueeze.tracking import links
-from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
+from twinsqueeze.tracking import links, model_files
+from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, TRAINED_RUN
 from twinsqueeze.utils import console
@@ -90,15 +90,15 @@ def _register_candidate(candidate: Candidate, known_version: Version | None, par
 
 def _add_version(run: RunLogger, candidate: Candidate, model: "SentenceTransformer", card: str) -> Version:
     data, recipe, run_id = candidate.data, candidate.metadata.recipe, candidate.selection.run.run_id
-    name = run.log_sentence_transformer(model, candidate.checkpoint, card, EXAMPLE_TEXTS, run_id, recipe.model_dump())
-    flush()
+    with run.log_model(model_files.SENTENCE_TRANSFORMER_NAME, recipe.model_dump(), {}) as folder:
+        model_files.save_sentence_transformer(folder, model, candidate.checkpoint, card, EXAMPLE_TEXTS, run_id)
     tags = {
         TRAINED_RUN: run_id,
         DATASET_DIGEST: data.pairs.digest,
         model_registry.DEV_DIGEST: data.pairs.splits[SPLIT].digest,
         model_registry.LABEL_TRANSFORM: recipe.label_transform,
     }
-    return model_registry.add_version(run.model_id(name), card, tags)
+    return model_registry.add_version(run.model_id(model_files.SENTENCE_TRANSFORMER_NAME), card, tags)
 
 
 def _render_card(candidate: Candidate, decision: PromotionDecision, model: "SentenceTransformer") -> str:

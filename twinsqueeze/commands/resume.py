@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze.commands import run_recording
-from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.spool import EXIT_TIMEOUT, StoreFailedError, pending_runs, upload_pending
+from twinsqueeze.tracking.spool import EXIT_TIMEOUT, RunSpool, pending_runs, upload_pending
 from twinsqueeze.training.batching import plan_batches
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.utils import console
@@ -47,17 +46,16 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
 
 def _upload_complete_runs(experiment_id: str) -> None:
     """Upload the runs that ended before their process was killed, but were not fully uploaded."""
-    for pending in pending_runs():
-        is_here = (pending.uri, pending.experiment_id) == (links.store_uri(), experiment_id)
-        if not is_here or not pending.is_complete or pending.is_locked:
-            continue
-        try:
-            upload_pending(pending, EXIT_TIMEOUT)
-            console.info(f"{pending} had ended before its process was killed: its records are uploaded")
-        except InputError as error:
-            console.warn(f"{pending} is not fully uploaded, `python -m twinsqueeze sync` retries: {error}")
-            if isinstance(error, StoreFailedError):
-                return
+
+    def is_orphan(run: RunSpool) -> bool:
+        is_here = (run.uri, run.experiment_id) == (links.store_uri(), experiment_id)
+        return is_here and run.is_complete and not run.is_locked
+
+    for run, reason in upload_pending(filter(is_orphan, pending_runs()), EXIT_TIMEOUT):
+        if reason:
+            console.warn(f"{run} is not fully uploaded, `python -m twinsqueeze sync` retries: {reason}")
+        else:
+            console.info(f"{run} had ended before its process was killed: its records are uploaded")
 
 
 def announce_resume(checkpoint: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:

@@ -28,6 +28,7 @@ from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.tracking import links
+from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run_logger import LoggedData, RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, TEST_DIGEST
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
@@ -97,13 +98,13 @@ def log_training(
     example = data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
     with _log_figures(run, figures, draw):
         model = serialize_checkpoint(training.compressor, evaluated.metadata)
-        model_id = run.log_compressor(model, example, recipe.dim, recipe.model_dump())
+        model_id = log_compressor(run, model, example, recipe.dim, recipe.model_dump())
         for split, result in results.items():
             step = recipe.epochs if split == "dev" else 0  # dev has a curve; the UI shows single values as bars
             run.log_metrics(_pair_scores(split, result), step, model_id, inputs[split])
             run.log_metrics(_extra_metrics(split, result), 0, model_id, inputs[split])
         squared_errors = pd.DataFrame({"squared_error": evaluated.train_losses.astype(np.float32)})
-        run.log_parquet("train_pair_losses", squared_errors)
+        run.log_table("train_pair_losses.parquet", squared_errors)
         _log_tables(run, evaluation, data.pairs, _describe_training(training, len(evaluated.train_losses), data))
 
 
@@ -166,8 +167,8 @@ def _log_tables(run: RunLogger, evaluation: Evaluation, pairs: PairDataset, desc
     """Logs predictions, baselines and the run's description."""
     results, baselines = evaluation.results, evaluation.baselines
     size = evaluation.compressor.bytes_per_vector
-    run.log_table("predictions", _predictions(pairs, results))
-    run.log_table("baselines", baseline_table(baselines))
+    run.log_table("predictions.json", _predictions(pairs, results))
+    run.log_table("baselines.json", baseline_table(baselines))
     run.log_metrics({"search/bytes_per_vector": size})
     notice = [f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []
     sentences = [description, *(formats.scores_sentence(split, result) for split, result in results.items())]

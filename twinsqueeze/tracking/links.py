@@ -1,14 +1,11 @@
 """Addresses of the tracking store and its UI, and the commands to type next."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow
 
+from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.utils.text import redact_credentials
-
-if TYPE_CHECKING:
-    from twinsqueeze.tracking.run_logger import RunLogger
 
 
 def store_uri() -> str:
@@ -19,11 +16,6 @@ def store_uri() -> str:
     return redact_credentials(uri)
 
 
-def describe_store(uri: str) -> str:
-    """Name a tracking store in a message."""
-    return f"the tracking {'server' if uri.startswith('http') else 'store'} {uri}"
-
-
 def run_url(experiment_id: str, run_id: str | None = None) -> str:
     """The page of a run or an experiment, on the tracking server or on a UI started on this machine."""
     uri = mlflow.get_tracking_uri()
@@ -31,14 +23,14 @@ def run_url(experiment_id: str, run_id: str | None = None) -> str:
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
-def mlflow_run_command(run: "RunLogger", entry_point: str, **parameters: str) -> str:
+def mlflow_run_command(run: RunLogger, entry_point: str, **parameters: str) -> str:
     """The command that runs an entry point in a run's experiment."""
     experiment = [] if run.experiment_id == "0" else [f"--experiment-id {run.experiment_id}"]
     options = [f"-P {name}={value}" for name, value in parameters.items()]
     return " ".join(["mlflow run . --env-manager local", *experiment, f"-e {entry_point}", *options])
 
 
-def ui_steps(run: "RunLogger") -> list[tuple[str, str]]:
+def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
     """The steps to see a run in MLflow's UI, each with its command or address."""
     uri = mlflow.get_tracking_uri()
     shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'

@@ -16,7 +16,7 @@ MAX_RUNS = 1000
 
 @dataclass(frozen=True)
 class OrphanedRuns:
-    """Orphaned runs of an experiment, by their ids.
+    """Ids of the orphaned runs of an experiment.
 
     Attributes:
         same_recipe: Marked as KILLED; they trained what is to be trained now.

@@ -7,40 +7,37 @@ it has not taken when the command ends stays on disk for `sync`.
 import logging
 import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import mlflow
-from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID
 from mlflow.tracking import fluent
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import store
-from twinsqueeze.tracking.links import describe_store, store_uri
-from twinsqueeze.tracking.run_logger import RunLogger, RunWriter
-from twinsqueeze.tracking.spool import EXIT_TIMEOUT, SERVER_TIMEOUT, RunSpool, Uploader, flush_timeout, request_timeout
+from twinsqueeze.tracking.links import store_uri
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.spool import EXIT_TIMEOUT, RunSpool, Uploader, flush_timeout, notify, request_timeout
 from twinsqueeze.tracking.tags import KIND, PROCESS
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import describe_error, escape_markdown, redact_credentials
+
+# Seconds for each of three requests that find out whether a server answers, and for the start of a run.
+PING_TIMEOUT = 8
+START_TIMEOUT = 25.0
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # MLflow would print the run's address with the password in it; `links.ui_steps` leaves that out.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-# Uploaders that have not sent everything, and the open runs except nested ones.
-_uploaders: list[Uploader] = []
+# The open runs except nested ones, and the uploaders of ended runs, for `flush`.
 _open_runs: list[RunLogger] = []
-
-
-class UploadError(InputError):
-    """The tracking store has not taken everything; the rest is kept on disk."""
+_ended: list[Uploader] = []
 
 
 def env_run_id() -> str | None:
@@ -56,56 +53,43 @@ def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_
         setting: The environment variable with its address.
 
     Raises:
-        InputError: If a server does not answer within 25 seconds, or a SQLite file can't be opened.
+        InputError: If a server does not answer three times, or a SQLite file can't be opened.
     """
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
-    if urlsplit(uri).scheme not in {"http", "https"}:
+    if not uri.startswith(("http://", "https://")):
         store.init_sqlite_store(uri, what.replace("server", "store"), setting)
         return
-    failures = ["no answer"]
-
-    def ping() -> None:
-        for _ in range(3):  # an answer may be lost
-            try:
-                with request_timeout():
-                    mlflow.MlflowClient(uri).search_experiments(max_results=1)
-                failures.clear()
-                return
-            except Exception as error:  # whatever fails, there is no server to record to
-                failures[:] = [describe_error(error)]
-
-    thread = threading.Thread(target=ping, daemon=True)  # a server may send its answer byte by byte
-    thread.start()
-    thread.join(SERVER_TIMEOUT)
-    if failures:
-        raise InputError(
-            f"the {what} {redact_credentials(uri)} does not answer ({failures[0]}): "
-            f"start it, or point {setting} elsewhere"
-        )
+    for _ in range(3):  # an answer may be lost
+        try:
+            with request_timeout(PING_TIMEOUT):
+                mlflow.MlflowClient(uri).search_experiments(max_results=1)
+            return
+        except Exception as error:  # whatever fails, there is no server to record to
+            reason = describe_error(error)
+    raise InputError(
+        f"the {what} {redact_credentials(uri)} does not answer ({reason}): start it, or point {setting} elsewhere"
+    )
 
 
 @contextmanager
 def use_experiment(name: str | None) -> Iterator[None]:
     """Makes an experiment the current one while the context is open; None changes nothing."""
-    if name is None:
-        yield
-        return
-    before = fluent._active_experiment_id, os.environ.get("MLFLOW_EXPERIMENT_ID")
-    mlflow.set_experiment(name)
+    before = fluent._active_experiment_id, MLFLOW_EXPERIMENT_ID.get()
+    if name is not None:
+        mlflow.set_experiment(name)
     try:
         yield
-    finally:
-        fluent._active_experiment_id = before[0]  # MLflow has no function that restores it
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-        if before[1] is not None:
-            os.environ["MLFLOW_EXPERIMENT_ID"] = before[1]
+    finally:  # MLflow has no function that restores them
+        fluent._active_experiment_id = before[0]
+        if before[1] is None:
+            MLFLOW_EXPERIMENT_ID.unset()
+        else:
+            MLFLOW_EXPERIMENT_ID.set(before[1])
 
 
 def fail_env_run(reason: str, status: str = "FAILED") -> None:
     """End the run that `mlflow run` created, after an error before `start_run`."""
-    run_id = env_run_id()
-    if not run_id:
-        return
+    run_id = os.environ["MLFLOW_RUN_ID"]
     with signals.defer_signals(then_stop=False), request_timeout():
         try:
             client = mlflow.MlflowClient()
@@ -130,119 +114,82 @@ def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogg
         InputError: If the tracking store or the record on disk can't be written.
     """
     run: RunLogger | None = None
-    monitor: SystemMetricsMonitor | None = None
     try:
         with signals.defer_signals(then_stop=True):
-            run = _start_nested(name, kind) if nested else _start(name, kind)
-        if not nested and MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
-            monitor = SystemMetricsMonitor(run.run_id)
-            monitor.start()
+            run = _start(name, kind, _open_runs[-1] if nested else None)
         yield run
         run.end_run("FINISHED")
-    except signals.Interrupted as stop:
-        _end(run, "KILLED", f"Killed: {stop}.")
-        raise
     except BaseException as error:
-        prefix = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        _end(run, "FAILED", f"Failed: {prefix}{describe_error(error)}")
+        if run:
+            _end(run, error)
         raise
     finally:
         if run in _open_runs:
             _open_runs.remove(run)
-        if monitor:
-            monitor.finish()
     if not nested:
-        _wait(run.writer.uploader, 0)
-        if not run.writer.uploader.unfinished():
-            _close(run.writer.uploader)
+        _ended.append(run.uploader)
+        _wait(run.uploader, 0)
 
 
-def _start(name: str, kind: str) -> RunLogger:
+def _start(name: str, kind: str, parent: RunLogger | None) -> RunLogger:
+    """Record the start of a run; without a parent, wait until the tracking store has it."""
     flush_timeout()  # raises for a wrong setting before anything begins
     uri, run_id = store_uri(), env_run_id()
-    spool, uploader = RunSpool.create(name, uri), Uploader(describe_store(uri))
-    tags = _initial_tags(kind)
-    writer = RunWriter(spool, uploader)
+    # Tags that a run has however soon its process is killed.
+    tags = {KIND: kind, PROCESS: ProcessIdentity.current().model_dump_json()}
+    if parent:
+        tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
+    if not run_id:
+        tags = resolve_tags({MLFLOW_RUN_NAME: name, **tags})
+    begin = {"op": "begin", "run_id": run_id, "experiment_id": parent and parent.experiment_id, "tags": tags}
+    spool = RunSpool.create(name, uri, begin)
+    run = RunLogger(spool, parent.uploader if parent else Uploader(uri))
+    run.uploader.enqueue(run.replayer, begin)
+    if parent:
+        return run
     try:
-        _write_begin(writer, tags if run_id else resolve_tags({MLFLOW_RUN_NAME: name, **tags}), run_id)
-        is_started = uploader.wait(SERVER_TIMEOUT if uri.startswith("http") else EXIT_TIMEOUT)
-        if not is_started or writer.replayer.refusal:
-            reason = writer.replayer.refusal or uploader.failure or "no answer"
+        if reason := run.uploader.wait(START_TIMEOUT if uri.startswith("http") else EXIT_TIMEOUT):
             raise InputError(f"the run can't be recorded in {uri}: {reason}")
     except BaseException:
-        uploader.stop()
+        run.uploader.stop()
         spool.remove()
         raise
     os.environ.pop("MLFLOW_RUN_ID", None)  # from here on `start_run` ends it
-    run = RunLogger(writer)
-    _uploaders.append(uploader)
     _open_runs.append(run)
     return run
 
 
-def _start_nested(name: str, kind: str) -> RunLogger:
-    parent = _open_runs[-1]
-    writer = RunWriter(RunSpool.create(name, store_uri()), parent.writer.uploader)
-    tags = resolve_tags({MLFLOW_RUN_NAME: name, **_initial_tags(kind), MLFLOW_PARENT_RUN_ID: parent.run_id})
-    _write_begin(writer, tags, experiment_id=parent.experiment_id)
-    return RunLogger(writer)
-
-
-def _initial_tags(kind: str) -> dict[str, str]:
-    """Tags that a run has however soon its process is killed."""
-    return {KIND: kind, PROCESS: ProcessIdentity.current().model_dump_json()}
-
-
-def _write_begin(
-    writer: RunWriter, tags: Mapping[str, str], run_id: str | None = None, experiment_id: str | None = None
-) -> None:
-    begin = {"op": "begin", "time": writer.spool.start_time, "given": run_id, "experiment": experiment_id, "tags": tags}
-    writer.write(begin, durable=True)
-
-
-def _end(run: RunLogger | None, status: str, reason: str) -> None:
-    """End a run early, and wait a few seconds for its uploads."""
-    if run is None:
-        return
+def _end(run: RunLogger, error: BaseException) -> None:
+    """End a run because of an error or a signal, and wait a few seconds for its uploads."""
+    status, reason = "FAILED", f"Failed: {type(error).__name__}: {describe_error(error)}"
+    if isinstance(error, signals.Interrupted):
+        status, reason = "KILLED", f"Killed: {error}."
+    elif isinstance(error, InputError):
+        reason = f"Failed: {describe_error(error)}"
     with signals.defer_signals(then_stop=False):
         run.set_description(escape_markdown(reason))
         run.end_run(status)
         if run in _open_runs:
-            uploader = run.writer.uploader
-            if not uploader.wait(EXIT_TIMEOUT) or uploader.unfinished():
-                uploader.notify(uploader.describe_unfinished())
-            _close(uploader)
+            if missing := run.uploader.wait(EXIT_TIMEOUT):
+                notify(run.uploader.describe_unfinished(missing))
+            run.uploader.stop()
 
 
-def _wait(uploader: Uploader, timeout: float) -> bool:
-    """Wait for uploads, see `Uploader.wait`; a signal gives them up."""
+def _wait(uploader: Uploader, timeout: float) -> str | None:
+    """Wait for the uploads of ended runs, see `Uploader.wait`; a signal gives them up."""
     try:
         return uploader.wait(timeout)
-    except signals.Interrupted:
-        if not _is_open(uploader):  # else `start_run` closes it
-            uploader.notify(uploader.describe_unfinished())
-            _close(uploader)
+    except signals.Interrupted as stop:
+        uploader.stop()
+        notify(uploader.describe_unfinished(str(stop)))
         raise
 
 
-def _is_open(uploader: Uploader) -> bool:
-    return any(run.writer.uploader is uploader for run in _open_runs)
-
-
-def _close(uploader: Uploader) -> None:
-    uploader.stop()
-    _uploaders.remove(uploader)
-
-
 def flush() -> None:
-    """Wait until the tracking store has everything that was logged, for as long as `flush_timeout` says.
-
-    Raises:
-        UploadError: If it does not take everything; the message says where the rest is.
-    """
-    for uploader in _uploaders.copy():
-        is_sent = _wait(uploader, flush_timeout())
-        if not _is_open(uploader):
-            _close(uploader)
-        if not is_sent or any(run.refusal for run in uploader.unfinished()):
-            raise UploadError(uploader.describe_unfinished())
+    """Wait until the tracking store has all ended runs; raise an `InputError` if it fails for `flush_timeout`."""
+    while _ended:
+        uploader = _ended.pop()
+        reason = _wait(uploader, flush_timeout())
+        uploader.stop()
+        if reason:
+            raise InputError(uploader.describe_unfinished(reason))

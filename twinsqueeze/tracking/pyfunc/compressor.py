@@ -27,8 +27,7 @@ class CompressorModel(PythonModel):
     ) -> np.ndarray:
         """Apply linear layers with ReLU between them, and normalize each vector.
 
-        Raises:
-            MlflowException: If a number is not finite, such as a JSON null; a server answers with status 400.
+        A number that is not finite, such as a JSON null, raises an `MlflowException`: a server answers with status 400.
         """
         del context, params
         hidden = np.asarray(model_input, dtype=np.float32)

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 class SentenceEncoderModel:
-    """A thread-safe sentence-transformers model.
-
-    Args:
-        model: The model; one thread at a time uses it.
-    """
+    """A sentence-transformers model that one thread at a time uses."""
 
     def __init__(self, model: "SentenceTransformer") -> None:
         self._model = model
@@ -32,16 +28,9 @@ class SentenceEncoderModel:
         return self._model
 
     def predict(self, model_input: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Encode texts.
+        """Encode a column of n texts as (n, dim) float32.
 
-        Args:
-            model_input: A column of n texts.
-
-        Returns:
-            (n, dim) float32.
-
-        Raises:
-            MlflowException: If a value is not text; a server answers with status 400.
+        A value that is not text raises an `MlflowException`: a server answers with status 400.
         """
         texts = pd.DataFrame(model_input).iloc[:, 0].tolist()
         for row, text in enumerate(texts):

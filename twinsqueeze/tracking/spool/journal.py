@@ -3,10 +3,10 @@
 Each run has a record, a folder in `records/` of the state folder:
 
     journal.jsonl  a header, then one operation per line; locked by the process that writes or uploads the record
-    sent.jsonl     how many operations the tracking store has, and the ids that it assigned
+    sent.json      how many operations the tracking store has, and the ids that it assigned
     files/         the files that operations name
 
-Each line begins with a checksum over its number and its text.
+Each line of the journal begins with a checksum over its number and its text.
 """
 
 import errno
@@ -24,15 +24,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.utils.files import describe_file_change, file_sha256, state_dir
+from twinsqueeze.utils.files import file_sha256, state_dir
 
 # `op`, such as "batch", and what `RunReplayer` needs to send it, all JSON.
 Operation = Mapping[str, Any]
-JOURNAL, SENT, FILES = "journal.jsonl", "sent.jsonl", "files"
-
-
-class RecordLockedError(Exception):
-    """Another process writes or uploads the record."""
+JOURNAL, SENT, FILES = "journal.jsonl", "sent.json", "files"
 
 
 @dataclass(eq=False)
@@ -44,10 +40,9 @@ class RunSpool:
         name: Name of the run.
         uri: Address of its tracking store, without credentials.
         start_time: Milliseconds since 1970.
-        operations: The operations that were in the journal when it was read.
+        operations: The operations that the journal had when it was created or read.
         num_sent: Number of operations that the tracking store has.
         ids: `run_id`, `experiment_id` and `models` (ids by name), as far as the tracking store has assigned them.
-        is_locked: Whether another process wrote or uploaded the record when it was read.
         damage: Why the record can't be read; None if it can.
     """
 
@@ -55,28 +50,23 @@ class RunSpool:
     name: str = "a record"
     uri: str = ""
     start_time: int = 0
-    operations: list[dict[str, Any]] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
     num_sent: int = 0
     ids: dict[str, Any] = field(default_factory=dict)
-    is_locked: bool = False
     damage: str | None = None
     _journal: BinaryIO | None = None
     _num_lines: int = 0
 
     @classmethod
-    def create(cls, name: str, uri: str) -> "RunSpool":
-        """Create and lock an empty record.
-
-        Raises:
-            InputError: If it can't be written.
-        """
+    def create(cls, name: str, uri: str, *operations: Operation) -> "RunSpool":
+        """Create and lock a record; raise an `InputError` if it can't be written."""
         folder = records_dir() / uuid.uuid4().hex
         hidden = folder.with_name(f".{folder.name}")  # until it is locked
-        header: dict[str, Any] = {"name": name, "uri": uri, "start_time": int(time.time() * 1000)}
+        header = name, uri, int(time.time() * 1000)
         try:
             hidden.mkdir(parents=True)
-            spool = cls(folder, **header, _journal=_lock(hidden))
-            spool.append(header, durable=True)
+            spool = cls(folder, *header, operations=list(operations), _journal=_lock(hidden))
+            spool.append(header, *operations)
             hidden.rename(folder)
         except OSError as error:
             raise InputError(
@@ -86,33 +76,25 @@ class RunSpool:
         return spool
 
     @classmethod
-    def open(cls, folder: Path) -> "RunSpool":
-        """Lock and read a record.
+    def read(cls, folder: Path, *, lock: bool = False) -> "RunSpool":
+        """Read a record; see `damage` for whether that succeeded.
 
-        Raises:
-            RecordLockedError: If another process has it.
+        Args:
+            folder: The record's folder.
+            lock: Whether to lock it; raises a `BlockingIOError` if another process has it.
         """
-        journal = _lock(folder)
-        spool = cls.read(folder)
-        spool._journal = journal
-        return spool
-
-    @classmethod
-    def read(cls, folder: Path) -> "RunSpool":
-        """Read a record without locking it; see `damage` for whether that succeeded."""
+        journal = _lock(folder) if lock else None
         try:
-            ((num_sent, ids),) = _read_lines(folder / SENT)
+            num_sent, ids = json.loads((folder / SENT).read_bytes())
         except (OSError, ValueError):  # nothing was sent, or all is sent again
             num_sent, ids = 0, {}
-        is_locked = False
+        spool = cls(folder, num_sent=num_sent, ids=ids, _journal=journal)
         try:
-            is_locked = _is_locked(folder)
-            header, *operations = _read_lines(folder / JOURNAL)
+            header, *spool.operations = _read_lines(folder / JOURNAL)
+            spool.name, spool.uri, spool.start_time = header
         except (OSError, InputError) as error:
-            return cls(folder, ids=ids, is_locked=is_locked, damage=str(error))
-        # After a full disk the tracking store may have more operations than the journal.
-        num_sent = min(num_sent, len(operations))
-        return cls(folder, **header, operations=operations, num_sent=num_sent, ids=ids, is_locked=is_locked)
+            spool.damage = str(error)
+        return spool
 
     def __str__(self) -> str:
         return f"{self.name} ({self.run_id or self.folder.name})"
@@ -125,22 +107,29 @@ class RunSpool:
     @property
     def experiment_id(self) -> str:
         """Id of the run's experiment; empty if unknown."""
-        named = self.operations[0].get("experiment") if self.operations else None
-        return str(self.ids.get("experiment_id") or named or "")
+        requested = self.operations[0].get("experiment_id") if self.operations else None
+        return str(self.ids.get("experiment_id") or requested or "")
 
     @property
     def is_complete(self) -> bool:
         """Whether the operations include the end of the run."""
         return bool(self.operations) and self.operations[-1]["op"] == "end"
 
-    def append(self, *operations: Operation, durable: bool = False) -> None:
-        """Append operations to the journal; `durable` waits until they are on the disk."""
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process writes or uploads the record."""
+        try:
+            _lock(self.folder).close()
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        return False
+
+    def append(self, *operations: Any) -> None:
+        """Append operations to the journal."""
         assert self._journal
-        lines = b"".join(encode_line(number, each) for number, each in enumerate(operations, self._num_lines))
+        lines = b"".join(_encode_line(number, each) for number, each in enumerate(operations, self._num_lines))
         if self._journal.write(lines) != len(lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if durable:
-            os.fsync(self._journal.fileno())
         self._num_lines += len(operations)
 
     def new_dir(self) -> Path:
@@ -148,34 +137,24 @@ class RunSpool:
         (self.folder / FILES).mkdir(exist_ok=True)
         return Path(tempfile.mkdtemp(dir=self.folder / FILES))
 
-    def hash_files(self, folder: Path) -> list[dict[str, str]]:
-        """Flush the files of a folder from `new_dir` to the disk, and return an operation for each."""
-        operations = []
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            names = {"folder": folder.name, "name": path.relative_to(folder).as_posix()}
-            operations.append({"op": "file", **names, "sha256": file_sha256(path)})
-        return operations
+    def hash_files(self, folder: Path) -> list[Operation]:
+        """Return an operation for each file of a folder from `new_dir`."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [{"folder": folder.name, "name": path.relative_to(folder).as_posix()} for path in paths]
+        return [{"op": "file", **name, "sha256": file_sha256(folder / name["name"])} for name in names]
 
     def verify_file(self, operation: Operation) -> Path:
-        """Return the path of an operation's file.
-
-        Raises:
-            InputError: If the file is missing or has changed.
-        """
+        """Return the path of an operation's file; raise an `InputError` if it is missing or has changed."""
         path = Path(self.folder, FILES, operation["folder"], operation["name"])
-        if not path.is_file():
-            raise InputError(f"{path} is missing")
-        if change := describe_file_change(operation["name"], operation["sha256"], file_sha256(path)):
-            raise InputError(f"a file in {path.parent} is not what was recorded: {change}")
+        if not path.is_file() or file_sha256(path) != operation["sha256"]:
+            raise InputError(f"{path} has changed since it was recorded, or is missing")
         return path
 
     def mark_sent(self, num_sent: int) -> None:
         """Save how many operations the tracking store has, and the ids that it assigned."""
         self.num_sent = num_sent
         new = self.folder / f"{SENT}.new"
-        new.write_bytes(encode_line(0, [num_sent, self.ids]))
+        new.write_text(json.dumps([num_sent, self.ids]), encoding="utf-8")
         new.replace(self.folder / SENT)
 
     def remove(self) -> None:
@@ -202,25 +181,17 @@ def pending_runs() -> list[RunSpool]:
 
 
 def _lock(folder: Path) -> BinaryIO:
+    """Open and lock a journal; the lock ends when it is closed or the process is gone."""
     journal = (folder / JOURNAL).open("ab", buffering=0)
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         journal.close()
-        raise RecordLockedError from None
+        raise
     return journal
 
 
-def _is_locked(folder: Path) -> bool:
-    try:
-        _lock(folder).close()
-    except RecordLockedError:
-        return True
-    return False
-
-
-def encode_line(number: int, value: Any) -> bytes:
-    """Encode a JSON value as the line of that number."""
+def _encode_line(number: int, value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return _checksum(number, text) + b" " + text + b"\n"
 

@@ -1,8 +1,11 @@
 """Sends the operations of a run to MLflow so that repeating one duplicates nothing."""
 
+import os
 import re
-import shutil
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -14,9 +17,8 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking.fluent import _get_experiment_id
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
+from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
-from twinsqueeze.tracking.spool.timeouts import request_timeout
-from twinsqueeze.tracking.store import ensure_experiment
 
 # Tag with the id of the record that a run was created from: finds the run if the server's answer was lost.
 RECORD_TAG = "twinsqueeze.record"
@@ -28,16 +30,30 @@ PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVAL
 DATABASE_ERROR = "BAD_REQUEST"
 MAX_DATABASE_ERRORS = 3
 
+# Seconds for one HTTP request of an upload.
+REQUEST_TIMEOUT = 30
+# MLflow reads these from the environment: its defaults are 7 retries and 120 seconds.
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_DEFAULTS = {RETRIES: os.environ.setdefault(RETRIES, "3"), TIMEOUT: os.environ.setdefault(TIMEOUT, "60")}
+_lock = threading.Lock()
 
-class RefusedError(Exception):
-    """The tracking store would refuse the operation again."""
+
+@contextmanager
+def request_timeout(seconds: int = REQUEST_TIMEOUT) -> Iterator[None]:
+    """Have MLflow send each request once, with a timeout, while the context is open; one thread at a time is inside.
+
+    MLflow's own retries create a run twice if only the server's answer was lost.
+    """
+    with _lock:
+        os.environ.update({RETRIES: "0", TIMEOUT: str(seconds)})
+        try:
+            yield
+        finally:
+            os.environ.update(_DEFAULTS)
 
 
 class RunReplayer:
     """Sends the operations of one run to the tracking store, and sets the ids of its record.
-
-    Args:
-        spool: The run's record.
 
     Attributes:
         params: Parameters that a run of `mlflow run` had at its start.
@@ -52,54 +68,45 @@ class RunReplayer:
         self._client = mlflow.MlflowClient()
         self._num_database_errors = 0
 
-    def send(self, operation: Operation, *, is_retry: bool) -> None:
-        """Send one operation.
-
-        Args:
-            operation: The operation after the one sent last.
-            is_retry: Whether the store may already have it, or a part of it.
+    def send(self, operation: Operation) -> None:
+        """Send the operation after the one sent last; the store may already have it, or a part of it.
 
         Raises:
-            RefusedError: If a retry would fail as well.
+            InputError: If a retry would fail as well.
         """
         try:
             with request_timeout():
-                getattr(self, f"_send_{operation['op']}")(operation, is_retry)
+                getattr(self, f"_send_{operation['op']}")(operation)
         except mlflow.MlflowException as error:
             # A proxy's error page is no answer of the tracking server.
             if isinstance(error, RestException) or not self.spool.uri.startswith("http"):
                 self._num_database_errors += error.error_code == DATABASE_ERROR
                 if error.error_code in PERMANENT_ERRORS or self._num_database_errors == MAX_DATABASE_ERRORS:
-                    raise RefusedError(str(error)) from error
+                    raise InputError(str(error)) from error
             raise
         self._num_database_errors = 0
 
-    def _send_begin(self, operation: Operation, is_retry: bool) -> None:
-        env_run_id = operation["given"]
-        run = self._client.get_run(env_run_id) if env_run_id else self._create_run(operation, is_retry)
+    def _send_begin(self, operation: Operation) -> None:
+        env_run_id = operation["run_id"]
+        run = self._client.get_run(env_run_id) if env_run_id else self._create_run(operation)
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
-            raise RefusedError(f"run {run.info.run_id} has been deleted")
+            raise InputError(f"run {run.info.run_id} has been deleted")
         self.spool.ids |= {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
         if env_run_id:
             self.params = dict(run.data.params)
             is_unnamed = GENERATED_NAME.fullmatch(run.info.run_name or "")
             self._client.update_run(env_run_id, "RUNNING", self.spool.name if is_unnamed else None)
-            self._send_batch(operation, is_retry)
+            self._send_batch(operation)
 
-    def _create_run(self, operation: Operation, is_retry: bool) -> entities.Run:
-        experiment_id = self.spool.experiment_id or operation["experiment"]
-        if not experiment_id:
-            ensure_experiment()
-            experiment_id = str(_get_experiment_id())
-        record = self.spool.folder.name
-        if is_retry:
-            is_same = f"tags.`{RECORD_TAG}` = '{record}'"
-            if found := self._client.search_runs([experiment_id], is_same, entities.ViewType.ALL, max_results=1):
-                return found[0]
-        tags = {**operation["tags"], RECORD_TAG: record}
-        return self._client.create_run(experiment_id, operation["time"], tags, self.spool.name)
+    def _create_run(self, operation: Operation) -> entities.Run:
+        experiment_id = operation["experiment_id"] or str(_get_experiment_id())
+        tags = {**operation["tags"], RECORD_TAG: self.spool.folder.name}
+        is_same = f"tags.`{RECORD_TAG}` = '{self.spool.folder.name}'"
+        if found := self._client.search_runs([experiment_id], is_same, entities.ViewType.ALL, max_results=1):
+            return found[0]
+        return self._client.create_run(experiment_id, self.spool.start_time, tags, self.spool.name)
 
-    def _send_batch(self, operation: Operation, _is_retry: bool) -> None:
+    def _send_batch(self, operation: Operation) -> None:
         # MLflow's databases store metrics of the same name, time, step and value once.
         metrics = []
         for row in operation.get("metrics", ()):
@@ -110,17 +117,16 @@ class RunReplayer:
         tags = [entities.RunTag(*item) for item in operation.get("tags", {}).items()]
         self._client.log_batch(self.spool.run_id, metrics, params, tags)
 
-    def _send_input(self, operation: Operation, _is_retry: bool) -> None:
+    def _send_input(self, operation: Operation) -> None:
         tags = [entities.InputTag(MLFLOW_DATASET_CONTEXT, operation["context"])]
         dataset = entities.Dataset(**operation["dataset"])
         self._client.log_inputs(self.spool.run_id, [entities.DatasetInput(dataset, tags)])
 
-    def _send_create_model(self, operation: Operation, is_retry: bool) -> None:
+    def _send_create_model(self, operation: Operation) -> None:
         name, run_id, experiment_id = operation["name"], self.spool.run_id, self.spool.experiment_id
         run = self._client.get_run(run_id)
         is_same = f"source_run_id = '{run_id}' AND name = '{name}'"
-        found = self._client.search_logged_models([experiment_id], is_same, max_results=1) if is_retry else []
-        if found:
+        if found := self._client.search_logged_models([experiment_id], is_same, max_results=1):
             model = found[0]
         else:
             params = {**operation["params"], **run.data.params}
@@ -130,34 +136,34 @@ class RunReplayer:
             self._client.log_outputs(run_id, [entities.LoggedModelOutput(model.model_id, step=0)])
         self._models[name] = model.model_id
 
-    def _send_file(self, operation: Operation, _is_retry: bool) -> None:
+    def _send_file(self, operation: Operation) -> None:
         path = self.spool.verify_file(operation)
-        folder, _, name = operation["name"].rpartition("/")
+        folder = operation["name"].rpartition("/")[0] or None
         if "model" not in operation:
-            self._client.log_artifact(self.spool.run_id, str(path), folder or None)
-            return
-        model_id = self._models[operation["model"]]
-        with tempfile.TemporaryDirectory() as copies:
-            copy = shutil.copyfile(path, Path(copies, name))
-            if operation["name"] == MLMODEL_FILE_NAME:
-                self._set_model_ids(copy, model_id)
-            self._client.log_model_artifact(model_id, str(copy), folder or None)
+            self._client.log_artifact(self.spool.run_id, str(path), folder)
+        elif operation["name"] == MLMODEL_FILE_NAME:
+            self._send_mlmodel(path, self._models[operation["model"]])
+        else:
+            self._client.log_model_artifact(self._models[operation["model"]], str(path), folder)
 
-    def _set_model_ids(self, file: Path, model_id: str) -> None:
-        """Write a logged model's ids into its MLmodel file, as MLflow does when it saves a model for a run."""
-        saved = Model.load(str(file))
+    def _send_mlmodel(self, path: Path, model_id: str) -> None:
+        """Send an MLmodel file with the model's ids, as MLflow does when it saves a model for a run."""
+        saved = Model.load(str(path))
         saved.model_id = saved.model_uuid = model_id
         saved.run_id = self.spool.run_id
         saved.artifact_path = self._client.get_logged_model(model_id).artifact_location
-        saved.save(str(file))
+        with tempfile.TemporaryDirectory() as folder:
+            copy = str(Path(folder, MLMODEL_FILE_NAME))
+            saved.save(copy)
+            self._client.log_model_artifact(model_id, copy)
 
-    def _send_finalize_model(self, operation: Operation, _is_retry: bool) -> None:
+    def _send_finalize_model(self, operation: Operation) -> None:
         self._client.finalize_logged_model(self._models[operation["name"]], entities.LoggedModelStatus.READY)
 
-    def _send_end(self, operation: Operation, _is_retry: bool) -> None:
+    def _send_end(self, operation: Operation) -> None:
         self._client.set_terminated(self.spool.run_id, operation["status"], operation["time"])
 
-    def _send_abandon(self, operation: Operation, _is_retry: bool) -> None:
+    def _send_abandon(self, operation: Operation) -> None:
         """End the run of a process that is gone, unless another process has ended it."""
         if self._client.get_run(self.spool.run_id).info.status == "RUNNING":
             self._client.set_tag(self.spool.run_id, MLFLOW_RUN_NOTE, operation["note"])
