@@ -16,7 +16,7 @@ import pytest
 from mlflow.entities import Run
 
 from tests.processes import Workplace
-from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
+from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
 from twinsqueeze.training.checkpointing import SUFFIX
 from twinsqueeze.utils.processes import ProcessIdentity
 
@@ -288,17 +288,17 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypa
     workplace.client.set_terminated(ended, "FINISHED")
 
     found = mark_orphans_killed("0", lambda tags: tags["same"] == "True", "Run x goes on.")
-    assert found == OrphanedRuns(
-        same_recipe=[ids["gone, of the same"]],
-        other=[ids["with a number that is another's now"], ids["gone"]],
-        remote={ids["elsewhere, of the same"]: "elsewhere"},
-    )
+    assert found == {
+        ids["gone, of the same"]: True,
+        ids["with a number that is another's now"]: False,
+        ids["gone"]: False,
+    }
     runs = {run.info.run_name: run for run in workplace.runs()}
     killed = {name for name, run in runs.items() if run.info.status == "KILLED"}
     assert killed == {"gone", "gone, of the same", "with a number that is another's now"}
     assert runs["gone, of the same"].data.tags["mlflow.note.content"].endswith(" is gone. Run x goes on.")
     assert runs["gone"].data.tags["mlflow.note.content"].endswith(" is gone.")
-    assert mark_orphans_killed("0", lambda tags: False, "") == OrphanedRuns()
+    assert mark_orphans_killed("0", lambda tags: False, "") == {}
 
 
 def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsys):

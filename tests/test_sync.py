@@ -15,7 +15,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import links, spool
 from twinsqueeze.tracking import run as run_module
 from twinsqueeze.tracking.model_files import log_compressor
-from twinsqueeze.tracking.orphaned_runs import OrphanedRuns, mark_orphans_killed
+from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
 from twinsqueeze.tracking.spool import RunReplayer, RunSpool, pending_runs, uploader
 from twinsqueeze.tracking.spool.replay import MAX_DATABASE_ERRORS
 from twinsqueeze.tracking.tags import PROCESS
@@ -192,7 +192,7 @@ def whole(client, fault) -> str:
 
 
 def test_a_run_that_waits_to_be_sent_is_not_taken_for_killed(client, whole):
-    assert mark_orphans_killed("0", lambda tags: True, "") == OrphanedRuns()
+    assert mark_orphans_killed("0", lambda tags: True, "") == {}
     sync.sync()
     assert {found.info.status for found in client.search_runs(["0"])} == {"FINISHED"}
 

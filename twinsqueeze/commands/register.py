@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CURRENT_EXPERIMENT = "current"
-EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 
 
 def register(
@@ -91,7 +90,7 @@ def _register_candidate(candidate: Candidate, known_version: Version | None, par
 def _add_version(run: RunLogger, candidate: Candidate, model: "SentenceTransformer", card: str) -> Version:
     data, recipe, run_id = candidate.data, candidate.metadata.recipe, candidate.selection.run.run_id
     with run.log_model(model_files.SENTENCE_TRANSFORMER_NAME, recipe.model_dump(), {}) as folder:
-        model_files.save_sentence_transformer(folder, model, candidate.checkpoint, card, EXAMPLE_TEXTS, run_id)
+        model_files.save_sentence_transformer(folder, model, candidate.checkpoint, card, run_id)
     tags = {
         TRAINED_RUN: run_id,
         DATASET_DIGEST: data.pairs.digest,

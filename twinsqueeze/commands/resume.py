@@ -31,17 +31,15 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
     try:
         _upload_complete_runs(run.experiment_id)
         orphans = orphaned_runs.mark_orphans_killed(run.experiment_id, is_same, f"Run {run.run_id} {note}.")
-        if orphans.same_recipe:
-            run.set_tags({tags.RESUMES_RUN: ", ".join(orphans.same_recipe)})
+        if same := [run_id for run_id, is_same_recipe in orphans.items() if is_same_recipe]:
+            run.set_tags({tags.RESUMES_RUN: ", ".join(same)})
     except Exception as error:  # the records of other runs must not stop this training
         console.warn(f"runs of killed processes cannot be closed: {describe_error(error)}")
         return
     pending = {record.run_id for record in pending_runs()}
-    for run_id in (*orphans.same_recipe, *orphans.other):
+    for run_id in orphans:
         hint = "; `python -m twinsqueeze sync` uploads the rest of its records" if run_id in pending else ""
         console.info(f"run {run_id} was RUNNING but its process is gone: marked as KILLED{hint}")
-    for run_id, host in orphans.remote.items():
-        console.info(f"run {run_id} does the same on {host} and may still be running: left unchanged")
 
 
 def _upload_complete_runs(experiment_id: str) -> None:

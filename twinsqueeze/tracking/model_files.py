@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ COMPRESSOR_CODE = Path(__file__).parent / "pyfunc" / "compressor.py"
 SENTENCE_TRANSFORMER_NAME = "text_model"
 SENTENCE_TRANSFORMER_PACKAGES = ("mlflow", "sentence-transformers", "transformers", "torch")
 SENTENCE_TRANSFORMER_CODE = Path(__file__).parent / "pyfunc" / "sentence_encoder.py"
+EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 # The model card in a model's folder.
 CARD_FILE = "README.md"
 
@@ -56,7 +57,7 @@ def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, dim: 
 
 
 def save_sentence_transformer(
-    folder: Path, model: "SentenceTransformer", checkpoint: Path, card: str, examples: Sequence[str], trained_run: str
+    folder: Path, model: "SentenceTransformer", checkpoint: Path, card: str, trained_run: str
 ) -> None:
     """Write a sentence-transformers model that ends with a compressor to the folder of an MLflow model.
 
@@ -65,7 +66,6 @@ def save_sentence_transformer(
         model: Takes text, and returns compressed vectors.
         checkpoint: The compressor's file, which is stored beside the model.
         card: The model card, Markdown, stored likewise.
-        examples: Texts as the model's input example.
         trained_run: Id of the run that trained the compressor.
     """
     import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
@@ -85,7 +85,7 @@ def save_sentence_transformer(
                 inputs=Schema([ColSpec(AnyType())]),  # with a string column, a server converts any input to text
                 outputs=_vectors(model.get_embedding_dimension() or -1),
             ),
-            input_example=list(examples),
+            input_example=list(EXAMPLE_TEXTS),
             pip_requirements=[f"{package}=={number}" for package, number in versions.items()],
             extra_files=[str(checkpoint), str(card_file)],
             create_model_card=False,

@@ -64,7 +64,7 @@ def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_
             with request_timeout(PING_TIMEOUT):
                 mlflow.MlflowClient(uri).search_experiments(max_results=1)
             return
-        except Exception as error:  # whatever fails, there is no server to record to
+        except Exception as error:  # whatever fails, nothing can be recorded
             reason = describe_error(error)
     raise InputError(
         f"the {what} {redact_credentials(uri)} does not answer ({reason}): start it, or point {setting} elsewhere"

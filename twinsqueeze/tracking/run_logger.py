@@ -192,8 +192,5 @@ class RunLogger:
                 self.spool.append(*operations)
             except OSError as error:  # nothing is appended behind the gap, but the server may still take everything
                 self._disk_failed = True
-                notify(
-                    f"WARNING: the record in {self.spool.folder} can't be written ({error.strerror}): what follows is "
-                    "lost if the tracking server fails as well"
-                )
+                notify(f"WARNING: {self.spool.folder} can't be written ({error.strerror}): an outage would lose data")
         self.uploader.enqueue(self.replayer, *operations)

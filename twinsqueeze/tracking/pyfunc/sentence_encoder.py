@@ -42,7 +42,7 @@ class SentenceEncoderModel:
 
 def _validate(text: object, row: int) -> None:
     if not isinstance(text, str):
-        raise MlflowException.invalid_parameter_value(f"row {row} is no text, but of type {type(text).__name__}")
+        raise MlflowException.invalid_parameter_value(f"row {row} is not text but of type {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -77,12 +77,7 @@ class RunSpool:
 
     @classmethod
     def read(cls, folder: Path, *, lock: bool = False) -> "RunSpool":
-        """Read a record; see `damage` for whether that succeeded.
-
-        Args:
-            folder: The record's folder.
-            lock: Whether to lock it; raises a `BlockingIOError` if another process has it.
-        """
+        """Read a record, and `lock` it; a `BlockingIOError` says that another process has it."""
         journal = _lock(folder) if lock else None
         try:
             num_sent, ids = json.loads((folder / SENT).read_bytes())

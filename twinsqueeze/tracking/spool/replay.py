@@ -56,7 +56,7 @@ class RunReplayer:
     """Sends the operations of one run to the tracking store, and sets the ids of its record.
 
     Attributes:
-        params: Parameters that a run of `mlflow run` had at its start.
+        params: Parameters that the run has, also those that `mlflow run` logged.
         refusal: Why the tracking store refuses the run; None while it does not.
     """
 
@@ -69,11 +69,7 @@ class RunReplayer:
         self._num_database_errors = 0
 
     def send(self, operation: Operation) -> None:
-        """Send the operation after the one sent last; the store may already have it, or a part of it.
-
-        Raises:
-            InputError: If a retry would fail as well.
-        """
+        """Send the next operation, unless the store has it already; raise an `InputError` if a retry would fail too."""
         try:
             with request_timeout():
                 getattr(self, f"_send_{operation['op']}")(operation)

@@ -64,11 +64,7 @@ class Uploader:
             self._queue.put((run, operation))
 
     def wait(self, timeout: float) -> str | None:
-        """Wait until the store has all operations; return why it does not have them, or None.
-
-        Args:
-            timeout: Seconds without a success after which to give up on a failing store.
-        """
+        """Wait until the store has everything, or fails for `timeout` seconds; return why it lacks some, or None."""
         start = last_message = time.monotonic()
         while self._queue.unfinished_tasks:
             now = time.monotonic()
@@ -102,6 +98,7 @@ class Uploader:
         while item := self._queue.get():
             self._send(*item)
             self._queue.task_done()
+        self._queue.task_done()
 
     def _send(self, run: RunReplayer, operation: Operation) -> None:
         """Send an operation, again and again until the store has it or refuses it, or `stop` is called."""
@@ -135,14 +132,10 @@ class Uploader:
 
 
 def upload_pending(runs: Iterable[RunSpool], timeout: float) -> Iterator[tuple[RunSpool, str | None]]:
-    """Upload records of dead processes to their tracking store, the current one; a run without an end becomes KILLED.
+    """Upload records of the current tracking store whose processes are gone; a run without an end becomes KILLED.
 
-    Args:
-        runs: The records. None is tried any more once the store has failed.
-        timeout: Seconds to wait for a failing store.
-
-    Yields:
-        Each record that was tried, and why the store does not have it, or None.
+    Yields each record with the reason why the store does not have it, or None, and ends once the store has failed for
+    `timeout` seconds.
     """
     for run in runs:
         try:
