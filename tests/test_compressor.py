@@ -7,6 +7,7 @@ from safetensors.torch import load
 from scipy import stats
 from torch import nn
 
+from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorBatch, CompressorNetwork, layer_sizes
 from twinsqueeze.model.initialization import kaiming_uniform_layers, random_orthogonal_layer
 from twinsqueeze.model.quantizers import SignQuantizer
@@ -55,7 +56,7 @@ def test_weights_of_other_programs_give_the_same_vectors(tmp_path):
 def test_a_saved_compressor_loads_into_a_sequential():
     compressor = CompressorBatch([kaiming_uniform_layers((24, 128, 64, 10), np.random.default_rng(0))], CPU).replica(0)
     model = sequential((24, 128, 64, 10))
-    model.load_state_dict(load(compressor.to_bytes({"note": "text"})))
+    model.load_state_dict(load(serialize_checkpoint(compressor, None)))
     vectors = torch.randn(5, 24)
     expected = nn.functional.normalize(model(vectors), dim=1).detach()
     torch.testing.assert_close(compressor.compress(vectors), expected, rtol=0, atol=1e-6)

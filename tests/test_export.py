@@ -301,8 +301,8 @@ def test_failed_export_leaves_no_files(working_dir, monkeypatch, failure):
 
 def test_graph_that_differs_from_pytorch_is_rejected(working_dir, monkeypatch):
     class Wrong(onnx._CompressorGraph):
-        def forward(self, vectors):
-            return onnx.functional.normalize(vectors[:, :9])
+        def forward(self, *tensors):
+            return onnx.functional.normalize(tensors[0][:, :9])
 
     monkeypatch.setattr(onnx, "_CompressorGraph", Wrong)
     with pytest.raises(InputError, match="differ from PyTorch's by"):

@@ -13,7 +13,6 @@ from twinsqueeze.model.precision import (
     dequantize,
     int8_calibration_ranges,
     quantize,
-    storage_dtype,
 )
 from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer
 from twinsqueeze.recipe import Recipe, bytes_per_vector
@@ -58,7 +57,7 @@ def test_binary_packs_eight_signs_into_a_byte(dim):
 def test_bytes_per_vector_match_the_arrays(precision, dim, part):
     given, codebooks = vectors(3, dim, 3), torch.rand(dim // part, 256, part)
     stored = quantize(given, precision, int8_calibration_ranges(given), codebooks)
-    assert (stored.dtype, stored.shape[1]) == storage_dtype(precision, dim, part)
+    assert stored.dtype == {"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8)
     assert bytes_per_vector(precision, dim, part) == stored.nbytes // 3
     quantizers = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
     if precision in quantizers:  # precisions of training

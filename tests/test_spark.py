@@ -20,7 +20,7 @@ from tests.processes import ROOT, Workplace
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor
-from twinsqueeze.inference.spark import BatchCompressor
+from twinsqueeze.inference.spark import compress_batches
 from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import kaiming_uniform_layers
@@ -118,8 +118,7 @@ def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
         pa.record_batch({"id": range(start, end), "v": as_lists(vectors[start:end])})
         for start, end in ((0, 1), (1, 8), (8, 8), (8, 700), (700, 1000))
     ]
-    compress = BatchCompressor(vector_compressor(weights), "v", "short", None)
-    table = pa.Table.from_batches(list(compress(iter(batches))))
+    table = pa.Table.from_batches(compress_batches(iter(batches), vector_compressor(weights), "v", "short", None))
     assert table.column_names == ["id", "v", "short"]
     assert table["id"].to_pylist() == list(range(1000))
     np.testing.assert_array_equal(np.stack(table["short"].to_numpy()), expected.numpy())
@@ -128,12 +127,12 @@ def test_a_workers_batches_give_the_bits_of_the_compressor(weights):
 def test_product_codes_are_numbers_that_spark_has(coded_weights):
     vectors = unit_vectors(50, 0)
     batch = pa.record_batch({"v": as_lists(vectors)})
-    compress = BatchCompressor(vector_compressor(coded_weights, "product"), "v", "short", None)
-    (found,) = compress(iter([batch]))
+    compressor = vector_compressor(coded_weights, "product")
+    (found,) = compress_batches(iter([batch]), compressor, "v", "short", None)
     assert found["short"].type.value_type == pa.int16()
-    compressor = CompressorNetwork.from_state_dict(load(coded_weights))
-    unit = compressor.compress(torch.from_numpy(vectors))
-    expected = ProductQuantizer(compressor.codebooks[None]).encode(unit[None])[0].numpy()
+    network = compressor.network
+    unit = network.compress(torch.from_numpy(vectors))
+    expected = ProductQuantizer(network.codebooks[None]).encode(unit[None])[0].numpy()
     np.testing.assert_array_equal(np.stack(found["short"].to_numpy(zero_copy_only=False)), expected)
     assert expected.max() > 127
 
@@ -149,9 +148,8 @@ def test_product_codes_are_numbers_that_spark_has(coded_weights):
 def test_a_bad_row_is_named_by_its_place_in_the_partition(weights, row, message):
     rows = [list(map(float, vector)) for vector in unit_vectors(15, 0)]
     batches = [pa.record_batch({"v": pa.array(part, pa.list_(pa.float32()))}) for part in (rows, [*rows, row])]
-    compress = BatchCompressor(vector_compressor(weights), "v", "short", None)
     with pytest.raises(InputError, match=message):
-        list(compress(iter(batches)))
+        list(compress_batches(iter(batches), vector_compressor(weights), "v", "short", None))
 
 
 PROGRAM = """

@@ -57,18 +57,15 @@ class Compressor:
         return self._metadata.recipe if self._metadata else None
 
     def compress(self, vectors: AnyArray, precision: str = "float32") -> AnyArray:
-        """Compresses vectors.
+        """Compresses finite vectors, (n, input_dim) of any real dtype.
 
         Args:
-            vectors: (n, input_dim) of any real dtype.
-            precision: float32; int8 or ubinary, as `sentence_transformers.quantize_embeddings` packs them; binary; or
+            vectors: The vectors of the encoder.
+            precision: float32; int8, binary or ubinary, as `sentence_transformers.quantize_embeddings` packs them; or
                 product for the codes of a compressor with a product quantizer.
 
         Returns:
             (n, dim) float32 of unit length, or the codes: int8 (n, dim), uint8 (n, bytes).
-
-        Raises:
-            InputError: If the vectors have another dimension or are not finite, or the precision is not available.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.input_dim:
@@ -78,18 +75,7 @@ class Compressor:
         return VectorCompressor(self._network, precision, int8_ranges).compress(vectors)
 
     def encode(self, texts: Sequence[str], precision: str = "float32") -> AnyArray:
-        """Encodes texts with the frozen encoder and compresses their vectors.
-
-        Args:
-            texts: n texts.
-            precision: As for `compress`.
-
-        Returns:
-            As `compress`.
-
-        Raises:
-            InputError: If the encoder can't be loaded or is not the one of the training.
-        """
+        """Encodes texts with the encoder of the training, and compresses their vectors as `compress` does."""
         if not len(texts):
             return self.compress(np.empty((0, self.input_dim), np.float32), precision)
         distinct = sort_by_length(set(texts))
@@ -110,19 +96,13 @@ class Compressor:
         """Writes the compressor to a folder, as one safetensors file that also records its training."""
         path = expand_user(folder)
         path.mkdir(parents=True, exist_ok=True)
-        content = serialize_checkpoint(self._network, self._metadata) if self._metadata else self._network.to_bytes({})
-        (path / CHECKPOINT_FILE).write_bytes(content)
+        (path / CHECKPOINT_FILE).write_bytes(serialize_checkpoint(self._network, self._metadata))
 
     @classmethod
     def load(cls, model: str | Path) -> Self:
-        """Loads a compressor.
+        """Loads a compressor from a folder or a safetensors file, or an `InputError` says why not.
 
-        Args:
-            model: A folder or a safetensors file; with MLflow also a run id or a URI such as
-                `models:/twinsqueeze@champion` or `runs:/RUN_ID/compressor`.
-
-        Raises:
-            InputError: If there is no such model, or it holds no compressor.
+        With MLflow, `model` may also be a run id or a URI: `models:/twinsqueeze@champion`, `runs:/RUN_ID/compressor`.
         """
         path = expand_user(model)
         file = path / CHECKPOINT_FILE if path.is_dir() else path

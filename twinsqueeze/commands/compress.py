@@ -1,6 +1,6 @@
 """The command compress: a file of vectors or texts in, a file of compressed vectors out."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -13,9 +13,9 @@ import torch
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
 from twinsqueeze.inference.readers import STANDARD_INPUT, Block, read_blocks
-from twinsqueeze.inference.writers import atomic_array_writer, check_output, check_space
+from twinsqueeze.inference.writers import check_output, write_blocks
 from twinsqueeze.model.checkpoint import CheckpointMetadata
-from twinsqueeze.model.precision import storage_dtype
+from twinsqueeze.recipe import bytes_per_vector
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.types import AnyArray
@@ -54,11 +54,7 @@ class CompressOptions:
 
 
 def compress(options: CompressOptions) -> None:
-    """Compress a file; row i of the output belongs to row i of the input.
-
-    Raises:
-        InputError: If an option or the input can't be used.
-    """
+    """Compress a file; row i of the output belongs to row i of the input."""
     source, output = expand_user(options.input), expand_user(options.output)
     check_output(output, overwrite=options.overwrite)
     if is_file(source) and output.exists() and output.samefile(source):
@@ -67,23 +63,20 @@ def compress(options: CompressOptions) -> None:
     first = next(blocks)
     resolved = resolve_model(options.model)
     compressor, metadata = load_compressor(resolved.checkpoint, options.model, options.precision)
-    network, precision = compressor.network, compressor.precision
-    dtype, width = storage_dtype(precision, network.dim, network.subvector_dim)
-    if first.unit == "row" and first.total:
-        check_space(output, first.total * width * dtype.itemsize)
-    blocks = chain([first], blocks)
     if isinstance(first.rows, list):
         model, fingerprint = _load_text_model(options, resolved, metadata)
-        compressed = _compress_texts(blocks, model, fingerprint, compressor)
+        compressed = _compress_texts(chain([first], blocks), model, fingerprint, compressor)
     else:
         _check_vectors(first.rows, compressor, options)
-        compressed = _compress_vectors(blocks, compressor, options.source_name)
+        compressed = _compress_vectors(chain([first], blocks), compressor, options.source_name)
+    network, precision = compressor.network, compressor.precision
     about = {"model": options.model, "precision": precision, "dim": network.dim, "int8_ranges": compressor.ranges}
-    with atomic_array_writer(output, dtype, width, about) as write:
-        num_rows = _write_blocks(compressed, write, first.unit)
+    with closing(_show_progress(compressed, first.unit)) as rows:
+        num_rows = write_blocks(output, rows, about)
+    num_bytes = bytes_per_vector(precision, network.dim, network.subvector_dim)
     summary = (
         f"{num_rows:,} rows of {options.source_name} compressed to {network.dim} numbers at {precision}, "
-        f"{width * dtype.itemsize} bytes each: {output}"
+        f"{num_bytes} bytes each: {output}"
     )
     console.print_result(summary)
     if env_run_id():  # `mlflow run` has made a run for this command
@@ -135,13 +128,10 @@ def _compress_texts(
         console.warn(cache.warnings[0])
 
 
-def _write_blocks(compressed: CompressedBlocks, write: Callable[[AnyArray], None], unit: str) -> int:
-    """Return the number of rows."""
-    num_rows = 0
+def _show_progress(compressed: CompressedBlocks, unit: str) -> Generator[AnyArray]:
+    """Yield the compressed rows, and report the progress after each block is written."""
     with closing(compressed), console.progress("compressing", unit) as update:
         for block, rows in compressed:
             check_interrupted()
-            write(rows)
-            num_rows += len(rows)
+            yield rows
             update(block.position, block.total, {})
-    return num_rows

@@ -19,13 +19,7 @@ TEXTS = "texts"
 def select_column(name: str, kinds: Mapping[str, str], column: str | None) -> str:
     """Return the column to compress: the named one, else the only one of vectors, else the only one of texts.
 
-    Args:
-        name: The table, for messages.
-        kinds: For each column `VECTORS`, `TEXTS` or the name of its type.
-        column: The column that the user named, if any.
-
-    Raises:
-        InputError: If there is no such column, or several to choose from.
+    `name` is the table's, for messages. `kinds` are those of `arrow_kinds`.
     """
     if column is None:
         candidates = [c for c in kinds if kinds[c] == VECTORS] or [c for c in kinds if kinds[c] == TEXTS]
@@ -61,9 +55,8 @@ def _arrow_kind(type_: Any) -> str:
 def arrow_values(array: Any, dim: int | None, name: str, first_row: int) -> AnyArray | list[str]:
     """Return a batch of a column, lists or strings, as (n, dim) numbers or as n texts.
 
-    Raises:
-        InputError: If row `first_row + i` of the table `name` is missing, or lacks numbers; without a `dim`, all lists
-            must be as long as the first.
+    An `InputError` names a row of the table `name` that is missing or has not `dim` numbers, counted from `first_row`.
+    Without a `dim`, all lists must be as long as the first.
     """
     if _arrow_kind(array.type) == TEXTS:
         if array.null_count:

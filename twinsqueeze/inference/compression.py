@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VectorCompressor:
-    """A compressor network on the CPU, and the precision of its output; fields as for `quantize`."""
+    """A network on the CPU and the precision of its output; `ranges` calibrate int8."""
 
     network: CompressorNetwork
     precision: str
@@ -35,8 +35,7 @@ class VectorCompressor:
     def compress(self, vectors: AnyArray, name: str = "vectors", first_row: int = 0) -> AnyArray:
         """Compress (n, d) numbers of any type. The bits of a row do not depend on the rows beside it.
 
-        Raises:
-            InputError: If row `first_row + i` of the input `name` is not finite, or too long to compress.
+        An `InputError` names a row of the input `name` that is not finite or too long, counted from `first_row`.
         """
         num_rows = len(vectors)
         if num_rows % ALIGNMENT:  # matrix products of few rows use other kernels, which differ in the last bits
@@ -47,18 +46,13 @@ class VectorCompressor:
         for tensor, fault in ((inputs, "has NaN or infinite numbers"), (compressed, "is too long a vector")):
             # The sum is faster than a look at every number, and not finite if one of them is not.
             if not tensor.sum().isfinite() and not (finite := tensor.isfinite().all(1)).all():
-                raise InputError(
-                    f"row {first_row + int(finite.int().argmin())} of {name} {fault}: correct or remove it"
-                )
+                row = first_row + int(finite.int().argmin())
+                raise InputError(f"row {row} of {name} {fault}: correct or remove it")
         return self.quantize(compressed.numpy()[:num_rows])
 
 
 def load_compressor(checkpoint: Path, model: str, precision: str) -> tuple[VectorCompressor, CheckpointMetadata | None]:
-    """Load the compressor of a model; `precision` may be "auto" for that of the training.
-
-    Raises:
-        InputError: If the file is no checkpoint, or the model does not support the precision.
-    """
+    """Load a model's compressor and metadata; `precision` may be "auto" for that of the training."""
     network, metadata = read_checkpoint(checkpoint, model)
     ranges = metadata.int8_ranges if metadata else None
     precision = network.precision if precision == "auto" else precision
@@ -67,10 +61,7 @@ def load_compressor(checkpoint: Path, model: str, precision: str) -> tuple[Vecto
 
 
 def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[str], cache: DiskCache) -> FloatArray:
-    """Return a model's vectors of some texts, (n, dim) float32, and cache them for exactly these texts.
-
-    `fingerprint` are hex digits that change if the vectors would.
-    """
+    """Return a model's vectors of texts, (n, dim) float32; `fingerprint` changes if the vectors would."""
     key = cache_key(fingerprint, texts)
     vectors = cached_vectors(cache, key)
     if vectors is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twinsqueeze.errors import InputError, one_line, truncate_repr
@@ -27,21 +26,13 @@ BLOCK_SIZES = {VECTORS: 4096, TEXTS: 1024}
 
 
 class Block(NamedTuple):
-    """Consecutive rows of an input.
+    """Consecutive rows of an input: (n, d) numbers or n texts, where d and the kind are those of the first block."""
 
-    Attributes:
-        first_row: Number of the first of them, counted from 0.
-        rows: (n, d) numbers, possibly memory-mapped, or n texts; d and kind are those of the first block.
-        position: How much of the input has been read, in `unit`.
-        total: Size of the input in `unit`; None if unknown.
-        unit: row or MB.
-    """
-
-    first_row: int
+    first_row: int  # counted from 0
     rows: AnyArray | list[str]
-    position: int
-    total: int | None
-    unit: str = "row"
+    position: int  # how much of the input has been read
+    total: int | None  # the size of the input; None if unknown
+    unit: str = "row"  # of position and total, row or MB
 
 
 def read_blocks(source: str, format_: str = "auto", column: str | None = None) -> Iterator[Block]:
@@ -56,24 +47,42 @@ def read_blocks(source: str, format_: str = "auto", column: str | None = None) -
         InputError: If the input can't be read, is empty or damaged, or a row is not a vector or text like the first.
     """
     path = None if source == STANDARD_INPUT else expand_user(source)
+    name = source if path else "standard input"
     if format_ not in ("auto", *FORMATS):
         raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, not {format_!r}")
     if path and not is_file(path):
         raise InputError(f"input {source!r} is {'a folder' if is_dir(path) else 'not there'}: name a file")
+    stream = _open(source, path)
+    format_ = _detect_format(source, path, stream) if format_ == "auto" else format_
+    try:
+        if format_ == "npy":
+            blocks = _read_npy(name, column, stream, path)
+        elif format_ == "parquet":
+            blocks = _read_parquet(name, column, path)
+        else:
+            blocks = _read_lines(name, column, stream, format_, path)
+        first = next(blocks, None)
+        if first is None:
+            raise InputError(f"{name} is empty: it has no rows")
+        yield first
+        yield from blocks
+    except InputError:
+        raise
+    except MemoryError as error:  # the header of an array may claim any size
+        raise InputError(f"the vectors of {name} are too large to read") from error
+    except Exception as error:  # NumPy and Arrow raise errors of many types
+        raise InputError(f"{name} is damaged, truncated or not a .{format_} file: {one_line(error)}") from error
+
+
+def _open(source: str, path: Path | None) -> Any:
     try:
         stream: Any = path.open("rb") if path else sys.stdin.buffer
-        if not stream.peek(1):
-            raise InputError(f"input {source!r} is empty")
-        format_ = _detect_format(source, path, stream) if format_ == "auto" else format_
-        name = source if path else "standard input"
-        if format_ == "npy":
-            yield from _read_npy(name, column, stream, path)
-        elif format_ == "parquet":
-            yield from _read_parquet(name, column, path)
-        else:
-            yield from _read_lines(name, column, stream, format_, path.stat().st_size if path else None)
+        is_empty = not stream.peek(1)
     except OSError as error:
         raise InputError(f"input {source!r} can't be read: {error.strerror or one_line(error)}") from error
+    if is_empty:
+        raise InputError(f"input {source!r} is empty")
+    return stream
 
 
 def _detect_format(source: str, path: Path | None, stream: Any) -> str:
@@ -86,103 +95,65 @@ def _detect_format(source: str, path: Path | None, stream: Any) -> str:
 
 
 def _read_npy(name: str, column: str | None, stream: Any, path: Path | None) -> Iterator[Block]:
-    """Memory-map the rows of a file, or read those of standard input."""
     if column is not None:
         raise InputError(f"{name} is a .npy array, which has no column {column!r}")
-    shape, fortran_order, dtype = _read_npy_header(name, stream)
-    num_rows, dim = shape
-    start = stream.tell() if path else 0
-    if path and (path.stat().st_size - start) // dtype.itemsize < num_rows * dim:
-        raise InputError(f"{name} is truncated: it has fewer than the {truncate_repr(num_rows)} rows of its header")
-    if fortran_order and not path:
-        raise InputError(f"{name} is in Fortran order, which can only be read from a file: name it")
-    for first_row in range(0, num_rows, BLOCK_SIZES[VECTORS]):
-        end = min(first_row + BLOCK_SIZES[VECTORS], num_rows)
-        if path:
-            # A mapping per block: all pages that were read through one count as used memory until it is closed.
-            rows = np.memmap(path, dtype, "r", start, shape, "F" if fortran_order else "C")[first_row:end]
-        else:
-            rows = np.frombuffer(_read_bytes(name, stream, (end - first_row) * dim * dtype.itemsize), dtype)
-        yield Block(first_row, rows.reshape(-1, dim), end, num_rows)
-
-
-def _read_npy_header(name: str, stream: Any) -> tuple[tuple[int, int], bool, np.dtype[Any]]:
-    """Return the shape, whether the order is Fortran's, and the dtype."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream)
-    except OSError:
-        raise
-    except Exception as error:  # NumPy lets the errors of several parsers through
-        raise InputError(f"{name} is not a .npy array, or a truncated one: {one_line(error)}") from error
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(stream)
     if dtype.kind not in "fiu" or len(shape) != 2 or min(shape) < 1:
         found = f"an array of {dtype.name} values and of shape {truncate_repr(shape)}"
         raise InputError(f"{name} is {found}: vectors must be the rows of an array of numbers, (n, d)")
-    return shape, fortran_order, dtype
-
-
-def _read_bytes(name: str, stream: Any, num_bytes: int) -> bytes:
-    try:
-        content: bytes = stream.read(num_bytes)
-    except (MemoryError, OverflowError) as error:  # a header may claim anything
-        raise InputError(f"the vectors of {name} are too large to read") from error
-    if len(content) < num_bytes:
-        raise InputError(f"{name} is truncated: it has fewer rows than its header says")
-    return content
+    if fortran_order and path is None:
+        raise InputError(f"{name} is in Fortran order, which can only be read from a file: name it")
+    num_rows, dim = shape
+    for first_row in range(0, num_rows, BLOCK_SIZES[VECTORS]):
+        end = min(first_row + BLOCK_SIZES[VECTORS], num_rows)
+        if path and fortran_order:
+            # A mapping per block: all pages that were read through one count as used memory until it is closed.
+            rows = np.load(path, mmap_mode="r")[first_row:end]
+        else:
+            rows = np.empty((end - first_row, dim), dtype)
+            if stream.readinto(rows) < rows.nbytes:
+                raise ValueError(f"it has fewer than the {truncate_repr(num_rows)} rows of its header")
+        yield Block(first_row, rows, end, num_rows)
 
 
 def _read_parquet(name: str, column: str | None, path: Path | None) -> Iterator[Block]:
     if path is None:
         raise InputError("a .parquet file can't be read from standard input: name the file")
-    try:
-        # Without a buffer Arrow reads whole row groups, and one may be the whole file.
-        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-        kinds = arrow_kinds(file.schema_arrow)
-        column = select_column(name, kinds, column)
-        first_row, dim = 0, None
-        for batch in file.iter_batches(BLOCK_SIZES[kinds[column]], columns=[column], use_threads=False):
-            rows = arrow_values(batch.column(0), dim, name, first_row)
-            dim = None if isinstance(rows, list) else rows.shape[1]
-            yield Block(first_row, rows, first_row + len(rows), file.metadata.num_rows)
-            first_row += len(rows)
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is not UTF-8
-        raise InputError(f"{name} is damaged, truncated or not a .parquet file: {one_line(error)}") from error
-    if not first_row:
-        raise InputError(f"{name} is empty: it has no rows")
+    # Without a buffer Arrow reads whole row groups, and one may be the whole file.
+    file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    kinds = arrow_kinds(file.schema_arrow)
+    column = select_column(name, kinds, column)
+    first_row, dim = 0, None
+    for batch in file.iter_batches(BLOCK_SIZES[kinds[column]], columns=[column], use_threads=False):
+        rows = arrow_values(batch.column(0), dim, name, first_row)
+        dim = None if isinstance(rows, list) else rows.shape[1]
+        yield Block(first_row, rows, first_row + len(rows), file.metadata.num_rows)
+        first_row += len(rows)
 
 
-def _read_lines(name: str, column: str | None, stream: Any, format_: str, size: int | None) -> Iterator[Block]:
+def _read_lines(name: str, column: str | None, stream: Any, format_: str, path: Path | None) -> Iterator[Block]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="" if format_ == "csv" else "\n")
     parse = {"csv": _parse_csv, "jsonl": _parse_jsonl, "txt": _parse_txt}[format_]
     values = _check_values(name, format_, parse(name, text, column))
-    total = None if size is None else -(-size // MEGABYTE)
+    total = -(-path.stat().st_size // MEGABYTE) if path else None
     first_row = 0
-    while rows := list(islice(values, 1)):
-        is_text = isinstance(rows[0], str)
-        rows += islice(values, BLOCK_SIZES[TEXTS if is_text else VECTORS] - 1)
+    while values_of_block := list(islice(values, BLOCK_SIZES[TEXTS])):
+        rows = values_of_block if isinstance(values_of_block[0], str) else np.array(values_of_block)
         end = first_row + len(rows)
-        position, unit = (end, "row") if total is None else (-(-stream.tell() // MEGABYTE), "MB")
-        yield Block(first_row, rows if is_text else _to_float32(rows), position, total, unit)
+        position, unit = (-(-stream.tell() // MEGABYTE), "MB") if path else (end, "row")
+        yield Block(first_row, rows, position, total, unit)
         first_row = end
-    if not first_row:
-        raise InputError(f"{name} is empty: it has no rows")
-
-
-def _to_float32(vectors: list[AnyArray]) -> AnyArray:
-    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
-        return np.array(vectors, np.float32)
 
 
 def _check_values(name: str, format_: str, values: Iterator[Any]) -> Iterator[Any]:
-    """Yield the values, which must be of the kind and length of the first."""
+    """Yield the values, which must be texts, or vectors as long as the first."""
     row, shape = 0, None
     try:
         for value in values:
-            shape = getattr(value, "shape", ()) if row == 0 else shape
-            if getattr(value, "shape", ()) != shape:
+            shape = np.shape(value) if row == 0 else shape
+            if np.shape(value) != shape:
                 expected = f"a list of {shape[0]} numbers" if shape else "a text"
                 raise InputError(f"row {row} of {name} is not {expected}, unlike the rows before it")
             yield value
@@ -203,14 +174,13 @@ def _parse_txt(name: str, text: io.TextIOWrapper, column: str | None) -> Iterato
 
 
 def _parse_jsonl(name: str, text: io.TextIOWrapper, column: str | None) -> Iterator[Any]:
-    kinds = {"list": VECTORS, "str": TEXTS}
+    kinds: dict[type, str] = {list: VECTORS, str: TEXTS}
     for line in text:
         if not line.strip():
             continue
         value = json.loads(line)
         if isinstance(value, dict):
-            if column is None:
-                column = select_column(name, {k: kinds.get(type(v).__name__, "other") for k, v in value.items()}, None)
+            column = column or select_column(name, {k: kinds.get(type(v), "other") for k, v in value.items()}, None)
             if column not in value:
                 raise ValueError(f"no {column!r} among {format_columns(value)}")
             value = value[column]
@@ -218,7 +188,7 @@ def _parse_jsonl(name: str, text: io.TextIOWrapper, column: str | None) -> Itera
             value.encode()  # raises for half of a surrogate pair, which tokenizers refuse
             yield value
         elif isinstance(value, list) and value and all(type(number) in {int, float} for number in value):
-            yield np.array(value, np.float64)
+            yield _to_vector(value)
         else:
             raise ValueError(f"{truncate_repr(value)} is neither a text nor a list of numbers")
 
@@ -237,12 +207,16 @@ def _parse_csv(name: str, text: io.TextIOWrapper, column: str | None) -> Iterato
             column = select_column(name, texts, None)
         if len(cells) != len(header):
             raise ValueError(f"{len(cells)} cells, and the first line has {len(header)}")
-        yield np.array(cells, np.float64) if column is None else cells[header.index(column)]
+        yield _to_vector(cells) if column is None else cells[header.index(column)]
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
     try:
-        np.array(cells).astype(np.float64)
+        return len(_to_vector(cells)) > 0
     except ValueError:
         return False
-    return bool(cells)
+
+
+def _to_vector(numbers: Sequence[float] | Sequence[str]) -> AnyArray:
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
+        return np.array(numbers, np.float32)

@@ -4,8 +4,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,10 @@ from pyspark import SparkFiles, TaskContext
 from pyspark.sql import DataFrame, types
 from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
 
-from twinsqueeze.data.encoder import BATCH_SIZE
+from twinsqueeze.data.encoder import BATCH_SIZE, SentenceEncoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.columns import TEXTS, arrow_kinds, arrow_values, select_column
 from twinsqueeze.inference.compression import VectorCompressor, load_compressor
-from twinsqueeze.model.sentence_transformer import load_sentence_transformer
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 
 if TYPE_CHECKING:
@@ -37,9 +35,6 @@ def compress_frame(
         column: What to compress; None for the only possible column.
         precision: float32, int8, product (as 16-bit integers) or binary; auto for that of the training.
         output: Name of the new column.
-
-    Raises:
-        InputError: If an argument can't be used; inside an exception of Spark, if a row can't be compressed.
     """
     resolved = resolve_model(model)
     compressor, _ = load_compressor(resolved.checkpoint, model, precision)
@@ -55,50 +50,45 @@ def compress_frame(
         load_sentence_transformer_for(model, resolved)[0].save(str(folder / "model"), create_model_card=False)
         archive = shutil.make_archive(str(folder / folder.name), "zip", folder / "model")
         frame.sparkSession.sparkContext.addArchive(archive)
-    batch_compressor = BatchCompressor(compressor, column, output, archive and Path(archive).name)
-    field = types.StructField(output, types.ArrayType(from_arrow_type(batch_compressor.arrow_type)))
-    return frame.mapInArrow(batch_compressor, types.StructType([*frame.schema.fields, field]))
+    compress = partial(
+        compress_batches, compressor=compressor, column=column, output=output, archive=archive and Path(archive).name
+    )
+    field = types.StructField(output, types.ArrayType(from_arrow_type(_arrow_type(compressor.precision))))
+    return frame.mapInArrow(compress, types.StructType([*frame.schema.fields, field]))
 
 
 def select_frame_column(frame: DataFrame, column: str | None) -> tuple[str, str]:
-    """Return the column to compress and its kind, see `select_column`."""
+    """Return the column to compress and its kind."""
     kinds = arrow_kinds(to_arrow_schema(frame.schema))
     column = select_column("the frame", kinds, column)
     return column, kinds[column]
 
 
-@dataclass(frozen=True)
-class BatchCompressor:
-    """The function that Spark's workers apply to their partitions; `archive` names the text model, None for vectors."""
+def compress_batches(
+    batches: Iterator[pa.RecordBatch], compressor: VectorCompressor, column: str, output: str, archive: str | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield a partition's batches with the compressed vectors; `archive` names the text model, None for vectors."""
+    torch.set_num_threads(1)  # as in each thread of the command
+    context = TaskContext.get()
+    name, first_row = f"partition {context.partitionId() if context else 0}", 0
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        values = arrow_values(batch[column], compressor.network.input_dim, name, first_row)
+        if isinstance(values, list):
+            model = _load_model(str(archive))
+            rows = compressor.quantize(model.encode(values, batch_size=BATCH_SIZE, show_progress_bar=False))
+        else:
+            rows = compressor.compress(values, name, first_row)
+        first_row += batch.num_rows
+        yield batch.append_column(output, pa.array(list(rows), pa.list_(_arrow_type(compressor.precision))))
 
-    compressor: VectorCompressor
-    column: str
-    output: str
-    archive: str | None
 
-    @property
-    def arrow_type(self) -> pa.DataType:
-        """Type of the compressed numbers; product codes take 16 bits, since Spark has no unsigned bytes."""
-        return {"float32": pa.float32(), "product": pa.int16()}.get(self.compressor.precision, pa.int8())
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the batches with the compressed vectors."""
-        torch.set_num_threads(1)  # as in each thread of the command
-        context = TaskContext.get()
-        name, first_row = f"partition {context.partitionId() if context else 0}", 0
-        for batch in batches:
-            if not batch.num_rows:
-                continue
-            values = arrow_values(batch[self.column], self.compressor.network.input_dim, name, first_row)
-            if isinstance(values, list):
-                vectors = _load_model(str(self.archive)).encode(values, batch_size=BATCH_SIZE, show_progress_bar=False)
-                rows = self.compressor.quantize(vectors)
-            else:
-                rows = self.compressor.compress(values, name, first_row)
-            first_row += batch.num_rows
-            yield batch.append_column(self.output, pa.array(list(rows), pa.list_(self.arrow_type)))
+def _arrow_type(precision: str) -> pa.DataType:
+    """Type of the compressed numbers; product codes take 16 bits, since Spark has no unsigned bytes."""
+    return {"float32": pa.float32(), "product": pa.int16()}.get(precision, pa.int8())
 
 
 @cache
 def _load_model(archive: str) -> "SentenceTransformer":
-    return load_sentence_transformer(Path(SparkFiles.get(archive)), "cpu")
+    return SentenceEncoder(archive, Path(SparkFiles.get(archive)), device="cpu").load_model()

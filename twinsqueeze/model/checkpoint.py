@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.compressor import CompressorNetwork
@@ -14,11 +15,7 @@ HEADER = "twinsqueeze"
 
 
 class CheckpointMetadata(BaseModel):
-    """What a compressor was trained on, so that its file alone is enough to evaluate and use it.
-
-    Attributes:
-        int8_ranges: Calibration of int8; None if the file has none.
-    """
+    """What a compressor was trained on, so that its file alone is enough to evaluate and use it."""
 
     recipe: Recipe
     dataset: str
@@ -29,20 +26,15 @@ class CheckpointMetadata(BaseModel):
     int8_ranges: Int8Ranges | None = None
 
 
-def serialize_checkpoint(compressor: CompressorNetwork, metadata: CheckpointMetadata) -> bytes:
-    """Returns the bytes of the file."""
-    return compressor.to_bytes({HEADER: metadata.model_dump_json()})
+def serialize_checkpoint(compressor: CompressorNetwork, metadata: CheckpointMetadata | None) -> bytes:
+    """Returns the bytes of the file; None for weights of another program."""
+    return save(compressor.state_dict(), {HEADER: metadata.model_dump_json()} if metadata else {})
 
 
 def read_checkpoint(file: Path, model: str) -> tuple[CompressorNetwork, CheckpointMetadata | None]:
     """Reads a compressor and its metadata, None if another program saved the weights.
 
-    Args:
-        file: Safetensors with a stack of linear layers, named as in `CompressorNetwork.from_state_dict`.
-        model: The user's name of the model, for messages.
-
-    Raises:
-        InputError: If the file contains no compressor.
+    `file` has layers that are named as in `CompressorNetwork.from_state_dict`; `model` is its name in messages.
     """
     try:
         with safe_open(file, framework="pt") as tensors:

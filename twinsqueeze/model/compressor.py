@@ -1,12 +1,12 @@
 """The compressor: a stack of linear layers with ReLU between them, alone or as a batch of R replicas."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch.nn import functional
 
 from twinsqueeze.data.encoder import EncodedPairs
@@ -52,11 +52,6 @@ class CompressorBatch:
         quantizer: The quantizer of their outputs; None for floats.
         skip_dims: Outputs z of a linear skip connection past the ReLU: the first `skip_dims` hidden units are ReLU(z),
             the next `skip_dims` are ReLU(-z), and the second layer subtracts them. They train as one linear layer.
-
-    Attributes:
-        parameters: (n,) float32, all weights and biases of all replicas.
-        gradient: (n,) float32, set by `backward`.
-        layers: Per layer the weights (R, out, in) and biases (R, 1, out), views of `parameters`.
     """
 
     def __init__(
@@ -66,16 +61,17 @@ class CompressorBatch:
         quantizer: Quantizer | None = None,
         skip_dims: int = 0,
     ) -> None:
-        self.skip_dims = skip_dims
         self.dim = len(replicas[0][-1][1])
-        self.quantizer = quantizer
+        self.quantizer, self.skip_dims = quantizer, skip_dims
         stacked = []
         for layer in zip(*replicas, strict=True):
             padding = -len(layer[0][1]) % ALIGNMENT
             stacked.append(torch.stack([functional.pad(weight, (0, 0, 0, padding)) for weight, _ in layer]))
             stacked.append(torch.stack([functional.pad(bias, (0, padding)) for _, bias in layer]).unsqueeze(1))
+        # (n,) float32 each; `backward` sets the gradient.
         self.parameters = torch.cat([tensor.flatten() for tensor in stacked]).to(device)
         self.gradient = torch.zeros_like(self.parameters)
+        # Per layer the weights (R, out, in) and biases (R, 1, out).
         shapes = [tensor.shape for tensor in stacked]
         self.layers, self._gradients = (_view_layers(flat, shapes) for flat in (self.parameters, self.gradient))
 
@@ -83,10 +79,7 @@ class CompressorBatch:
         return int(self.layers[0][0].shape[0])
 
     def forward(self, vectors: torch.Tensor) -> list[torch.Tensor]:
-        """Applies the layers of each replica to its own vectors.
-
-        Args:
-            vectors: (R, N, d) float32.
+        """Applies the layers of each replica to its own vectors, (R, N, d) float32.
 
         Returns:
             The input of every layer and the output of the last one: (R, N, D), not normalized, D being dim padded with
@@ -100,12 +93,7 @@ class CompressorBatch:
         return activations
 
     def backward(self, activations: Sequence[torch.Tensor], gradient: torch.Tensor) -> None:
-        """Sets `self.gradient`.
-
-        Args:
-            activations: The result of `forward`.
-            gradient: (R, N, D) with respect to the last activation.
-        """
+        """Sets `self.gradient`, given the result of `forward` and the gradient of its last activation, (R, N, D)."""
         for i in reversed(range(len(self.layers))):
             weight_gradient, bias_gradient = self._gradients[i]
             torch.bmm(gradient.transpose(1, 2), activations[i], out=weight_gradient)
@@ -146,11 +134,8 @@ class CompressorNetwork:
     """One compressor for inference.
 
     Args:
-        layers: Weights (out, in) and biases (out,), from the encoder's dimension to `dim`.
+        layers: Weights (out, in) and biases (out,), from the encoder's `input_dim` to `dim`; else a `ValueError`.
         quantizer: The quantizer it was trained with; None for floats.
-
-    Raises:
-        ValueError: If the shapes of the layers do not fit together.
     """
 
     def __init__(self, layers: Sequence[Layer], quantizer: Quantizer | None = None) -> None:
@@ -164,6 +149,7 @@ class CompressorNetwork:
             if second.shape[1] != first.shape[0]:
                 raise ValueError(f"a layer of {first.shape[0]} outputs cannot feed one of {second.shape[1]} inputs")
         self.layers = [(weight.float().contiguous(), bias.float().contiguous()) for weight, bias in layers]
+        self.input_dim, self.dim = layers[0][0].shape[1], layers[-1][0].shape[0]
         self.quantizer = quantizer
 
     @property
@@ -187,33 +173,16 @@ class CompressorNetwork:
         return bytes_per_vector(self.precision, self.dim, self.subvector_dim)
 
     @property
-    def input_dim(self) -> int:
-        """Dimension of the encoder's vectors."""
-        return int(self.layers[0][0].shape[1])
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the compressed vectors."""
-        return int(self.layers[-1][0].shape[0])
-
-    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.layers[0][0].device
 
-    def cpu_copy(self) -> "CompressorNetwork":
-        """Returns a copy on the CPU that shares no memory."""
-        return self._map_tensors(lambda tensor: tensor.cpu().clone())
-
-    def to(self, device: torch.device) -> "CompressorNetwork":
-        """Returns the compressor on a device."""
-        return self._map_tensors(lambda tensor: tensor.to(device))
-
-    def _map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "CompressorNetwork":
-        layers = [(function(weight), function(bias)) for weight, bias in self.layers]
+    def to(self, device: torch.device | str, *, copy: bool = False) -> "CompressorNetwork":
+        """Returns the compressor on a device; with `copy`, it shares no memory with this one."""
+        layers = [(weight.to(device, copy=copy), bias.to(device, copy=copy)) for weight, bias in self.layers]
         quantizer = self.quantizer
         if isinstance(quantizer, ProductQuantizer):
-            quantizer = ProductQuantizer(function(quantizer.codebooks))
+            quantizer = ProductQuantizer(quantizer.codebooks.to(device, copy=copy))
         return CompressorNetwork(layers, quantizer)
 
     @torch.inference_mode()
@@ -234,30 +203,21 @@ class CompressorNetwork:
             return compressed
         return functional.normalize(self.quantizer.dequantize(compressed[None])[0], dim=-1)
 
-    def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
-        """Returns a safetensors file of `state_dict` with `metadata` in its header."""
-        return save(self.state_dict(), dict(metadata))
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Returns the layers, named as in `nn.Sequential(Linear, ReLU, Linear, ...)`, and the codebooks if any."""
-        layers = {
-            f"{2 * i}.{name}": tensor
-            for i, layer in enumerate(self.layers)
-            for name, tensor in zip(("weight", "bias"), layer, strict=True)
-        }
-        return layers if self.codebooks is None else {**layers, CODEBOOKS: self.codebooks}
+        state = {} if self.codebooks is None else {CODEBOOKS: self.codebooks}
+        for i, (weight, bias) in enumerate(self.layers):
+            state |= {f"{2 * i}.weight": weight, f"{2 * i}.bias": bias}
+        return state
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor], precision: str = "float32") -> Self:
-        """Builds a compressor from tensors of any program.
+        """Builds a compressor from tensors of any program; a `ValueError` if they are not a stack of linear layers.
 
         Args:
             state: Linear layers in the order of their names, which end in `weight` and `bias`: `0.weight`,
                 `fc1.weight`, `net.layers.0.weight`. And the codebooks of a product quantizer.
             precision: float32 or binary. Codebooks imply product.
-
-        Raises:
-            ValueError: If `state` is not a stack of linear layers.
         """
         layers = dict(state)
         codebooks = layers.pop(CODEBOOKS, None)
@@ -267,21 +227,19 @@ class CompressorNetwork:
         if unknown or missing:
             raise ValueError(f"not a stack of linear layers: {', '.join(sorted(unknown | missing))}")
         prefixes.sort(key=_natural_order)
-        quantizer: Quantizer | None = SignQuantizer() if precision == "binary" else None
-        if codebooks is not None:
-            quantizer = ProductQuantizer(codebooks.float()[None])
-        compressor = cls([(layers[f"{prefix}weight"], layers[f"{prefix}bias"]) for prefix in prefixes], quantizer)
+        stack = [(layers[f"{prefix}weight"], layers[f"{prefix}bias"]) for prefix in prefixes]
+        compressor = cls(stack, SignQuantizer() if precision == "binary" else None)
         if codebooks is not None:
             subvectors, centroids, subvector_dim = codebooks.shape
             if subvectors * subvector_dim != compressor.dim or not 1 <= centroids <= NUM_CENTROIDS:
                 raise ValueError(f"codebooks of shape {tuple(codebooks.shape)} for {compressor.dim} dimensions")
+            compressor.quantizer = ProductQuantizer(codebooks.float()[None])
         return compressor
 
 
-def _natural_order(name: str) -> list[tuple[int, str]]:
+def _natural_order(prefix: str) -> list[str | int]:
     """Sort key that puts layer 10 behind layer 9."""
-    words = "".join(c if c.isdigit() else f" {c} " for c in name).split()
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
+    return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", prefix.removesuffix("."))]
 
 
 def predict_pair_cosines(compressor: CompressorNetwork, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:

@@ -19,13 +19,9 @@ QUANTIZED_RMS = 0.5
 def initial_layers(
     recipe: Recipe, vectors: FloatArray, generator: np.random.Generator, teacher: Layer | None = None
 ) -> list[Layer]:
-    """Returns the initial layers of one seed: weights (out, in) and biases (out,), float32.
+    """Returns the initial layers of one seed, given the (N, d) unit vectors of the train sentences.
 
-    Args:
-        recipe: What is trained.
-        vectors: (N, d) unit vectors of the train sentences.
-        generator: The seed's stream for weights.
-        teacher: A linear layer of d outputs whose principal components to start with, if `recipe.init` is `teacher`.
+    If `recipe.init` is `teacher`, a linear compressor starts with the principal components of the teacher's d outputs.
     """
     sizes = layer_sizes(recipe.architecture, vectors.shape[1], recipe.dim)
     if recipe.architecture == "mlp":
@@ -58,14 +54,7 @@ def add_residual_branch(layer: Layer, hidden: int, generator: np.random.Generato
 
     An output z of the linear layer passes as ReLU(z) - ReLU(-z). The further units start with PyTorch's default weights
     without biases, and output weights of zero: a residual branch (He et al. 2016, arXiv 1512.03385) in plain layers.
-
-    Args:
-        layer: The linear layer, d to dim.
-        hidden: Hidden units, at least 2 * dim.
-        generator: The seed's stream for weights.
-
-    Returns:
-        Weights (hidden, d) and (dim, hidden) with biases, float32.
+    `hidden` counts all hidden units, so it is at least 2 * dim.
     """
     weight, bias = (tensor.numpy() for tensor in layer)
     dim, input_dim = weight.shape
@@ -93,12 +82,9 @@ def kaiming_uniform_layers(sizes: Sequence[int], generator: np.random.Generator)
 
 
 def random_orthogonal_layer(sizes: Sequence[int], generator: np.random.Generator, center: FloatArray | None) -> Layer:
-    """Returns a random projection with orthonormal rows, uniformly distributed.
+    """Returns a random projection with orthonormal rows, uniformly distributed, that projects `center` to zero.
 
-    Args:
-        sizes: Input and output dimension.
-        generator: The seed's stream for weights.
-        center: (d,) vector that is projected to zero; None for zero.
+    `sizes` are the input and the output dimension. Without a center, the bias is zero.
     """
     weight = _random_orthogonal(generator, *sizes)
     return _to_layer(weight, np.zeros(len(weight)) if center is None else -(weight @ center))
@@ -108,12 +94,8 @@ def pca_layer(vectors: FloatArray, dim: int, teacher: Layer | None = None) -> tu
     """Returns a linear layer to the first principal components of vectors, or of the outputs of a teacher.
 
     With the teacher's outputs y = V x + c and the first eigenvectors P of the covariance of y / |y|, the layer is
-    P (y - mean(y)). The covariance is of directions, since a cosine compares directions.
-
-    Args:
-        vectors: (N, d) unit vectors.
-        dim: Number of components, at most d.
-        teacher: The linear layer V, c; None for the identity.
+    P (y - mean(y)). The covariance is of directions, since a cosine compares directions. Without a teacher, V is the
+    identity and c is zero.
 
     Returns:
         The weight (dim, d), the bias (dim,) and the variances (dim,) of the components, largest first; float64.

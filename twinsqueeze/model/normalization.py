@@ -7,14 +7,7 @@ EPSILON = 1e-12
 
 
 class L2Normalize:
-    """Vectors scaled to unit length.
-
-    Args:
-        vectors: (..., dim) float32.
-
-    Attributes:
-        unit: (..., dim) the scaled vectors; all-zero vectors stay zero.
-    """
+    """Vectors (..., dim), and `unit`, the same scaled to unit length; all-zero vectors stay zero."""
 
     def __init__(self, vectors: torch.Tensor) -> None:
         norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)

@@ -15,7 +15,6 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.normalization import EPSILON
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils import signals
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -60,8 +59,8 @@ class _CompressorGraph(nn.Module):
         self.weights = nn.ParameterList([weight for weight, _ in compressor.layers])
         self.biases = nn.ParameterList([bias for _, bias in compressor.layers])
 
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        hidden = vectors
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        (hidden,) = tensors
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = functional.linear(functional.relu(hidden) if i else hidden, weight, bias)
         return functional.normalize(hidden, dim=-1, eps=EPSILON)
@@ -79,11 +78,11 @@ def export_text_model(folder: Path, model: "SentenceTransformer") -> None:
     features = model.preprocess(SAMPLE_TEXTS)
     tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
     # Two texts: the exporter would fix a batch size of one.
-    example = [value[:2] for value in tensors.values()]
-    export_onnx(folder / TEXT_GRAPH, _TextGraph(model, list(tensors)).eval(), example, list(tensors), dynamic_axes=2)
+    example = {name: value[:2] for name, value in tensors.items()}
+    _write_graph(folder / TEXT_GRAPH, _TextGraph(model, list(tensors)), example, dynamic_axes=2)
     for texts in (SAMPLE_TEXTS, SAMPLE_TEXTS[:1]):
         inputs = {name: value.numpy() for name, value in model.preprocess(texts).items() if name in tensors}
-        verify_onnx(folder / TEXT_GRAPH, inputs, model.encode(texts, show_progress_bar=False))
+        _verify_graph(folder / TEXT_GRAPH, inputs, model.encode(texts, show_progress_bar=False))
     tokenizer.enable_truncation(max_length=model.max_seq_length)
     tokenizer.enable_padding(pad_id=model.tokenizer.pad_token_id, pad_token=model.tokenizer.pad_token)
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
@@ -93,50 +92,40 @@ def export_compressor(folder: Path, compressor: CompressorNetwork) -> None:
     """Writes the compressor's graph: float32 vectors (N, d) to unit vectors (N, dim)."""
     vectors = np.random.default_rng(0).normal(size=(NUM_SAMPLE_VECTORS, compressor.input_dim)).astype(np.float32)
     vectors[-1] = 0
-    example = [torch.from_numpy(vectors)]
-    export_onnx(folder / COMPRESSOR_GRAPH, _CompressorGraph(compressor).eval(), example, ["vectors"], dynamic_axes=1)
-    expected = compressor.compress(example[0]).numpy()
+    inputs = {"vectors": torch.from_numpy(vectors)}
+    _write_graph(folder / COMPRESSOR_GRAPH, _CompressorGraph(compressor), inputs, dynamic_axes=1)
+    expected = compressor.compress(inputs["vectors"]).numpy()
     for rows in (NUM_SAMPLE_VECTORS, 1):
-        verify_onnx(folder / COMPRESSOR_GRAPH, {"vectors": vectors[:rows]}, expected[:rows])
+        _verify_graph(folder / COMPRESSOR_GRAPH, {"vectors": vectors[:rows]}, expected[:rows])
 
 
-def export_onnx(
-    file: Path, module: nn.Module, example: list[torch.Tensor], names: list[str], *, dynamic_axes: int
-) -> None:
-    """Writes the graph of a module whose inputs have any length along their first `dynamic_axes` axes.
-
-    Raises:
-        InputError: If PyTorch cannot export the module.
-    """
-    dynamic = tuple(dict.fromkeys(range(dynamic_axes), torch.export.Dim.DYNAMIC) for _ in example)
+def _write_graph(file: Path, module: nn.Module, inputs: dict[str, torch.Tensor], *, dynamic_axes: int) -> None:
+    """Writes the graph of a module whose `forward` takes `*tensors` of any length along the first `dynamic_axes`."""
+    dynamic = tuple(dict.fromkeys(range(dynamic_axes), torch.export.Dim.DYNAMIC) for _ in inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside PyTorch
             program = torch.onnx.export(
-                module,
-                tuple(example),
-                input_names=names,
+                module.eval(),
+                tuple(inputs.values()),
+                input_names=list(inputs),
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes=(dynamic,) if isinstance(module, _TextGraph) else dynamic,
+                dynamic_shapes=(dynamic,),
                 verbose=False,
             )
         assert program
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces with paths of this machine
         program.save(file, external_data=False)
-    except (OSError, signals.Interrupted):
+    except OSError:
         raise
     except Exception as error:  # any error of a user's encoder
         raise InputError(f"the model cannot be exported as ONNX ({one_line(error)}): export it as a folder") from error
 
 
-def verify_onnx(file: Path, inputs: dict[str, Any], expected: FloatArray) -> None:
-    """Compares a graph's vectors, computed by onnxruntime, with PyTorch's.
-
-    Raises:
-        InputError: If they differ by more than `TOLERANCE`.
-    """
+def _verify_graph(file: Path, inputs: dict[str, Any], expected: FloatArray) -> None:
+    """Raises an `InputError` if a graph's vectors, computed by onnxruntime, differ from PyTorch's."""
     import onnxruntime  # noqa: PLC0415 - an optional dependency
 
     (vectors,) = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, inputs)

@@ -6,7 +6,6 @@ The derivative of a quantizer is zero almost everywhere. The straight-through es
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,24 +25,14 @@ MIN_VARIANCE = 1e-6
 BLOCK_SIZE = 1024
 
 
-class Quantizer(Protocol):
-    """The quantizers of R compressors.
+class SignQuantizer:
+    """Quantizes to -1, 0 or 1. The gradient passes for outputs from -1 to 1."""
 
-    Attributes:
-        precision: Storage format of the quantized vectors, as in `Recipe.precision`.
-    """
-
-    precision: str
+    precision = "binary"
 
     def dequantize(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Returns the quantized vectors as floats.
-
-        Args:
-            vectors: (R, N, D) float32 of any length; D is dim, or dim with padding zeros behind.
-
-        Returns:
-            (R, N, D) float32; the padding stays zero.
-        """
+        """Returns the quantized vectors as floats; (R, N, D), where D may be dim with padding zeros behind."""
+        return vectors.sign()
 
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
         """Quantizes with a gradient.
@@ -55,26 +44,10 @@ class Quantizer(Protocol):
             `dequantize(outputs)`, and a function from a gradient with respect to it to the gradient with respect to
             `outputs`, which may overwrite its argument.
         """
-
-    def replica(self, index: int) -> "Quantizer":
-        """Returns the quantizer of one compressor."""
-
-
-class SignQuantizer:
-    """Quantizes to -1, 0 or 1. The gradient passes for outputs from -1 to 1."""
-
-    precision = "binary"
-
-    def dequantize(self, vectors: torch.Tensor) -> torch.Tensor:
-        """See `Quantizer`."""
-        return vectors.sign()
-
-    def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
-        """See `Quantizer`."""
         return outputs.sign(), lambda gradient: gradient.mul_(outputs.abs() <= 1)
 
     def replica(self, index: int) -> "SignQuantizer":
-        """See `Quantizer`."""
+        """Returns the quantizer of one compressor."""
         del index
         return self
 
@@ -82,26 +55,18 @@ class SignQuantizer:
 class ProductQuantizer:
     """Replaces each subvector of a unit vector by its nearest centroid (product quantization, Jégou et al. 2011).
 
-    Args:
-        codebooks: (R, M, K, P) float32, the K centroids of each of the M subvectors of P floats.
+    Its methods are those of `SignQuantizer`, for R compressors with `codebooks` of their own: (R, M, K, P) float32, the
+    K centroids of each of the M subvectors of P floats.
     """
 
     precision = "product"
 
     def __init__(self, codebooks: torch.Tensor) -> None:
         self.codebooks = codebooks
+        self.subvector_dim = codebooks.shape[3]
+        self.dim = codebooks.shape[1] * codebooks.shape[3]
         # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest: one product of (x, 1) with (R, M, P + 1, K).
         self._factors = torch.cat([codebooks, codebooks.square().sum(-1, keepdim=True) / -2], -1).mT.contiguous()
-
-    @property
-    def subvector_dim(self) -> int:
-        """Floats in a subvector."""
-        return int(self.codebooks.shape[3])
-
-    @property
-    def dim(self) -> int:
-        """Floats in a vector."""
-        return int(self.codebooks.shape[1]) * self.subvector_dim
 
     def encode(self, unit: torch.Tensor) -> torch.Tensor:
         """Returns the nearest centroid of each subvector, (R, N, M) int64, of (R, N, dim) unit vectors."""
@@ -118,21 +83,24 @@ class ProductQuantizer:
         return self.codebooks.gather(2, index).transpose(1, 2).flatten(2)
 
     def dequantize(self, vectors: torch.Tensor) -> torch.Tensor:
-        """See `Quantizer`."""
+        """Returns the nearest centroids of vectors of any length; the padding stays zero."""
         return self._nearest_centroids(functional.normalize(vectors, dim=-1))
 
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
-        """See `Quantizer`."""
+        """Returns the nearest centroids, and a gradient that passes them unchanged."""
         normalized = L2Normalize(outputs)
         return self._nearest_centroids(normalized.unit), normalized.backward
 
     def replica(self, index: int) -> "ProductQuantizer":
-        """See `Quantizer`."""
+        """Returns the quantizer of one compressor."""
         return ProductQuantizer(self.codebooks[index : index + 1])
 
     def _nearest_centroids(self, unit: torch.Tensor) -> torch.Tensor:
         padding = unit.shape[-1] - self.dim
         return functional.pad(self.decode(self.encode(unit[..., : self.dim])), (0, padding))
+
+
+Quantizer = SignQuantizer | ProductQuantizer
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
@@ -141,15 +109,9 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int) -> torch.Tensor:
-    """Fits the centroids of a product quantizer by k-means on each subvector.
+    """Fits the centroids of a product quantizer by k-means on each subvector of (N, dim) unit vectors.
 
-    Args:
-        vectors: (N, dim) float32 unit vectors.
-        subvector_dim: Floats in a subvector; divides dim.
-        seed: Selects the initial centroids.
-
-    Returns:
-        (dim / subvector_dim, min(256, N), subvector_dim) float32.
+    `seed` selects the initial centroids. The result is (dim / subvector_dim, min(256, N), subvector_dim) float32.
     """
     # scikit-learn takes a second to import, and only product quantizers need it
     from sklearn.cluster import KMeans  # noqa: PLC0415 - as above
@@ -169,14 +131,8 @@ def balance_subspaces(variances: Sequence[float], subvector_dim: int) -> list[in
     """Orders dimensions so that the subvectors of a product quantizer have similar products of variances.
 
     Ge et al. 2013 (Optimized product quantization, section 3.2.1): each dimension, from the largest variance on, joins
-    the subvector that has room and the smallest product so far.
-
-    Args:
-        variances: One per dimension; their number is a multiple of `subvector_dim`.
-        subvector_dim: Dimensions of a subvector.
-
-    Returns:
-        Indices of dimensions; the first `subvector_dim` form the first subvector.
+    the subvector that has room and the smallest product so far. There is one variance per dimension. Of the indices
+    that are returned, the first `subvector_dim` form the first subvector.
     """
     subvectors: list[list[int]] = [[] for _ in range(len(variances) // subvector_dim)]
     # The vectors of an encoder may span fewer dimensions than they have: MiniLM's span 381 of 384.

@@ -3,7 +3,6 @@
 Its modules belong to sentence-transformers, so loading it needs neither this package nor `trust_remote_code`.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,14 +19,8 @@ if TYPE_CHECKING:
 def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorNetwork) -> "SentenceTransformer":
     """Builds the encoder's modules, then the compressor's layers as Dense modules, then Normalize.
 
-    The model is float32 even if the encoder is not, since Dense modules accept only their own dtype.
-
-    Args:
-        encoder: The encoder that the compressor was trained on. Its device becomes the model's.
-        compressor: A compressor on any device.
-
-    Raises:
-        InputError: If the encoder cannot be loaded, or its dimension is not the compressor's.
+    The model is on the encoder's device. It is float32 even if the encoder is not, since Dense modules accept only
+    their own dtype. An encoder of another dimension is an `InputError`.
     """
     base = encoder.load_model()
     dimension = base.get_embedding_dimension()
@@ -68,12 +61,3 @@ def _dense_modules(compressor: CompressorNetwork) -> list[nn.Module]:
         )
         for i, (weight, bias) in enumerate(compressor.layers, 1)
     ]
-
-
-def load_sentence_transformer(folder: Path, device: str) -> "SentenceTransformer":
-    """Loads a saved model from its folder onto `auto`, `cpu` or `cuda`.
-
-    Raises:
-        InputError: If sentence-transformers cannot load it.
-    """
-    return SentenceEncoder(str(folder), folder, device=device).load_model()

@@ -181,5 +181,5 @@ class _Run:
         replica = alphas.index(recipe.alpha) * len(seeds) + seeds.index(recipe.seed)
         loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
         history = History(loss, clean_loss, dict(zip(METRICS, dev, strict=True)))
-        compressor = self._trainer.model.replica(replica).cpu_copy()
+        compressor = self._trainer.model.replica(replica).to("cpu", copy=True)
         return TrainingResult(recipe, compressor, history, self.resumed_from_epoch)

@@ -45,4 +45,4 @@ def train_teachers(
     for epoch in range(1, recipe.epochs + 1):
         trainer.train_epoch()
         on_epoch(epoch, recipe.epochs)
-    return [trainer.model.replica(r).cpu_copy().layers[0] for r in range(len(seeds))]
+    return [trainer.model.replica(r).to("cpu", copy=True).layers[0] for r in range(len(seeds))]
