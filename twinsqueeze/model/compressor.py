@@ -245,8 +245,7 @@ def _natural_order(prefix: str) -> list[str | int]:
 def predict_pair_cosines(compressor: CompressorNetwork, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
     """Returns the cosine of every pair, (P,) float32; `vectors` are `pairs.embeddings` on the compressor's device."""
     compressed = compressor.compress_as_stored(vectors)
-    cosine = pairwise_cosine(compressed[pairs.first], compressed[pairs.second])
-    return cosine.cpu().numpy()
+    return pairwise_cosine(compressed[pairs.first], compressed[pairs.second]).cpu().numpy()
 
 
 def predict_pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:

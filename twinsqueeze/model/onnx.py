@@ -42,8 +42,7 @@ class _TextGraph(nn.Module):
 
     def __init__(self, model: "SentenceTransformer", names: list[str]) -> None:
         super().__init__()
-        self.model = model
-        self.names = names
+        self.model, self.names = model, names
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         features: Any = dict(zip(self.names, tensors, strict=True))
@@ -67,11 +66,7 @@ class _CompressorGraph(nn.Module):
 
 
 def export_text_model(folder: Path, model: "SentenceTransformer") -> None:
-    """Writes the graph of a text model, and its tokenizer with the model's padding and truncation.
-
-    Raises:
-        InputError: If the model has no fast tokenizer, or its graph cannot be exported or gives other vectors.
-    """
+    """Writes the graph of a text model, and its tokenizer with the model's padding and truncation."""
     tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
     if tokenizer is None:
         raise InputError("the encoder has no fast tokenizer, which an ONNX graph needs: export the model as a folder")

@@ -46,9 +46,8 @@ class SignQuantizer:
         """
         return outputs.sign(), lambda gradient: gradient.mul_(outputs.abs() <= 1)
 
-    def replica(self, index: int) -> "SignQuantizer":
+    def replica(self, _: int) -> "SignQuantizer":
         """Returns the quantizer of one compressor."""
-        del index
         return self
 
 
