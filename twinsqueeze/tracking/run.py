@@ -26,8 +26,9 @@ from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import describe_error, escape_markdown, redact_credentials
 
-# Seconds for each of three requests that find out whether a server answers, and for the start of a run.
-PING_TIMEOUT = 8
+# Seconds for each of three requests that check whether a server answers.
+PING_TIMEOUT = 7
+# Seconds that the start of a run waits for a server.
 START_TIMEOUT = 25.0
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -46,14 +47,9 @@ def env_run_id() -> str | None:
 
 
 def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
-    """Check that the tracking server or the model registry can be used, so that nothing long begins in vain.
+    """Raise an `InputError` if the tracking server or the model registry can't be used, before anything long begins.
 
-    Args:
-        what: Its name in messages.
-        setting: The environment variable with its address.
-
-    Raises:
-        InputError: If a server does not answer three times, or a SQLite file can't be opened.
+    `what` is its name in messages, and `setting` is the environment variable with its address.
     """
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
