@@ -125,10 +125,9 @@ def scoring(place):
     import mlflow
     from mlflow.pyfunc import scoring_server
 
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(place.uri)
     model = mlflow.pyfunc.load_model(URI)
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)  # later commands in this process read the store from their environment
     schema = model.metadata.get_input_schema()
 
     def score(body: object, content_type: str = "application/json") -> tuple[int, str]:
