@@ -267,11 +267,11 @@ def test_runs_of_main_and_train_share_rows(place, compared, pairs_folder):
 
 def test_runs_are_loaded_page_by_page(place, compared, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
-    whole = run_loader.load_runs("0")
+    whole, _ = run_loader.load_runs("0")
     monkeypatch.setattr(fluent, "NUM_RUNS_PER_PAGE_PANDAS", 2)
-    paged = run_loader.load_runs("0")
-    assert len(whole.runs) >= 6
-    assert [run.run_id for run in paged.runs] == [run.run_id for run in whole.runs]
+    paged, _ = run_loader.load_runs("0")
+    assert len(whole) >= 6
+    assert [run.run_id for run in paged] == [run.run_id for run in whole]
 
 
 @pytest.mark.parametrize(

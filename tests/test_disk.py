@@ -86,7 +86,7 @@ def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
 
 @pytest.mark.parametrize("name", ["predictions.json", "baselines.json", "train_pair_losses.parquet"])
 def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
-    (run,) = run_loader.load_runs("0").runs
+    ((run,), _) = run_loader.load_runs("0")
     readers = {
         "predictions.json": lambda: run_loader.read_predictions(run),
         "baselines.json": lambda: run_loader._read_table(run_id, name),
@@ -105,14 +105,14 @@ def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
 
 
 def test_a_damaged_table_is_left_out_of_a_comparison_and_said(place, run_id):
-    (run,) = run_loader.load_runs("0").runs
-    whole = run_loader.load_baselines([run])
-    assert whole.rows
-    assert not whole.notes
+    ((run,), _) = run_loader.load_runs("0")
+    (whole,), notes = run_loader.load_tables([run])
+    assert whole.baselines
+    assert not notes
     for _ in flips(artifact(place, run_id, "baselines.json"), 2):
-        found = run_loader.load_baselines([run])
-        assert not found.rows
-        assert "baselines.json has changed" in found.notes[0]
+        (table,), notes = run_loader.load_tables([run])
+        assert not table.baselines
+        assert "baselines.json has changed" in notes[0]
 
 
 def test_a_damaged_cache_is_repaired(place, run_here, tmp_path, pairs_folder, monkeypatch):

@@ -16,14 +16,14 @@ from twinsqueeze.reporting import figure_pool, run_plots
 from twinsqueeze.utils import worker_pool
 
 LOSSES = {"train": np.linspace(1e-6, 1, 500), "dev": np.linspace(1e-4, 0.5, 300)}
-HISTOGRAM = partial(run_plots.plot_pair_losses, LOSSES)
+HISTOGRAM = partial(run_plots.plot_pair_losses, {"": LOSSES})
 PROGRAM = """
 import multiprocessing, sys, time
 from pathlib import Path
 from functools import partial
 import numpy as np
 from twinsqueeze.reporting import figure_pool, run_plots
-histogram = partial(run_plots.plot_pair_losses, {"dev": np.linspace(1e-4, 1, 9)})
+histogram = partial(run_plots.plot_pair_losses, {"": {"dev": np.linspace(1e-4, 1, 9)}})
 with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as render:
     with render({Path(sys.argv[1]): histogram}):
         pass
@@ -58,7 +58,7 @@ def program(tmp_path):
 
 
 def test_workers_render_the_same_figure(render, tmp_path):
-    with figure_pool.render_inline({tmp_path / "inline.png": HISTOGRAM}):
+    with figure_pool.render({tmp_path / "inline.png": HISTOGRAM}):
         pass
     with render({tmp_path / f"{i}.png": HISTOGRAM for i in range(5)}):
         pass
@@ -69,9 +69,9 @@ def test_workers_render_the_same_figure(render, tmp_path):
 
 def test_figures_are_rendered_while_the_context_lasts(tmp_path):
     with figure_pool.WorkerPool(1, figure_pool._import_plots) as pool:
-        future = pool.submit(figure_pool._render, HISTOGRAM)
+        future = pool.submit(figure_pool._render_png, HISTOGRAM)
         pool.submit = Mock(return_value=future)
-        with figure_pool._render_in_workers(pool, {tmp_path / "x.png": HISTOGRAM}):
+        with figure_pool.render({tmp_path / "x.png": HISTOGRAM}, pool):
             deadline = time.monotonic() + 60
             while not future.done():  # this process only waits
                 assert time.monotonic() < deadline
@@ -113,7 +113,7 @@ def test_figures_are_rendered_inline_if_no_process_can_be_started(refused, tmp_p
     else:
         monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
     before = set(multiprocessing.active_children())
-    with figure_pool.render_inline({tmp_path / "inline.png": HISTOGRAM}):
+    with figure_pool.render({tmp_path / "inline.png": HISTOGRAM}):
         pass
     for i in range(10):  # the error depends on when the executor notices the dead process
         with (

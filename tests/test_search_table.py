@@ -45,7 +45,7 @@ def table():
 
 
 def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes(table):
-    rows = search_table.rows_from_table(table)
+    rows = search_table.rows_from_tables([table])
     assert [(row.name, row.bytes) for row in rows] == [
         ("uncompressed", 1536),
         ("mlp32, alpha 0, float32", 128),
@@ -76,7 +76,7 @@ def test_every_format_has_both_tables(table):
 
 def test_precisions_without_scores_are_omitted():
     (table,) = build_tables([trained(0.8)], {})
-    (row,) = search_table.rows_from_table(table)
+    (row,) = search_table.rows_from_tables([table])
     assert row.name == "mlp32, alpha 0.75, float32"
     assert search_table.format_rows([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
 
@@ -99,7 +99,7 @@ def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],
     ]
     (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
-    row, other = search_table.rows_from_table(table)
+    row, other = search_table.rows_from_tables([table])
     assert (row.name, row.bytes) == ("linear64-sign, alpha 0.75", 8)
     assert row.scores["dev/spearman"].mean == 0.8
     assert row.scores["test/mrr"].mean == 0.3
@@ -110,7 +110,7 @@ def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
 def test_product_codes_take_a_byte_per_subvector():
     fields = {"dim": 64, "subvector_dim": 8, "quantizer": "product", "architecture": "linear"}
     (table,) = build_tables([run_with_search_scores(0.8, **fields)], {})
-    rows = search_table.rows_from_table(table)
+    rows = search_table.rows_from_tables([table])
     assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
     assert model_card.vector_sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
 
@@ -123,7 +123,7 @@ def test_the_model_card_of_codes_includes_float_queries():
 
 
 def test_the_quality_figure_plots_every_method_at_its_bytes(table):
-    figure = search_table.quality_figure(search_table.rows_from_table(table))()
+    figure = search_table.quality_figure(search_table.rows_from_tables([table]))()
     assert [axes.get_title() for axes in figure.axes] == [
         "Spearman on test",
         "neighbor recall on test",

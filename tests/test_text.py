@@ -80,7 +80,7 @@ def test_latex_compiles(table, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_are_drawn_whatever_names_are(table):
-    search_table.quality_figure(search_table.rows_from_table(table))().savefig(io.BytesIO())
+    search_table.quality_figure(search_table.rows_from_tables([table]))().savefig(io.BytesIO())
 
 
 def test_the_terminal_gets_no_commands(table, capsys):

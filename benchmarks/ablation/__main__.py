@@ -183,11 +183,11 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
         )
         later = ("dev", "test")
         scatter = run_plots.plot_predictions(
-            {s: labels[s] for s in later}, {s: predicted[s] for s in later}, recipe.label_transform
+            {split: {split: (labels[split], predicted[split])} for split in later}, "label"
         )
         mlflow.log_figure(scatter, "scatter.png")
         errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}
-        mlflow.log_figure(run_plots.plot_pair_losses(errors), "losses.png")
+        mlflow.log_figure(run_plots.plot_pair_losses({"": errors}), "losses.png")
         mlflow.pytorch.log_state_dict(model.state_dict(), "model")
     epoch_seconds = statistics.median(took)
     return epoch_seconds, time.perf_counter() - start - sum(took)

@@ -26,7 +26,7 @@ from twinsqueeze.experiment import DataByKey, EvaluatedTraining, ExperimentData,
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_loader, terminal
-from twinsqueeze.reporting.ablation_table import AblationTable, TrainedRun, build_tables
+from twinsqueeze.reporting.ablation_table import AblationTable, TrainedRun
 from twinsqueeze.reporting.figure_pool import Draw
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
@@ -102,7 +102,7 @@ def run_ablation(grid: str, options: AblationOptions) -> None:
         parent.log_params({"grid": grid, "replicas": len(recipes)})
         parent.log_artifact(Path(grid))
         _close_orphaned_runs(parent, recipes, data)
-        loaded = run_loader.load_runs(parent.experiment_id).runs
+        loaded, _ = run_loader.load_runs(parent.experiment_id)
         finished = {} if options.force else run_loader.finished_recipes(loaded)
         missing = [recipe for recipe in recipes if _fingerprint(recipe, data) not in finished]
         if len(missing) < len(recipes):
@@ -260,9 +260,9 @@ def _build_tables(
     runs = [run for run in (*loaded, *(run for run, _ in logged.runs)) if run_loader.fingerprint(run) in fingerprints]
     if not runs:
         raise InputError(f"every training of the grid failed; the first error: {logged.failures[0]}")
-    baselines = run_loader.load_baselines(runs, {run.run_id: table for run, table in logged.runs})
+    tables, missing = run_loader.load_tables(runs, {run.run_id: table for run, table in logged.runs})
     notes = [f"{len(logged.failures)} of {total} trainings diverged."] if logged.failures else []
-    return build_tables(runs, baselines.rows), [*notes, *baselines.notes]
+    return tables, [*notes, *missing]
 
 
 def _print_summary(parent: RunLogger, tables: Sequence[AblationTable], data: DataByKey) -> None:

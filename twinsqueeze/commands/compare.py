@@ -8,7 +8,7 @@ from pathlib import Path
 from twinsqueeze.errors import InputError
 from twinsqueeze.reporting import formats, run_loader, terminal
 from twinsqueeze.reporting.ablation_figures import build_sections
-from twinsqueeze.reporting.ablation_table import SELECTION_METRIC, build_tables
+from twinsqueeze.reporting.ablation_table import SELECTION_METRIC
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
@@ -32,19 +32,21 @@ def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None,
         _check_output(output, overwrite)
     check_tracking_server()
     experiment_id = run_loader.resolve_experiment(None if experiment == CURRENT_EXPERIMENT else experiment)
-    loaded = _load_runs(experiment_id)
-    baselines = run_loader.load_baselines(loaded.runs)
-    tables = build_tables(loaded.runs, baselines.rows)
-    notes = [*loaded.notes, *baselines.notes]
+    runs, skipped = run_loader.load_runs(experiment_id)
+    if not runs:
+        solution = "Train with `main` or `ablation`, or pass another experiment"
+        raise InputError(" ".join(["no finished training run in the experiment.", *skipped, solution]))
+    tables, missing = run_loader.load_tables(runs)
+    notes = [*skipped, *missing]
     for table in tables:
         terminal.print_table(table)
     for note in notes:
         console.info(note)
 
     with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
-        run.log_params({"experiment": experiment, "compared_runs": len(loaded.runs)})
+        run.log_params({"experiment": experiment, "compared_runs": len(runs)})
         run.set_description(formats.summary(tables, notes))
-        origin = f"{len(loaded.runs)} runs of experiment {experiment_id}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+        origin = f"{len(runs)} runs of experiment {experiment_id}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
         formats.write_report(Path(folder), build_sections(tables), notes, origin)
         run.log_artifacts(Path(folder), "comparison")
         if output:
@@ -57,14 +59,6 @@ def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None,
         ("register the best", links.mlflow_run_command(run, "register")),
     ]
     terminal.print_next_steps([*steps, *links.ui_steps(run)])
-
-
-def _load_runs(experiment_id: str) -> run_loader.LoadedRuns:
-    loaded = run_loader.load_runs(experiment_id)
-    if not loaded.runs:
-        solution = "Train with `main` or `ablation`, or pass another experiment"
-        raise InputError(" ".join(["no finished training run in the experiment.", *loaded.notes, solution]))
-    return loaded
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

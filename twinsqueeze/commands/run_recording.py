@@ -77,7 +77,7 @@ def log_training(
     evaluated: EvaluatedTraining,
     data: ExperimentData,
     inputs: Mapping[str, LoggedData],
-    draw: Draw = figure_pool.render_inline,
+    draw: Draw = figure_pool.render,
 ) -> None:
     """Logs a trained compressor with its scores, figures, tables and description.
 
@@ -115,7 +115,7 @@ def log_evaluation(
     ((split, result),) = evaluation.results.items()
     inputs = _log_inputs(run, data.pairs, [split])
     description = f"Model {evaluation.name} evaluated on the {split} pairs of {escape_markdown(data.pairs.name)}."
-    with _log_figures(run, _figures(evaluation, label_transform, {split: result.losses}), figure_pool.render_inline):
+    with _log_figures(run, _figures(evaluation, label_transform, {split: result.losses}), figure_pool.render):
         metrics = _pair_scores(split, result) | _extra_metrics(split, result)
         run.log_metrics(metrics, model_id=model.model_id, data=inputs[split])
         _log_tables(run, evaluation, data.pairs, description)
@@ -135,11 +135,10 @@ def _figures(evaluation: Evaluation, label_transform: str, losses: Mapping[str, 
     return {
         "predicted_against_label": partial(
             run_plots.plot_predictions,
-            {split: result.labels for split, result in results.items()},
-            {split: result.predicted for split, result in results.items()},
-            label_transform,
+            {f"{split}: {len(r.labels):,} pairs": {split: (r.labels, r.predicted)} for split, r in results.items()},
+            f"label ({label_transform} of the human score)",
         ),
-        "pair_losses": partial(run_plots.plot_pair_losses, losses),
+        "pair_losses": partial(run_plots.plot_pair_losses, {"": losses}),
         "quality_against_bytes": search_table.quality_figure(search_rows(evaluation)),
     }
 

@@ -18,7 +18,7 @@ from twinsqueeze.registry.model_card import ModelSelection, metric_sign
 from twinsqueeze.registry.model_loader import resolve_model
 from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.reporting import run_loader
-from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun, build_tables
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.reporter import Reporter
@@ -67,7 +67,7 @@ def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelec
         InputError: If there is no finished run, or the runs can't be compared by the metric.
     """
     runs = _load_comparable_runs(experiment_id, metric, dataset)
-    tables = build_tables(runs, run_loader.load_baselines(runs).rows)
+    tables, _ = run_loader.load_tables(runs)
     sign = metric_sign(metric)
     candidates = [(table, row) for table in tables for row in table.rows]
     table, row = max(candidates, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
@@ -76,12 +76,12 @@ def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelec
 
 
 def _load_comparable_runs(experiment_id: str, metric: str, dataset: str) -> list[TrainedRun]:
-    loaded = run_loader.load_runs(experiment_id)
-    if not loaded.runs:
-        notes = " ".join(["the experiment has no finished run.", *loaded.notes])
-        raise InputError(f"{notes} Train with `main` or `ablation`, or pass another experiment")
-    names = ", ".join(sorted({run.dataset for run in loaded.runs}))
-    runs = [run for run in loaded.runs if dataset in {ANY_DATASET, run.dataset}]
+    finished, notes = run_loader.load_runs(experiment_id)
+    if not finished:
+        solution = "Train with `main` or `ablation`, or pass another experiment"
+        raise InputError(" ".join(["the experiment has no finished run.", *notes, solution]))
+    names = ", ".join(sorted({run.dataset for run in finished}))
+    runs = [run for run in finished if dataset in {ANY_DATASET, run.dataset}]
     if not runs:
         raise InputError(f"no finished run on dataset {dataset!r}: the experiment has runs on {names}")
     if len({run.comparison_key.dataset_digest for run in runs}) > 1:

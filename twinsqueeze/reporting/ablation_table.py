@@ -3,10 +3,11 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -40,16 +41,17 @@ def metric_name(split: str, score: str, precision: str = "float32") -> str:
     return f"{split}/{score}" + ("" if precision == "float32" else f"_{precision}")
 
 
-_METRICS = (
+_METRICS = [
+    *(metric_name(split, score) for split in EVALUATED_SPLITS for score in SCORES),
     *(
         metric_name(split, score, precision)
-        for precision in (*PRECISIONS, ASYMMETRIC)
+        for precision in (*PRECISIONS[1:], ASYMMETRIC)
         for split in EVALUATED_SPLITS
-        for score in (SCORES if precision == "float32" else SEARCH_SCORES)
+        for score in SEARCH_SCORES
     ),
     "train/loss",
     "train/clean_loss",
-)
+]
 
 
 class ComparisonKey(NamedTuple):
@@ -64,13 +66,7 @@ class ComparisonKey(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training run, as read from MLflow.
-
-    Attributes:
-        url: Address of the run in MLflow's UI.
-        notice: Warning to show with the data, if any.
-        metrics: Latest value of each metric; those on test are from the newest evaluation, if there is one.
-    """
+    """A finished training run, as read from MLflow; its metrics on test are those of the newest evaluation."""
 
     run_id: str
     url: str
@@ -90,13 +86,9 @@ def baseline_family(name: str, dim: int | None) -> str:
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """A baseline that needs no labels, measured on the table's data.
+    """A baseline that needs no labels, with statistics over draws by metric.
 
-    Attributes:
-        name: Name, such as "PCA to 32".
-        dim: Output dimension; None for a baseline that does not depend on the compressor's dim.
-        scores: Statistics over draws by metric, such as "dev/mse".
-        search_only: Whether it is shown in the search table alone.
+    The dim is None if it does not depend on the compressor's. Rows with `search_only` are in the search table alone.
     """
 
     name: str
@@ -113,30 +105,28 @@ class BaselineRow:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by seed alone.
+    """Runs that differ by seed alone, by rising seed.
 
     Attributes:
         name: Name of the compressor, without alpha and seed.
-        recipe: Recipe of the first seed.
+        family: The recipe fields that rows at other values of alpha share.
         gains: By split, Spearman minus Spearman at alpha 0 with the same other fields; empty without such a row.
-        best: Whether this is the table's best row, by Spearman on dev.
     """
 
     name: str
-    recipe: Recipe
+    family: Recipe
     runs: Sequence[TrainedRun]
-    gains: Mapping[str, MeanDifference] = field(default_factory=dict)
-    best: bool = False
+    gains: Mapping[str, MeanDifference]
+
+    @property
+    def recipe(self) -> Recipe:
+        """Recipe of the first seed."""
+        return self.runs[0].recipe
 
     @property
     def bytes(self) -> int:
         """Bytes per vector."""
         return self.recipe.bytes_per_vector
-
-    @property
-    def family(self) -> Recipe:
-        """The recipe fields that rows at other values of alpha share."""
-        return _family(self.recipe)
 
     @cached_property
     def scores(self) -> Mapping[str, SeedStats]:
@@ -145,19 +135,14 @@ class Row:
 
     def values(self, metric: str) -> list[float]:
         """The finite values of a metric, by rising seed."""
-        values = (run.metrics.get(metric, np.nan) for run in self.runs)
-        return [float(value) for value in values if np.isfinite(value)]
+        return _finite_values(self.runs, metric)
 
 
 @dataclass(frozen=True)
 class AblationTable:
-    """Rows that can be compared with each other.
+    """Rows that can be compared with each other: by family, then by rising alpha.
 
-    Attributes:
-        title: The comparison key in words.
-        notice: Warning to show with the data, if any.
-        rows: Rows by family, then by rising alpha; their runs by rising seed.
-        notes: Limits of the table, a sentence each.
+    The title is the comparison key in words, the notice a warning on the data, and the notes are limits of the table.
     """
 
     comparison_key: ComparisonKey
@@ -167,10 +152,10 @@ class AblationTable:
     baselines: Sequence[BaselineRow]
     notes: Sequence[str]
 
-    @property
+    @cached_property
     def best(self) -> Row:
         """The best row by Spearman on dev."""
-        return next(row for row in self.rows if row.best)
+        return max(self.rows, key=lambda row: row.scores[SELECTION_METRIC].mean)
 
     @property
     def score_baselines(self) -> list[BaselineRow]:
@@ -185,50 +170,41 @@ class AblationTable:
 def build_tables(
     runs: Iterable[TrainedRun], baselines: Mapping[ComparisonKey, Sequence[BaselineRow]]
 ) -> list[AblationTable]:
-    """Build a table per comparison key, the one with most runs first.
-
-    Args:
-        runs: Runs; of those with the same recipe and seed the newest is used.
-        baselines: Baselines by comparison key.
-    """
-    newest: dict[tuple[ComparisonKey, Recipe], TrainedRun] = {}
+    """Build a table per comparison key, the one with most runs first. The newest run of a recipe and seed is used."""
+    newest: dict[ComparisonKey, dict[Recipe, TrainedRun]] = defaultdict(dict)
     repeated: Counter[ComparisonKey] = Counter()
     for run in sorted(runs, key=lambda run: run.start_time):
-        key = run.comparison_key, _comparable_recipe(run.recipe)
-        repeated[run.comparison_key] += key in newest
-        newest[key] = run
-    groups: dict[ComparisonKey, list[TrainedRun]] = {}
-    for run in newest.values():
-        groups.setdefault(run.comparison_key, []).append(run)
-    tables = [_build_table(group, baselines.get(key, ()), repeated[key]) for key, group in groups.items()]
-    return sorted(tables, key=lambda table: -sum(len(row.runs) for row in table.rows))
+        recipe = _comparable_recipe(run.recipe)
+        repeated[run.comparison_key] += recipe in newest[run.comparison_key]
+        newest[run.comparison_key][recipe] = run
+    by_size = sorted(newest, key=lambda key: -len(newest[key]))
+    return [_build_table(list(newest[key].values()), baselines.get(key, ()), repeated[key]) for key in by_size]
 
 
 def _build_table(runs: Sequence[TrainedRun], baselines: Sequence[BaselineRow], repeated: int) -> AblationTable:
-    groups: dict[Recipe, list[TrainedRun]] = {}
+    groups: dict[Recipe, list[TrainedRun]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.recipe.seed):
-        groups.setdefault(_comparable_recipe(run.recipe).model_copy(update={"seed": 0}), []).append(run)
-    names = _name_families({_family(recipe) for recipe in groups})
-    rows = {recipe: Row(names[_family(recipe)], recipe=group[0].recipe, runs=group) for recipe, group in groups.items()}
-    for recipe, row in rows.items():
-        noise_free = rows.get(_family(recipe))
-        if noise_free is not None and noise_free is not row:
-            rows[recipe] = replace(row, gains=_spearman_gains(row, noise_free))
-    best = max(rows.values(), key=lambda row: row.scores[SELECTION_METRIC].mean)
-    ordered = sorted(rows.values(), key=lambda row: (_sort_key(row.family), row.recipe.alpha))
+        groups[_comparable_recipe(run.recipe, seed=0)].append(run)
+    names = _name_families({_comparable_recipe(recipe, alpha=0.0) for recipe in groups})
+    rows = []
+    for recipe, group in groups.items():
+        family = _comparable_recipe(recipe, alpha=0.0)
+        gains = _spearman_gains(group, groups[family]) if recipe != family and family in groups else {}
+        rows.append(Row(names[family], family, group, gains))
+    order = attrgetter("architecture", "precision", "dim", *DISTINGUISHING_FIELDS)
+    rows.sort(key=lambda row: (order(row.family), row.recipe.alpha))
     first, key = runs[0], runs[0].comparison_key
-    return AblationTable(
-        comparison_key=key,
-        title=f"{first.dataset}, encoder {first.recipe.encoder}, labels {key.label_transform}, loss {key.loss}",
-        notice=first.notice,
-        rows=[replace(row, best=row is best) for row in ordered],
-        baselines=baselines,
-        notes=_notes(ordered, repeated),
-    )
+    title = f"{first.dataset}, encoder {first.recipe.encoder}, labels {key.label_transform}, loss {key.loss}"
+    return AblationTable(key, title, first.notice, rows, baselines, _notes(rows, repeated))
 
 
-def _spearman_gains(row: Row, noise_free: Row) -> dict[str, MeanDifference]:
-    values = {s: [r.values(metric_name(s, "spearman")) for r in (row, noise_free)] for s in EVALUATED_SPLITS}
+def _finite_values(runs: Sequence[TrainedRun], metric: str) -> list[float]:
+    values = (run.metrics.get(metric, np.nan) for run in runs)
+    return [float(value) for value in values if np.isfinite(value)]
+
+
+def _spearman_gains(noisy: Sequence[TrainedRun], noise_free: Sequence[TrainedRun]) -> dict[str, MeanDifference]:
+    values = {s: [_finite_values(runs, f"{s}/spearman") for runs in (noisy, noise_free)] for s in EVALUATED_SPLITS}
     return {split: MeanDifference.between(*pair) for split, pair in values.items() if all(pair)}
 
 
@@ -251,18 +227,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _comparable_recipe(recipe: Recipe) -> Recipe:
-    """The recipe without the fields that `ComparisonKey` replaces and without the device."""
+def _comparable_recipe(recipe: Recipe, **changes: float) -> Recipe:
+    """The recipe without the fields that `ComparisonKey` replaces and without the device, with changed fields."""
     defaults = Recipe()
-    return recipe.model_copy(update={name: getattr(defaults, name) for name in ("dataset", "encoder", "device")})
-
-
-def _family(recipe: Recipe) -> Recipe:
-    return _comparable_recipe(recipe).model_copy(update={"alpha": 0.0, "seed": 0})
-
-
-def _sort_key(family: Recipe) -> tuple[str | int | float, ...]:
-    return family.architecture, family.precision, family.dim, *(getattr(family, name) for name in DISTINGUISHING_FIELDS)
+    ignored = {name: getattr(defaults, name) for name in ("dataset", "encoder", "device")}
+    return recipe.model_copy(update=ignored | changes)
 
 
 def _name_families(families: Iterable[Recipe]) -> dict[Recipe, str]:

@@ -2,14 +2,13 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from twinsqueeze.reporting import search_table
@@ -29,15 +28,8 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
 COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
-# MLflow truncates descriptions to 8,000 characters.
-SUMMARY_LENGTH = 7500
-EXPLANATION = (
-    "Values are means ± sample standard deviations over seeds. Spearman gain: Spearman minus Spearman at alpha 0 with "
-    "the same other fields, with a 95% interval by Welch's t-test over unpaired seeds. The best row has the highest "
-    "mean Spearman on dev; test scores are not used to select it. Neighbor recall: the share of a sentence's ten "
-    "nearest neighbors that remain among its ten nearest after compression. Rows without alpha are baselines (no "
-    "labels)."
-)
+# MLflow truncates longer ones.
+MAX_DESCRIPTION_LENGTH = 8000
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Section:
     """A table of a report and its figures."""
 
     table: AblationTable
-    figures: Sequence[ReportFigure]
+    figures: list[ReportFigure]
 
 
 def run_scores(
@@ -88,7 +80,7 @@ def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLI
     header = ["model", "alpha", "bytes", "seeds", *search_table.split_columns(splits, names)]
     rows = []
     for row in table.rows:
-        name = f"{row.name} (best on dev)" if row.best else row.name
+        name = f"{row.name} (best on dev)" if row is table.best else row.name
         cells = [name, f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
         cells += _score_cells(row.scores, row.gains, splits)
         rows.append([*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()])
@@ -124,42 +116,39 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summary(tables: Sequence[AblationTable], notes: Sequence[str], limit: int = SUMMARY_LENGTH) -> str:
-    """The compact tables in Markdown for a run's description; rows beyond `limit` characters are omitted."""
-    end = _paragraphs([*map(escape_markdown, notes), EXPLANATION])
-    text = ""
-    for table in tables:
-        start = _paragraphs(_heading(table))
-        table_notes = _paragraphs(map(escape_markdown, table.notes))
-        header, rows = compact_scores(table)
-        shown = list(rows)
-        while shown and len(text + start + markdown_table(header, shown) + table_notes + end) > limit:
-            shown.pop()
-        text += start + markdown_table(header, shown) + "\n\n"
-        if omitted := len(rows) - len(shown):
-            return text + f"{omitted} more rows: see `compare`.\n\n" + table_notes + end
-        text += table_notes
-    return text + end
+def truncate_lines(text: str, limit: int, note: str) -> str:
+    """The text, or as many of its lines as fit into `limit` characters with a note below them."""
+    if len(text) <= limit:
+        return text
+    return text[: limit - len(note) - 2].rpartition("\n")[0] + f"\n\n{note}"
 
 
-def _heading(table: AblationTable, level: str = "") -> list[str]:
-    notice = [f"**{escape_markdown(table.notice)}**"] if table.notice else []
-    return [level + escape_markdown(table.title), *notice]
-
-
-def _paragraphs(texts: Iterable[str]) -> str:
-    return "".join(f"{text}\n\n" for text in texts)
+def summary(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
+    """The compact tables in Markdown for a run's description."""
+    text = _render("summary.md.jinja", tables=tables, notes=notes)
+    return truncate_lines(text, MAX_DESCRIPTION_LENGTH, "There are more rows: see `compare`.")
 
 
 def to_markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
     """Scores and search quality of all tables, with their notes."""
-    texts = []
-    for table in tables:
-        search = search_table.format_rows(search_table.rows_from_table(table))
-        texts += [*_heading(table, "## "), markdown_table(*ablation_scores(table))]
-        texts += ["### Search quality", markdown_table(*search), *map(escape_markdown, table.notes)]
-    texts += [*map(escape_markdown, notes), EXPLANATION, search_table.EXPLANATION]
-    return _paragraphs(texts).rstrip("\n") + "\n"
+    return _render("table.md.jinja", tables=tables, notes=notes)
+
+
+def _render(template: str, **values: object) -> str:
+    environment = Environment(
+        loader=PackageLoader("twinsqueeze.reporting"),
+        autoescape=template.endswith(".html.jinja"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = escape_markdown
+    functions = (ablation_scores, compact_scores, markdown_table)
+    environment.globals |= {function.__name__: function for function in functions} | {
+        "search_table": search_table,
+        "data_url": _data_url,
+    }
+    return environment.get_template(template).render(values)
 
 
 def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
@@ -168,7 +157,7 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
     for table in tables:
         shared = {"data": table.title, "dataset_digest": table.comparison_key.dataset_digest}
         for row in table.rows:
-            record: dict[str, object] = shared | {"model": row.name, "best": row.best, "bytes": row.bytes}
+            record = shared | {"model": row.name, "best": row is table.best, "bytes": row.bytes}
             record |= {name: getattr(row.recipe, name) for name in ("alpha", "dim", "epochs", "batch_size", "lr")}
             record |= {"seeds": len(row.runs), **_means_and_deviations(row.scores)}
             for split, gain in row.gains.items():
@@ -182,8 +171,8 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
     return pd.DataFrame(records).astype(dict.fromkeys(integers, "Int64"))  # int64 cannot hold the baselines' gaps
 
 
-def _means_and_deviations(scores: Mapping[str, SeedStats]) -> dict[str, object]:
-    columns: dict[str, object] = {}
+def _means_and_deviations(scores: Mapping[str, SeedStats]) -> dict[str, float]:
+    columns: dict[str, float] = {}
     for name, stats in scores.items():
         columns |= {name: stats.mean, f"{name}_sd": stats.deviation}
     return columns
@@ -193,7 +182,7 @@ def to_latex(tables: Sequence[AblationTable]) -> str:
     """A tabular of scores and one of search quality for every table and split."""
     texts = ["% Needs \\usepackage{booktabs}."]
     for table in tables:
-        search_rows = search_table.rows_from_table(table)
+        search_rows = search_table.rows_from_tables([table])
         title = escape_control_chars(table.title)  # a newline would end the comment
         for split in EVALUATED_SPLITS:
             texts.append(f"% {title}: {split}\n{_tabular(*ablation_scores(table, [split]))}")
@@ -210,17 +199,8 @@ def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_html(sections: Sequence[Section], notes: Sequence[str], origin: str) -> str:
-    """A self-contained HTML page.
-
-    Args:
-        sections: Tables with their figures.
-        notes: Notes on the whole report, a sentence each.
-        origin: Sentence about the runs and the date of the report.
-    """
-    template = files("twinsqueeze.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    functions = {"ablation_scores": ablation_scores, "search_table": search_table, "data_url": _data_url}
-    page = Environment(autoescape=True).from_string(template, functions)
-    return page.render(sections=sections, notes=notes, origin=origin, explanation=EXPLANATION)
+    """A self-contained HTML page; `origin` is a sentence about the runs and the date of the report."""
+    return _render("report.html.jinja", sections=sections, notes=notes, origin=origin)
 
 
 def _data_url(figure: Figure) -> str:

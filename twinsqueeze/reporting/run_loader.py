@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from math import isfinite, nan
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -21,9 +21,11 @@ from twinsqueeze.reporting.ablation_table import (
     EVALUATED_SPLITS,
     PAIR_SCORES,
     SCORES,
+    AblationTable,
     BaselineRow,
     ComparisonKey,
     TrainedRun,
+    build_tables,
     metric_name,
 )
 from twinsqueeze.reporting.statistics import SeedStats
@@ -41,25 +43,8 @@ TEST_METRIC = "test/spearman"
 Fingerprint = tuple[str, str, str]
 
 
-class LoadedRuns(NamedTuple):
-    """Finished training runs, and notes on the runs that were left out."""
-
-    runs: Sequence[TrainedRun]
-    notes: Sequence[str]
-
-
-class LoadedBaselines(NamedTuple):
-    """Baselines by comparison key, and notes on those that could not be read."""
-
-    rows: Mapping[ComparisonKey, Sequence[BaselineRow]]
-    notes: Sequence[str]
-
-
 def resolve_experiment(name: str | None) -> str:
-    """Return the id of an experiment.
-
-    Args:
-        name: Its name or id; None for the experiment that a new run would be in.
+    """Return the id of an experiment by its name or id; None for the experiment that a new run would be in.
 
     Raises:
         InputError: If it does not exist.
@@ -68,28 +53,29 @@ def resolve_experiment(name: str | None) -> str:
     if name is None and (run_id := env_run_id()):
         return str(client.get_run(run_id).info.experiment_id)
     name = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            experiment = client.get_experiment(name)
-        except mlflow.MlflowException:
-            names = ", ".join(repr(e.name) for e in client.search_experiments(max_results=10))
-            raise InputError(f"experiment {name!r} not found; existing experiments: {names}") from None
+    try:
+        experiment = client.get_experiment_by_name(name) or client.get_experiment(name)
+    except mlflow.MlflowException:
+        names = ", ".join(repr(e.name) for e in client.search_experiments(max_results=10))
+        raise InputError(f"experiment {name!r} not found; existing experiments: {names}") from None
     return str(experiment.experiment_id)
 
 
-def load_runs(experiment_id: str) -> LoadedRuns:
+def load_runs(experiment_id: str) -> tuple[list[TrainedRun], list[str]]:
     """Load the finished training runs of an experiment, with the test scores of their newest evaluations.
+
+    Returns:
+        The runs, and notes on those that were left out.
 
     Raises:
         InputError: If the tracking store can't be read.
     """
     trainings = _search_runs(experiment_id, "train")
+    finished = [run for run in trainings if run.info.status == "FINISHED"]
     evaluations = defaultdict(list)
     for run in sorted(_search_runs(experiment_id, "evaluation"), key=lambda run: run.info.start_time):
         if run.info.status == "FINISHED":
             evaluations[run.data.tags.get(TRAINED_RUN)].append(run)
-    finished = [run for run in trainings if run.info.status == "FINISHED"]
     runs, skipped = [], defaultdict(list)
     for run in finished:
         try:
@@ -107,7 +93,7 @@ def load_runs(experiment_id: str) -> LoadedRuns:
     for reason, names in skipped.items():
         shown = escape_control_chars(", ".join(names[:3])) + (", …" if len(names) > 3 else "")
         notes.append(f"{len(names):,} run{'s' if len(names) > 1 else ''} skipped, {reason}: {shown}.")
-    return LoadedRuns(_infer_test_digests(runs), notes)
+    return _infer_test_digests(runs), notes
 
 
 def _search_runs(experiment_id: str, kind: str) -> list[Run]:
@@ -126,17 +112,14 @@ def _parse_run(run: Run, evaluations: Sequence[Run]) -> TrainedRun:
         if scores and evaluation.data.tags.get(DATASET_DIGEST) == tags[DATASET_DIGEST]:
             metrics |= scores
             test_digest = evaluation.data.tags[TEST_DIGEST]
+    fingerprint = params["encoder_fingerprint"]
     return TrainedRun(
         run_id=run.info.run_id,
         url=links.run_url(run.info.experiment_id, run.info.run_id),
         start_time=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         recipe=recipe,
         comparison_key=ComparisonKey(
-            dataset_digest=tags[DATASET_DIGEST],
-            test_digest=test_digest,
-            encoder_fingerprint=params["encoder_fingerprint"],
-            label_transform=recipe.label_transform,
-            loss=recipe.loss,
+            tags[DATASET_DIGEST], test_digest, fingerprint, recipe.label_transform, recipe.loss
         ),
         dataset=escape_control_chars(tags[DATASET]),
         notice=tags.get(NOTICE) and escape_control_chars(tags[NOTICE]),
@@ -153,14 +136,12 @@ def _infer_test_digests(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
     """Set the test digest of runs without test scores if all others on the same data share one."""
     digests = defaultdict(set)
     for run in runs:
-        if run.comparison_key.test_digest:
-            digests[run.comparison_key.dataset_digest].add(run.comparison_key.test_digest)
+        digests[run.comparison_key.dataset_digest].add(run.comparison_key.test_digest)
     inferred = []
     for run in runs:
-        key, known = run.comparison_key, digests[run.comparison_key.dataset_digest]
-        if key.test_digest is None and len(known) == 1:
-            key = key._replace(test_digest=next(iter(known)))
-        inferred.append(replace(run, comparison_key=key))
+        known = digests[run.comparison_key.dataset_digest] - {None}
+        digest = next(iter(known)) if len(known) == 1 else run.comparison_key.test_digest
+        inferred.append(replace(run, comparison_key=run.comparison_key._replace(test_digest=digest)))
     return inferred
 
 
@@ -174,14 +155,17 @@ def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun
     return {fingerprint(run): run for run in runs if isfinite(run.metrics.get(TEST_METRIC, nan))}
 
 
-def load_baselines(
-    runs: Iterable[TrainedRun], preloaded: Mapping[str, pd.DataFrame] = MappingProxyType({})
-) -> LoadedBaselines:
-    """Load the baselines that one run per comparison key and dim has recorded.
+def load_tables(
+    runs: Sequence[TrainedRun], baselines: Mapping[str, pd.DataFrame] = MappingProxyType({})
+) -> tuple[list[AblationTable], list[str]]:
+    """Build the ablation tables of runs, with the baselines that one run per comparison key and dim has recorded.
 
     Args:
         runs: Runs to be compared.
-        preloaded: Baseline tables by run id that need not be read.
+        baselines: Tables of baselines by run id that need not be read.
+
+    Returns:
+        The tables, and notes on baselines that could not be read.
     """
     sources: dict[tuple[ComparisonKey, int], TrainedRun] = {}
     for run in sorted(runs, key=lambda run: (TEST_METRIC in run.metrics, run.start_time), reverse=True):
@@ -190,13 +174,14 @@ def load_baselines(
     notes = []
     for (key, dim), run in sorted(sources.items(), key=lambda item: item[0][1]):
         try:
-            table = preloaded[run.run_id] if run.run_id in preloaded else _read_table(run.run_id, "baselines.json")
+            known = baselines.get(run.run_id)
+            table = _read_table(run.run_id, "baselines.json") if known is None else known
         except InputError as error:
             notes.append(f"Baselines at dim {dim} are missing: {error}.")
             continue
         for record in table.to_dict("records"):
             rows[key].setdefault(record["model"], _baseline_row(record, dim))
-    return LoadedBaselines({key: list(by_name.values()) for key, by_name in rows.items()}, notes)
+    return build_tables(runs, {key: list(by_name.values()) for key, by_name in rows.items()}), notes
 
 
 def _baseline_row(record: Mapping[Any, Any], dim: int) -> BaselineRow:
@@ -216,20 +201,12 @@ def read_curve(run: TrainedRun, metric: str) -> "pd.Series[float]":
 
 
 def read_predictions(run: TrainedRun) -> pd.DataFrame:
-    """A run's predictions, with columns such as split, label, predicted and squared_error.
-
-    Raises:
-        InputError: If the file is missing or was changed.
-    """
+    """A run's predictions, with columns such as split, label, predicted and squared_error."""
     return _read_table(run.run_id, "predictions.json")
 
 
 def read_train_losses(run: TrainedRun) -> FloatArray:
-    """(P,) squared errors of the train pairs, without noise.
-
-    Raises:
-        InputError: If the file is missing or was changed.
-    """
+    """(P,) squared errors of the train pairs, without noise."""
     losses: FloatArray = pd.read_parquet(_download(run.run_id, "train_pair_losses.parquet"))["squared_error"].to_numpy()
     return losses
 
@@ -240,7 +217,7 @@ def _read_table(run_id: str, path: str) -> pd.DataFrame:
 
 
 def _download(run_id: str, path: str) -> Path:
-    """Download an artifact and compare it with the digest that was recorded."""
+    """Download an artifact; raise an `InputError` if it is missing or does not match its recorded digest."""
     try:
         file = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
         recorded = mlflow.MlflowClient().get_run(run_id).data.tags[f"{FILE_SHA256}{path}"]

@@ -1,5 +1,6 @@
 """The search table: neighbor recall and retrieval scores against bytes per vector, for every method and precision."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,13 +32,6 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
 SPLITS = ("train", *EVALUATED_SPLITS)
 # Header and rows.
 TextTable = tuple[list[str], list[list[str]]]
-EXPLANATION = (
-    "Search quality: every sentence of the split searches all others by cosine. Queries and documents are stored "
-    "alike, except in rows with float queries (asymmetric distances, Jégou et al. 2011). Neighbor recall: the share "
-    "of the ten nearest uncompressed sentences among the ten nearest found. Recall and MRR: a sentence is relevant to "
-    "another if their pair is scored 4 or more. Each trained compressor is shown at its best alpha by Spearman on "
-    "dev; the other rows are baselines (no labels)."
-)
 
 
 class VectorFormat(NamedTuple):
@@ -51,13 +45,9 @@ class VectorFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchRow:
-    """A way to store vectors.
+    """A way to store vectors, with statistics by metric without precision, such as "test/mrr".
 
-    Attributes:
-        method: Name without the size; figures join the rows of a method.
-        bytes: Bytes per vector.
-        is_trained: Whether it was trained on scored pairs.
-        scores: Statistics by metric without precision, such as "test/mrr".
+    The method is the name without the size; figures join the rows of a method.
     """
 
     name: str
@@ -65,6 +55,10 @@ class SearchRow:
     bytes: int
     is_trained: bool
     scores: Mapping[str, SeedStats]
+
+    def score(self, metric: str) -> SeedStats:
+        """A metric's statistics; without values if it was not measured."""
+        return self.scores.get(metric, NO_VALUES)
 
 
 def rows_from_run(
@@ -89,22 +83,20 @@ def rows_from_run(
     return _measured_by_size(rows)
 
 
-def rows_from_table(table: AblationTable) -> list[SearchRow]:
-    """Rows of each compressor at its best alpha and of the baselines, the largest vectors first."""
-    rows = []
-    for name, family in table.families().items():
-        best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
-        recipe = best.recipe
-        vectors = VectorFormat(f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, best.bytes)
-        rows += _trained_rows(vectors, f"{TRAINED} {recipe.architecture}", best.scores)
-    rows += [SearchRow(b.name, b.family, b.bytes, False, b.scores) for b in table.baselines]
-    return _measured_by_size(rows)
-
-
 def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
-    """Rows of tables on the same data and encoder; of rows with the same name the first table's is used."""
-    rows = {row.name: row for table in reversed(tables) for row in rows_from_table(table)}
-    return _measured_by_size(rows.values())
+    """Rows of each compressor at its best alpha and of the baselines, the largest vectors first.
+
+    The tables share data and encoder. Of rows with the same name the first table's is used.
+    """
+    rows = []
+    for table in reversed(tables):
+        for name, family in table.families().items():
+            best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
+            recipe = best.recipe
+            vectors = VectorFormat(f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, best.bytes)
+            rows += _trained_rows(vectors, f"{TRAINED} {recipe.architecture}", best.scores)
+        rows += [SearchRow(b.name, b.family, b.bytes, False, b.scores) for b in table.baselines]
+    return _measured_by_size({row.name: row for row in rows}.values())
 
 
 def _trained_rows(vectors: VectorFormat, method: str, recorded: Mapping[str, SeedStats]) -> list[SearchRow]:
@@ -139,15 +131,11 @@ def split_columns(splits: Collection[str], names: Sequence[str]) -> list[str]:
 
 def format_rows(rows: Sequence[SearchRow], splits: Collection[str] = EVALUATED_SPLITS) -> TextTable:
     """The table on some splits as text."""
-    table = []
-    for row in rows:
-        cells = [row.name, f"{row.bytes:,}"]
-        for split in splits:
-            for score in SEARCH_SCORES:
-                stats = row.scores.get(metric_name(split, score), NO_VALUES)
-                cells.append(stats.format(4 if score == "spearman" else 2))
-        table.append(cells)
-    return ["vectors", "bytes", *split_columns(splits, [COLUMN_NAMES[score] for score in SEARCH_SCORES])], table
+    scores = [(metric_name(s, name), 4 if name == "spearman" else 2) for s in splits for name in SEARCH_SCORES]
+    cells = [
+        [row.name, f"{row.bytes:,}", *(row.score(metric).format(digits) for metric, digits in scores)] for row in rows
+    ]
+    return ["vectors", "bytes", *split_columns(splits, [COLUMN_NAMES[score] for score in SEARCH_SCORES])], cells
 
 
 def quality_figure(rows: Sequence[SearchRow]) -> "partial[Figure]":
@@ -164,18 +152,18 @@ def pareto_figure(rows: Sequence[SearchRow]) -> Figure:
 
 
 def _measured_splits(rows: Sequence[SearchRow]) -> list[str]:
-    metrics = {name for row in rows for name, stats in row.scores.items() if isfinite(stats.mean)}
-    return [split for split in SPLITS if any(name.startswith(f"{split}/") for name in metrics)]
+    return [split for split in SPLITS if any(isfinite(row.score(f"{split}/spearman").mean) for row in rows)]
 
 
 def _method_curves(rows: Sequence[SearchRow]) -> dict[str, MethodCurve]:
     """Rows by method, trained compressors first."""
-    methods: dict[str, list[SearchRow]] = {}
+    methods = defaultdict(list)
     for row in sorted(rows, key=lambda row: (not row.is_trained, row.bytes)):
-        methods.setdefault(row.method, []).append(row)
+        methods[row.method].append(row)
     metrics = [metric_name(split, score) for split in SPLITS for score in SEARCH_SCORES]
-    curves = {}
-    for name, group in methods.items():
-        scores = {metric: [row.scores.get(metric, NO_VALUES).mean for row in group] for metric in metrics}
-        curves[name] = MethodCurve([row.bytes for row in group], scores)
-    return curves
+    return {
+        name: MethodCurve(
+            [row.bytes for row in group], {metric: [row.score(metric).mean for row in group] for metric in metrics}
+        )
+        for name, group in methods.items()
+    }

@@ -12,12 +12,9 @@ ABSENT = "n/a"
 
 @dataclass(frozen=True)
 class SeedStats:
-    """Statistics of a metric over seeds, or over draws of a random baseline.
+    """Mean, sample standard deviation and number of values over seeds, or over draws of a random baseline.
 
-    Attributes:
-        mean: Mean, NaN without values.
-        deviation: Sample standard deviation, NaN for a single value.
-        count: Number of values.
+    The mean is NaN without values, the deviation for a single value.
     """
 
     mean: float

@@ -30,13 +30,10 @@ def print_results(
 ) -> None:
     """Print a run's scores and search quality, two tables per split."""
     for split, result in results.items():
-        header, rows = formats.run_scores(title, size, {split: result}, baselines)
-        _print_table(f"{split}: {len(result.labels):,} pairs", header, rows)
-        intervals = ", ".join(
-            f"{COLUMN_NAMES[name]} {interval.low:.4f} to {interval.high:.4f}"
-            for name, interval in result.intervals.items()
-        )
-        print_result(f"95% intervals over pairs: {intervals}", "")
+        scores = formats.run_scores(title, size, {split: result}, baselines)
+        _print_table(f"{split}: {len(result.labels):,} pairs", *scores)
+        intervals = [f"{COLUMN_NAMES[name]} {i.low:.4f} to {i.high:.4f}" for name, i in result.intervals.items()]
+        print_result(f"95% intervals over pairs: {', '.join(intervals)}", "")
         _print_table(f"{split}: search quality", *search_table.format_rows(search, [split]))
         print()
 
@@ -46,7 +43,7 @@ def print_table(table: AblationTable) -> None:
     print_result(table.title, *([table.notice] if table.notice else []))
     for split in EVALUATED_SPLITS:
         _print_table(split, *formats.compact_scores(table, [split]))
-    rows = search_table.rows_from_table(table)
+    rows = search_table.rows_from_tables([table])
     for split in EVALUATED_SPLITS:
         _print_table(f"{split}: search quality", *search_table.format_rows(rows, [split]))
         print()
