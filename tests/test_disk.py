@@ -86,11 +86,10 @@ def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
 
 @pytest.mark.parametrize("name", ["predictions.json", "baselines.json", "train_pair_losses.parquet"])
 def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
-    ((run,), _) = run_loader.load_runs("0")
     readers = {
-        "predictions.json": lambda: run_loader.read_predictions(run),
+        "predictions.json": lambda: run_loader.read_predictions(run_id),
         "baselines.json": lambda: run_loader._read_table(run_id, name),
-        "train_pair_losses.parquet": lambda: run_loader.read_train_losses(run),
+        "train_pair_losses.parquet": lambda: run_loader.read_train_losses(run_id),
     }
     assert len(readers[name]())
     file = artifact(place, run_id, name)

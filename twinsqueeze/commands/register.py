@@ -1,26 +1,28 @@
 """The command register: registers the best run as a version of the registered model."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinsqueeze.commands import run_recording
-from twinsqueeze.model.sentence_transformer import build_sentence_transformer
+from twinsqueeze.errors import InputError
+from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.registry import model_registry, promotion
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
+from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
-from twinsqueeze.registry.promotion import ANY_DATASET, SPLIT, Candidate, PromotionDecision
+from twinsqueeze.registry.promotion import ANY_DATASET
 from twinsqueeze.reporting import run_loader, terminal
-from twinsqueeze.tracking import links, model_files
-from twinsqueeze.tracking.run import check_tracking_server, start_run
+from twinsqueeze.tracking import links
+from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.tags import DATASET_DIGEST, TRAINED_RUN
+from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, TRAINED_RUN
 from twinsqueeze.utils import console
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CURRENT_EXPERIMENT = "current"
+EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 
 
 def register(
@@ -49,65 +51,64 @@ def register(
         return
     experiment_id = run_loader.resolve_experiment(None if experiment == CURRENT_EXPERIMENT else experiment)
     selection = promotion.select_best_run(experiment_id, metric, dataset)
-    known_version = model_registry.find_trained_by(selection.run.run_id)
-    if known_version and (CHAMPION in known_version.aliases or ROLLED_BACK in known_version.tags):
-        _report_already_registered(selection, known_version)
-        return
-    candidate = promotion.load_candidate(selection, console)
-    _register_candidate(candidate, known_version, {"experiment": experiment, "dataset": dataset, "metric": metric})
+    version = model_registry.find_trained_by(selection.run.run_id)
+    if version and (CHAMPION in version.aliases or ROLLED_BACK in version.tags):
+        _report_already_registered(selection, version)
+    else:
+        _register(selection, version, {"experiment": experiment, "dataset": dataset, "metric": metric})
 
 
-def _register_candidate(candidate: Candidate, known_version: Version | None, params: Mapping[str, str]) -> None:
-    """Compare a candidate with the champion, register it unless it is a version already, and set its alias."""
-    selection = candidate.selection
+def _register(selection: ModelSelection, known_version: Version | None, params: dict[str, str]) -> None:
+    """Compare a run with the champion, register it unless it is a version already, and set its alias."""
+    run_id, notice = selection.run.run_id, selection.run.notice
+    resolved = resolve_model(run_id)
+    compressor, metadata = read_checkpoint(resolved.checkpoint, run_id)
+    if metadata is None:
+        raise InputError(f"the checkpoint of run {run_id} has no metadata: register a run that `main` trained")
+    model, _ = load_sentence_transformer_for(run_id, resolved)
+    render_card = partial(
+        render_model_card, metadata, compressor.input_dim, model.max_seq_length, run_id=run_id, selection=selection
+    )
     champion = model_registry.find_alias(CHAMPION)
-    decision = promotion.compare_with_champion(candidate, champion)
-    model = build_sentence_transformer(candidate.data.encoder, candidate.compressor)
+    decision = promotion.compare_with_champion(selection, champion)
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
-        run.log_params({**params, "trained_run": selection.run.run_id})
-        run.set_tags(run_recording.data_tags(candidate.data) | {TRAINED_RUN: selection.run.run_id})
-        version = known_version or _add_version(run, candidate, model, _render_card(candidate, decision, model))
+        run.log_params({**params, "trained_run": run_id})
+        data = {DATASET: selection.run.dataset, DATASET_DIGEST: metadata.dataset_digest, NOTICE: notice}
+        run.set_tags({TRAINED_RUN: run_id} | {name: value for name, value in data.items() if value})
+        card = render_card(comparison=decision.reason)
+        version = known_version or _add_version(run, selection, model, resolved.checkpoint, card)
         while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
             console.info("another process has changed the champion: comparing with the new one")
             champion = model_registry.find_alias(CHAMPION)
-            decision = promotion.compare_with_champion(candidate, champion)
-        model_registry.set_description(version, _render_card(candidate, decision, model))
+            decision = promotion.compare_with_champion(selection, champion)
+        model_registry.set_description(version, render_card(comparison=decision.reason))
         run.set_description(f"{selection.summary} {decision.reason}")
         run.log_metrics(decision.metrics)
         run.log_params({"version": version.number})
-    registered = "Run already registered, compared again:" if known_version else "Registered as"
     alias = CHAMPION if decision.promoted else CHALLENGER
+    registered = "Run already registered, compared again:" if known_version else "Registered as"
     console.print_result(selection.summary, f"{registered} version {version.number}, {alias}. {decision.reason}")
-    if candidate.data.pairs.notice:
-        console.warn(candidate.data.pairs.notice)
-    if decision.promoted:
-        next_step = ("undo the promotion", links.mlflow_run_command(run, "register", rollback="true"))
-    else:
-        next_step = ("promote it anyway", _promotion_command(version))
-    terminal.print_next_steps([*_usage_steps(alias), next_step, *links.ui_steps(run)])
+    if notice:
+        console.warn(notice)
+    terminal.print_next_steps([*_usage_steps(alias), _undo_step(run, version, alias), *links.ui_steps(run)])
 
 
-def _add_version(run: RunLogger, candidate: Candidate, model: "SentenceTransformer", card: str) -> Version:
-    data, recipe, run_id = candidate.data, candidate.metadata.recipe, candidate.selection.run.run_id
-    with run.log_model(model_files.SENTENCE_TRANSFORMER_NAME, recipe.model_dump(), {}) as folder:
-        model_files.save_sentence_transformer(folder, model, candidate.checkpoint, card, run_id)
-    tags = {
-        TRAINED_RUN: run_id,
-        DATASET_DIGEST: data.pairs.digest,
-        model_registry.DEV_DIGEST: data.pairs.splits[SPLIT].digest,
-        model_registry.LABEL_TRANSFORM: recipe.label_transform,
-    }
-    return model_registry.add_version(run.model_id(model_files.SENTENCE_TRANSFORMER_NAME), card, tags)
-
-
-def _render_card(candidate: Candidate, decision: PromotionDecision, model: "SentenceTransformer") -> str:
-    return render_model_card(
-        candidate.metadata,
-        candidate.compressor.input_dim,
-        max_seq_length=model.max_seq_length,
-        selection=replace(candidate.selection, comparison=decision.reason),
-        run_id=candidate.selection.run.run_id,
+def _add_version(
+    run: RunLogger, selection: ModelSelection, model: "SentenceTransformer", checkpoint: Path, card: str
+) -> Version:
+    """Log the model in a run and register it as a new version."""
+    trained = selection.run
+    name = run.log_sentence_transformer(
+        model, checkpoint, card, EXAMPLE_TEXTS, trained.run_id, trained.recipe.model_dump()
     )
+    flush()
+    tags = {
+        TRAINED_RUN: trained.run_id,
+        DATASET_DIGEST: trained.comparison_key.dataset_digest,
+        model_registry.DEV_DIGEST: selection.dev_digest,
+        model_registry.LABEL_TRANSFORM: trained.recipe.label_transform,
+    }
+    return model_registry.add_version(run.model_id(name), card, tags)
 
 
 def _report_already_registered(selection: ModelSelection, version: Version) -> None:
@@ -139,6 +140,8 @@ def _usage_steps(alias: str) -> list[tuple[str, str]]:
     ]
 
 
-def _promotion_command(version: Version) -> str:
+def _undo_step(run: RunLogger, version: Version, alias: str) -> tuple[str, str]:
+    if alias == CHAMPION:
+        return "undo the promotion", links.mlflow_run_command(run, "register", rollback="true")
     call = f"set_registered_model_alias('{NAME}', '{CHAMPION}', '{version.number}')"
-    return f'python -c "import mlflow; mlflow.MlflowClient().{call}"'
+    return "promote it anyway", f'python -c "import mlflow; mlflow.MlflowClient().{call}"'

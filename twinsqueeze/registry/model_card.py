@@ -21,7 +21,7 @@ from twinsqueeze.reporting.ablation_table import (
     metric_name,
 )
 from twinsqueeze.reporting.formats import markdown_table
-from twinsqueeze.reporting.statistics import ABSENT
+from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
 ENCODER_LICENSES = {"all-MiniLM-L6-v2": "Apache 2.0"}
@@ -30,7 +30,6 @@ DATA_LICENSES = {
     "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), scores CC BY-SA 4.0, sentences under the licenses of their sources",
     "e3944d43fc94b8b5": "TwinSqueeze's demo, Apache 2.0",
 }
-UNKNOWN_LICENSE = "unknown, see its source"
 
 
 def metric_sign(metric: str) -> int:
@@ -40,35 +39,40 @@ def metric_sign(metric: str) -> int:
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """The best run of an experiment.
+    """The best run of an experiment: the best seed of the best recipe by a metric, such as "dev/spearman".
 
-    Attributes:
-        metric: The selection metric, such as "dev/spearman".
-        row: All seeds of the best recipe.
-        run: The best of these seeds.
-        num_recipes: Number of recipes compared.
-        baselines: Baselines on the same data.
-        comparison: A sentence on the comparison with the champion.
+    The row has all seeds of the recipe. The baselines are measured on the same data. The digest is of the dev pairs.
     """
 
     metric: str
     row: Row
     run: TrainedRun
+    dev_digest: str
     num_recipes: int
     baselines: Sequence[BaselineRow]
-    comparison: str = ""
 
     @property
     def summary(self) -> str:
         """One sentence on the selected recipe and seed."""
         score = self.row.scores[self.metric]
-        deviation = f" ± {score.deviation:.4f}" if score.count > 1 else ""
         recipes = "The only recipe" if self.num_recipes == 1 else f"Best of {self.num_recipes} recipes"
         seeds = "one seed" if score.count == 1 else f"{score.count} seeds"
         return (
-            f"{recipes} by mean {self.metric}: {score.mean:.4f}{deviation} over {seeds}; best seed "
-            f"{self.run.recipe.seed}, run {self.run.run_id}."
+            f"{recipes} by mean {self.metric}: {score.format()} over {seeds}; best seed {self.run.recipe.seed}, "
+            f"run {self.run.run_id}."
         )
+
+    @property
+    def same_dim_baselines(self) -> list[BaselineRow]:
+        """The baselines that have the model's dimension or none."""
+        return [baseline for baseline in self.baselines if baseline.dim in {None, self.row.recipe.dim}]
+
+    @property
+    def better_baselines(self) -> list[BaselineRow]:
+        """The baselines that beat the recipe's mean in at most as many bytes."""
+        sign, mean = metric_sign(self.metric), self.row.scores[self.metric].mean
+        small = [baseline for baseline in self.same_dim_baselines if baseline.bytes <= self.row.bytes]
+        return [b for b in small if self.metric in b.scores and sign * b.scores[self.metric].mean > sign * mean]
 
 
 def render_model_card(
@@ -76,8 +80,9 @@ def render_model_card(
     input_dim: int,
     max_seq_length: int | None,
     *,
-    selection: ModelSelection | None = None,
     run_id: str | None = None,
+    selection: ModelSelection | None = None,
+    comparison: str = "",
 ) -> str:
     """Render a model card, Markdown.
 
@@ -85,14 +90,14 @@ def render_model_card(
         metadata: Metadata of the compressor's checkpoint.
         input_dim: Dimension of the encoder's vectors.
         max_seq_length: Tokens after which the encoder truncates a text; None leaves this out.
-        selection: How the model was selected; None leaves selection and scores out.
         run_id: The run that trained the compressor, if known.
+        selection: How the model was selected; None leaves selection and scores out.
+        comparison: A sentence on the comparison with the champion.
     """
-    recipe = metadata.recipe
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - no HTML
     environment.filters["md"] = escape_markdown
     template = environment.from_string(files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8"))
-    encoder = recipe.encoder.removeprefix("sentence-transformers/")
+    recipe = metadata.recipe
     return template.render(
         metadata=metadata,
         recipe=recipe,
@@ -103,9 +108,13 @@ def render_model_card(
         sizes=", ".join(f"{size:,} as {precision}" for precision, size in vector_sizes(recipe).items()),
         float_queries=FLOAT_QUERIES,
         max_seq_length=max_seq_length,
-        encoder_license=ENCODER_LICENSES.get(encoder, UNKNOWN_LICENSE),
-        data_license=DATA_LICENSES.get(metadata.dataset_digest, UNKNOWN_LICENSE),
-        **(_describe_scores(selection) if selection else {}),
+        encoder_license=ENCODER_LICENSES.get(recipe.encoder.removeprefix("sentence-transformers/")),
+        data_license=DATA_LICENSES.get(metadata.dataset_digest),
+        selection=selection,
+        comparison=comparison,
+        scores_table=selection and _scores_table(selection),
+        precision_table=selection and precision_table(selection.row),
+        interval_columns=[(f"{s} {COLUMN_NAMES[n]}", f"{s}_{n}") for s in EVALUATED_SPLITS for n in reversed(METRICS)],
     )
 
 
@@ -114,24 +123,12 @@ def vector_sizes(recipe: Recipe) -> dict[str, int]:
     return {recipe.precision: recipe.bytes_per_vector} | {p: bytes_per_vector(p, recipe.dim) for p in PRECISIONS}
 
 
-def _describe_scores(selection: ModelSelection) -> dict[str, object]:
-    recall = selection.run.metrics.get("dev/neighbor_recall")
-    return {
-        "selection": selection,
-        "scores_table": _scores_table(selection),
-        "precision_table": precision_table(selection.row),
-        "intervals": _intervals(selection.run.metrics),
-        "neighbor_recall": None if recall is None else f"{recall:.0%}",
-        "better_baselines": _better_baselines(selection),
-    }
-
-
 def _scores_table(selection: ModelSelection) -> str:
     row, run = selection.row, selection.run
     rows = [(f"this model, seed {run.recipe.seed}", row.bytes, run.metrics)]
     if len(row.runs) > 1:
         rows.append((f"its recipe, mean of {len(row.runs)} seeds", row.bytes, _means(row)))
-    rows += [(b.name, b.bytes, _means(b)) for b in _same_dim_baselines(selection) if not b.search_only]
+    rows += [(b.name, b.bytes, _means(b)) for b in selection.same_dim_baselines if not b.search_only]
     return _format_table("", (*METRICS, "neighbor_recall"), rows)
 
 
@@ -157,34 +154,9 @@ def _format_table(title: str, scores: Iterable[str], rows: Iterable[tuple[str, i
     columns = [(split, score) for split in EVALUATED_SPLITS for score in scores]
     cells = []
     for name, size, metrics in rows:
-        values = [metrics.get(f"{split}/{score}", nan) for split, score in columns]
-        digits = [2 if score == "neighbor_recall" else 4 for _, score in columns]
-        shown = (ABSENT if isnan(value) else f"{value:.{n}f}" for value, n in zip(values, digits, strict=True))
-        cells.append([name, f"{size:,}", *shown])
+        values = [
+            SeedStats.of([metrics.get(f"{split}/{score}", nan)]).format(2 if score == "neighbor_recall" else 4)
+            for split, score in columns
+        ]
+        cells.append([name, f"{size:,}", *values])
     return markdown_table([title, "bytes", *(f"{split} {COLUMN_NAMES[score]}" for split, score in columns)], cells)
-
-
-def _intervals(metrics: Mapping[str, float]) -> str:
-    parts = []
-    for split in EVALUATED_SPLITS:
-        for name in reversed(METRICS):
-            low, high = (metrics.get(f"uncertainty/{split}_{name}_{end}") for end in ("low", "high"))
-            if low is not None and high is not None:
-                parts.append(f"{split} {COLUMN_NAMES[name]} {low:.4f} to {high:.4f}")
-    return ", ".join(parts)
-
-
-def _better_baselines(selection: ModelSelection) -> str:
-    """List the baselines that beat the recipe's mean in at most as many bytes."""
-    metric, row, sign = selection.metric, selection.row, metric_sign(selection.metric)
-    return ", ".join(
-        f"{escape_markdown(baseline.name)} ({baseline.scores[metric].mean:.4f}, {baseline.bytes:,} bytes)"
-        for baseline in _same_dim_baselines(selection)
-        if baseline.bytes <= row.bytes
-        and metric in baseline.scores
-        and sign * baseline.scores[metric].mean > sign * row.scores[metric].mean
-    )
-
-
-def _same_dim_baselines(selection: ModelSelection) -> list[BaselineRow]:
-    return [baseline for baseline in selection.baselines if baseline.dim in {None, selection.row.recipe.dim}]

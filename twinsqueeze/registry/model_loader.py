@@ -1,10 +1,10 @@
 """Resolves a run id, model URI or folder to local model files, and loads them."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,14 +38,10 @@ MAX_FILES = 1000
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """The local files of a model; None for what the model does not have.
+    """The local files of a model and its ids in MLflow; None for what the model does not have.
 
-    Attributes:
-        checkpoint: The compressor's safetensors file.
-        model_id: Id of the logged model.
-        run_id: Id of the run that trained the compressor.
-        sentence_transformer: Folder of the sentence-transformers model of encoder and compressor.
-        model_card: Markdown file.
+    The checkpoint is the compressor's safetensors file, `run_id` the run that trained it, and `sentence_transformer`
+    the folder of the sentence-transformers model of encoder and compressor.
     """
 
     checkpoint: Path
@@ -56,10 +52,7 @@ class ResolvedModel:
 
 
 def resolve_model(model: str) -> ResolvedModel:
-    """Find a compressor's files, download them if necessary and verify their recorded digests.
-
-    Args:
-        model: Run id, model URI (models:/... or runs:/...) or folder, such as `export` writes.
+    """Find a compressor's files by run id, model URI or folder; download them and verify their recorded digests.
 
     Raises:
         InputError: If the model does not exist, holds no single compressor, or its files do not match their digests.
@@ -71,14 +64,13 @@ def resolve_model(model: str) -> ResolvedModel:
         path = f"{entry.name}/{entry.version}" if isinstance(entry, ModelVersion) else entry.model_id
         folder = _download(f"models:/{path}", model)
     paths = _list_files(folder, model)
-    if entry:
-        _verify_digests(entry.tags, folder, paths, model)
     checkpoint = _find_checkpoint(paths, model)
+    if entry:
+        _verify_digests(entry.tags, folder, checkpoint, model)
     sentence_transformer = next((path.parent for path in paths if path.name == "modules.json"), None)
     card = checkpoint.with_name(CARD_FILE)
-    return ResolvedModel(
-        checkpoint, *_read_ids(folder, entry, model), sentence_transformer, card if card in paths else None
-    )
+    ids = _read_ids(folder, entry, model)
+    return ResolvedModel(checkpoint, *ids, sentence_transformer, card if card in paths else None)
 
 
 def load_sentence_transformer_for(
@@ -94,25 +86,25 @@ def load_sentence_transformer_for(
 
     Returns:
         The model, and the fingerprint of the files of its encoder.
-
-    Raises:
-        InputError: If the model does not record its encoder, or the encoder's files have changed since the training.
     """
     if resolved.sentence_transformer and encoder_name is None:
         text_model = SentenceEncoder(model, resolved.sentence_transformer, device=device)
         return text_model.load_model(), text_model.fingerprint
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
-    if encoder_name is None and metadata is None:
+    if encoder_name:
+        encoder = resolve_encoder(encoder_name, device)
+    elif metadata is None:
         raise InputError(
             f"model {model!r} does not record its encoder: name the run that trained it; compress also accepts "
             "--encoder, and export --format safetensors"
         )
-    encoder = resolve_encoder(encoder_name or (metadata.recipe.encoder if metadata else ""), device)
-    if encoder_name is None and metadata and encoder.fingerprint != metadata.encoder_fingerprint:
-        raise InputError(
-            f"the files of encoder {encoder.name!r} are not those that model {model!r} was trained with: restore "
-            "them; compress also accepts another --encoder"
-        )
+    else:
+        encoder = resolve_encoder(metadata.recipe.encoder, device)
+        if encoder.fingerprint != metadata.encoder_fingerprint:
+            raise InputError(
+                f"the files of encoder {encoder.name!r} are not those that model {model!r} was trained with: restore "
+                "them; compress also accepts another --encoder"
+            )
     return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
@@ -139,9 +131,9 @@ def _find_store_entry(model: str) -> ModelVersion | LoggedModel:
         run_id, _, name = model.removeprefix("runs:/").strip("/").partition("/")
         outputs = client.get_run(run_id).outputs
         logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
-        named = [candidate for candidate in logged if is_run_id or candidate.name == name]
     except Exception as error:  # stores raise exceptions of many types for an unknown model
         raise _not_loaded(model, error) from error
+    named = [candidate for candidate in logged if is_run_id or candidate.name == name]
     if not named:
         raise InputError(f"run {run_id} has no model{name and f' {name!r}'}: pass a run that finished training")
     return named[-1]
@@ -160,34 +152,17 @@ def _not_loaded(model: str, error: Exception) -> InputError:
 
 def _list_files(folder: Path, model: str) -> list[Path]:
     """List a folder's files, sorted; refuse links that leave the folder, since `export` would copy their targets."""
+    paths = list(islice(folder.rglob("*"), MAX_FILES + 1))
+    if len(paths) > MAX_FILES:
+        raise InputError(f"model {model!r} has more than {MAX_FILES:,} files: pass the folder of a single model")
     root = folder.resolve()
     # A snapshot in the Hub's cache consists of links to a sibling folder.
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    found: list[Path] = []
-    for parent, folder_names, file_names in os.walk(folder):
-        for path in (Path(parent, name) for name in (*folder_names, *file_names)):
-            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
-                name = path.relative_to(folder).as_posix()
-                raise InputError(f"{name} of model {model!r} is a link out of the folder: replace it by the file")
-        found += [Path(parent, name) for name in file_names]
-        if len(found) > MAX_FILES:
-            raise InputError(f"model {model!r} has more than {MAX_FILES:,} files: pass the folder of a single model")
-    return sorted(found)
-
-
-def _verify_digests(tags: Mapping[str, str], folder: Path, paths: Sequence[Path], model: str) -> None:
-    change = None
-    if recorded := tags.get(FILES_SHA256):
-        change = files.describe_change(json.loads(recorded), files.dir_sha256(folder, GENERATED_FILES))
-    elif recorded := tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}"):
-        change = files.describe_file_change(
-            CHECKPOINT_FILE, recorded, files.file_sha256(_find_checkpoint(paths, model))
-        )
-    if change:
-        raise InputError(
-            f"model {model!r} does not match its recorded digests: {change}. Restore its files, or train or register "
-            "the model again"
-        )
+    for path in paths:
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            name = path.relative_to(folder).as_posix()
+            raise InputError(f"{name} of model {model!r} is a link out of the folder: replace it by the file")
+    return sorted(path for path in paths if path.is_file())
 
 
 def _find_checkpoint(paths: Sequence[Path], model: str) -> Path:
@@ -196,6 +171,19 @@ def _find_checkpoint(paths: Sequence[Path], model: str) -> Path:
     if len(checkpoints) != 1:
         raise InputError(f"model {model!r} has {len(checkpoints)} .safetensors files: a compressor has exactly one")
     return checkpoints[0]
+
+
+def _verify_digests(tags: Mapping[str, str], folder: Path, checkpoint: Path, model: str) -> None:
+    change = None
+    if recorded := tags.get(FILES_SHA256):
+        change = files.describe_change(json.loads(recorded), files.dir_sha256(folder, GENERATED_FILES))
+    elif recorded := tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}"):
+        change = files.describe_file_change(CHECKPOINT_FILE, recorded, files.file_sha256(checkpoint))
+    if change:
+        raise InputError(
+            f"model {model!r} does not match its recorded digests: {change}. Restore its files, or train or register "
+            "the model again"
+        )
 
 
 def _read_ids(folder: Path, entry: ModelVersion | LoggedModel | None, model: str) -> tuple[str | None, str | None]:

@@ -11,6 +11,7 @@ import mlflow
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader
+from twinsqueeze.reporting.formats import truncate_lines
 from twinsqueeze.tracking import model_files, run
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import signals
@@ -103,10 +104,9 @@ def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Ver
 
 def set_description(version: Version, description: str) -> None:
     """Set a version's description (Markdown), truncated at a line break to `MAX_DESCRIPTION_LENGTH`."""
-    if len(description) > MAX_DESCRIPTION_LENGTH:
-        note = f"\n\nTruncated. Full model card: extra_files/{model_files.CARD_FILE} of the model."
-        description = description[: MAX_DESCRIPTION_LENGTH - len(note)].rpartition("\n")[0] + note
-    mlflow.MlflowClient().update_model_version(NAME, str(version.number), description)
+    note = f"Truncated. Full model card: extra_files/{model_files.CARD_FILE} of the model."
+    text = truncate_lines(description, MAX_DESCRIPTION_LENGTH, note)
+    mlflow.MlflowClient().update_model_version(NAME, str(version.number), text)
 
 
 def assign_alias_if_unchanged(version: Version, champion: Version | None, *, promoted: bool) -> bool:
@@ -115,19 +115,13 @@ def assign_alias_if_unchanged(version: Version, champion: Version | None, *, pro
     A registry has no atomic compare-and-set. The champion is therefore checked before and after the alias is set:
     if two processes set it at once, the first one finds its alias overwritten.
 
-    Args:
-        version: The version that was compared.
-        champion: The champion that it was compared with.
-        promoted: True makes the version the champion, False the challenger.
-
     Returns:
-        False if another version has become the champion: compare with that one and call again.
+        False if another version than `champion` has become the champion: compare with that one and call again.
     """
-    current = find_alias(CHAMPION)
-    if (current and current.number) != (champion and champion.number):
+    if _number(find_alias(CHAMPION)) != _number(champion):
         return False
     if not promoted:
-        _set_alias(CHALLENGER, version.number)
+        _set_alias(CHALLENGER, version)
         return True
     with signals.defer_signals(then_stop=True):
         promote(version, champion)
@@ -138,58 +132,60 @@ def assign_alias_if_unchanged(version: Version, champion: Version | None, *, pro
 def promote(version: Version, former: Version | None) -> None:
     """Make a version the champion; the former champion gets the alias `previous`."""
     if former:
-        mlflow.MlflowClient().set_model_version_tag(NAME, str(version.number), REPLACES, str(former.number))
-        _set_alias(PREVIOUS, former.number)
-    _set_alias(CHAMPION, version.number)
+        _set_tag(version, REPLACES, _number(former))
+        _set_alias(PREVIOUS, former)
+    _set_alias(CHAMPION, version)
 
 
-def _set_alias(alias: str, number: int) -> None:
+def _number(version: Version | None) -> str:
+    """The number as MLflow writes it; empty without a version."""
+    return str(version.number) if version else ""
+
+
+def _set_tag(version: Version, key: str, value: str) -> None:
+    mlflow.MlflowClient().set_model_version_tag(NAME, _number(version), key, value)
+
+
+def _set_alias(alias: str, version: Version) -> None:
     client = mlflow.MlflowClient()
     try:
-        client.set_registered_model_alias(NAME, alias, str(number))
+        client.set_registered_model_alias(NAME, alias, _number(version))
     except mlflow.MlflowException:  # another process inserted the alias at once: the second call updates it
-        client.set_registered_model_alias(NAME, alias, str(number))
+        client.set_registered_model_alias(NAME, alias, _number(version))
 
 
 def _confirm_promotion(version: Version) -> bool:
     """Return whether a version is the champion or one of its predecessors; if not, remove its tag `REPLACES`."""
-    replaced = {str(v.number): v.tags.get(REPLACES) for v in list_versions()}
-    champion = find_alias(CHAMPION)
-    number = str(champion.number) if champion else None
+    replaced = {_number(other): other.tags.get(REPLACES, "") for other in list_versions()}
+    number = _number(find_alias(CHAMPION))
     while number in replaced:
-        if number == str(version.number):
+        if number == _number(version):
             return True
         number = replaced.pop(number)
-    mlflow.MlflowClient().delete_model_version_tag(NAME, str(version.number), REPLACES)
+    mlflow.MlflowClient().delete_model_version_tag(NAME, _number(version), REPLACES)
     return False
 
 
 def roll_back() -> tuple[Version | None, Version]:
     """Make the previous champion the champion again, and the version that it had replaced the previous one.
 
-    Returns:
-        The champion before the call, and the restored one.
-
-    Raises:
-        InputError: If there is no previous champion.
+    Returns the champion before the call, and the restored one.
     """
-    versions = list_versions()
+    versions = {_number(version): version for version in list_versions()}
     if not versions:
         store = redact_credentials(mlflow.get_registry_uri())
         raise InputError(f"registered model {NAME!r} not found in {store}: create it with `register`")
-    replaced = next((version for version in versions if CHAMPION in version.aliases), None)
-    restored = next((version for version in versions if PREVIOUS in version.aliases), None)
+    by_alias = {alias: version for version in versions.values() for alias in version.aliases}
+    replaced, restored = by_alias.get(CHAMPION), by_alias.get(PREVIOUS)
     if restored is None:
         raise InputError(f"registered model {NAME!r} has no alias `{PREVIOUS}` to roll back to")
-    client = mlflow.MlflowClient()
-    before = next((version for version in versions if str(version.number) == restored.tags.get(REPLACES)), None)
+    before = versions.get(restored.tags.get(REPLACES, ""))
     with signals.defer_signals(then_stop=True):
-        _set_alias(CHAMPION, restored.number)
+        _set_alias(CHAMPION, restored)
         if before:
-            _set_alias(PREVIOUS, before.number)
+            _set_alias(PREVIOUS, before)
         else:
-            client.delete_registered_model_alias(NAME, PREVIOUS)
+            mlflow.MlflowClient().delete_registered_model_alias(NAME, PREVIOUS)
         if replaced:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            client.set_model_version_tag(NAME, str(replaced.number), ROLLED_BACK, now)
+            _set_tag(replaced, ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
     return replaced, restored

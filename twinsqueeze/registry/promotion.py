@@ -1,41 +1,22 @@
 """Selects the best run of an experiment and decides whether it replaces the champion."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-import torch
+import mlflow
+import pandas as pd
 
-from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.experiment import ExperimentData, prepare_data
-from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
-from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import ModelSelection, metric_sign
-from twinsqueeze.registry.model_loader import resolve_model
 from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.reporting import run_loader
 from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun
-from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.reporter import Reporter
+from twinsqueeze.tracking.tags import TRAINED_RUN
 
 SPLIT = "dev"
 ANY_DATASET = "any"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A selected run: its compressor's checkpoint file, the compressor, its metadata and its encoded data."""
-
-    selection: ModelSelection
-    checkpoint: Path
-    compressor: CompressorNetwork
-    metadata: CheckpointMetadata
-    data: ExperimentData
 
 
 @dataclass(frozen=True)
@@ -44,7 +25,7 @@ class PromotionDecision:
 
     promoted: bool
     reason: str
-    metrics: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def check_metric(metric: str) -> None:
@@ -66,13 +47,18 @@ def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelec
     Raises:
         InputError: If there is no finished run, or the runs can't be compared by the metric.
     """
-    runs = _load_comparable_runs(experiment_id, metric, dataset)
-    tables, _ = run_loader.load_tables(runs)
+    tables, _ = run_loader.load_tables(_load_comparable_runs(experiment_id, metric, dataset))
     sign = metric_sign(metric)
     candidates = [(table, row) for table in tables for row in table.rows]
     table, row = max(candidates, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
     best = max(row.runs, key=lambda run: sign * run.metrics[metric])
-    return ModelSelection(metric, row, best, len(candidates), table.baselines)
+    return ModelSelection(metric, row, best, _dev_digest(best.run_id), len(candidates), table.baselines)
+
+
+def _dev_digest(run_id: str) -> str:
+    inputs = mlflow.MlflowClient().get_run(run_id).inputs
+    recorded = inputs.dataset_inputs if inputs else []
+    return next((item.dataset.digest for item in recorded if SPLIT in {tag.value for tag in item.tags}), "")
 
 
 def _load_comparable_runs(experiment_id: str, metric: str, dataset: str) -> list[TrainedRun]:
@@ -94,59 +80,26 @@ def _load_comparable_runs(experiment_id: str, metric: str, dataset: str) -> list
     return runs
 
 
-def load_candidate(selection: ModelSelection, reporter: Reporter) -> Candidate:
-    """Load the compressor and the data of a selected run.
+def compare_with_champion(selection: ModelSelection, champion: Version | None) -> PromotionDecision:
+    """Compare a selected run with the champion by a paired bootstrap over the dev pairs.
 
-    Raises:
-        InputError: If the model, the data or the encoder can't be loaded or have changed since the training.
-    """
-    run_id = selection.run.run_id
-    checkpoint = resolve_model(run_id).checkpoint
-    compressor, metadata = read_checkpoint(checkpoint, run_id)
-    if metadata is None:
-        raise InputError(f"the checkpoint of run {run_id} has no metadata: register a run that `main` trained")
-    return Candidate(selection, checkpoint, compressor, metadata, _prepare_data(metadata, metadata, reporter))
-
-
-def _prepare_data(trained: CheckpointMetadata, other: CheckpointMetadata, reporter: Reporter) -> ExperimentData:
-    """Load the data of one compressor, encode them by the encoder of another, and verify that both are unchanged."""
-    dataset = trained.dataset if trained.recipe.dataset == "auto" else trained.recipe.dataset
-    pairs = load_pairs(dataset, splits=("train", SPLIT), score_max=trained.score_max)
-    if pairs.digest != trained.dataset_digest:
-        raise InputError(
-            f"dataset {dataset!r} has changed since {trained.recipe.name} was trained (digest {pairs.digest}, then "
-            f"{trained.dataset_digest}): restore it, or train again"
-        )
-    device = resolve_device("auto")
-    encoder = resolve_encoder(other.recipe.encoder, device.type)
-    if encoder.fingerprint != other.encoder_fingerprint:
-        raise InputError(
-            f"the files of encoder {encoder.name!r} have changed since {other.recipe.name} was trained: restore them, "
-            "or train again"
-        )
-    return prepare_data(pairs, encoder, device, score_max=trained.score_max, reporter=reporter)
-
-
-def compare_with_champion(candidate: Candidate, champion: Version | None) -> PromotionDecision:
-    """Compare a candidate with the champion on the same dev pairs by a paired bootstrap over pairs.
-
-    The candidate is promoted if the 95% interval of the difference lies on the better side of zero.
+    The run is promoted if the 95% interval of the difference lies on the better side of zero.
     """
     if champion is None:
-        return PromotionDecision(promoted=True, reason="There was no champion to compare with.", metrics={})
-    data, metric = candidate.data, candidate.selection.metric
-    score = metric.removeprefix(f"{SPLIT}/")
-    label_transform = candidate.metadata.recipe.label_transform
-    same_pairs = champion.tags.get(model_registry.DEV_DIGEST) == data.pairs.splits[SPLIT].digest
+        return PromotionDecision(promoted=True, reason="There was no champion to compare with.")
+    score = selection.metric.removeprefix(f"{SPLIT}/")
+    label_transform = selection.run.recipe.label_transform
+    same_pairs = champion.tags.get(model_registry.DEV_DIGEST) == selection.dev_digest
     same_labels = score == "spearman" or champion.tags.get(model_registry.LABEL_TRANSFORM) == label_transform
     if not (same_pairs and same_labels):
         obstacle = "other labels" if same_pairs else "other dev pairs"
         reason = f"The champion, version {champion.number}, was selected on {obstacle}: no comparison is possible."
-        return PromotionDecision(promoted=False, reason=reason, metrics={})
-    bootstrap = PairBootstrap(scores_to_labels(data.encoded[SPLIT].scores, label_transform))
-    predicted = _predict(candidate.compressor, data)
-    difference, interval = bootstrap.difference(predicted, _predict_by_champion(champion, candidate), score)
-    gain_low, gain_high = sorted(metric_sign(metric) * end for end in (interval.low, interval.high))
+        return PromotionDecision(promoted=False, reason=reason)
+    candidate = _read_dev_predictions(selection.run.run_id)
+    predicted_by_champion = _read_dev_predictions(champion.tags[TRAINED_RUN])["predicted"].to_numpy()
+    bootstrap = PairBootstrap(candidate["label"].to_numpy())
+    difference, interval = bootstrap.difference(candidate["predicted"].to_numpy(), predicted_by_champion, score)
+    gain_low, gain_high = sorted(metric_sign(selection.metric) * end for end in (interval.low, interval.high))
     promoted = gain_low > 0
     outcome = "better" if promoted else f"{'worse' if gain_high < 0 else 'not significant'}, so the champion stays"
     reason = (
@@ -157,16 +110,6 @@ def compare_with_champion(candidate: Candidate, champion: Version | None) -> Pro
     return PromotionDecision(promoted, reason, metrics)
 
 
-def _predict_by_champion(champion: Version, candidate: Candidate) -> FloatArray:
-    compressor, metadata = read_checkpoint(resolve_model(champion.uri).checkpoint, champion.uri)
-    assert metadata, "only checkpoints with metadata are registered"
-    if metadata.encoder_fingerprint == candidate.metadata.encoder_fingerprint:
-        return _predict(compressor, candidate.data)
-    return _predict(compressor, _prepare_data(candidate.metadata, metadata, candidate.data.reporter))
-
-
-def _predict(compressor: CompressorNetwork, data: ExperimentData) -> FloatArray:
-    """Return the cosines of the dev pairs, (P,)."""
-    split = data.encoded[SPLIT]
-    vectors = torch.from_numpy(split.embeddings).to(data.device)
-    return predict_pair_cosines(compressor.to(data.device), vectors, split)
+def _read_dev_predictions(run_id: str) -> pd.DataFrame:
+    predictions = run_loader.read_predictions(run_id)
+    return predictions[predictions["split"] == SPLIT]

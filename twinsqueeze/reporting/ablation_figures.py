@@ -91,8 +91,8 @@ def _pair_figures(rows: Sequence[Row], splits: Sequence[str]) -> list[ReportFigu
     """Figures of the pairs of the last split that all runs predicted, for the first seed of every alpha."""
     runs = {_alpha_label(row): row.runs[0] for row in rows}
     try:
-        tables = {name: run_loader.read_predictions(run) for name, run in runs.items()}
-        train_losses = {name: run_loader.read_train_losses(run) for name, run in runs.items()}
+        tables = {name: run_loader.read_predictions(run.run_id) for name, run in runs.items()}
+        train_losses = {name: run_loader.read_train_losses(run.run_id) for name, run in runs.items()}
     except InputError as error:
         console.warn(f"figures of pairs can't be drawn: {error}")
         return []

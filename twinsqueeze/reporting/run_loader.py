@@ -200,14 +200,14 @@ def read_curve(run: TrainedRun, metric: str) -> "pd.Series[float]":
     return pd.Series({point.step: point.value for point in history}).sort_index()
 
 
-def read_predictions(run: TrainedRun) -> pd.DataFrame:
+def read_predictions(run_id: str) -> pd.DataFrame:
     """A run's predictions, with columns such as split, label, predicted and squared_error."""
-    return _read_table(run.run_id, "predictions.json")
+    return _read_table(run_id, "predictions.json")
 
 
-def read_train_losses(run: TrainedRun) -> FloatArray:
+def read_train_losses(run_id: str) -> FloatArray:
     """(P,) squared errors of the train pairs, without noise."""
-    losses: FloatArray = pd.read_parquet(_download(run.run_id, "train_pair_losses.parquet"))["squared_error"].to_numpy()
+    losses: FloatArray = pd.read_parquet(_download(run_id, "train_pair_losses.parquet"))["squared_error"].to_numpy()
     return losses
 
 
