@@ -1,5 +1,6 @@
 """The command register: registers the best run as a version of the registered model."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,22 +67,20 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     if metadata is None:
         raise InputError(f"the checkpoint of run {run_id} has no metadata: register a run that `main` trained")
     model, _ = load_sentence_transformer_for(run_id, resolved)
-    render_card = partial(
-        render_model_card, metadata, compressor.input_dim, model.max_seq_length, run_id=run_id, selection=selection
-    )
+    render_card = partial(render_model_card, metadata, compressor.input_dim, model.max_seq_length, run_id=run_id)
     champion = model_registry.find_alias(CHAMPION)
     decision = promotion.compare_with_champion(selection, champion)
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
         run.log_params({**params, "trained_run": run_id})
         data = {DATASET: selection.run.dataset, DATASET_DIGEST: metadata.dataset_digest, NOTICE: notice}
         run.set_tags({TRAINED_RUN: run_id} | {name: value for name, value in data.items() if value})
-        card = render_card(comparison=decision.reason)
+        card = render_card(selection=replace(selection, comparison=decision.reason))
         version = known_version or _add_version(run, selection, model, resolved.checkpoint, card)
         while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
             console.info("another process has changed the champion: comparing with the new one")
             champion = model_registry.find_alias(CHAMPION)
             decision = promotion.compare_with_champion(selection, champion)
-        model_registry.set_description(version, render_card(comparison=decision.reason))
+        model_registry.set_description(version, render_card(selection=replace(selection, comparison=decision.reason)))
         run.set_description(f"{selection.summary} {decision.reason}")
         run.log_metrics(decision.metrics)
         run.log_params({"version": version.number})

@@ -42,6 +42,7 @@ class ModelSelection:
     """The best run of an experiment: the best seed of the best recipe by a metric, such as "dev/spearman".
 
     The row has all seeds of the recipe. The baselines are measured on the same data. The digest is of the dev pairs.
+    The comparison is a sentence on the champion.
     """
 
     metric: str
@@ -50,6 +51,7 @@ class ModelSelection:
     dev_digest: str
     num_recipes: int
     baselines: Sequence[BaselineRow]
+    comparison: str = ""
 
     @property
     def summary(self) -> str:
@@ -82,7 +84,6 @@ def render_model_card(
     *,
     run_id: str | None = None,
     selection: ModelSelection | None = None,
-    comparison: str = "",
 ) -> str:
     """Render a model card, Markdown.
 
@@ -92,7 +93,6 @@ def render_model_card(
         max_seq_length: Tokens after which the encoder truncates a text; None leaves this out.
         run_id: The run that trained the compressor, if known.
         selection: How the model was selected; None leaves selection and scores out.
-        comparison: A sentence on the comparison with the champion.
     """
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - no HTML
     environment.filters["md"] = escape_markdown
@@ -111,7 +111,6 @@ def render_model_card(
         encoder_license=ENCODER_LICENSES.get(recipe.encoder.removeprefix("sentence-transformers/")),
         data_license=DATA_LICENSES.get(metadata.dataset_digest),
         selection=selection,
-        comparison=comparison,
         scores_table=selection and _scores_table(selection),
         precision_table=selection and precision_table(selection.row),
         interval_columns=[(f"{s} {COLUMN_NAMES[n]}", f"{s}_{n}") for s in EVALUATED_SPLITS for n in reversed(METRICS)],
