@@ -124,7 +124,7 @@ def test_what_can_be_neither_registered_nor_exported(run_here, workplace, pairs_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["register"], "the experiment has no finished run"),
+        (["register"], "no finished training run in the experiment"),
         (["register", "--experiment", "nowhere"], "experiment 'nowhere' not found"),
         (["register", "--rollback", "true"], "registered model 'twinsqueeze' not found"),
     ],

@@ -14,10 +14,8 @@ from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import defer_signals
 
-CURRENT_EXPERIMENT = "current"
 
-
-def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None, overwrite: bool = False) -> None:
+def compare(experiment: str, *, output: Path | None = None, overwrite: bool = False) -> None:
     """Compare the finished training runs of an experiment in tables, figures and a report.
 
     Args:
@@ -31,18 +29,13 @@ def compare(experiment: str = CURRENT_EXPERIMENT, *, output: Path | None = None,
     if output:
         _check_output(output, overwrite)
     check_tracking_server()
-    experiment_id = run_loader.resolve_experiment(None if experiment == CURRENT_EXPERIMENT else experiment)
-    runs, skipped = run_loader.load_runs(experiment_id)
-    if not runs:
-        solution = "Train with `main` or `ablation`, or pass another experiment"
-        raise InputError(" ".join(["no finished training run in the experiment.", *skipped, solution]))
+    experiment_id, runs, skipped = run_loader.load_experiment(experiment)
     tables, missing = run_loader.load_tables(runs)
     notes = [*skipped, *missing]
     for table in tables:
         terminal.print_table(table)
     for note in notes:
         console.info(note)
-
     with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
         run.log_params({"experiment": experiment, "compared_runs": len(runs)})
         run.set_description(formats.summary(tables, notes))

@@ -12,7 +12,7 @@ from twinsqueeze.registry.model_card import ModelSelection, render_model_card
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
 from twinsqueeze.registry.promotion import ANY_DATASET
-from twinsqueeze.reporting import run_loader, terminal
+from twinsqueeze.reporting import terminal
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -22,12 +22,11 @@ from twinsqueeze.utils import console
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-CURRENT_EXPERIMENT = "current"
 EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 
 
 def register(
-    experiment: str = CURRENT_EXPERIMENT,
+    experiment: str,
     *,
     metric: str = "dev/spearman",
     dataset: str = ANY_DATASET,
@@ -50,8 +49,7 @@ def register(
     if rollback:
         _roll_back()
         return
-    experiment_id = run_loader.resolve_experiment(None if experiment == CURRENT_EXPERIMENT else experiment)
-    selection = promotion.select_best_run(experiment_id, metric, dataset)
+    selection = promotion.select_best_run(experiment, metric, dataset)
     version = model_registry.find_trained_by(selection.run.run_id)
     if version and (CHAMPION in version.aliases or ROLLED_BACK in version.tags):
         _report_already_registered(selection, version)

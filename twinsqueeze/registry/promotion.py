@@ -36,18 +36,18 @@ def check_metric(metric: str) -> None:
         raise InputError(f"metric must be one of {', '.join(metrics)}, not {metric!r}{reason}")
 
 
-def select_best_run(experiment_id: str, metric: str, dataset: str) -> ModelSelection:
+def select_best_run(experiment: str, metric: str, dataset: str) -> ModelSelection:
     """Select the recipe with the best mean over seeds, then its best seed.
 
     Args:
-        experiment_id: MLflow's id.
+        experiment: Name or id, or "current".
         metric: dev/spearman, dev/pearson, dev/mse or dev/mae.
         dataset: Name of the dataset whose runs are compared, or "any" if there is only one.
 
     Raises:
         InputError: If there is no finished run, or the runs can't be compared by the metric.
     """
-    tables, _ = run_loader.load_tables(_load_comparable_runs(experiment_id, metric, dataset))
+    tables, _ = run_loader.load_tables(_load_comparable_runs(experiment, metric, dataset))
     sign = metric_sign(metric)
     candidates = [(table, row) for table in tables for row in table.rows]
     table, row = max(candidates, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
@@ -61,11 +61,8 @@ def _dev_digest(run_id: str) -> str:
     return next((item.dataset.digest for item in recorded if SPLIT in {tag.value for tag in item.tags}), "")
 
 
-def _load_comparable_runs(experiment_id: str, metric: str, dataset: str) -> list[TrainedRun]:
-    finished, notes = run_loader.load_runs(experiment_id)
-    if not finished:
-        solution = "Train with `main` or `ablation`, or pass another experiment"
-        raise InputError(" ".join(["the experiment has no finished run.", *notes, solution]))
+def _load_comparable_runs(experiment: str, metric: str, dataset: str) -> list[TrainedRun]:
+    _, finished, _ = run_loader.load_experiment(experiment)
     names = ", ".join(sorted({run.dataset for run in finished}))
     runs = [run for run in finished if dataset in {ANY_DATASET, run.dataset}]
     if not runs:

@@ -37,22 +37,36 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import describe_error, escape_control_chars
 
+CURRENT_EXPERIMENT = "current"
 # Runs with this metric were evaluated on test.
 TEST_METRIC = "test/spearman"
 # Digests of recipe and data, and the encoder's fingerprint.
 Fingerprint = tuple[str, str, str]
 
 
-def resolve_experiment(name: str | None) -> str:
-    """Return the id of an experiment by its name or id; None for the experiment that a new run would be in.
+def load_experiment(name: str) -> tuple[str, list[TrainedRun], list[str]]:
+    """Load an experiment by its name or id; "current" is the experiment that a new run would be in.
+
+    Returns:
+        Its id, its runs, and notes on those that were left out, as `load_runs` returns them.
 
     Raises:
-        InputError: If it does not exist.
+        InputError: If it does not exist or has no finished training run.
     """
+    experiment_id = _resolve_experiment(name)
+    runs, notes = load_runs(experiment_id)
+    if not runs:
+        solution = "Train with `main` or `ablation`, or pass another experiment"
+        raise InputError(" ".join(["no finished training run in the experiment.", *notes, solution]))
+    return experiment_id, runs, notes
+
+
+def _resolve_experiment(name: str) -> str:
     client = mlflow.MlflowClient()
-    if name is None and (run_id := env_run_id()):
-        return str(client.get_run(run_id).info.experiment_id)
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
+    if name == CURRENT_EXPERIMENT:
+        if run_id := env_run_id():
+            return str(client.get_run(run_id).info.experiment_id)
+        name = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
     try:
         experiment = client.get_experiment_by_name(name) or client.get_experiment(name)
     except mlflow.MlflowException:
