@@ -45,7 +45,10 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
             new = Path(temporary, "new")
             new.mkdir()
             _write_files(new, model, resolved, format)
-            _replace_dir(output, new, Path(temporary, "old"))
+            with signals.defer_signals(then_stop=False):
+                if output.is_dir():
+                    output.replace(Path(temporary, "old"))
+                new.replace(output)
     except (OSError, SafetensorError) as error:
         raise InputError(f"output {str(output)!r} can't be written: {one_line(error)}") from error
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
@@ -59,14 +62,13 @@ def _check_output(output: Path, overwrite: bool) -> None:
     try:
         if output.exists() and not output.is_dir():
             raise InputError(f"output {str(output)!r} is a file: name a folder")
-        if output.exists() and any(output.iterdir()):
-            if not overwrite:
-                raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
-            if not (output / CHECKPOINT_FILE).is_file():  # protects other folders from a mistyped path
-                raise InputError(f"output {str(output)!r} is not an earlier export: only exports are overwritten")
+        is_empty = not output.exists() or not any(output.iterdir())
+        if not is_empty and not overwrite:
+            raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
+        if not is_empty and not (output / CHECKPOINT_FILE).is_file():  # protects other folders from a mistyped path
+            raise InputError(f"output {str(output)!r} is not an earlier export: only exports are overwritten")
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
+        tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
 
@@ -88,15 +90,3 @@ def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str)
     elif metadata:
         card = render_model_card(metadata, compressor.input_dim, max_length, run_id=resolved.run_id)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-def _replace_dir(target: Path, new: Path, backup: Path) -> None:
-    with signals.defer_signals(then_stop=False):
-        if target.is_dir():
-            target.replace(backup)
-        try:
-            new.replace(target)
-        except OSError:
-            if backup.exists():
-                backup.replace(target)
-            raise

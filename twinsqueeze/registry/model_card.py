@@ -24,13 +24,6 @@ from twinsqueeze.reporting.formats import markdown_table
 from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils.text import escape_markdown
 
-ENCODER_LICENSES = {"all-MiniLM-L6-v2": "Apache 2.0"}
-# By the digest of train and dev.
-DATA_LICENSES = {
-    "e85c7a2ecfacab2e": "STS-B (Cer et al. 2017), scores CC BY-SA 4.0, sentences under the licenses of their sources",
-    "e3944d43fc94b8b5": "TwinSqueeze's demo, Apache 2.0",
-}
-
 
 def metric_sign(metric: str) -> int:
     """Return -1 for metrics where lower is better, such as "dev/mse", else 1."""
@@ -108,8 +101,6 @@ def render_model_card(
         sizes=", ".join(f"{size:,} as {precision}" for precision, size in vector_sizes(recipe).items()),
         float_queries=FLOAT_QUERIES,
         max_seq_length=max_seq_length,
-        encoder_license=ENCODER_LICENSES.get(recipe.encoder.removeprefix("sentence-transformers/")),
-        data_license=DATA_LICENSES.get(metadata.dataset_digest),
         selection=selection,
         scores_table=selection and _scores_table(selection),
         precision_table=selection and precision_table(selection.row),
