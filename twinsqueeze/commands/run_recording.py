@@ -175,7 +175,7 @@ def _log_tables(run: RunLogger, evaluation: Evaluation, pairs: PairDataset, desc
     paragraphs = [
         *notice,
         " ".join(sentences),
-        formats.markdown_table(*formats.run_scores(evaluation.name, size, results, baselines)),
+        formats.markdown_table(*search_table.format_run(search_rows(evaluation), results)),
         "Search quality:",
         formats.markdown_table(*search_table.format_rows(search_rows(evaluation), results)),
         *([f"{missing}."] if missing else []),
@@ -192,9 +192,7 @@ def print_summary(run: RunLogger, evaluation: Evaluation, data: ExperimentData, 
         data: The evaluated data.
         trained_run: Id of the run if it has trained the compressor.
     """
-    size = evaluation.compressor.bytes_per_vector
-    rows = search_rows(evaluation)
-    terminal.print_results(evaluation.name, size, evaluation.results, evaluation.baselines, rows)
+    terminal.print_results(evaluation.results, search_rows(evaluation))
     if missing := missing_baselines_note(evaluation.baselines):
         console.info(missing)
     if data.pairs.notice:

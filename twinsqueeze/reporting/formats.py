@@ -24,7 +24,6 @@ from twinsqueeze.reporting.statistics import NO_VALUES, MeanDifference, SeedStat
 from twinsqueeze.utils.text import escape_control_chars, escape_markdown
 
 if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
-    from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
 COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
@@ -47,20 +46,6 @@ class Section:
 
     table: AblationTable
     figures: list[ReportFigure]
-
-
-def run_scores(
-    title: str, size: int, results: Mapping[str, "EvaluationResult"], baselines: Sequence["BaselineScores"]
-) -> TextTable:
-    """Scores of a run by split, the compressor in the first row and baselines below."""
-    columns = (*PAIR_SCORES, "neighbor_recall")
-    rows = [(title, size, {split: result.scores for split, result in results.items()})]
-    rows += [(baseline.name, baseline.bytes, baseline.scores) for baseline in baselines if not baseline.search_only]
-    table = []
-    for name, row_size, scores in rows:
-        cells = [f"{scores[split][c]:.{4 if c in PAIR_SCORES else 2}f}" for split in results for c in columns]
-        table.append([name, f"{row_size:,}", *cells])
-    return ["model", "bytes", *search_table.split_columns(results, [COLUMN_NAMES[c] for c in columns])], table
 
 
 def scores_sentence(split: str, result: "EvaluationResult") -> str:

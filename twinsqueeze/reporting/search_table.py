@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite, nan
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +15,9 @@ from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
     COLUMN_NAMES,
     EVALUATED_SPLITS,
+    PAIR_SCORES,
     PRECISIONS,
+    SCORES,
     SEARCH_SCORES,
     SELECTION_METRIC,
     AblationTable,
@@ -47,13 +49,15 @@ class VectorFormat(NamedTuple):
 class SearchRow:
     """A way to store vectors, with statistics by metric without precision, such as "test/mrr".
 
-    The method is the name without the size; figures join the rows of a method.
+    The method is the name without the size; figures join the rows of a method. Rows with `search_only` are left out of
+    tables of scores.
     """
 
     name: str
     method: str
     bytes: int
     is_trained: bool
+    search_only: bool
     scores: Mapping[str, SeedStats]
 
     def score(self, metric: str) -> SeedStats:
@@ -79,7 +83,7 @@ def rows_from_run(
             for score, value in values.items()
         }
         method = baseline_family(baseline.name, baseline.dim)
-        rows.append(SearchRow(baseline.name, method, baseline.bytes, False, scores))
+        rows.append(SearchRow(baseline.name, method, baseline.bytes, False, baseline.search_only, scores))
     return _measured_by_size(rows)
 
 
@@ -95,7 +99,7 @@ def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
             recipe = best.recipe
             vectors = VectorFormat(f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, best.bytes)
             rows += _trained_rows(vectors, f"{TRAINED} {recipe.architecture}", best.scores)
-        rows += [SearchRow(b.name, b.family, b.bytes, False, b.scores) for b in table.baselines]
+        rows += [SearchRow(b.name, b.family, b.bytes, False, b.search_only, b.scores) for b in table.baselines]
     return _measured_by_size({row.name: row for row in rows}.values())
 
 
@@ -107,14 +111,15 @@ def _trained_rows(vectors: VectorFormat, method: str, recorded: Mapping[str, See
         scores = {
             metric_name(split, score): recorded.get(metric_name(split, score, suffix), NO_VALUES)
             for split in SPLITS
-            for score in SEARCH_SCORES
+            for score in SCORES
         }
         if vectors.precision == "float32":
             label, size, group = f", {precision}", bytes_per_vector(precision, vectors.dim), method
         else:
             label = f", {FLOAT_QUERIES}" if precision == ASYMMETRIC else ""
             size, group = vectors.bytes, f"{method} (quantized), {vectors.precision}"
-        rows.append(SearchRow(f"{vectors.name}{label}", f"{group}{label}", size, True, scores))
+        search_only = precision != vectors.precision
+        rows.append(SearchRow(f"{vectors.name}{label}", f"{group}{label}", size, True, search_only, scores))
     return rows
 
 
@@ -129,13 +134,22 @@ def split_columns(splits: Collection[str], names: Sequence[str]) -> list[str]:
     return [f"{split} {name}" if len(splits) > 1 else name for split in splits for name in names]
 
 
-def format_rows(rows: Sequence[SearchRow], splits: Collection[str] = EVALUATED_SPLITS) -> TextTable:
+def format_rows(
+    rows: Sequence[SearchRow], splits: Collection[str] = EVALUATED_SPLITS, scores: Sequence[str] = SEARCH_SCORES
+) -> TextTable:
     """The table on some splits as text."""
-    scores = [(metric_name(s, name), 4 if name == "spearman" else 2) for s in splits for name in SEARCH_SCORES]
+    metrics = [(metric_name(split, score), 4 if score in PAIR_SCORES else 2) for split in splits for score in scores]
     cells = [
-        [row.name, f"{row.bytes:,}", *(row.score(metric).format(digits) for metric, digits in scores)] for row in rows
+        [row.name, f"{row.bytes:,}", *(row.score(metric).format(digits) for metric, digits in metrics)] for row in rows
     ]
-    return ["vectors", "bytes", *split_columns(splits, [COLUMN_NAMES[score] for score in SEARCH_SCORES])], cells
+    return ["vectors", "bytes", *split_columns(splits, [COLUMN_NAMES[score] for score in scores])], cells
+
+
+def format_run(rows: Sequence[SearchRow], splits: Collection[str]) -> TextTable:
+    """Scores of a run's vectors as they are stored, and of baselines."""
+    shown = [replace(row, name=row.name.removesuffix(", float32")) for row in rows if not row.search_only]
+    shown.sort(key=lambda row: not row.is_trained)
+    return format_rows(shown, splits, (*PAIR_SCORES, "neighbor_recall"))
 
 
 def quality_figure(rows: Sequence[SearchRow]) -> "partial[Figure]":

@@ -14,27 +14,19 @@ from twinsqueeze.utils.console import print_result
 from twinsqueeze.utils.text import escape_control_chars
 
 if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
-    from twinsqueeze.evaluation.baselines import BaselineScores
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
 # A narrower terminal wraps lines; rich would truncate cells instead.
 MIN_WIDTH = 150
 
 
-def print_results(
-    title: str,
-    size: int,
-    results: Mapping[str, "EvaluationResult"],
-    baselines: Sequence["BaselineScores"],
-    search: Sequence[SearchRow],
-) -> None:
+def print_results(results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow]) -> None:
     """Print a run's scores and search quality, two tables per split."""
     for split, result in results.items():
-        scores = formats.run_scores(title, size, {split: result}, baselines)
-        _print_table(f"{split}: {len(result.labels):,} pairs", *scores)
+        _print_table(f"{split}: {len(result.labels):,} pairs", *search_table.format_run(rows, [split]))
         intervals = [f"{COLUMN_NAMES[name]} {i.low:.4f} to {i.high:.4f}" for name, i in result.intervals.items()]
         print_result(f"95% intervals over pairs: {', '.join(intervals)}", "")
-        _print_table(f"{split}: search quality", *search_table.format_rows(search, [split]))
+        _print_table(f"{split}: search quality", *search_table.format_rows(rows, [split]))
         print()
 
 
