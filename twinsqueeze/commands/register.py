@@ -13,16 +13,14 @@ from twinsqueeze.registry.model_loader import load_sentence_transformer_for, res
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
 from twinsqueeze.registry.promotion import ANY_DATASET
 from twinsqueeze.reporting import terminal
-from twinsqueeze.tracking import links
-from twinsqueeze.tracking.run import check_tracking_server, flush, start_run
+from twinsqueeze.tracking import links, model_files
+from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, TRAINED_RUN
 from twinsqueeze.utils import console
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 
 
 def register(
@@ -95,17 +93,15 @@ def _add_version(
 ) -> Version:
     """Log the model in a run and register it as a new version."""
     trained = selection.run
-    name = run.log_sentence_transformer(
-        model, checkpoint, card, EXAMPLE_TEXTS, trained.run_id, trained.recipe.model_dump()
-    )
-    flush()
+    with run.log_model(model_files.SENTENCE_TRANSFORMER_NAME, trained.recipe.model_dump(), {}) as folder:
+        model_files.save_sentence_transformer(folder, model, checkpoint, card, trained.run_id)
     tags = {
         TRAINED_RUN: trained.run_id,
         DATASET_DIGEST: trained.comparison_key.dataset_digest,
         model_registry.DEV_DIGEST: selection.dev_digest,
         model_registry.LABEL_TRANSFORM: trained.recipe.label_transform,
     }
-    return model_registry.add_version(run.model_id(name), card, tags)
+    return model_registry.add_version(run.model_id(model_files.SENTENCE_TRANSFORMER_NAME), card, tags)
 
 
 def _report_already_registered(selection: ModelSelection, version: Version) -> None:
