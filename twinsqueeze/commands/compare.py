@@ -18,10 +18,7 @@ from twinsqueeze.utils.signals import defer_signals
 def compare(experiment: str, *, output: Path | None = None, overwrite: bool = False) -> None:
     """Compare the finished training runs of an experiment in tables, figures and a report.
 
-    Args:
-        experiment: Its name or id, or "current" for the experiment that a new run would be in.
-        output: Folder for a copy of the files.
-        overwrite: Whether files in `output` may be replaced.
+    The files are logged in a run and copied to `output`. `overwrite` permits to replace files there.
 
     Raises:
         InputError: If the experiment has no finished training run, or `output` can't be written to.

@@ -23,11 +23,8 @@ FORMATS = ("folder", "safetensors", "onnx")
 def export(model: str, output: Path, *, format: str = "folder", overwrite: bool = False) -> None:  # noqa: A002 - option
     """Write a model, its compressor's checkpoint and its model card to a folder; on an error nothing is written.
 
-    Args:
-        model: Run id, model URI or folder.
-        output: A new or empty folder.
-        format: "folder": a sentence-transformers model; "safetensors": the compressor; "onnx": both as ONNX graphs.
-        overwrite: Replace an earlier export in `output`.
+    The format is "folder" for a sentence-transformers model, "safetensors" for the compressor, or "onnx" for both as
+    ONNX graphs. The output is a new or empty folder, or with `overwrite` an earlier export.
 
     Raises:
         InputError: If the model can't be loaded or exported in this format, or the folder can't be written.

@@ -32,11 +32,7 @@ def register(
 ) -> None:
     """Register the best run of an experiment and make it the champion if it beats the present one on dev.
 
-    Args:
-        experiment: Name or id, or "current" for the experiment that a new run would belong to.
-        metric: Metric for selection and comparison: dev/spearman, dev/pearson, dev/mse or dev/mae.
-        dataset: Name of the dataset whose runs are compared, or "any" if the experiment has only one.
-        rollback: Restore the previous champion instead.
+    The runs are selected and compared by the metric. `rollback` restores the previous champion instead.
 
     Raises:
         InputError: If there is nothing to register, or an argument is invalid.
