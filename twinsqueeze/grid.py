@@ -29,8 +29,7 @@ def load_grid(file: str, **overrides: Any) -> list[Recipe]:
     """Returns the recipes of a grid: every combination of its values, the first field varying slowest.
 
     Args:
-        file: A YAML mapping of recipe fields to a value or a list of values. `recipe` names a preset as the base;
-            without it, the other fields have their defaults.
+        file: A YAML mapping of recipe fields to a value or a list of values. `recipe` names a preset as the base.
         overrides: Fields that replace those of the file.
 
     Raises:
@@ -39,8 +38,10 @@ def load_grid(file: str, **overrides: Any) -> list[Recipe]:
     content = _read_mapping(file)
     try:
         base = load_preset(str(content.pop("recipe"))) if "recipe" in content else {}
-        values = {_field_name(name): value if isinstance(value, list) else [value] for name, value in content.items()}
-        values |= {name: [value] for name, value in overrides.items()}
+        values = {}
+        for name, value in (content | overrides).items():
+            field = name if isinstance(name, str) else truncate_repr(name)
+            values[field] = value if isinstance(value, list) else [value]
         return _combine(base, values)
     except InputError as error:
         raise InputError(f"grid {file!r}: {error}") from None
@@ -63,10 +64,6 @@ def _read_mapping(file: str) -> dict[Any, Any]:
             f"grid {file!r} {state}: map fields of the recipe to a value or a list of values, as in `alpha: [0, 0.75]`"
         )
     return content
-
-
-def _field_name(name: object) -> str:
-    return name if isinstance(name, str) else truncate_repr(name)
 
 
 def _combine(base: dict[str, Any], values: dict[str, list[Any]]) -> list[Recipe]:

@@ -12,27 +12,18 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
 
 from twinsqueeze.errors import InputError, truncate_repr
 
 MAX_SEED = 2**31 - 1
 # The presets in twinsqueeze/recipes/. `published` has the defaults.
 PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
-# Storage format of compressed vectors, by the quantizer of the recipe.
-QUANTIZER_PRECISIONS = {"none": "float32", "product": "product", "sign": "binary"}
 # Label of rows that compare float32 queries with stored codes, as a search does.
 FLOAT_QUERIES = "float queries"
 
 
 def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None) -> int:
-    """Returns the bytes of a stored vector.
-
-    Args:
-        precision: float32, int8, product, binary or ubinary.
-        dim: Dimension of the vector.
-        subvector_dim: Dimensions per byte of product codes; required for `product` only.
-    """
+    """Returns the bytes of a stored vector; product codes need `subvector_dim`, the dimensions per byte."""
     if precision == "product":
         assert subvector_dim
         return dim // subvector_dim
@@ -40,9 +31,11 @@ def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None)
     return -(-bits * dim // 8)
 
 
-def _field(default: Any, allowed: str, description: str, **bounds: Any) -> Any:
-    # `allowed` completes the error message "NAME must be …".
-    return Field(default, description=description, json_schema_extra={"allowed": allowed}, **bounds)
+def _field(default: Any, description: str, allowed: str = "", **bounds: Any) -> Any:
+    """A field; `allowed` completes the message "NAME must be …" if its type and bounds do not say it all."""
+    if allowed:
+        bounds["json_schema_extra"] = {"allowed": allowed}
+    return Field(default, description=description, **bounds)
 
 
 class Recipe(BaseModel):
@@ -57,43 +50,35 @@ class Recipe(BaseModel):
         32
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     alpha: float = _field(
         0.75,
-        "a finite number of at least 0",
         "Strength of the NEFTune-style noise. Every training step adds U(-1, 1) * alpha / sqrt(d) to each of the d "
         "components of a sentence's unit vector: noise of norm about alpha / sqrt(3). 0 trains without noise.",
         ge=0,
-        allow_inf_nan=False,
     )
     dim: int = _field(
         32,
-        "a whole number of at least 2 (the cosine of one-dimensional vectors is -1 or 1)",
         "Output dimension; at most the encoder's dimension.",
+        "a whole number of at least 2 (the cosine of one-dimensional vectors is -1 or 1)",
         ge=2,
     )
-    epochs: int = _field(
-        200, "a whole number of at least 1", "Passes over the training pairs. The last epoch's weights are used.", ge=1
-    )
-    batch_size: int = _field(32, "a whole number of at least 1", "Sentence pairs per training step.", ge=1)
-    lr: float = _field(2e-4, "a finite number above 0", "Adam's learning rate.", gt=0, allow_inf_nan=False)
+    epochs: int = _field(200, "Passes over the training pairs. The last epoch's weights are used.", ge=1)
+    batch_size: int = _field(32, "Sentence pairs per training step.", ge=1)
+    lr: float = _field(2e-4, "Adam's learning rate.", gt=0)
     lr_schedule: Literal["constant", "cosine", "linear"] = _field(
         "constant",
-        "constant, cosine or linear",
         "Learning rate schedule, where t is the fraction of steps done. constant: lr; cosine: "
         "lr * (1 + cos(pi * t)) / 2; linear: lr * (1 - t).",
     )
     weight_decay: float = _field(
         0.0,
-        "a finite number of at least 0",
         "Decoupled weight decay as in AdamW: every step subtracts lr * weight_decay of each weight. 0 is Adam.",
         ge=0,
-        allow_inf_nan=False,
     )
     seed: int = _field(
         0,
-        f"a whole number from 0 to {MAX_SEED}",
         "Seeds the initial weights, the order of pairs, the noise and the sampled neighborhoods, each in a random "
         "stream of its own.",
         ge=0,
@@ -101,46 +86,38 @@ class Recipe(BaseModel):
     )
     architecture: Literal["mlp", "linear", "residual"] = _field(
         "mlp",
-        "mlp, linear or residual",
         "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; residual: a linear "
         "layer plus a branch of 1024 ReLU units whose output starts at zero.",
     )
     init: Literal["random", "pca", "teacher"] = _field(
         "random",
-        "random, or for a linear or residual compressor pca or teacher",
         "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
         "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
         "d -> d linear projection that is first trained on the scores.",
+        "random, or for a linear or residual compressor pca or teacher",
     )
     subvector_dim: int = _field(
-        4,
-        "a whole number of at least 1",
-        "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.",
-        ge=1,
+        4, "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.", ge=1
     )
     quantizer: Literal["none", "product", "sign"] = _field(
         "none",
-        "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
         "Quantizer that the vectors are trained and evaluated with. none: float32; product: each subvector becomes "
         "one of 256 centroids, a byte; sign: the signs, one bit each.",
+        "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
     )
     loss: Literal["mse", "pearson"] = _field(
         "mse",
-        "mse or pearson",
         "Training loss. mse: mean squared error of the pair's cosine to the label; pearson: 1 - Pearson correlation "
         "of cosines and labels in the batch.",
     )
     neighbor_weight: float = _field(
         0.0,
-        "a finite number of at least 0",
         "Weight of the neighborhood loss: the KL divergence between the softmax of the teacher's cosines and that of "
         "the compressed cosines. 0 disables it.",
         ge=0,
-        allow_inf_nan=False,
     )
     num_neighbors: int = _field(
         0,
-        "a whole number from 0 to 100",
         "Sentences that the neighborhood loss compares. 0: those of the batch; n: 512 sampled train sentences, each "
         "sampled with its n nearest neighbors by the encoder.",
         ge=0,
@@ -148,55 +125,41 @@ class Recipe(BaseModel):
     )
     synthetic_sentences: int = _field(
         0,
-        "a whole number from 0 to 100000",
         "Synthetic sentences, made of the encoder's vocabulary. They join the train sentences where no scores are "
         "needed: initial weights, centroids, and the sampled neighborhoods.",
         ge=0,
         le=100_000,
     )
     neighbor_temperature: float = _field(
-        0.05,
-        "a finite number above 0",
-        "Temperature of the neighborhood loss: softmax(cosine / temperature).",
-        gt=0,
-        allow_inf_nan=False,
+        0.05, "Temperature of the neighborhood loss: softmax(cosine / temperature).", gt=0
     )
     teacher: Literal["encoder", "projection"] = _field(
         "encoder",
-        "encoder or projection",
         "Teacher of the neighborhood loss: the encoder, or a d -> d linear projection that is first trained on the "
         "scores.",
     )
     teacher_alpha: float = _field(
-        2.0,
-        "a finite number of at least 0",
-        "Strength of the noise while that projection is trained. Ignored if the recipe needs none.",
-        ge=0,
-        allow_inf_nan=False,
+        2.0, "Strength of the noise while that projection is trained. Ignored if the recipe needs none.", ge=0
     )
     label_transform: Literal["tanh", "linear"] = _field(
-        "tanh",
-        "tanh or linear",
-        "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5.",
+        "tanh", "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5."
     )
     encoder: str = _field(
         "all-MiniLM-L6-v2",
-        "the name of a sentence-transformers model or the path of its folder",
         "Frozen sentence encoder: a sentence-transformers name or a folder. The default's weights are installed with "
         "the package.",
+        "the name of a sentence-transformers model or the path of its folder",
         min_length=1,
     )
     dataset: str = _field(
         "auto",
-        "auto, stsb, demo, a Hub id or the path of a folder",
         "Scored sentence pairs. stsb: STS-B from the Hub; demo: bundled pairs, not a benchmark; a Hub id; a folder "
         "with train, dev and test as .csv, .tsv, .jsonl or .parquet. auto: stsb if it is cached or the Hub answers "
         "within 5 s, demo otherwise.",
+        "auto, stsb, demo, a Hub id or the path of a folder",
         min_length=1,
     )
-    device: Literal["auto", "cpu", "cuda"] = _field(
-        "auto", "auto, cpu or cuda", "Training device. auto: cuda if available, cpu otherwise."
-    )
+    device: Literal["auto", "cpu", "cuda"] = _field("auto", "Training device. auto: cuda if available, cpu otherwise.")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -224,15 +187,11 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError(_format_error(error, cls.model_fields)) from None
+            raise InputError(_format_error(error, cls)) from None
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """Returns a preset, one of `PRESETS`, with some fields replaced.
-
-        Raises:
-            InputError: If there is no such preset, or a value is out of bounds.
-        """
+        """Returns a preset, one of `PRESETS`, with some fields replaced; raises an `InputError` as `parse` does."""
         return cls.parse({**load_preset(name), **overrides})
 
     def validate_dim(self, encoder_dim: int) -> None:
@@ -247,10 +206,8 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """16 hex digits over all fields except dataset and device.
-
-        Pairs have a digest of their own, and the device is how a result is computed, not what is computed.
-        """
+        """16 hex digits over all fields except dataset and device."""
+        # Pairs have a digest of their own, and the device is how a result is computed, not what is computed.
         text = json.dumps(self.model_dump(exclude={"dataset", "device"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -268,7 +225,7 @@ class Recipe(BaseModel):
     @property
     def precision(self) -> str:
         """Storage format that its vectors are evaluated in: float32, product or binary."""
-        return QUANTIZER_PRECISIONS[self.quantizer]
+        return {"none": "float32", "product": "product", "sign": "binary"}[self.quantizer]
 
     @property
     def bytes_per_vector(self) -> int:
@@ -277,11 +234,7 @@ class Recipe(BaseModel):
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """Returns the fields of a preset that differ from the defaults.
-
-    Raises:
-        InputError: If there is no such preset.
-    """
+    """Returns the fields of a preset that differ from the defaults; raises an `InputError` if it does not exist."""
     if name not in PRESETS:
         raise InputError(f"recipe must be one of {', '.join(PRESETS)}, not {truncate_repr(name)}")
     text = files("twinsqueeze").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
@@ -289,11 +242,24 @@ def load_preset(name: str) -> dict[str, Any]:
     return fields
 
 
-def _format_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
+def _format_error(error: ValidationError, recipe: type[Recipe]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
+    fields = recipe.model_json_schema()["properties"]
     if name not in fields:
         return f"{truncate_repr(name)} is not a field of the recipe; the fields are {', '.join(fields)}"
-    extra = fields[name].json_schema_extra
-    assert isinstance(extra, dict)
-    return f"{name} must be {extra['allowed']}, not {truncate_repr(first['input'])}"
+    return f"{name} must be {_describe_allowed(fields[name])}, not {truncate_repr(first['input'])}"
+
+
+def _describe_allowed(schema: Mapping[str, Any]) -> str:
+    """Describes the allowed values of a field by its JSON schema."""
+    if "allowed" in schema:
+        return str(schema["allowed"])
+    if "enum" in schema:
+        return f"{', '.join(schema['enum'][:-1])} or {schema['enum'][-1]}"
+    number = "a whole number" if schema["type"] == "integer" else "a finite number"
+    if "exclusiveMinimum" in schema:
+        return f"{number} above {schema['exclusiveMinimum']}"
+    if "maximum" in schema:
+        return f"{number} from {schema['minimum']} to {schema['maximum']}"
+    return f"{number} of at least {schema['minimum']}"
