@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.processes import Workplace
-from twinsqueeze.commands import ablation
+from twinsqueeze import experiment
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.reporting import run_loader
@@ -134,7 +134,7 @@ def test_a_batch_that_fails_ends_the_others(
     run_here, pairs_folder, workplace, monkeypatch, min_pairs, name, bad, other
 ):
     """Two batches train at once; one fails, and the other one would train for hours."""
-    monkeypatch.setattr(ablation, "num_parallel_batches", lambda _: 2)
+    monkeypatch.setattr(experiment, "num_parallel_batches", lambda _: 2)
     monkeypatch.setattr(parallel, "MIN_PAIRS_FOR_POOL", min_pairs)
     train, begun, stopped = getattr(parallel, name), Event(), []
 

@@ -268,7 +268,7 @@ def test_a_process_says_it_in_one_line_too(workplace):
 def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
     """People type the first, `mlflow run` the second."""
     asked = []
-    monkeypatch.setattr("twinsqueeze.commands.ablation.run_ablation", lambda grid, options: asked.append(options.force))
+    monkeypatch.setattr("twinsqueeze.commands.ablation.run_ablation", lambda *_, force, **__: asked.append(force))
     for arguments in ([*given, "--grid", QUICK], ["--grid", QUICK, *given]):
         cli.cli(["ablation", *arguments], standalone_mode=False)
     assert asked == [value, value]

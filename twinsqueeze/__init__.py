@@ -33,20 +33,12 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "Compressor": "compressor",
-    "InputError": "errors",
-    "PairDataset": "data.sentence_pairs",
-    "Recipe": "recipe",
-    "load_pairs": "data.sentence_pairs",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that `--help` does not wait for PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+    return getattr(import_module(f"{__name__}.api"), name)
 
 
 def __dir__() -> list[str]:

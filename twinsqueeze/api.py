@@ -1,7 +1,7 @@
 """The Python API: train, compare and use compressors in a few lines. Nothing here prints or needs MLflow by itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -10,21 +10,16 @@ import pandas as pd
 from twinsqueeze import experiment
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.sentence_pairs import PairDataset
+from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
 from twinsqueeze.errors import InputError
-from twinsqueeze.experiment import (
-    EvaluatedTraining,
-    Evaluation,
-    ExperimentData,
-    data_key,
-    prepare_data,
-)
+from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.loop import History
 from twinsqueeze.utils import console
 from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.reporter import SILENT, Reporter
 
+__all__ = ["Compressor", "InputError", "PairDataset", "Recipe", "compare_recipes", "load_pairs", "track", "train"]
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)
 
 
@@ -58,9 +53,7 @@ class TrainResult:
     """A trained compressor.
 
     Attributes:
-        recipe: Its recipe.
         compressor: The compressor, with the last epoch's weights.
-        history: Its learning curves.
         scores: Its scores by split: dev and, if the data have it, test.
         baselines: Scores of baselines on the same splits, one row each.
         run_id: Id of its MLflow run; None outside `track`.
@@ -75,12 +68,10 @@ class TrainResult:
 
 
 def train(recipe: Recipe, data: PairDataset, *, progress: bool = False) -> TrainResult:
-    """Trains and evaluates one compressor.
-
-    Vectors of the sentences are cached on disk, so that they are encoded once. The recipe's `dataset` is ignored.
+    """Trains and evaluates one compressor. Vectors are cached on disk, so that sentences are encoded once.
 
     Args:
-        recipe: What to train.
+        recipe: What to train; its `dataset` is ignored.
         data: Sentence pairs from `load_pairs`, with train and dev.
         progress: Whether to show progress bars and messages on standard error.
 
@@ -96,12 +87,12 @@ def train(recipe: Recipe, data: PairDataset, *, progress: bool = False) -> Train
         True
     """
     prepared = _prepare(recipe, data, console if progress else SILENT)
-    if _tracking.get():
-        from twinsqueeze.commands.train import train_and_log  # noqa: PLC0415 - imports MLflow, only if runs are tracked
+    if not _tracking.get():
+        return _result(experiment.evaluate_training(experiment.train(recipe, prepared), prepared))
+    from twinsqueeze.commands.train import train_and_log  # noqa: PLC0415 - imports MLflow, only if runs are tracked
 
-        run, evaluated = train_and_log(recipe, prepared)
-        return _result(evaluated, run.run_id)
-    return _result(experiment.evaluate_training(experiment.train(recipe, prepared), prepared))
+    recorder, evaluated = train_and_log(recipe, prepared)
+    return _result(evaluated, recorder.run.run_id)
 
 
 def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: bool = False) -> pd.DataFrame:
@@ -129,14 +120,15 @@ def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: b
     if not recipes:
         raise InputError("no recipe to compare: pass at least one")
     reporter: Reporter = console if progress else SILENT
-    prepared = {data_key(recipe): _prepare(recipe, data, reporter) for recipe in recipes}
+    prepared = experiment.load_data(recipes, lambda recipe: _prepare(recipe, data, reporter))
     if _tracking.get():
         from twinsqueeze.commands.ablation import train_grid_and_log  # noqa: PLC0415 - as in `train`
 
-        results = train_grid_and_log(recipes, prepared)
+        evaluated = train_grid_and_log(recipes, prepared)
     else:
-        results = experiment.train_grid(recipes, prepared)
-    return _comparison_table(recipes, results)
+        with closing(experiment.train_grid(recipes, prepared)) as results:
+            evaluated = {each.recipe: experiment.evaluate_training(each, prepared[each.recipe]) for each in results}
+    return _comparison_table([evaluated[recipe] for recipe in recipes])
 
 
 @contextmanager
@@ -156,8 +148,7 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
             result = ts.train(ts.Recipe(), data)
         print(result.run_id)
     """
-    # MLflow takes seconds to import and is needed here alone.
-    from twinsqueeze.tracking import run  # noqa: PLC0415 - as above
+    from twinsqueeze.tracking import run  # noqa: PLC0415 - as in `train`
 
     run.check_tracking_server()
     token = _tracking.set(True)
@@ -170,41 +161,34 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
 
 
 def _prepare(recipe: Recipe, data: PairDataset, reporter: Reporter) -> ExperimentData:
-    device = resolve_device(recipe.device)
-    encoder = resolve_encoder(recipe.encoder, device.type)
-    return prepare_data(data, encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
+    encoder = resolve_encoder(recipe.encoder, resolve_device(recipe.device).type)
+    return experiment.prepare_data(data, encoder, validate_dim=recipe.validate_dim, reporter=reporter)
 
 
 def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainResult:
-    training, evaluation = evaluated.training, evaluated.evaluation
     return TrainResult(
-        recipe=training.recipe,
-        compressor=Compressor(training.compressor, evaluated.metadata),
-        history=training.history,
-        scores={split: SplitScores(**result.scores) for split, result in evaluation.results.items()},
-        baselines=_baseline_table(evaluation),
+        recipe=evaluated.recipe,
+        compressor=Compressor(evaluated.compressor, evaluated.metadata),
+        history=evaluated.training.history,
+        scores={split: SplitScores(**result.scores) for split, result in evaluated.results.items()},
+        baselines=_baseline_table(evaluated),
         run_id=run_id,
     )
 
 
-def _comparison_table(recipes: Sequence[Recipe], results: Mapping[Recipe, EvaluatedTraining]) -> pd.DataFrame:
-    varying = [name for name in Recipe.model_fields if len({getattr(recipe, name) for recipe in recipes}) > 1]
+def _comparison_table(evaluated: Sequence[Evaluation]) -> pd.DataFrame:
+    varying = [name for name in Recipe.model_fields if len({getattr(each.recipe, name) for each in evaluated}) > 1]
     rows = []
-    for recipe in recipes:
-        row = {"name": recipe.name, "kind": "compressor", **{name: getattr(recipe, name) for name in varying}}
-        scores = {split: result.scores for split, result in results[recipe].evaluation.results.items()}
-        rows.append(row | {"bytes": recipe.bytes_per_vector} | _flatten(scores))
-    baselines = _baseline_table(results[recipes[0]].evaluation).assign(kind="baseline")
-    table = pd.concat([pd.DataFrame(rows), baselines], ignore_index=True)
+    for each in evaluated:
+        row = {"name": each.name, "kind": "compressor", **each.recipe.model_dump(include=set(varying))}
+        row["bytes"] = each.recipe.bytes_per_vector
+        rows.append(row | {split: result.scores for split, result in each.results.items()})
+    baselines = _baseline_table(evaluated[0]).assign(kind="baseline")
+    table = pd.concat([pd.json_normalize(rows, sep="/"), baselines], ignore_index=True)
     whole = [name for name in varying if Recipe.model_fields[name].annotation is int]
     return table.astype(dict.fromkeys(whole, "Int64"))  # Int64 has a missing value, for the baselines
 
 
 def _baseline_table(evaluation: Evaluation) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{"name": b.name, "bytes": b.bytes} | _flatten(b.scores) for b in evaluation.baselines if not b.search_only]
-    )
-
-
-def _flatten(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {f"{split}/{name}": value for split, by_name in scores.items() for name, value in by_name.items()}
+    shown = [baseline for baseline in evaluation.baselines if not baseline.search_only]
+    return pd.json_normalize([{"name": each.name, "bytes": each.bytes, **each.scores} for each in shown], sep="/")

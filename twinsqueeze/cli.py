@@ -1,11 +1,9 @@
-"""The command line: one click command per entry point.
-
-Commands import PyTorch and MLflow only once their options are valid.
-"""
+"""The command line: one click command per entry point."""
 
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -14,13 +12,14 @@ import click
 
 from twinsqueeze import __version__
 from twinsqueeze.commands.options import (
+    PATH,
     bool_option,
     experiment_option,
     model_option,
     option,
-    recipe_options,
     resume_option,
     score_max_option,
+    training_options,
 )
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
@@ -43,9 +42,10 @@ def run() -> None:
         cli(standalone_mode=False)
         if tracking := sys.modules.get("twinsqueeze.tracking.run"):  # not imported: nothing was recorded
             tracking.flush()
-    except (InputError, click.ClickException) as error:
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _exit_with_error(" ".join(text.split()))
+    except click.ClickException as error:
+        _exit_with_error(error.format_message())
+    except InputError as error:
+        _exit_with_error(str(error))
     except (signals.Interrupted, click.Abort) as interruption:
         _fail_env_run(f"Killed: {interruption}.", "KILLED")
         click.echo(f"twinsqueeze: {interruption}", err=True)
@@ -57,7 +57,8 @@ def run() -> None:
         raise
 
 
-def _exit_with_error(line: str) -> NoReturn:
+def _exit_with_error(text: str) -> NoReturn:
+    line = " ".join(text.split())
     _fail_env_run(f"Failed: {line}")
     click.echo(f"twinsqueeze: {escape_control_chars(redact_credentials(line))}", err=True)
     sys.exit(2)
@@ -70,9 +71,7 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 def _fail_env_run(reason: str, status: str = "FAILED") -> None:
     if os.environ.get("MLFLOW_RUN_ID"):  # deleted once a command has adopted the run and ends it itself
-        from twinsqueeze.tracking.run import fail_env_run  # noqa: PLC0415 - imports MLflow, only where there is a run
-
-        fail_env_run(reason, status)
+        _lazy_import("tracking.run").fail_env_run(reason, status)
 
 
 @click.group(
@@ -100,64 +99,55 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+def _lazy_import(module: str) -> Any:
+    """Imports a module of the package once the options are valid, since it imports PyTorch or MLflow for seconds."""
+    return import_module(f"twinsqueeze.{module}")
+
+
 @cli.command("main", epilog="Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1")
-@recipe_options()
-@resume_option
-@score_max_option
-def main_command(score_max: float | None, resume: bool, **fields: Any) -> None:
+@training_options()
+def main_command(**options: Any) -> None:
     """Train a compressor and evaluate it on dev and test, in one run."""
-    _train(fields, score_max, on_test=True, resume=resume)
+    _train(**options, on_test=True)
 
 
 @cli.command("train", epilog="Example: twinsqueeze train --alpha 0.75 --dim 16")
-@recipe_options()
-@resume_option
-@score_max_option
-def train_command(score_max: float | None, resume: bool, **fields: Any) -> None:
+@training_options()
+def train_command(**options: Any) -> None:
     """Train a compressor and evaluate it on dev; test is not read."""
-    _train(fields, score_max, on_test=False, resume=resume)
+    _train(**options, on_test=False)
 
 
 @cli.command("best", epilog="Example: twinsqueeze best --recipe best-16 --dataset stsb")
 @option("recipe", f"The preset: {', '.join(PRESETS)}. Other options override its fields.", default="best")
-@recipe_options(preset=True)
-@resume_option
-@score_max_option
-def best_command(recipe: str, score_max: float | None, resume: bool, **fields: Any) -> None:
+@training_options(preset=True)
+def best_command(recipe: str, **options: Any) -> None:
     """Train a preset recipe and evaluate it on dev and test.
 
     The presets are in twinsqueeze/recipes/. best: 32 bytes per vector; best-16: 16 bytes; search and search-16: the
     same sizes for search in text that differs from STS-B; floats: float32 vectors; published: the defaults of main.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
-    _train(load_preset(recipe) | given, score_max, on_test=True, resume=resume)
+    given = {name: value for name, value in options.items() if value is not None}
+    _train(**load_preset(recipe) | given, on_test=True)
 
 
-def _train(fields: dict[str, Any], score_max: float | None, *, on_test: bool, resume: bool) -> None:
+def _train(*, on_test: bool, resume: bool, score_max: float | None = None, **fields: Any) -> None:
     recipe = Recipe.parse(fields)
-    from twinsqueeze.commands import train  # noqa: PLC0415 - imports PyTorch and MLflow
-
-    train.train(recipe, score_max=score_max, on_test=on_test, resume=resume)
+    _lazy_import("commands.train").train(recipe, score_max=score_max, on_test=on_test, resume=resume)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
 @model_option
-@option(
-    "dataset",
-    "Scored sentence pairs: same, for the data that the model was trained on, or as for main.",
-    default="same",
-    metavar="TEXT",
-)
+@option("dataset", "As for main, or `same` for the data that the model was trained on.", default="same", metavar="TEXT")
 @option("split", "Pairs to evaluate on: train, dev or test.", default="test")
 @option("encoder", "The sentence encoder.  [default: the encoder of the training]", metavar="TEXT")
 @option("device", str(Recipe.model_fields["device"].description), default="auto")
 @score_max_option
-def evaluate_command(model: str, **options: Any) -> None:
+def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
-    from twinsqueeze.commands import evaluate  # noqa: PLC0415 - imports PyTorch and MLflow
-
-    evaluate.evaluate(model, evaluate.EvaluationOptions(**options))
+    module = _lazy_import("commands.evaluate")
+    module.evaluate(module.EvaluationOptions(**options))
 
 
 @cli.command("ablation", epilog="Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb")
@@ -167,27 +157,20 @@ def evaluate_command(model: str, **options: Any) -> None:
 @bool_option("force", "Train recipes again that the experiment has already trained on the same data.")
 @resume_option
 @score_max_option
-def ablation_command(grid: str, **options: Any) -> None:
+def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> None:
     """Train every combination of a grid, one run each.
 
     Recipes that differ only in alpha and seed train together, as batched matrix products. A grid that was interrupted
     resumes when the command is started again.
     """
-    given = {name: options[name] for name in ("dataset", "device") if options[name] != "grid"}
-    load_grid(grid, **given)
-    from twinsqueeze.commands import ablation  # noqa: PLC0415 - imports PyTorch and MLflow
-
-    ablation.run_ablation(grid, ablation.AblationOptions(**options))
+    given = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != "grid"}
+    recipes = load_grid(grid, **given)
+    _lazy_import("commands.ablation").run_ablation(grid, recipes, **options)
 
 
 @cli.command("compare", epilog="Example: twinsqueeze compare --output results")
 @experiment_option
-@option(
-    "output",
-    "Folder for the tables, figures and the report.  [default: none]",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-)
+@option("output", "Folder for the tables, figures and the report.  [default: none]", type=PATH, metavar="FOLDER")
 @bool_option("overwrite", "Write to an output folder that is not empty; files of the same names are replaced.")
 def compare_command(experiment: str, **options: Any) -> None:
     """Build the ablation table of an experiment's runs, with figures and a report.
@@ -195,17 +178,13 @@ def compare_command(experiment: str, **options: Any) -> None:
     Runs that differ only in their seed become one row. Runs on other data, encoders, labels or losses get a table of
     their own.
     """
-    from twinsqueeze.commands import compare  # noqa: PLC0415 - imports MLflow
-
-    compare.compare(experiment, **options)
+    _lazy_import("commands.compare").compare(experiment, **options)
 
 
 @cli.command("register", epilog="Example: twinsqueeze register --experiment ablation")
 @experiment_option
 @option(
-    "metric",
-    "Metric to select and compare by: dev/spearman, dev/pearson, dev/mse or dev/mae.",
-    default="dev/spearman",
+    "metric", "Metric to select and compare by: dev/spearman, dev/pearson, dev/mse or dev/mae.", default="dev/spearman"
 )
 @option("dataset", "Name of the runs' data; `any` if the experiment has runs on one dataset only.", default="any")
 @bool_option("rollback", "Restore the previous champion; registers nothing.")
@@ -216,20 +195,12 @@ def register_command(experiment: str, **options: Any) -> None:
     the champion, models:/twinsqueeze@champion, only if it is better than the present champion on the same dev pairs by
     the 95% interval of a paired bootstrap. Otherwise it becomes the challenger.
     """
-    from twinsqueeze.commands.register import register  # noqa: PLC0415 - imports PyTorch and MLflow
-
-    register(experiment, **options)
+    _lazy_import("commands.register").register(experiment, **options)
 
 
 @cli.command("export", epilog="Example: twinsqueeze export --model models:/twinsqueeze@champion --output model")
 @model_option
-@option(
-    "output",
-    "Folder to write; must be empty or not exist.",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-)
+@option("output", "Folder to write; must be empty or not exist.", required=True, type=PATH, metavar="FOLDER")
 @option(
     "format",
     "folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, verified against "
@@ -239,9 +210,7 @@ def register_command(experiment: str, **options: Any) -> None:
 @bool_option("overwrite", "Replace an earlier export.")
 def export_command(model: str, output: Path, **options: Any) -> None:
     """Write a model to a folder that needs neither MLflow nor this package."""
-    from twinsqueeze.commands import export  # noqa: PLC0415 - imports PyTorch and MLflow
-
-    export.export(model, output, **options)
+    _lazy_import("commands.export").export(model, output, **options)
 
 
 @cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
@@ -256,7 +225,7 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     "output",
     "A .npy or .parquet file for the compressed vectors, in the order of the input's rows.",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
 )
 @option(
@@ -278,11 +247,7 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     default="auto",
 )
 @option("encoder", "Encoder of texts: same, for the encoder of the training, or as for main.", default="same")
-@option(
-    "device",
-    "Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.",
-    default="auto",
-)
+@option("device", "Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.", default="auto")
 @bool_option("overwrite", "Replace an existing output.")
 def compress_command(**options: Any) -> None:
     """Compress a file of vectors or texts with a trained model.
@@ -291,11 +256,10 @@ def compress_command(**options: Any) -> None:
     command that was interrupted encodes only the rest when it is started again.
     """
     Recipe.parse({"device": options["device"]})
-    options["column"] = None if options["column"] == "auto" else options["column"]
-    options["encoder"] = None if options["encoder"] == "same" else options["encoder"]
-    from twinsqueeze.commands import compress  # noqa: PLC0415 - help and refusals do not wait for it
-
-    compress.compress(compress.CompressOptions(**options))
+    for name, default in (("column", "auto"), ("encoder", "same")):
+        options[name] = None if options[name] == default else options[name]
+    module = _lazy_import("commands.compress")
+    module.compress(module.CompressOptions(**options))
 
 
 @cli.command("sync", epilog="Example: twinsqueeze sync --list")
@@ -308,6 +272,4 @@ def sync_command(**options: Any) -> None:
     MLFLOW_TRACKING_URI named has received all of them. This command uploads what an ended or killed command left. A
     run without an end becomes KILLED. Nothing is uploaded twice.
     """
-    from twinsqueeze.commands import sync  # noqa: PLC0415 - imports MLflow
-
-    sync.sync(**options)
+    _lazy_import("commands.sync").sync(**options)

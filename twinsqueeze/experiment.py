@@ -1,9 +1,13 @@
 """Trains and evaluates recipes on sentence pairs. Computes and returns: nothing here prints or records."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
+from operator import attrgetter
+from types import MappingProxyType
 
 import torch
 
@@ -15,19 +19,20 @@ from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cache
 from twinsqueeze.evaluation.evaluator import EvaluationResult, Evaluator, pair_losses
 from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.precision import Int8Ranges, int8_calibration_ranges
+from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.grid_trainer import GridBatch, train_batches
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.reporter import SILENT, Reporter
 from twinsqueeze.utils.signals import check_interrupted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExperimentData:
     """Encoded sentence pairs, with what is derived from them once and shared by all recipes.
 
@@ -47,25 +52,18 @@ class ExperimentData:
     _cache: DiskCache
     _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
-    _training_pairs: dict[int, EncodedPairs] = field(default_factory=dict)
+    _synthetic: dict[int, FloatArray] = field(default_factory=dict)
 
     def training_pairs(self, recipe: Recipe) -> EncodedPairs:
-        """Returns the train pairs, with the synthetic sentences of a recipe.
-
-        Raises:
-            InputError: If the encoder's vocabulary has no words to make sentences of.
-        """
-        number = recipe.synthetic_sentences
-        if number not in self._training_pairs:
-            encoded = self.encoded["train"]
-            if number:
-                with _encoding_progress(self.reporter, "encoding synthetic sentences") as on_progress:
-                    train = self.pairs.splits["train"]
-                    unpaired = embed_synthetic(number, train, self.encoder, self._cache, on_progress)
-                _report_cache_warnings(self._cache, self.reporter)
-                encoded = replace(encoded, unpaired=unpaired)
-            self._training_pairs[number] = encoded
-        return self._training_pairs[number]
+        """Returns the train pairs, with the synthetic sentences of a recipe."""
+        encoded, number = self.encoded["train"], recipe.synthetic_sentences
+        if not number:
+            return encoded
+        if number not in self._synthetic:
+            train = self.pairs.splits["train"]
+            with _encoding_progress(self.reporter, "encoding synthetic sentences", self._cache) as advance:
+                self._synthetic[number] = embed_synthetic(number, train, self.encoder, self._cache, advance)
+        return replace(encoded, unpaired=self._synthetic[number])
 
     def evaluator(self, split: str, label_transform: str) -> Evaluator:
         """Returns the evaluator of compressors on a split."""
@@ -80,11 +78,10 @@ class ExperimentData:
         if key not in self._baselines:
             evaluators = {split: self.evaluator(split, label_transform) for split in splits}
             task = BaselineTask(self.encoded["train"].embeddings, evaluators)
-            with self.reporter.progress("evaluating baselines", "baseline") as advance:
-                scored = count()
+            scored = count()
+            with _progress(self.reporter, "evaluating baselines", "baseline") as advance:
 
                 def on_scored(baseline: str) -> None:
-                    check_interrupted()
                     advance(next(scored), None, {"now": baseline})
 
                 self._baselines[key] = cached_baselines(task, dim, self._cache, self._on_fitting, on_scored)
@@ -95,20 +92,23 @@ class ExperimentData:
         self.reporter.info(f"fitting the baseline {baseline}; it is cached for these sentences")
 
 
-# Data by dataset, encoder and device, which `data_key` returns.
-DataKey = tuple[str, str, str]
-DataByKey = Mapping[DataKey, ExperimentData]
+DataByRecipe = Mapping[Recipe, ExperimentData]
 
 
-def data_key(recipe: Recipe) -> DataKey:
-    """Returns what recipes must have in common to share their data: dataset, encoder and device."""
-    return recipe.dataset, recipe.encoder, recipe.device
+def load_data(recipes: Sequence[Recipe], load: Callable[[Recipe], ExperimentData]) -> DataByRecipe:
+    """Returns the data of each recipe; recipes with equal dataset, encoder and device share theirs."""
+    groups: dict[tuple[str, str, str], list[Recipe]] = defaultdict(list)
+    for recipe in recipes:
+        groups[recipe.dataset, recipe.encoder, recipe.device].append(recipe)
+    loaded: dict[Recipe, ExperimentData] = {}
+    for group in groups.values():  # if the largest dim fits the encoder, so do the others
+        loaded |= dict.fromkeys(group, load(max(group, key=attrgetter("dim"))))
+    return loaded
 
 
 def prepare_data(
     pairs: PairDataset,
     encoder: SentenceEncoder,
-    device: torch.device,
     *,
     score_max: float | None = None,
     validate_dim: Callable[[int], None] = lambda _: None,
@@ -118,56 +118,57 @@ def prepare_data(
 
     Args:
         pairs: Train, and the splits to evaluate on.
-        encoder: Its vectors are what compressors are trained on.
-        device: Where to encode and to train.
+        encoder: Its device is also that of the compressors.
         score_max: As given to `load_pairs`; recorded in the compressor's file.
         validate_dim: Called with the encoder's dimension before anything is encoded; may raise `InputError`.
         reporter: Where progress and messages go.
-
-    Raises:
-        InputError: If the encoder can't be loaded, or by `validate_dim`.
     """
-    cache = DiskCache()
-    with _encoding_progress(reporter, "encoding") as on_progress:
-        encoded = embed_pairs(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=on_progress)
-    _report_cache_warnings(cache, reporter)
+    cache, device = DiskCache(), resolve_device(encoder.device)
+    with _encoding_progress(reporter, "encoding", cache) as advance:
+        encoded = embed_pairs(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=advance)
     return ExperimentData(pairs, encoder, encoded, device, score_max, reporter, cache)
 
 
 @contextmanager
-def _encoding_progress(reporter: Reporter, title: str) -> Iterator[OnProgress]:
-    with reporter.progress(title, "sentence") as advance:
+def _progress(reporter: Reporter, title: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Shows a bar; the function that advances it also raises if the process is to stop."""
+    with reporter.progress(title, unit) as advance:
 
-        def on_progress(done: int, total: int) -> None:
+        def checked_advance(done: int, total: int | None, values: Mapping[str, str] = MappingProxyType({})) -> None:
             check_interrupted()
-            advance(done, total, {})
+            advance(done, total, values)
 
-        yield on_progress
+        yield checked_advance
 
 
-def _report_cache_warnings(cache: DiskCache, reporter: Reporter) -> None:
+@contextmanager
+def _encoding_progress(reporter: Reporter, title: str, cache: DiskCache) -> Iterator[OnProgress]:
+    """Shows a bar, and the warnings of the cache at the end."""
+    with _progress(reporter, title, "sentence") as advance:
+        yield advance
     while cache.warnings:
         reporter.warn(cache.warnings.pop(0))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A compressor evaluated on some splits, beside baselines of the same data.
+    """A compressor evaluated on some splits, beside baselines on the same splits.
 
     Attributes:
         name: The compressor's name, such as mlp32-alpha0.75-seed0.
+        recipe: Its recipe; the default for weights of another program.
         results: Its results by split.
-        baselines: The baselines on the same splits.
     """
 
     name: str
     compressor: CompressorNetwork
+    recipe: Recipe
     results: dict[str, EvaluationResult]
     baselines: list[BaselineScores]
 
 
 @dataclass(frozen=True)
-class EvaluatedTraining:
+class EvaluatedTraining(Evaluation):
     """A finished training with its evaluation on every split except train.
 
     Attributes:
@@ -176,7 +177,6 @@ class EvaluatedTraining:
     """
 
     training: TrainingResult
-    evaluation: Evaluation
     metadata: CheckpointMetadata
     train_losses: FloatArray
 
@@ -184,72 +184,81 @@ class EvaluatedTraining:
 def train(
     recipe: Recipe,
     data: ExperimentData,
-    *,
-    clean_loss_every: int = 1,
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> TrainingResult:
-    """Trains one compressor; `on_epoch` is also called for the epochs of a resumed checkpoint.
-
-    Raises:
-        DivergedError: If the loss is not finite.
-    """
+    """Trains one compressor; `on_epoch` is also called for the epochs of a resumed checkpoint."""
     train_pairs = data.training_pairs(recipe)
-    with data.reporter.progress("training", "epoch") as advance:
+    with _progress(data.reporter, "training", "epoch") as advance:
 
         def after_epoch(metrics: EpochMetrics) -> None:
-            check_interrupted()
             on_epoch(metrics)
             shown = {"loss": f"{metrics.loss[0]:.4f}", "dev Spearman": f"{metrics.dev.spearman[0]:.4f}"}
             advance(metrics.epoch, metrics.epochs, shown)
-
-        def after_teacher_epoch(done: int, total: int) -> None:
-            check_interrupted()
-            advance(0, recipe.epochs, {"teacher": f"{done} of {total} epochs"})
 
         (result,) = train_replicas(
             [recipe],
             train_pairs,
             data.encoded["dev"],
-            clean_loss_every=clean_loss_every,
             on_epoch=after_epoch,
-            on_teacher_epoch=after_teacher_epoch,
+            on_teacher_epoch=lambda done, total: advance(0, recipe.epochs, {"teacher": f"{done} of {total} epochs"}),
             checkpoint=checkpoint,
         )
     if result.diverged_at and checkpoint:
         checkpoint.discard()
-    result.check()
     return result
+
+
+def plan_grid(recipes: Sequence[Recipe], data: ExperimentData, num_parallel: int) -> list[GridBatch]:
+    """Splits recipes on the same data into batches, of which `num_parallel` train at once."""
+    batches = plan_batches(recipes, at_once=num_parallel)
+    return [GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"]) for batch in batches]
+
+
+def train_grid(
+    recipes: Sequence[Recipe],
+    data: DataByRecipe,
+    *,
+    clean_loss_every: int = 1,
+    plan: Callable[[Sequence[Recipe], ExperimentData, int], list[GridBatch]] = plan_grid,
+) -> Generator[TrainingResult]:
+    """Trains distinct recipes in batches and yields the result of each. Close the generator to end early.
+
+    The function `plan` makes the batches, which may contain more recipes. `clean_loss_every` is the number of epochs
+    between measurements of the loss without noise.
+    """
+    wanted = set(recipes)
+    num_parallel = num_parallel_batches(each.device for each in data.values())
+    batches = []
+    for shared in dict.fromkeys(data.values()):
+        batches += plan([recipe for recipe in recipes if data[recipe] is shared], shared, num_parallel)
+    train = partial(train_batches, batches, num_parallel=num_parallel, clean_loss_every=clean_loss_every)
+    progress = next(iter(data.values())).reporter.progress
+    with progress("training", "epoch") as advance, closing(train(on_progress=advance)) as trained:
+        for results in trained:
+            yield from (result for result in results if result.recipe in wanted)
 
 
 def evaluate(
     name: str,
     compressor: CompressorNetwork,
+    metadata: CheckpointMetadata | None,
     data: ExperimentData,
     splits: Sequence[str],
-    label_transform: str,
-    int8_ranges: Int8Ranges | None = None,
 ) -> Evaluation:
-    """Evaluates a compressor and the baselines of its dimension.
-
-    Args:
-        name: The compressor's name.
-        compressor: On any device; its input dimension is the encoder's.
-        data: What to evaluate on.
-        splits: The splits.
-        label_transform: As in a recipe.
-        int8_ranges: Calibration of the int8 scores; None leaves them out.
-    """
+    """Evaluates a compressor and the baselines of its dimension; without int8 ranges, int8 scores are left out."""
+    recipe, ranges = (metadata.recipe, metadata.int8_ranges) if metadata else (Recipe(), None)
     placed = compressor.to(data.device)
-    results = {split: data.evaluator(split, label_transform)(placed, int8_ranges) for split in splits}
-    return Evaluation(name, compressor, results, data.baselines(splits, label_transform, compressor.dim))
+    results = {split: data.evaluator(split, recipe.label_transform)(placed, ranges) for split in splits}
+    return Evaluation(name, compressor, recipe, results, data.baselines(splits, recipe.label_transform, compressor.dim))
 
 
 def evaluate_training(training: TrainingResult, data: ExperimentData) -> EvaluatedTraining:
-    """Evaluates a trained compressor on every split except train."""
-    recipe, compressor = training.recipe, training.compressor
+    """Evaluates a trained compressor on every split except train; raises `DivergedError` if the training diverged."""
+    training.check()
+    recipe, compressor, train_pairs = training.recipe, training.compressor, data.encoded["train"]
     placed = compressor.to(data.device)
-    vectors = torch.from_numpy(data.encoded["train"].embeddings).to(data.device)
+    vectors = torch.from_numpy(train_pairs.embeddings).to(data.device)
     metadata = CheckpointMetadata(
         recipe=recipe,
         dataset=data.pairs.name,
@@ -259,34 +268,8 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
         version=__version__,
         int8_ranges=int8_calibration_ranges(placed.compress(vectors).cpu().numpy()),
     )
-    splits = [split for split in data.encoded if split != "train"]
-    evaluation = evaluate(recipe.name, compressor, data, splits, recipe.label_transform, metadata.int8_ranges)
-    train_losses = pair_losses(placed, data.encoded["train"], recipe.label_transform)
-    return EvaluatedTraining(training, evaluation, metadata, train_losses)
-
-
-def train_grid(recipes: Sequence[Recipe], data: DataByKey) -> dict[Recipe, EvaluatedTraining]:
-    """Trains and evaluates recipes, those of one shape as one batch.
-
-    Args:
-        recipes: Distinct recipes.
-        data: Their data, by `data_key`.
-
-    Raises:
-        DivergedError: If the loss of a training is not finite.
-    """
-    num_parallel = num_parallel_batches(of_key.device for of_key in data.values())
-    batches = [
-        GridBatch(batch, of_key.training_pairs(batch[0]), of_key.encoded["dev"])
-        for key, of_key in data.items()
-        for batch in plan_batches([r for r in recipes if data_key(r) == key], at_once=num_parallel)
-    ]
-    reporter = next(iter(data.values())).reporter
-    evaluated = {}
-    with reporter.progress("training", "epoch") as advance:
-        trained = train_batches(batches, num_parallel=num_parallel, clean_loss_every=1, on_progress=advance)
-        with closing(trained) as results:
-            for result in (result for batch in results for result in batch):
-                result.check()
-                evaluated[result.recipe] = evaluate_training(result, data[data_key(result.recipe)])
-    return evaluated
+    evaluation = evaluate(
+        recipe.name, compressor, metadata, data, [split for split in data.encoded if split != "train"]
+    )
+    train_losses = pair_losses(placed, train_pairs, recipe.label_transform)
+    return EvaluatedTraining(**vars(evaluation), training=training, metadata=metadata, train_losses=train_losses)

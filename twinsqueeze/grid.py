@@ -11,7 +11,7 @@ from twinsqueeze.errors import InputError, one_line, truncate_repr
 from twinsqueeze.recipe import Recipe, load_preset
 
 MAX_COMBINATIONS = 2000
-# PyYAML parses 100,000 characters in about a second, so a wrong file must not be parsed as a whole.
+# PyYAML parses them in about a second; a wrong file must not be parsed as a whole.
 MAX_CHARACTERS = 100_000
 
 

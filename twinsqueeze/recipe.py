@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from twinsqueeze.errors import InputError, truncate_repr
 
-MAX_SEED = 2**31 - 1
 # The presets in twinsqueeze/recipes/. `published` has the defaults.
 PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
 # Label of rows that compare float32 queries with stored codes, as a search does.
@@ -58,12 +57,7 @@ class Recipe(BaseModel):
         "components of a sentence's unit vector: noise of norm about alpha / sqrt(3). 0 trains without noise.",
         ge=0,
     )
-    dim: int = _field(
-        32,
-        "Output dimension; at most the encoder's dimension.",
-        "a whole number of at least 2 (the cosine of one-dimensional vectors is -1 or 1)",
-        ge=2,
-    )
+    dim: int = _field(32, "Output dimension; at most the encoder's dimension.", ge=2)
     epochs: int = _field(200, "Passes over the training pairs. The last epoch's weights are used.", ge=1)
     batch_size: int = _field(32, "Sentence pairs per training step.", ge=1)
     lr: float = _field(2e-4, "Adam's learning rate.", gt=0)
@@ -82,7 +76,7 @@ class Recipe(BaseModel):
         "Seeds the initial weights, the order of pairs, the noise and the sampled neighborhoods, each in a random "
         "stream of its own.",
         ge=0,
-        le=MAX_SEED,
+        le=2**31 - 1,
     )
     architecture: Literal["mlp", "linear", "residual"] = _field(
         "mlp",
@@ -179,11 +173,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the recipe of `values`, with defaults for the rest.
-
-        Raises:
-            InputError: For the first value that is out of bounds or is not a field of the recipe.
-        """
+        """Returns the recipe of `values`, with defaults for the rest; raises an `InputError` for the first bad one."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

@@ -209,7 +209,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
         plain_runs = [plain_run(recipes[len(recipes) // 2], epochs)]
         with timed(OF_A_GRID) as seconds:
             start = time.perf_counter()
-            ablation.run_ablation(file, dataset=recipes[0].dataset)
+            ablation.run_ablation(file, recipes)
             ours = time.perf_counter() - start
         same_work = _again_with_baselines(file, recipes[0].dataset)
         together = batching.MAX_BATCH_SIZE["cpu"]
@@ -243,14 +243,14 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
     for file in DiskCache().folder.glob("embeddings-*"):
         file.unlink()
     start = time.perf_counter()
-    ablation.run_ablation(grid, dataset=dataset, force=True)
+    ablation.run_ablation(grid, load_grid(grid, dataset=dataset), force=True)
     return time.perf_counter() - start
 
 
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Returns the seconds of an epoch per replica in a batch on one core, by part."""
     pairs = load_pairs(recipe.dataset, splits=("train", "dev"))
-    encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder), torch.device("cpu")).encoded
+    encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder, "cpu")).encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,35 +4,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinsqueeze import experiment
-from twinsqueeze.commands import run_recording
 from twinsqueeze.commands.context import load_experiment_data
+from twinsqueeze.commands.run_recording import RunRecorder
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
-from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.registry.model_loader import ResolvedModel, resolve_model
+from twinsqueeze.registry.model_loader import resolve_model
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console
-from twinsqueeze.utils.device import resolve_device
 
 SAME_DATASET = "same"
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """The options of the command.
+    """The options of the command; without an encoder, the encoder that the model was trained with."""
 
-    Attributes:
-        dataset: As in a recipe, or "same" for the data that the model was trained on.
-        split: train, dev or test.
-        encoder: As in a recipe; None for the encoder that the model was trained with.
-        score_max: Upper end of the scores; None for 5, or 1 for STS-B from the Hub.
-        device: auto, cpu or cuda.
-    """
-
+    model: str
     dataset: str = SAME_DATASET
     split: str = "test"
     encoder: str | None = None
@@ -40,78 +31,52 @@ class EvaluationOptions:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class _LoadedModel:
-    uri: str
-    resolved: ResolvedModel
-    compressor: CompressorNetwork
-    metadata: CheckpointMetadata | None
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.metadata.recipe if self.metadata else Recipe()
-
-    @property
-    def name(self) -> str:
-        return self.recipe.name if self.metadata else Path(self.uri).name
-
-
-def evaluate(model: str, options: EvaluationOptions) -> None:
-    """Evaluates a trained compressor and records a run that is tagged with the id of the trained run.
-
-    Args:
-        model: A run id, a model URI or a folder.
-        options: What to evaluate on.
-
-    Raises:
-        InputError: If model, data, encoder, device or tracking server can't be used.
-    """
-    if options.split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, not {options.split!r}")
-    resolve_device(options.device)
+def evaluate(options: EvaluationOptions) -> None:
+    """Evaluates a trained compressor and records a run that is tagged with the id of the trained run."""
+    model, split = options.model, options.split
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     resolved = resolve_model(model)
-    loaded = _LoadedModel(model, resolved, *read_checkpoint(resolved.checkpoint, model))
-    data = _load_data(loaded, options)
-    int8_ranges = loaded.metadata.int8_ranges if loaded.metadata else None
-    if int8_ranges is None:
+    compressor, metadata = read_checkpoint(resolved.checkpoint, model)
+    recipe = metadata.recipe if metadata else Recipe()
+    data = _load_data(options, recipe, metadata, compressor.input_dim)
+    if not metadata or metadata.int8_ranges is None:
         console.info(f"model {model!r} has no calibration for int8: its int8 scores are left out")
-    recipe, split = loaded.recipe, options.split
-    with start_run(f"{loaded.name}-{split}", "evaluation") as run:
-        trained = recipe.model_dump(exclude={"dataset", "device"}) if loaded.metadata else {}
-        given = {"model": model, "split": split, "encoder": data.encoder.name, "dim": loaded.compressor.dim}
-        label_transform = recipe.label_transform
-        run.log_params(trained | given | {"label_transform": label_transform} | run_recording.environment_params(data))
-        run_tags = {TRAINED_RUN: resolved.run_id} if resolved.run_id else {}
-        run.set_tags(run_recording.data_tags(data) | run_tags)
-        evaluation = experiment.evaluate(loaded.name, loaded.compressor, data, [split], label_transform, int8_ranges)
-        run_recording.log_evaluation(run, evaluation, data, label_transform, resolved)
-    run_recording.print_summary(run, evaluation, data, None)
+    name = recipe.name if metadata else Path(model).name
+    params = recipe.model_dump(exclude={"dataset", "device"}) if metadata else {}
+    params |= {"model": model, "split": split, "encoder": data.encoder.name, "dim": compressor.dim}
+    params |= {"label_transform": recipe.label_transform}
+    tags = {TRAINED_RUN: resolved.run_id} if resolved.run_id else {}
+    with start_run(f"{name}-{split}", "evaluation") as run:
+        recorder = RunRecorder(run, data, [split], params, tags)
+        evaluation = experiment.evaluate(name, compressor, metadata, data, [split])
+        recorder.log_evaluation(evaluation, resolved.model_id)
+    recorder.print_summary(evaluation)
 
 
-def _load_data(loaded: _LoadedModel, options: EvaluationOptions) -> ExperimentData:
-    model, metadata = loaded.uri, loaded.metadata
+def _load_data(
+    options: EvaluationOptions, recipe: Recipe, metadata: CheckpointMetadata | None, input_dim: int
+) -> ExperimentData:
     dataset, score_max = options.dataset, options.score_max
     if dataset == SAME_DATASET:
         if metadata is None:
-            raise InputError(f"model {model!r} does not record its training data: pass --dataset")
-        dataset = metadata.dataset if loaded.recipe.dataset == "auto" else loaded.recipe.dataset
+            raise InputError(f"model {options.model!r} does not record its training data: pass --dataset")
+        dataset = metadata.dataset if recipe.dataset == "auto" else recipe.dataset
         score_max = score_max or metadata.score_max
-    encoder = options.encoder or loaded.recipe.encoder
-    expected = loaded.compressor.input_dim
+    encoder = options.encoder or recipe.encoder
 
     def validate_dim(encoder_dim: int) -> None:
-        if encoder_dim != expected:
+        if encoder_dim != input_dim:
             raise InputError(
-                f"model {model!r} compresses vectors of {expected} dimensions, and encoder {encoder!r} has "
+                f"model {options.model!r} compresses vectors of {input_dim} dimensions, and encoder {encoder!r} has "
                 f"{encoder_dim}: pass the encoder that the model was trained with"
             )
 
     # Earlier splits are needed too: baselines are fitted on train, and a sentence is encoded with the first split that
     # contains it.
     splits = SPLITS[: SPLITS.index(options.split) + 1]
-    data = load_experiment_data(
-        dataset, encoder, options.device, splits, score_max=score_max, validate_dim=validate_dim
-    )
+    source = Recipe.parse({"dataset": dataset, "encoder": encoder, "device": options.device})
+    data = load_experiment_data(source, splits, score_max, validate_dim)
     if metadata and metadata.encoder_fingerprint != data.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
     return data

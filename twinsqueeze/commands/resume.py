@@ -1,6 +1,7 @@
 """Resuming interrupted trainings, and closing the runs that killed processes left open."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from twinsqueeze.commands import run_recording
 from twinsqueeze.experiment import ExperimentData
@@ -14,19 +15,11 @@ from twinsqueeze.utils import console
 from twinsqueeze.utils.text import describe_error
 
 
-def open_checkpoints(data: ExperimentData, clean_loss_every: int) -> CheckpointStore:
-    """Returns the checkpoints of trainings on these data; `clean_loss_every` as for `train_replicas`."""
-    environment = run_recording.environment_params(data) | {"clean_loss_every": clean_loss_every}
-    return CheckpointStore(data.encoded["train"], data.encoded["dev"], environment, console.warn)
-
-
 def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], bool], note: str) -> None:
     """Ends the experiment's runs whose processes on this host are gone: as recorded if complete, else as KILLED.
 
-    Args:
-        run: The current run. It is tagged with the orphaned runs that it resumes or repeats.
-        is_same: Whether a run with these tags was doing the same.
-        note: What the current run does, for the description of those: "resumes from epoch 7".
+    The current run is tagged with those that, by their tags, were doing the same. Their descriptions get the note, such
+    as "resumes from epoch 7".
     """
     try:
         _upload_complete_runs(run.experiment_id)
@@ -56,48 +49,44 @@ def _upload_complete_runs(experiment_id: str) -> None:
             console.info(f"{run} had ended before its process was killed: its records are uploaded")
 
 
-def announce_resume(checkpoint: TrainingCheckpoint, recipes: Sequence[Recipe]) -> None:
-    """Prints from which epoch interrupted trainings resume, if they do."""
-    if state := checkpoint.resume_state:
-        what = (
-            "an interrupted training resumes" if len(recipes) == 1 else f"{len(recipes)} interrupted trainings resume"
-        )
-        console.info(f"{what} from epoch {state.epoch} of {recipes[0].epochs} (--resume false starts again)")
+def open_checkpoints(data: ExperimentData, clean_loss_every: int) -> CheckpointStore:
+    """Returns the checkpoints of trainings on these data; `clean_loss_every` as for `train_replicas`."""
+    environment = run_recording.environment_params(data) | {"clean_loss_every": clean_loss_every}
+    return CheckpointStore(data.encoded["train"], data.encoded["dev"], environment, console.warn)
 
 
-def tag_resumed(run: RunLogger, epoch: int, epochs: int) -> None:
-    """Tags a run whose training was resumed from an epoch; does nothing for epoch 0."""
-    if epoch:
-        run.set_tags({tags.RESUMED_FROM: f"epoch {epoch} of {epochs}"})
+@contextmanager
+def open_checkpoint(
+    checkpoints: CheckpointStore, recipes: Sequence[Recipe], *, resume: bool
+) -> Iterator[TrainingCheckpoint]:
+    """Opens the checkpoint of a batch, and prints from which epoch it resumes, if it does."""
+    with checkpoints.open(recipes, resume=resume) as checkpoint:
+        if state := checkpoint.resume_state:
+            many = len(recipes) > 1
+            what = f"{len(recipes)} interrupted trainings resume" if many else "an interrupted training resumes"
+            console.info(f"{what} from epoch {state.epoch} of {recipes[0].epochs} (--resume false starts again)")
+        yield checkpoint
 
 
 def plan_with_checkpoints(
     recipes: Sequence[Recipe], checkpoints: CheckpointStore, *, resume: bool, at_once: int = 1
 ) -> list[list[Recipe]]:
-    """Splits recipes into batches for `train_replicas`; interrupted batches come first, as they were.
+    """Splits recipes on the same data into batches as `plan_batches` does, the interrupted batches first, as they were.
 
     If some recipes of an interrupted batch are not wanted any more, the whole batch is resumed if that takes fewer
     epochs than training the others again. Otherwise its checkpoint is removed.
-
-    Args:
-        recipes: Recipes on the same data.
-        checkpoints: The checkpoints of these data.
-        resume: Whether to look for interrupted batches.
-        at_once: As for `plan_batches`.
     """
     wanted = {recipe.digest: recipe for recipe in recipes}
     resumed = []
     for interrupted in checkpoints.interrupted() if resume and recipes else []:
         update = {"dataset": recipes[0].dataset, "device": recipes[0].device}
         batch = [recipe.model_copy(update=update) for recipe in interrupted.recipes]
-        digests = [recipe.digest for recipe in batch if recipe.digest in wanted]
+        digests = wanted.keys() & {recipe.digest for recipe in batch}
         epochs = batch[0].epochs
-        if not digests:
-            continue
-        if len(batch) * (epochs - interrupted.state.epoch) > len(digests) * epochs:
+        if digests and len(batch) * (epochs - interrupted.state.epoch) > len(digests) * epochs:
             with checkpoints.open(batch, resume=False):
-                continue
-        resumed.append(batch)
-        for digest in digests:
-            del wanted[digest]
+                pass  # the file is removed
+        elif digests:
+            resumed.append(batch)
+            wanted = {digest: recipe for digest, recipe in wanted.items() if digest not in digests}
     return [*resumed, *plan_batches(list(wanted.values()), at_once=at_once)]

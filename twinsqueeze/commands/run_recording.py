@@ -2,13 +2,14 @@
 
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -18,19 +19,18 @@ from twinsqueeze import __version__
 from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
-from twinsqueeze.evaluation.metrics import METRICS
+from twinsqueeze.evaluation.metrics import METRICS, Scores
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.registry.model_loader import ResolvedModel
 from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table, terminal
 from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.model_files import log_compressor
-from twinsqueeze.tracking.run_logger import LoggedData, RunLogger
-from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, TEST_DIGEST
+from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TEST_DIGEST
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
@@ -39,169 +39,151 @@ from twinsqueeze.utils.text import escape_markdown
 INPUT_EXAMPLE_ROWS = 3
 
 
-def log_training_setup(run: RunLogger, recipe: Recipe, data: ExperimentData) -> dict[str, LoggedData]:
-    """Logs what is known before a training: the recipe, the environment and the data.
+class RunRecorder:
+    """Records a compressor in a run, which gets `params` and `tags` besides those of the data and the environment."""
 
-    Returns:
-        The logged dataset of each split.
-    """
-    run.log_params(recipe.model_dump() | environment_params(data))
-    run.set_tags(data_tags(data) | {RECIPE_DIGEST: recipe.digest})
-    return _log_inputs(run, data.pairs, list(data.encoded))
+    def __init__(
+        self,
+        run: RunLogger,
+        data: ExperimentData,
+        splits: Sequence[str],
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> None:
+        self.run = run
+        self._data = data
+        run.log_params({**params, **environment_params(data)})
+        run.set_tags({**data_tags(data), **tags})
+        pairs = data.pairs
+        self._inputs = {
+            split: run.log_input(split, pairs.name, pairs.splits[split].digest, pairs.source) for split in splits
+        }
+
+    @classmethod
+    def of_training(cls, run: RunLogger, recipe: Recipe, data: ExperimentData, resumed_from_epoch: int) -> Self:
+        """Returns the recorder of a training, and logs what is known before it."""
+        tags = {RECIPE_DIGEST: recipe.digest}
+        if resumed_from_epoch:
+            tags[RESUMED_FROM] = f"epoch {resumed_from_epoch} of {recipe.epochs}"
+        return cls(run, data, list(data.encoded), recipe.model_dump(), tags)
+
+    def log_epoch(self, metrics: EpochMetrics) -> None:
+        """Logs the losses and dev scores of an epoch; the last epoch's scores are logged with the model."""
+        # Spearman comes first: MLflow's comparison of runs shows the metrics in the order of logging.
+        is_last = metrics.epoch == metrics.epochs
+        scores = {} if is_last else {f"dev/{name}": getattr(metrics.dev, name)[0] for name in reversed(METRICS)}
+        losses = {"train/loss": metrics.loss[0], "train/clean_loss": metrics.clean_loss[0]}
+        self.run.log_metrics(scores | losses, metrics.epoch)
+
+    def log_history(self, training: TrainingResult) -> None:
+        """Logs every epoch of a finished training."""
+        history, epochs = training.history, training.recipe.epochs
+        for i in range(len(history.loss)):
+            one = slice(i, i + 1)
+            dev = Scores(**{name: curve[one] for name, curve in history.dev.items()})
+            self.log_epoch(EpochMetrics(i + 1, epochs, history.loss[one], history.clean_loss[one], dev))
+
+    def log_training(self, evaluated: EvaluatedTraining, draw: Draw = figure_pool.render) -> None:
+        """Logs a trained compressor with its scores, figures, tables and description; `draw` renders the figures."""
+        recipe, history, train_losses = evaluated.recipe, evaluated.training.history, evaluated.train_losses
+        curves = partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss)
+        losses = {"train": train_losses, "dev": evaluated.results["dev"].losses}
+        with self._log_figures({"loss_curves": curves, **_figures(evaluated, losses)}, draw):
+            model = serialize_checkpoint(evaluated.compressor, evaluated.metadata)
+            example = self._data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
+            model_id = log_compressor(self.run, model, example, recipe.dim, recipe.model_dump())
+            squared_errors = pd.DataFrame({"squared_error": train_losses.astype(np.float32)})
+            self.run.log_table("train_pair_losses.parquet", squared_errors)
+            self._log_scores(evaluated, model_id, recipe.epochs)
+            self._log_tables(evaluated, _describe_training(evaluated, self._data))
+
+    def log_evaluation(self, evaluation: Evaluation, model_id: str | None) -> None:
+        """Logs the evaluation of a model on one split."""
+        ((split, result),) = evaluation.results.items()
+        dataset = escape_markdown(self._data.pairs.name)
+        with self._log_figures(_figures(evaluation, {split: result.losses}), figure_pool.render):
+            self._log_scores(evaluation, model_id)
+            self._log_tables(evaluation, f"Model {evaluation.name} evaluated on the {split} pairs of {dataset}.")
+
+    @contextmanager
+    def _log_figures(self, figures: Mapping[str, Drawing], draw: Draw) -> Iterator[None]:
+        """Renders figures while the context is open, and logs them as `figures/NAME.png` when it closes."""
+        with TemporaryDirectory() as folder:
+            with draw({Path(folder, f"{name}.png"): figure for name, figure in figures.items()}):
+                yield
+            self.run.log_artifacts(Path(folder), "figures")
+
+    def _log_scores(self, evaluation: Evaluation, model_id: str | None, epochs: int = 0) -> None:
+        for split, result in evaluation.results.items():
+            data = self._inputs[split]
+            step = epochs if split == "dev" else 0  # dev has a curve; the UI shows single values as bars
+            pair_scores = {f"{split}/{name}": result.scores[name] for name in METRICS}
+            self.run.log_metrics(pair_scores, step, model_id, data)
+            self.run.log_metrics(_extra_metrics(split, result), 0, model_id, data)
+        self.run.log_metrics({"search/bytes_per_vector": evaluation.compressor.bytes_per_vector})
+
+    def _log_tables(self, evaluation: Evaluation, description: str) -> None:
+        """Logs predictions, baselines and the run's description."""
+        results, baselines, pairs = evaluation.results, evaluation.baselines, self._data.pairs
+        self.run.log_table("predictions.json", _predictions(pairs, results))
+        self.run.log_table("baselines.json", baseline_table(baselines))
+        scores = search_table.format_run(_search_rows(evaluation), results)
+        missing = missing_baselines_note(baselines)
+        paragraphs = [
+            *([f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []),
+            " ".join([description, *(formats.scores_sentence(split, result) for split, result in results.items())]),
+            formats.markdown_table(*scores),
+            "Search quality:",
+            formats.markdown_table(*search_table.format_rows(_search_rows(evaluation), results)),
+            *([f"{missing}."] if missing else []),
+        ]
+        self.run.set_description("\n\n".join(paragraphs))
+
+    def print_summary(self, evaluation: Evaluation) -> None:
+        """Prints the scores and the next steps."""
+        terminal.print_results(evaluation.results, _search_rows(evaluation))
+        if missing := missing_baselines_note(evaluation.baselines):
+            console.info(missing)
+        if self._data.pairs.notice:
+            console.warn(self._data.pairs.notice)
+        steps = links.ui_steps(self.run)
+        if isinstance(evaluation, EvaluatedTraining):
+            again = links.mlflow_run_command(self.run, "evaluate", model=self.run.run_id)
+            register = links.mlflow_run_command(self.run, "register")
+            steps = [("evaluate it again", again), ("register the best run", register), *steps]
+        terminal.print_next_steps(steps)
 
 
-def log_epoch(run: RunLogger, metrics: EpochMetrics) -> None:
-    """Logs the losses and dev scores of an epoch."""
-    losses = float(metrics.loss[0]), float(metrics.clean_loss[0])
-    dev = {name: float(values[0]) for name, values in metrics.dev._asdict().items()}
-    _log_epoch(run, metrics.epoch, metrics.epochs, losses, dev)
-
-
-def log_history(run: RunLogger, training: TrainingResult) -> None:
-    """Logs every epoch of a finished training, as `log_epoch` does."""
-    history = training.history
-    for epoch, losses in enumerate(zip(history.loss, history.clean_loss, strict=True), 1):
-        dev = {name: float(curve[epoch - 1]) for name, curve in history.dev.items()}
-        _log_epoch(run, epoch, training.recipe.epochs, (float(losses[0]), float(losses[1])), dev)
-
-
-def _log_epoch(run: RunLogger, epoch: int, epochs: int, losses: tuple[float, float], dev: Mapping[str, float]) -> None:
-    # The last epoch's scores belong to the model and are logged with it. Spearman comes first: MLflow's comparison of
-    # runs shows the metrics in the order of logging.
-    scores = {f"dev/{name}": dev[name] for name in reversed(METRICS)} if epoch < epochs else {}
-    run.log_metrics(scores | {"train/loss": losses[0], "train/clean_loss": losses[1]}, epoch)
-
-
-def log_training(
-    run: RunLogger,
-    evaluated: EvaluatedTraining,
-    data: ExperimentData,
-    inputs: Mapping[str, LoggedData],
-    draw: Draw = figure_pool.render,
-) -> None:
-    """Logs a trained compressor with its scores, figures, tables and description.
-
-    Args:
-        run: Its run.
-        evaluated: The training and its evaluation.
-        data: The data of the training.
-        inputs: The result of `log_training_setup`.
-        draw: Renders the figures.
-    """
-    training, evaluation = evaluated.training, evaluated.evaluation
-    recipe, history, results = training.recipe, training.history, evaluation.results
-    losses = {"train": evaluated.train_losses, "dev": results["dev"].losses}
-    figures: dict[str, Drawing] = {
-        "loss_curves": partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss),
-        **_figures(evaluation, recipe.label_transform, losses),
+def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
+    results, label_transform = evaluation.results, evaluation.recipe.label_transform
+    predictions = {
+        f"{split}: {len(r.labels):,} pairs": {split: (r.labels, r.predicted)} for split, r in results.items()
     }
-    example = data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
-    with _log_figures(run, figures, draw):
-        model = serialize_checkpoint(training.compressor, evaluated.metadata)
-        model_id = log_compressor(run, model, example, recipe.dim, recipe.model_dump())
-        for split, result in results.items():
-            step = recipe.epochs if split == "dev" else 0  # dev has a curve; the UI shows single values as bars
-            run.log_metrics(_pair_scores(split, result), step, model_id, inputs[split])
-            run.log_metrics(_extra_metrics(split, result), 0, model_id, inputs[split])
-        squared_errors = pd.DataFrame({"squared_error": evaluated.train_losses.astype(np.float32)})
-        run.log_table("train_pair_losses.parquet", squared_errors)
-        _log_tables(run, evaluation, data.pairs, _describe_training(training, len(evaluated.train_losses), data))
-
-
-def log_evaluation(
-    run: RunLogger, evaluation: Evaluation, data: ExperimentData, label_transform: str, model: ResolvedModel
-) -> None:
-    """Logs the evaluation of a model on one split."""
-    ((split, result),) = evaluation.results.items()
-    inputs = _log_inputs(run, data.pairs, [split])
-    description = f"Model {evaluation.name} evaluated on the {split} pairs of {escape_markdown(data.pairs.name)}."
-    with _log_figures(run, _figures(evaluation, label_transform, {split: result.losses}), figure_pool.render):
-        metrics = _pair_scores(split, result) | _extra_metrics(split, result)
-        run.log_metrics(metrics, model_id=model.model_id, data=inputs[split])
-        _log_tables(run, evaluation, data.pairs, description)
-
-
-@contextmanager
-def _log_figures(run: RunLogger, figures: Mapping[str, Drawing], draw: Draw) -> Iterator[None]:
-    """Renders figures while the context is open, and logs them as `figures/NAME.png` when it closes."""
-    with TemporaryDirectory() as folder:
-        with draw({Path(folder, f"{name}.png"): figure for name, figure in figures.items()}):
-            yield
-        run.log_artifacts(Path(folder), "figures")
-
-
-def _figures(evaluation: Evaluation, label_transform: str, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
-    results = evaluation.results
     return {
         "predicted_against_label": partial(
-            run_plots.plot_predictions,
-            {f"{split}: {len(r.labels):,} pairs": {split: (r.labels, r.predicted)} for split, r in results.items()},
-            f"label ({label_transform} of the human score)",
+            run_plots.plot_predictions, predictions, f"label ({label_transform} of the human score)"
         ),
         "pair_losses": partial(run_plots.plot_pair_losses, {"": losses}),
-        "quality_against_bytes": search_table.quality_figure(search_rows(evaluation)),
+        "quality_against_bytes": search_table.quality_figure(_search_rows(evaluation)),
     }
 
 
-def search_rows(evaluation: Evaluation) -> list[SearchRow]:
-    """Returns the rows of the search table: the compressor and its baselines, by bytes per vector."""
+def _search_rows(evaluation: Evaluation) -> list[SearchRow]:
     network = evaluation.compressor
     vectors = VectorFormat(evaluation.name, network.precision, network.dim, network.bytes_per_vector)
     return search_table.rows_from_run(vectors, evaluation.results, evaluation.baselines)
 
 
-def _describe_training(training: TrainingResult, pairs: int, data: ExperimentData) -> str:
-    recipe = training.recipe
+def _describe_training(evaluated: EvaluatedTraining, data: ExperimentData) -> str:
+    recipe, resumed_from_epoch = evaluated.recipe, evaluated.training.resumed_from_epoch
     text = (
-        f"A compressor ({recipe.architecture}, {training.compressor.input_dim} to {recipe.dim} dimensions, "
-        f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {pairs:,} train pairs of "
-        f"{escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
+        f"A compressor ({recipe.architecture}, {evaluated.compressor.input_dim} to {recipe.dim} dimensions, "
+        f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {len(evaluated.train_losses):,} "
+        f"train pairs of {escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
     )
-    if training.resumed_from_epoch:
-        text += f" The training was interrupted and resumed from epoch {training.resumed_from_epoch}."
+    if resumed_from_epoch:
+        text += f" The training was interrupted and resumed from epoch {resumed_from_epoch}."
     return text
-
-
-def _log_tables(run: RunLogger, evaluation: Evaluation, pairs: PairDataset, description: str) -> None:
-    """Logs predictions, baselines and the run's description."""
-    results, baselines = evaluation.results, evaluation.baselines
-    size = evaluation.compressor.bytes_per_vector
-    run.log_table("predictions.json", _predictions(pairs, results))
-    run.log_table("baselines.json", baseline_table(baselines))
-    run.log_metrics({"search/bytes_per_vector": size})
-    notice = [f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []
-    sentences = [description, *(formats.scores_sentence(split, result) for split, result in results.items())]
-    missing = missing_baselines_note(baselines)
-    paragraphs = [
-        *notice,
-        " ".join(sentences),
-        formats.markdown_table(*search_table.format_run(search_rows(evaluation), results)),
-        "Search quality:",
-        formats.markdown_table(*search_table.format_rows(search_rows(evaluation), results)),
-        *([f"{missing}."] if missing else []),
-    ]
-    run.set_description("\n\n".join(paragraphs))
-
-
-def print_summary(run: RunLogger, evaluation: Evaluation, data: ExperimentData, trained_run: str | None) -> None:
-    """Prints the scores and the next steps.
-
-    Args:
-        run: The run.
-        evaluation: The scores.
-        data: The evaluated data.
-        trained_run: Id of the run if it has trained the compressor.
-    """
-    terminal.print_results(evaluation.results, search_rows(evaluation))
-    if missing := missing_baselines_note(evaluation.baselines):
-        console.info(missing)
-    if data.pairs.notice:
-        console.warn(data.pairs.notice)
-    steps = []
-    if trained_run:
-        steps.append(("evaluate it again", links.mlflow_run_command(run, "evaluate", model=trained_run)))
-        steps.append(("register the best run", links.mlflow_run_command(run, "register")))
-    terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
 def environment_params(data: ExperimentData) -> dict[str, Any]:
@@ -224,32 +206,16 @@ def short_fingerprint(data: ExperimentData) -> str:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    info = Path("/proc/cpuinfo")  # Linux's
+    found = re.search(r"^model name\s*:\s*(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def data_tags(data: ExperimentData) -> dict[str, str]:
     """Returns the tags that identify a run's data."""
-    pairs = data.pairs
-    tags = {DATASET: pairs.name, DATASET_DIGEST: pairs.digest}
-    if "test" in pairs.splits:
-        tags[TEST_DIGEST] = pairs.splits["test"].digest
-    if pairs.notice:
-        tags[NOTICE] = pairs.notice
-    return tags
-
-
-def _log_inputs(run: RunLogger, pairs: PairDataset, splits: Sequence[str]) -> dict[str, LoggedData]:
-    return {split: run.log_input(split, pairs.name, pairs.splits[split].digest, pairs.source) for split in splits}
-
-
-def _pair_scores(split: str, result: EvaluationResult) -> dict[str, float]:
-    """The scores that are also logged after every epoch."""
-    return {f"{split}/{name}": result.scores[name] for name in METRICS}
+    pairs, test = data.pairs, data.pairs.splits.get("test")
+    tags = {DATASET: pairs.name, DATASET_DIGEST: pairs.digest, TEST_DIGEST: test and test.digest, NOTICE: pairs.notice}
+    return {name: value for name, value in tags.items() if value}
 
 
 def _extra_metrics(split: str, result: EvaluationResult) -> dict[str, float]:
@@ -270,27 +236,17 @@ def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
         row: dict[str, Any] = {"model": baseline.name}
         row |= {name: getattr(baseline, name) for name in ("dim", "bytes", "search_only", "draws")}
         for split, scores in baseline.scores.items():
-            row |= {f"{split}/{name}": value for name, value in scores.items()}
-        if baseline.draws > 1:
-            for split, deviations in baseline.deviations.items():
-                row |= {f"{split}/{name}_sd": value for name, value in deviations.items()}
+            deviations = baseline.deviations[split] if baseline.draws > 1 else {}
+            row[split] = scores | {f"{name}_sd": value for name, value in deviations.items()}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.json_normalize(rows, sep="/")
 
 
 def _predictions(pairs: PairDataset, results: Mapping[str, EvaluationResult]) -> pd.DataFrame:
-    frames = [
-        pd.DataFrame(
-            {
-                "split": split,
-                "sentence1": pairs.splits[split].sentence1,
-                "sentence2": pairs.splits[split].sentence2,
-                "score": pairs.splits[split].scores,
-                "label": result.labels,
-                "predicted": result.predicted,
-                "squared_error": result.losses,
-            }
-        )
-        for split, result in results.items()
-    ]
-    return pd.concat(frames, ignore_index=True)
+    tables = []
+    for name, result in results.items():
+        split = pairs.splits[name]
+        columns = {"split": name, "sentence1": split.sentence1, "sentence2": split.sentence2, "score": split.scores}
+        columns |= {"label": result.labels, "predicted": result.predicted, "squared_error": result.losses}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
