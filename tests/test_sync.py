@@ -12,12 +12,13 @@ from safetensors.numpy import save
 
 from twinsqueeze.commands import resume, sync
 from twinsqueeze.errors import InputError
-from twinsqueeze.tracking import links, spool
+from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as run_module
 from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
-from twinsqueeze.tracking.spool import RunReplayer, RunSpool, pending_runs, uploader
-from twinsqueeze.tracking.spool.replay import MAX_DATABASE_ERRORS
+from twinsqueeze.tracking.spool import uploader
+from twinsqueeze.tracking.spool.journal import RunSpool, pending_runs
+from twinsqueeze.tracking.spool.replay import MAX_DATABASE_ERRORS, RunReplayer
 from twinsqueeze.tracking.tags import PROCESS
 from twinsqueeze.utils.processes import ProcessIdentity
 
@@ -58,7 +59,7 @@ def client(tmp_path, monkeypatch, fault) -> mlflow.MlflowClient:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWINSQUEEZE_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(run_module, "flush_timeout", lambda: 0.3 if fault.away else 60)
-    monkeypatch.setattr(spool, "flush_timeout", lambda: 0.3 if fault.away else 60)
+    monkeypatch.setattr(uploader, "flush_timeout", lambda: 0.3 if fault.away else 60)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(None)
     return mlflow.MlflowClient()

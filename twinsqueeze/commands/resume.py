@@ -8,7 +8,8 @@ from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.spool import EXIT_TIMEOUT, RunSpool, pending_runs, upload_pending
+from twinsqueeze.tracking.spool.journal import RunSpool, pending_runs
+from twinsqueeze.tracking.spool.uploader import EXIT_TIMEOUT, upload_pending
 from twinsqueeze.training.batching import plan_batches
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.utils import console

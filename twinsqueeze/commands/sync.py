@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.tracking import links, run, spool
-from twinsqueeze.tracking.spool import RunSpool
+from twinsqueeze.tracking import links, run
+from twinsqueeze.tracking.spool import uploader
+from twinsqueeze.tracking.spool.journal import RunSpool, pending_runs, records_dir
 from twinsqueeze.utils import console
 
 
 def sync(*, listed: bool = False, discard: str | None = None) -> None:
     """Upload all records for the current tracking store, or list them, or delete the one of run `discard`."""
-    runs = spool.pending_runs()
+    runs = pending_runs()
     if discard:
         _discard(runs, discard)
     elif not runs:
-        console.print_result(f"No record in {spool.records_dir()}: everything has been sent.")
+        console.print_result(f"No record in {records_dir()}: everything has been sent.")
     elif listed:
         console.print_result(*map(_describe, runs))
     else:
@@ -33,7 +34,7 @@ def _describe(run: RunSpool) -> str:
 def _discard(runs: Sequence[RunSpool], run_id: str) -> None:
     found = next((each for each in runs if run_id in {each.run_id, each.folder.name}), None)
     if not found:
-        raise InputError(f"no record in {spool.records_dir()} is of run {run_id!r}: see `sync --list`")
+        raise InputError(f"no record in {records_dir()} is of run {run_id!r}: see `sync --list`")
     if found.is_locked:
         raise InputError(f"the record of {found} is being written by a command that is running: stop that first")
     found.remove()
@@ -44,9 +45,9 @@ def _upload(runs: Sequence[RunSpool]) -> None:
     failures = [f"{each}: {each.damage}" for each in runs if each.damage]
     unsent = [each for each in runs if not each.damage and _is_uploadable(each, links.store_uri())]
     if unsent:
-        timeout = spool.flush_timeout()
+        timeout = uploader.flush_timeout()
         run.check_tracking_server()
-        for each, reason in spool.upload_pending(tuple(unsent), timeout):
+        for each, reason in uploader.upload_pending(tuple(unsent), timeout):
             unsent.remove(each)
             if reason:
                 failures.append(f"{each}: {reason}")
@@ -55,7 +56,7 @@ def _upload(runs: Sequence[RunSpool]) -> None:
     failures += [f"{each}: not tried" for each in unsent]
     if failures:
         raise InputError(
-            f"{len(failures)} of {len(runs)} records could not be sent and stay in {spool.records_dir()}: "
+            f"{len(failures)} of {len(runs)} records could not be sent and stay in {records_dir()}: "
             f"{'; '.join(failures)}. Try again, or delete one with `python -m twinsqueeze sync --discard RUN_ID`"
         )
 

@@ -12,15 +12,11 @@ from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.text import escape_control_chars
 
 # The kinds of columns that can be compressed.
-VECTORS = "vectors"
-TEXTS = "texts"
+VECTORS, TEXTS = "vectors", "texts"
 
 
 def select_column(name: str, kinds: Mapping[str, str], column: str | None) -> str:
-    """Return the column to compress: the named one, else the only one of vectors, else the only one of texts.
-
-    `name` is the table's, for messages. `kinds` are those of `arrow_kinds`.
-    """
+    """Return the column to compress: the named one, else the only one of vectors, else the only one of texts."""
     if column is None:
         candidates = [c for c in kinds if kinds[c] == VECTORS] or [c for c in kinds if kinds[c] == TEXTS]
         if len(candidates) == 1:
@@ -53,10 +49,9 @@ def _arrow_kind(type_: Any) -> str:
 
 
 def arrow_values(array: Any, dim: int | None, name: str, first_row: int) -> AnyArray | list[str]:
-    """Return a batch of a column, lists or strings, as (n, dim) numbers or as n texts.
+    """Return a batch of a column, lists or strings, as (n, dim) numbers or as n texts; `dim` may be that of the first.
 
     An `InputError` names a row of the table `name` that is missing or has not `dim` numbers, counted from `first_row`.
-    Without a `dim`, all lists must be as long as the first.
     """
     if _arrow_kind(array.type) == TEXTS:
         if array.null_count:

@@ -19,7 +19,6 @@ from twinsqueeze.utils.files import expand_user, is_dir, is_file
 
 STANDARD_INPUT = "-"
 FORMATS = ("npy", "parquet", "csv", "jsonl", "txt")
-NPY_MAGIC = b"\x93NUMPY"
 MEGABYTE = 1_000_000
 # Vectors that fit into the cache of a core, and texts that the encoder sorts by length.
 BLOCK_SIZES = {VECTORS: 4096, TEXTS: 1024}
@@ -36,15 +35,10 @@ class Block(NamedTuple):
 
 
 def read_blocks(source: str, format_: str = "auto", column: str | None = None) -> Iterator[Block]:
-    """Yield the rows of a file or of standard input in order, at least one block.
+    """Yield the rows of a file, or of standard input ("-"), in order, at least one block; bad input is an `InputError`.
 
-    Args:
-        source: A path, or "-" for standard input.
-        format_: One of `FORMATS`, or "auto" for the suffix of the file; on standard input npy or txt, by its content.
-        column: A column of .parquet or .csv, or a key of .jsonl objects; None for the only possible one.
-
-    Raises:
-        InputError: If the input can't be read, is empty or damaged, or a row is not a vector or text like the first.
+    The format "auto" is the suffix of the file; on standard input it is npy or txt, by its content. `column` is a column
+    of .parquet or .csv, or a key of .jsonl objects; None is the only possible one.
     """
     path = None if source == STANDARD_INPUT else expand_user(source)
     name = source if path else "standard input"
@@ -87,7 +81,7 @@ def _open(source: str, path: Path | None) -> Any:
 
 def _detect_format(source: str, path: Path | None, stream: Any) -> str:
     if path is None:
-        return "npy" if stream.peek(len(NPY_MAGIC)).startswith(NPY_MAGIC) else "txt"
+        return "npy" if stream.peek(6).startswith(b"\x93NUMPY") else "txt"
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise InputError(f"input {source!r} ends in none of .{', .'.join(FORMATS)}: name its format")

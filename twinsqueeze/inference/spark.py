@@ -29,12 +29,8 @@ def compress_frame(
 ) -> DataFrame:
     """Return the frame with a column `output` of compressed vectors; Spark computes it when it is needed.
 
-    Args:
-        frame: Has a column of arrays of numbers, or of texts.
-        model: A run's id, a model's URI or a folder, read by the driver.
-        column: What to compress; None for the only possible column.
-        precision: float32, int8, product (as 16-bit integers) or binary; auto for that of the training.
-        output: Name of the new column.
+    The driver reads the model: a run's id, a URI or a folder. `column` has arrays of numbers or texts; None is the only
+    such one. `precision` is float32, int8, product (as 16-bit integers) or binary; auto is that of the training.
     """
     resolved = resolve_model(model)
     compressor, _ = load_compressor(resolved.checkpoint, model, precision)

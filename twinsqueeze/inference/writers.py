@@ -16,9 +16,6 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.types import AnyArray
 
 SUFFIXES = (".npy", ".parquet")
-COLUMN = "vector"
-METADATA_KEY = "twinsqueeze"
-BLOCKS_PER_ROW_GROUP = 16
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -34,15 +31,10 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def write_blocks(path: Path, blocks: Iterator[AnyArray], metadata: Mapping[str, Any]) -> int:
-    """Write blocks of (n, width) rows to NAME.part, which becomes the output; return the number of rows.
+    """Write blocks of (n, width) rows, at least one, to NAME.part, which becomes the output; return the number of rows.
 
-    Args:
-        path: The output, which `check_output` has accepted.
-        blocks: The rows, at least one block.
-        metadata: Description of the rows, for .parquet files.
-
-    Raises:
-        InputError: If the output can't be written, or another process is writing it.
+    An output that can't be written, or that another process is writing, is an `InputError`. .parquet files have the
+    metadata.
     """
     partial, lock = path.with_name(f"{path.name}.part"), path.with_name(f".{path.name}.lock")
     try:
@@ -83,12 +75,12 @@ def _write_parquet(file: IO[bytes], blocks: Iterator[AnyArray], metadata: Mappin
     first = next(blocks)
     blocks = chain([first], blocks)
     type_ = pa.list_(pa.field("element", pa.from_numpy_dtype(first.dtype), nullable=False), first.shape[1])
-    schema = pa.schema([pa.field(COLUMN, type_, nullable=False)], {METADATA_KEY: json.dumps(metadata)})
+    schema = pa.schema([pa.field("vector", type_, nullable=False)], {"twinsqueeze": json.dumps(metadata)})
     # Parquet has no numbers of one byte. As indices of a dictionary of all 256, they take one byte.
     use_dictionary = first.dtype.itemsize == 1
     num_rows = 0
     with pq.ParquetWriter(file, schema, compression="none", use_dictionary=use_dictionary) as writer:
-        while row_group := list(islice(blocks, BLOCKS_PER_ROW_GROUP)):
+        while row_group := list(islice(blocks, 16)):
             values = pa.array(np.concatenate(row_group).reshape(-1))
             vectors = pa.FixedSizeListArray.from_arrays(values, type=type_)
             writer.write_batch(pa.record_batch([vectors], schema=schema))

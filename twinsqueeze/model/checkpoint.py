@@ -32,10 +32,7 @@ def serialize_checkpoint(compressor: CompressorNetwork, metadata: CheckpointMeta
 
 
 def read_checkpoint(file: Path, model: str) -> tuple[CompressorNetwork, CheckpointMetadata | None]:
-    """Reads a compressor and its metadata, None if another program saved the weights.
-
-    `file` has layers that are named as in `CompressorNetwork.from_state_dict`; `model` is its name in messages.
-    """
+    """Reads a compressor and its metadata, None if another program saved the weights; `model` is named in messages."""
     try:
         with safe_open(file, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get(HEADER)

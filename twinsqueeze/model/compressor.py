@@ -46,12 +46,8 @@ class CompressorBatch:
     `nn.Sequential(Linear, ReLU, ..., Linear)` per replica. The last layer is padded with zero rows, which stay zero:
     kernels treat the end of a tensor differently, and a replica's bits must not depend on its place in the batch.
 
-    Args:
-        replicas: The layers of each of the R compressors.
-        device: Where to keep them.
-        quantizer: The quantizer of their outputs; None for floats.
-        skip_dims: Outputs z of a linear skip connection past the ReLU: the first `skip_dims` hidden units are ReLU(z),
-            the next `skip_dims` are ReLU(-z), and the second layer subtracts them. They train as one linear layer.
+    `skip_dims` is the number of outputs z of a linear skip connection past the ReLU: the first `skip_dims` hidden units
+    are ReLU(z), the next `skip_dims` are ReLU(-z), and the second layer subtracts them. They train as one linear layer.
     """
 
     def __init__(
@@ -79,11 +75,9 @@ class CompressorBatch:
         return int(self.layers[0][0].shape[0])
 
     def forward(self, vectors: torch.Tensor) -> list[torch.Tensor]:
-        """Applies the layers of each replica to its own vectors, (R, N, d) float32.
+        """Returns the input of every layer, given (R, N, d) float32 vectors of each replica, and the last output.
 
-        Returns:
-            The input of every layer and the output of the last one: (R, N, D), not normalized, D being dim padded with
-            zeros to a multiple of `ALIGNMENT`.
+        That is (R, N, D), not normalized; D is dim padded with zeros to a multiple of `ALIGNMENT`.
         """
         activations = [vectors]
         for i, (weight, bias) in enumerate(self.layers):
@@ -131,12 +125,7 @@ def _view_layers(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[Layer
 
 
 class CompressorNetwork:
-    """One compressor for inference.
-
-    Args:
-        layers: Weights (out, in) and biases (out,), from the encoder's `input_dim` to `dim`; else a `ValueError`.
-        quantizer: The quantizer it was trained with; None for floats.
-    """
+    """One compressor for inference; layers that do not fit together are a `ValueError`."""
 
     def __init__(self, layers: Sequence[Layer], quantizer: Quantizer | None = None) -> None:
         if not layers or not all(weight.numel() for weight, _ in layers):
@@ -174,7 +163,7 @@ class CompressorNetwork:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """The weights' device."""
         return self.layers[0][0].device
 
     def to(self, device: torch.device | str, *, copy: bool = False) -> "CompressorNetwork":
@@ -214,10 +203,8 @@ class CompressorNetwork:
     def from_state_dict(cls, state: Mapping[str, torch.Tensor], precision: str = "float32") -> Self:
         """Builds a compressor from tensors of any program; a `ValueError` if they are not a stack of linear layers.
 
-        Args:
-            state: Linear layers in the order of their names, which end in `weight` and `bias`: `0.weight`,
-                `fc1.weight`, `net.layers.0.weight`. And the codebooks of a product quantizer.
-            precision: float32 or binary. Codebooks imply product.
+        Layers are in the order of their names, which end in `weight` and `bias`: `0.weight`, `net.layers.0.weight`.
+        `precision` is float32 or binary; codebooks in `state` imply product.
         """
         layers = dict(state)
         codebooks = layers.pop(CODEBOOKS, None)
@@ -249,9 +236,6 @@ def predict_pair_cosines(compressor: CompressorNetwork, vectors: torch.Tensor, p
 
 
 def predict_pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
-    """Returns `predict_pair_cosines` of every replica, (R, P).
-
-    One replica at a time: the products are large enough to fill the machine, memory does not grow with R, and the bits
-    of a replica cannot depend on the others.
-    """
+    """Returns `predict_pair_cosines` of every replica, (R, P)."""
+    # One at a time: memory does not grow with R, and the bits of a replica cannot depend on the others.
     return np.stack([predict_pair_cosines(model.replica(r), vectors, pairs) for r in range(len(model))])

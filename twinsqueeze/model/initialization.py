@@ -12,9 +12,6 @@ from twinsqueeze.model.quantizers import balance_subspaces
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.types import FloatArray
 
-# Root mean square of a quantized compressor's initial outputs: small enough for the learning rate to move them.
-QUANTIZED_RMS = 0.5
-
 
 def initial_layers(
     recipe: Recipe, vectors: FloatArray, generator: np.random.Generator, teacher: Layer | None = None
@@ -40,7 +37,8 @@ def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Gene
     if recipe.quantizer == "none":
         scale = 1 / np.linalg.norm(outputs, axis=1).mean()
         return _to_layer(weight * scale, bias * scale)
-    scale = QUANTIZED_RMS / np.sqrt(np.square(outputs).mean())
+    # Outputs with a root mean square of 0.5 are small enough for the learning rate to move them.
+    scale = 0.5 / np.sqrt(np.square(outputs).mean())
     if recipe.quantizer == "product":
         order = balance_subspaces(variances.tolist(), recipe.subvector_dim)
         return _to_layer(weight[order] * scale, bias[order] * scale)
@@ -52,9 +50,8 @@ def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Gene
 def add_residual_branch(layer: Layer, hidden: int, generator: np.random.Generator) -> list[Layer]:
     """Returns two layers with ReLU between them that compute a linear layer and have further hidden units.
 
-    An output z of the linear layer passes as ReLU(z) - ReLU(-z). The further units start with PyTorch's default weights
-    without biases, and output weights of zero: a residual branch (He et al. 2016, arXiv 1512.03385) in plain layers.
-    `hidden` counts all hidden units, so it is at least 2 * dim.
+    An output z of the linear layer passes as ReLU(z) - ReLU(-z). The further ones of the `hidden` units start with
+    PyTorch's default weights, no biases and output weights of zero: a residual branch (He et al. 2016, 1512.03385).
     """
     weight, bias = (tensor.numpy() for tensor in layer)
     dim, input_dim = weight.shape
@@ -68,24 +65,17 @@ def add_residual_branch(layer: Layer, hidden: int, generator: np.random.Generato
 
 
 def kaiming_uniform_layers(sizes: Sequence[int], generator: np.random.Generator) -> list[Layer]:
-    """Returns layers initialized as `nn.Linear` is by default, from a NumPy generator.
-
-    Weights and biases are uniform between -1/sqrt(fan_in) and 1/sqrt(fan_in), as `kaiming_uniform_` with a = sqrt(5).
-    """
+    """Returns layers initialized as `nn.Linear` is by default: uniform between -1/sqrt(fan_in) and 1/sqrt(fan_in)."""
     layers = []
     for fan_in, fan_out in pairwise(sizes):
         bound = 1.0 / math.sqrt(fan_in)
         weight = generator.uniform(-bound, bound, size=(fan_out, fan_in))
-        bias = generator.uniform(-bound, bound, size=fan_out)
-        layers.append(_to_layer(weight, bias))
+        layers.append(_to_layer(weight, generator.uniform(-bound, bound, size=fan_out)))
     return layers
 
 
 def random_orthogonal_layer(sizes: Sequence[int], generator: np.random.Generator, center: FloatArray | None) -> Layer:
-    """Returns a random projection with orthonormal rows, uniformly distributed, that projects `center` to zero.
-
-    `sizes` are the input and the output dimension. Without a center, the bias is zero.
-    """
+    """Returns a random projection between two `sizes`, with orthonormal rows, that projects `center` to zero."""
     weight = _random_orthogonal(generator, *sizes)
     return _to_layer(weight, np.zeros(len(weight)) if center is None else -(weight @ center))
 
@@ -95,10 +85,7 @@ def pca_layer(vectors: FloatArray, dim: int, teacher: Layer | None = None) -> tu
 
     With the teacher's outputs y = V x + c and the first eigenvectors P of the covariance of y / |y|, the layer is
     P (y - mean(y)). The covariance is of directions, since a cosine compares directions. Without a teacher, V is the
-    identity and c is zero.
-
-    Returns:
-        The weight (dim, d), the bias (dim,) and the variances (dim,) of the components, largest first; float64.
+    identity and c is zero. Returns the weight (dim, d), the bias and the components' variances, largest first; float64.
     """
     if teacher is None:
         slope, offset = np.eye(vectors.shape[1]), np.zeros(vectors.shape[1])

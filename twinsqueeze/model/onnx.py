@@ -19,15 +19,11 @@ from twinsqueeze.types import FloatArray
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-TEXT_GRAPH = "model.onnx"
-COMPRESSOR_GRAPH = "compressor.onnx"
-TOKENIZER_FILE = "tokenizer.json"
 OUTPUT_NAME = "sentence_embedding"
 # Largest difference of a graph's unit vectors from PyTorch's.
 TOLERANCE = 1e-5
 # Of several lengths, so that verification covers padding and truncation.
 SAMPLE_TEXTS = ["A man is playing a guitar.", "", "Two dogs run through the snow, and a child laughs.", "word " * 600]
-NUM_SAMPLE_VECTORS = 5
 
 
 def check_onnx_installed() -> None:
@@ -74,24 +70,26 @@ def export_text_model(folder: Path, model: "SentenceTransformer") -> None:
     tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
     # Two texts: the exporter would fix a batch size of one.
     example = {name: value[:2] for name, value in tensors.items()}
-    _write_graph(folder / TEXT_GRAPH, _TextGraph(model, list(tensors)), example, dynamic_axes=2)
+    graph = folder / "model.onnx"
+    _write_graph(graph, _TextGraph(model, list(tensors)), example, dynamic_axes=2)
     for texts in (SAMPLE_TEXTS, SAMPLE_TEXTS[:1]):
         inputs = {name: value.numpy() for name, value in model.preprocess(texts).items() if name in tensors}
-        _verify_graph(folder / TEXT_GRAPH, inputs, model.encode(texts, show_progress_bar=False))
+        _verify_graph(graph, inputs, model.encode(texts, show_progress_bar=False))
     tokenizer.enable_truncation(max_length=model.max_seq_length)
     tokenizer.enable_padding(pad_id=model.tokenizer.pad_token_id, pad_token=model.tokenizer.pad_token)
-    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
 
 def export_compressor(folder: Path, compressor: CompressorNetwork) -> None:
     """Writes the compressor's graph: float32 vectors (N, d) to unit vectors (N, dim)."""
-    vectors = np.random.default_rng(0).normal(size=(NUM_SAMPLE_VECTORS, compressor.input_dim)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(5, compressor.input_dim)).astype(np.float32)
     vectors[-1] = 0
     inputs = {"vectors": torch.from_numpy(vectors)}
-    _write_graph(folder / COMPRESSOR_GRAPH, _CompressorGraph(compressor), inputs, dynamic_axes=1)
+    graph = folder / "compressor.onnx"
+    _write_graph(graph, _CompressorGraph(compressor), inputs, dynamic_axes=1)
     expected = compressor.compress(inputs["vectors"]).numpy()
-    for rows in (NUM_SAMPLE_VECTORS, 1):
-        _verify_graph(folder / COMPRESSOR_GRAPH, {"vectors": vectors[:rows]}, expected[:rows])
+    for rows in (len(vectors), 1):
+        _verify_graph(graph, {"vectors": vectors[:rows]}, expected[:rows])
 
 
 def _write_graph(file: Path, module: nn.Module, inputs: dict[str, torch.Tensor], *, dynamic_axes: int) -> None:

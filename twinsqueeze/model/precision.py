@@ -34,16 +34,9 @@ def check_precision(precision: str, ranges: Int8Ranges | None, codebooks: torch.
 def quantize(
     vectors: AnyArray, precision: str, ranges: Int8Ranges | None = None, codebooks: torch.Tensor | None = None
 ) -> AnyArray:
-    """Converts compressed vectors to a storage format.
+    """Converts (N, dim) float32 vectors to a storage format, with the `ranges` for int8, the `codebooks` for product.
 
-    Args:
-        vectors: (N, dim) float32.
-        precision: One of `PRECISIONS`.
-        ranges: The model's ranges, for int8.
-        codebooks: (M, K, P), the model's codebooks, for product.
-
-    Returns:
-        (N, dim) float32 or int8, (N, M) uint8 (product), or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).
+    Returns (N, dim) float32 or int8, (N, M) uint8 (product), or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).
     """
     if precision == "product":
         assert codebooks is not None
@@ -58,10 +51,7 @@ def quantize(
 
 
 def dequantize(vectors: AnyArray, precision: str, ranges: Int8Ranges | None = None) -> AnyArray:
-    """Returns the floats that a cosine search compares, (N, dim) float32: int8 as it is, signs as 1 and -1.
-
-    `vectors` are float32. `precision` is float32, int8 or binary.
-    """
+    """Returns the (N, dim) floats that a cosine search compares, at float32, int8 (as it is) or binary (1 and -1)."""
     if precision == "int8":
         low, high = np.array(ranges, np.float32)
         steps = (high - low) / 255

@@ -18,9 +18,6 @@ from twinsqueeze.types import FloatArray
 Backward = Callable[[torch.Tensor], torch.Tensor]
 # Centroids of a subvector, so that a code is one byte.
 NUM_CENTROIDS = 256
-KMEANS_ITERATIONS = 25
-# Relative to the largest variance; smaller ones are rounding errors.
-MIN_VARIANCE = 1e-6
 # Vectors that are compared with all centroids at a time, to bound memory.
 BLOCK_SIZE = 1024
 
@@ -35,14 +32,9 @@ class SignQuantizer:
         return vectors.sign()
 
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
-        """Quantizes with a gradient.
+        """Returns `dequantize(outputs)`, (R, N, D), and a function from its gradient to that of `outputs`.
 
-        Args:
-            outputs: (R, N, D) of a compressor's last layer.
-
-        Returns:
-            `dequantize(outputs)`, and a function from a gradient with respect to it to the gradient with respect to
-            `outputs`, which may overwrite its argument.
+        The function may overwrite its argument.
         """
         return outputs.sign(), lambda gradient: gradient.mul_(outputs.abs() <= 1)
 
@@ -108,9 +100,9 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int) -> torch.Tensor:
-    """Fits the centroids of a product quantizer by k-means on each subvector of (N, dim) unit vectors.
+    """Fits a product quantizer's centroids by k-means on each subvector of (N, dim) unit vectors.
 
-    `seed` selects the initial centroids. The result is (dim / subvector_dim, min(256, N), subvector_dim) float32.
+    The result is (dim / subvector_dim, min(256, N), subvector_dim) float32.
     """
     # scikit-learn takes a second to import, and only product quantizers need it
     from sklearn.cluster import KMeans  # noqa: PLC0415 - as above
@@ -118,7 +110,7 @@ def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int) -> torch.T
 
     subvectors = vectors.reshape(len(vectors), -1, subvector_dim).transpose(1, 0, 2)
     clusters = min(NUM_CENTROIDS, len(vectors))
-    kmeans = KMeans(clusters, init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed)
+    kmeans = KMeans(clusters, init="random", n_init=1, max_iter=25, random_state=seed)
     # One thread: several add up their sums in any order, which changes the last bits.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # if vectors are duplicates
@@ -130,12 +122,12 @@ def balance_subspaces(variances: Sequence[float], subvector_dim: int) -> list[in
     """Orders dimensions so that the subvectors of a product quantizer have similar products of variances.
 
     Ge et al. 2013 (Optimized product quantization, section 3.2.1): each dimension, from the largest variance on, joins
-    the subvector that has room and the smallest product so far. There is one variance per dimension. Of the indices
-    that are returned, the first `subvector_dim` form the first subvector.
+    the subvector that has room and the smallest product so far. The first `subvector_dim` of the returned indices form
+    the first subvector.
     """
     subvectors: list[list[int]] = [[] for _ in range(len(variances) // subvector_dim)]
-    # The vectors of an encoder may span fewer dimensions than they have: MiniLM's span 381 of 384.
-    floored = np.maximum(variances, MIN_VARIANCE * np.max(variances))
+    # Smaller variances are rounding errors: the vectors of MiniLM span only 381 of 384 dimensions.
+    floored = np.maximum(variances, 1e-6 * np.max(variances))
     # Relative to the smallest variance, so that a longer subvector never has a smaller product.
     logarithms = np.log(floored / floored.min()) + 1e-9
     for index in np.argsort(-logarithms, kind="stable"):

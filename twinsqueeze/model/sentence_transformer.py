@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorNetwork) -> "SentenceTransformer":
     """Builds the encoder's modules, then the compressor's layers as Dense modules, then Normalize.
 
-    The model is on the encoder's device. It is float32 even if the encoder is not, since Dense modules accept only
-    their own dtype. An encoder of another dimension is an `InputError`.
+    The model is on the encoder's device, and float32, since Dense modules accept only their own dtype. An encoder of
+    another dimension is an `InputError`.
     """
     base = encoder.load_model()
     dimension = base.get_embedding_dimension()
@@ -31,7 +31,7 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
         )
     # load_model has imported sentence_transformers, which takes 8 seconds
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
-    from sentence_transformers.sentence_transformer.modules import Normalize, Transformer  # noqa: PLC0415 - as above
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer  # noqa: PLC0415
 
     modules: list[nn.Module] = list(base)
     if isinstance(modules[0], Transformer):  # MLflow records this name, which must not be a path of this machine
@@ -39,19 +39,7 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
         modules[0].auto_model.name_or_path = encoder.folder.name if is_local else encoder.name
     if not isinstance(modules[-1], Normalize):  # compressors are trained on unit vectors
         modules.append(Normalize())
-    model = SentenceTransformer(
-        modules=[*modules, *_dense_modules(compressor), Normalize()],
-        device=str(base.device),
-        prompts={name: prompt for name, prompt in base.prompts.items() if prompt is not None},
-        default_prompt_name=base.default_prompt_name,
-    )
-    return model.float().eval()
-
-
-def _dense_modules(compressor: CompressorNetwork) -> list[nn.Module]:
-    from sentence_transformers.sentence_transformer.modules import Dense  # noqa: PLC0415 - as above
-
-    return [
+    dense = [
         Dense(
             in_features=weight.shape[1],
             out_features=weight.shape[0],
@@ -61,3 +49,10 @@ def _dense_modules(compressor: CompressorNetwork) -> list[nn.Module]:
         )
         for i, (weight, bias) in enumerate(compressor.layers, 1)
     ]
+    model = SentenceTransformer(
+        modules=[*modules, *dense, Normalize()],
+        device=str(base.device),
+        prompts={name: prompt for name, prompt in base.prompts.items() if prompt is not None},
+        default_prompt_name=base.default_prompt_name,
+    )
+    return model.float().eval()

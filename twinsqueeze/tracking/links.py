@@ -25,9 +25,9 @@ def run_url(experiment_id: str, run_id: str | None = None) -> str:
 
 def mlflow_run_command(run: RunLogger, entry_point: str, **parameters: str) -> str:
     """The command that runs an entry point in a run's experiment."""
-    experiment = [] if run.experiment_id == "0" else [f"--experiment-id {run.experiment_id}"]
-    options = [f"-P {name}={value}" for name, value in parameters.items()]
-    return " ".join(["mlflow run . --env-manager local", *experiment, f"-e {entry_point}", *options])
+    experiment = "" if run.experiment_id == "0" else f" --experiment-id {run.experiment_id}"
+    options = "".join(f" -P {name}={value}" for name, value in parameters.items())
+    return f"mlflow run . --env-manager local{experiment} -e {entry_point}{options}"
 
 
 def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
@@ -35,8 +35,5 @@ def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
     uri = mlflow.get_tracking_uri()
     shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'
     start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}")]
-    return [
-        *start,
-        ("look at the run", run_url(run.experiment_id, run.run_id)),
-        ("compare it with others", run_url(run.experiment_id)),
-    ]
+    look = ("look at the run", run_url(run.experiment_id, run.run_id))
+    return [*start, look, ("compare it with others", run_url(run.experiment_id))]

@@ -6,30 +6,21 @@ import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze.tracking import tags
-from twinsqueeze.tracking.spool import pending_runs
+from twinsqueeze.tracking.spool.journal import pending_runs
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import escape_markdown
 
-MAX_RUNS = 1000
-
 
 def mark_orphans_killed(experiment_id: str, is_same: Callable[[Mapping[str, str]], bool], note: str) -> dict[str, bool]:
-    """Mark the runs of dead processes of this host as KILLED, and say so in their descriptions.
+    """Mark an experiment's runs of dead processes of this host as KILLED, and return their ids.
 
-    Runs whose record waits for `sync` with their end are left alone.
-
-    Args:
-        experiment_id: The experiment to search.
-        is_same: Whether a run with these tags trained what is to be trained now.
-        note: A Markdown sentence for the descriptions of those runs.
-
-    Returns:
-        The ids of the marked runs, each with the result of `is_same`.
+    `is_same` tells from the tags whether a run trained what is trained now: its value is returned with each id, and the
+    Markdown `note` is added to the run's description. Runs whose record waits for `sync` with their end are left alone.
     """
     client = mlflow.MlflowClient()
-    marked = {}
+    marked: dict[str, bool] = {}
     complete = {run.run_id for run in pending_runs() if run.is_complete}
-    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MAX_RUNS):
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
         run_id = str(run.info.run_id)
         process = ProcessIdentity.parse(run.data.tags.get(tags.PROCESS, ""))
         if process is None or process.state != "dead" or run_id in complete:

@@ -20,16 +20,13 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import store
 from twinsqueeze.tracking.links import store_uri
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.spool import EXIT_TIMEOUT, RunSpool, Uploader, flush_timeout, notify, request_timeout
+from twinsqueeze.tracking.spool.journal import RunSpool
+from twinsqueeze.tracking.spool.replay import request_timeout
+from twinsqueeze.tracking.spool.uploader import EXIT_TIMEOUT, Uploader, flush_timeout, notify
 from twinsqueeze.tracking.tags import KIND, PROCESS
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import describe_error, escape_markdown, redact_credentials
-
-# Seconds for each of three requests that check whether a server answers.
-PING_TIMEOUT = 7
-# Seconds that the start of a run waits for a server.
-START_TIMEOUT = 25.0
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -57,7 +54,7 @@ def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_
         return
     for _ in range(3):  # an answer may be lost
         try:
-            with request_timeout(PING_TIMEOUT):
+            with request_timeout(seconds=7):
                 mlflow.MlflowClient(uri).search_experiments(max_results=1)
             return
         except Exception as error:  # whatever fails, nothing can be recorded
@@ -99,15 +96,8 @@ def fail_env_run(reason: str, status: str = "FAILED") -> None:
 def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogger]:
     """Start a run, or continue the one that `mlflow run` created, and end it as FINISHED, FAILED or KILLED.
 
-    Everything is uploaded when the context is left, unless the tracking server fails; `flush` waits for it then.
-
-    Args:
-        name: Name of the run, unless the user has named it.
-        kind: train, evaluation, ablation, comparison, registration, compression or export.
-        nested: Whether it is a child of the open run.
-
-    Raises:
-        InputError: If the tracking store or the record on disk can't be written.
+    It is a child of the open run if `nested`. Everything is uploaded when the context is left, unless the tracking
+    server fails; `flush` waits for it then. A store or a record on disk that can't be written is an `InputError`.
     """
     run: RunLogger | None = None
     try:
@@ -144,7 +134,7 @@ def _start(name: str, kind: str, parent: RunLogger | None) -> RunLogger:
     if parent:
         return run
     try:
-        if reason := run.uploader.wait(START_TIMEOUT if uri.startswith("http") else EXIT_TIMEOUT):
+        if reason := run.uploader.wait(25 if uri.startswith("http") else EXIT_TIMEOUT):
             raise InputError(f"the run can't be recorded in {uri}: {reason}")
     except BaseException:
         run.uploader.stop()

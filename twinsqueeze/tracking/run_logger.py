@@ -19,26 +19,19 @@ from mlflow.types.schema import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.tracking.spool import Operation, RunReplayer, RunSpool, Uploader, flush_timeout, notify
+from twinsqueeze.tracking.spool.journal import Operation, RunSpool
+from twinsqueeze.tracking.spool.replay import RunReplayer
+from twinsqueeze.tracking.spool.uploader import Uploader, flush_timeout, notify
 from twinsqueeze.tracking.tags import FILE_SHA256
 from twinsqueeze.utils.files import file_sha256
 
 LoggedData = MetaDataset
 PAIR_COLUMNS = Schema([ColSpec("string", "sentence1"), ColSpec("string", "sentence2"), ColSpec("double", "score")])
-# Seconds between two writes of metrics.
-WRITE_INTERVAL = 5.0
-# MLflow's limits.
-MAX_METRICS_PER_BATCH = 1000
-MAX_PARAM_LENGTH = 6000
+MAX_METRICS_PER_BATCH = 1000  # MLflow's limit
 
 
 class RunLogger:
-    """Logs a run; `start_run` makes one.
-
-    Args:
-        spool: The run's record on disk.
-        uploader: Sends what is recorded; a nested run has its parent's.
-    """
+    """Logs a run to its record on disk, which `uploader` sends; `start_run` makes one."""
 
     def __init__(self, spool: RunSpool, uploader: Uploader) -> None:
         self.spool = spool
@@ -63,8 +56,8 @@ class RunLogger:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters, except those that `mlflow run` has logged already."""
-        known = self.replayer.params
-        new = {name: str(value)[:MAX_PARAM_LENGTH] for name, value in values.items() if name not in known}
+        known = self.replayer.params  # MLflow takes at most 6000 characters of a value
+        new = {name: str(value)[:6000] for name, value in values.items() if name not in known}
         if new:
             known |= new
             self._write({"op": "batch", "params": new})
@@ -81,13 +74,9 @@ class RunLogger:
     def log_metrics(
         self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: LoggedData | None = None
     ) -> None:
-        """Log metrics; they are written every five seconds. Values that are not finite are left out.
+        """Log the finite ones of some metrics, which are written every five seconds.
 
-        Args:
-            values: By name, such as `dev/spearman`.
-            step: The epoch.
-            model_id: A logged model that they belong to: its id or its name in this run.
-            data: The data that they were measured on.
+        They belong to a logged model, given by its id or its name in this run, and were measured on `data`.
         """
         row: dict[str, Any] = {"timestamp": int(time.time() * 1000), "step": step}
         if model_id:
@@ -97,18 +86,14 @@ class RunLogger:
         finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
         self._metrics |= finite
         self._unwritten += [{"key": name, "value": value, **row} for name, value in finite.items()]
-        if time.monotonic() - self._last_write > WRITE_INTERVAL:
+        if time.monotonic() - self._last_write > 5:
             self._write_metrics()
 
     def log_input(self, split: str, name: str, digest: str, source: str) -> LoggedData:
         """Log a split as an input of the run, and return it."""
         source_type = HTTPDatasetSource if source.startswith("http") else LocalArtifactDatasetSource
-        dataset = MetaDataset(  # type: ignore[abstract] # MLflow's annotations say so, its code does not
-            source=source_type(source),
-            name=f"{name} {split}",
-            digest=digest,
-            schema=PAIR_COLUMNS,
-        )
+        # MLflow's annotations call the class abstract, its code does not.
+        dataset = MetaDataset(source_type(source), f"{name} {split}", digest, PAIR_COLUMNS)  # type: ignore[abstract]
         self._write({"op": "input", "context": split, "dataset": dict(dataset._to_mlflow_entity())})
         return dataset
 
@@ -179,7 +164,6 @@ class RunLogger:
         self._write(*self.spool.hash_files(folder))
 
     def _write_metrics(self) -> None:
-        """Write the metrics that are still in memory."""
         rows, self._unwritten = self._unwritten, []
         starts = range(0, len(rows), MAX_METRICS_PER_BATCH)
         self._write(*({"op": "batch", "metrics": rows[start : start + MAX_METRICS_PER_BATCH]} for start in starts))

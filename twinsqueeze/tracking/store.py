@@ -17,10 +17,6 @@ from filelock import FileLock
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.text import describe_error, redact_credentials
 
-LOCK_TIMEOUT = 120.0
-# MLflow's own timeout for another process's write.
-BUSY_TIMEOUT = 20.0
-
 # MLflow logs a traceback for an error that it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
@@ -39,7 +35,7 @@ def init_sqlite_store(uri: str, what: str, setting: str) -> None:
         if file.is_file() and not os.access(file.parent, os.W_OK):  # no lock possible, and nothing to create
             _open(file, uri)
         else:
-            with FileLock(f"{file}.lock", timeout=LOCK_TIMEOUT):
+            with FileLock(f"{file}.lock", timeout=120):
                 _open(file, uri)
     except Exception as error:  # damaged, unwritable and foreign files raise errors of many types
         raise InputError(
@@ -50,8 +46,8 @@ def init_sqlite_store(uri: str, what: str, setting: str) -> None:
 
 def _open(file: Path, uri: str) -> None:
     is_new = not file.is_file() or not file.stat().st_size
-    if not is_new:  # MLflow would retry a file that is not a database for 100 seconds
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT)) as database:
+    if not is_new:  # MLflow would retry a file that is not a database for 100 seconds; it waits 20 for a lock
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True, timeout=20)) as database:
             database.execute("PRAGMA schema_version")
     try:
         mlflow.MlflowClient(uri).search_experiments(max_results=1)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.utils.files import file_sha256, state_dir
+from twinsqueeze.utils.files import dir_sha256, file_sha256, state_dir
 
 # `op`, such as "batch", and what `RunReplayer` needs to send it, all JSON.
 Operation = Mapping[str, Any]
@@ -33,27 +33,16 @@ JOURNAL, SENT, FILES = "journal.jsonl", "sent.json", "files"
 
 @dataclass(eq=False)
 class RunSpool:
-    """The record of one run.
-
-    Attributes:
-        folder: The record's folder.
-        name: Name of the run.
-        uri: Address of its tracking store, without credentials.
-        start_time: Milliseconds since 1970.
-        operations: The operations that the journal had when it was created or read.
-        num_sent: Number of operations that the tracking store has.
-        ids: `run_id`, `experiment_id` and `models` (ids by name), as far as the tracking store has assigned them.
-        damage: Why the record can't be read; None if it can.
-    """
+    """The record of one run."""
 
     folder: Path
-    name: str = "a record"
-    uri: str = ""
-    start_time: int = 0
-    operations: list[Operation] = field(default_factory=list)
-    num_sent: int = 0
-    ids: dict[str, Any] = field(default_factory=dict)
-    damage: str | None = None
+    name: str = "a record"  # of the run
+    uri: str = ""  # of its tracking store, without credentials
+    start_time: int = 0  # milliseconds since 1970
+    operations: list[Operation] = field(default_factory=list)  # of the journal when it was created or read
+    num_sent: int = 0  # operations that the tracking store has
+    ids: dict[str, Any] = field(default_factory=dict)  # run_id, experiment_id and models (by name) that it assigned
+    damage: str | None = None  # why the record can't be read
     _journal: BinaryIO | None = None
     _num_lines: int = 0
 
@@ -134,9 +123,8 @@ class RunSpool:
 
     def hash_files(self, folder: Path) -> list[Operation]:
         """Return an operation for each file of a folder from `new_dir`."""
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = [{"folder": folder.name, "name": path.relative_to(folder).as_posix()} for path in paths]
-        return [{"op": "file", **name, "sha256": file_sha256(folder / name["name"])} for name in names]
+        hashes = dir_sha256(folder, exclude=())
+        return [{"op": "file", "folder": folder.name, "name": name, "sha256": sha} for name, sha in hashes.items()]
 
     def verify_file(self, operation: Operation) -> Path:
         """Return the path of an operation's file; raise an `InputError` if it is missing or has changed."""
@@ -158,7 +146,7 @@ class RunSpool:
         self.release()
 
     def release(self) -> None:
-        """Unlock the record, so that another process can upload it."""
+        """Unlock the record for other processes."""
         if self._journal:
             self._journal.close()
 

@@ -53,17 +53,12 @@ def request_timeout(seconds: int = REQUEST_TIMEOUT) -> Iterator[None]:
 
 
 class RunReplayer:
-    """Sends the operations of one run to the tracking store, and sets the ids of its record.
-
-    Attributes:
-        params: Parameters that the run has, also those that `mlflow run` logged.
-        refusal: Why the tracking store refuses the run; None while it does not.
-    """
+    """Sends the operations of one run to the tracking store, and sets the ids of its record."""
 
     def __init__(self, spool: RunSpool) -> None:
         self.spool = spool
-        self.params: dict[str, str] = {}
-        self.refusal: str | None = None
+        self.params: dict[str, str] = {}  # those that the run has, also by `mlflow run`
+        self.refusal: str | None = None  # why the tracking store refuses the run
         self._models: dict[str, str] = spool.ids.setdefault("models", {})
         self._client = mlflow.MlflowClient()
         self._num_database_errors = 0

@@ -19,8 +19,6 @@ from twinsqueeze.utils.text import describe_error, escape_control_chars
 # Seconds between attempts: the pause after the first failure, which grows by itself up to the longest.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
-# Seconds between two messages about waiting.
-MESSAGE_INTERVAL = 10
 # Seconds that a command waits for uploads after an error or a signal.
 EXIT_TIMEOUT = 5.0
 KILLED_NOTE = "Killed: the process that recorded the run is gone."
@@ -40,17 +38,12 @@ def notify(line: str) -> None:
 
 
 class Uploader:
-    """A thread that sends operations to the tracking store at an address without credentials.
-
-    Attributes:
-        runs: The runs whose end the store does not have.
-        failure: Why the last attempt failed; None after a success.
-    """
+    """A thread that sends operations to the tracking store at an address without credentials."""
 
     def __init__(self, uri: str) -> None:
         self.store = f"the tracking {'server' if uri.startswith('http') else 'store'} {uri}"
-        self.runs: list[RunReplayer] = []
-        self.failure: str | None = None
+        self.runs: list[RunReplayer] = []  # whose end the store does not have
+        self.failure: str | None = None  # of the last attempt
         self._queue: Queue[tuple[RunReplayer, Operation] | None] = Queue()
         self._stopped = threading.Event()
         self._last_success = 0.0
@@ -73,7 +66,7 @@ class Uploader:
             seconds_left = limit - (now - max(start, self._last_success))
             if seconds_left <= 0:
                 return self.failure or "no answer"
-            if self.failure and now - last_message > MESSAGE_INTERVAL:
+            if self.failure and now - last_message > 10:
                 last_message = now
                 notify(f"waiting for {self.store} for {seconds_left:.0f} s more (Ctrl-C ends it)")
             time.sleep(0.01)
