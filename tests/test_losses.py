@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from torch.nn import functional
 
 from twinsqueeze.data.sentence_pairs import scores_to_labels
-from twinsqueeze.model.normalization import L2Normalize
+from twinsqueeze.model.quantizers import L2Normalize
 from twinsqueeze.training.losses import (
     PairCosine,
     log_neighbor_probs,

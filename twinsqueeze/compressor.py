@@ -107,8 +107,7 @@ class Compressor:
         path = expand_user(model)
         file = path / CHECKPOINT_FILE if path.is_dir() else path
         if not file.is_file():
-            # MLflow takes seconds to import and is needed for its own models alone.
-            from twinsqueeze.registry.model_loader import resolve_model  # noqa: PLC0415 - as above
+            from twinsqueeze.registry.model_loader import resolve_model  # noqa: PLC0415 - imports MLflow, which is slow
 
             file = resolve_model(str(model)).checkpoint
         return cls(*read_checkpoint(file, str(model)))

@@ -49,7 +49,7 @@ class CompressOptions:
 
     @property
     def source_name(self) -> str:
-        """The input as messages call it."""
+        """The input in messages."""
         return "standard input" if self.input == STANDARD_INPUT else self.input
 
 
@@ -68,16 +68,19 @@ def compress(options: CompressOptions) -> None:
         compressed = _compress_texts(chain([first], blocks), model, fingerprint, compressor)
     else:
         _check_vectors(first.rows, compressor, options)
-        compressed = _compress_vectors(chain([first], blocks), compressor, options.source_name)
+
+        def compress_block(block: Block) -> AnyArray:
+            return compressor.compress(np.asarray(block.rows), options.source_name, block.first_row)
+
+        # One thread per core, each of which takes its block through all layers.
+        compressed = map_threaded(chain([first], blocks), compress_block, torch.get_num_threads())
     network, precision = compressor.network, compressor.precision
     about = {"model": options.model, "precision": precision, "dim": network.dim, "int8_ranges": compressor.ranges}
     with closing(_show_progress(compressed, first.unit)) as rows:
         num_rows = write_blocks(output, rows, about)
     num_bytes = bytes_per_vector(precision, network.dim, network.subvector_dim)
-    summary = (
-        f"{num_rows:,} rows of {options.source_name} compressed to {network.dim} numbers at {precision}, "
-        f"{num_bytes} bytes each: {output}"
-    )
+    size = f"{network.dim} numbers at {precision}, {num_bytes} bytes each"
+    summary = f"{num_rows:,} rows of {options.source_name} compressed to {size}: {output}"
     console.print_result(summary)
     if env_run_id():  # `mlflow run` has made a run for this command
         with start_run(f"compress-{source.name}", "compression") as run:
@@ -93,14 +96,6 @@ def _check_vectors(vectors: AnyArray, compressor: VectorCompressor, options: Com
         )
     if vectors.dtype.newbyteorder("=") != np.float32:
         console.info(f"{options.source_name} holds {vectors.dtype.name} numbers, which are cast to float32")
-
-
-def _compress_vectors(blocks: Iterator[Block], compressor: VectorCompressor, name: str) -> CompressedBlocks:
-    def compress_block(block: Block) -> AnyArray:
-        return compressor.compress(np.asarray(block.rows), name, block.first_row)
-
-    # One thread per core, each of which takes its block through all layers.
-    return map_threaded(blocks, compress_block, torch.get_num_threads())
 
 
 def _load_text_model(

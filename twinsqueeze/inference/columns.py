@@ -56,16 +56,14 @@ def arrow_values(array: Any, dim: int | None, name: str, first_row: int) -> AnyA
     if _arrow_kind(array.type) == TEXTS:
         if array.null_count:
             raise InputError(f"row {first_row + array.is_null().index(True).as_py()} of {name} is missing")
-        texts: list[str] = array.to_pylist()
-        return texts
+        return list(array.to_pylist())
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0))
     dim = dim or int(lengths[0])
     bad = (lengths != dim) | (lengths == 0)
     if not bad.any():
         values = array.flatten()
         if not values.null_count:
-            vectors: AnyArray = values.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
-            return vectors
+            return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(lengths), -1)
         bad = np.asarray(pc.is_null(values)).reshape(len(lengths), -1).any(1)
     row = first_row + int(np.argmax(bad))
     raise InputError(f"row {row} of {name} is not a list of {f'{dim} numbers' if dim else 'numbers'}")

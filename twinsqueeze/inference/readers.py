@@ -37,8 +37,8 @@ class Block(NamedTuple):
 def read_blocks(source: str, format_: str = "auto", column: str | None = None) -> Iterator[Block]:
     """Yield the rows of a file, or of standard input ("-"), in order, at least one block; bad input is an `InputError`.
 
-    The format "auto" is the suffix of the file; on standard input it is npy or txt, by its content. `column` is a column
-    of .parquet or .csv, or a key of .jsonl objects; None is the only possible one.
+    The format "auto" is the suffix of the file; on standard input it is npy or txt, by its content. `column` is one of
+    .parquet or .csv, or a key of .jsonl objects; None is the only possible one.
     """
     path = None if source == STANDARD_INPUT else expand_user(source)
     name = source if path else "standard input"

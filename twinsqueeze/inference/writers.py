@@ -33,8 +33,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 def write_blocks(path: Path, blocks: Iterator[AnyArray], metadata: Mapping[str, Any]) -> int:
     """Write blocks of (n, width) rows, at least one, to NAME.part, which becomes the output; return the number of rows.
 
-    An output that can't be written, or that another process is writing, is an `InputError`. .parquet files have the
-    metadata.
+    .parquet files have the metadata. An `InputError` if another process writes the output, or it can't be written.
     """
     partial, lock = path.with_name(f"{path.name}.part"), path.with_name(f".{path.name}.lock")
     try:
@@ -51,8 +50,7 @@ def write_blocks(path: Path, blocks: Iterator[AnyArray], metadata: Mapping[str, 
                 partial.unlink(missing_ok=True)
                 lock.unlink(missing_ok=True)
     except Timeout as error:
-        message = f"{path} is being written by another process: wait for it, or name another file"
-        raise InputError(message) from error
+        raise InputError(f"{path} is being written by another process: wait for it, or name another file") from error
     except OSError as error:
         raise InputError(f"output {str(path)!r} can't be written: {error.strerror or one_line(error)}") from error
 

@@ -15,9 +15,6 @@ from twinsqueeze.recipe import bytes_per_vector
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.similarity import pairwise_cosine
 
-MLP_HIDDEN = (128, 64)
-# Hidden units of a residual compressor, besides those of its linear skip connection.
-RESIDUAL_HIDDEN = 1024
 # Floats in the widest vector register. In training, every layer has a multiple of this many outputs.
 ALIGNMENT = 16
 # Name of the product quantizer's tensor in a state dict.
@@ -29,12 +26,12 @@ Layer = tuple[torch.Tensor, torch.Tensor]
 def layer_sizes(architecture: str, input_dim: int, dim: int) -> tuple[int, ...]:
     """Returns the widths of all layers, from the encoder's dimension to `dim`, both included."""
     if architecture == "mlp":
-        return (input_dim, *MLP_HIDDEN, dim)
+        return (input_dim, 128, 64, dim)
     if architecture == "linear":
         return (input_dim, dim)
     if architecture == "residual":
-        skip_units = 2 * dim + -2 * dim % ALIGNMENT
-        return (input_dim, skip_units + RESIDUAL_HIDDEN, dim)
+        skip_units = 2 * dim + -2 * dim % ALIGNMENT  # of the linear skip connection
+        return (input_dim, skip_units + 1024, dim)
     raise ValueError(f"unknown architecture {architecture!r}")
 
 

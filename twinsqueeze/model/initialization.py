@@ -100,8 +100,7 @@ def pca_layer(vectors: FloatArray, dim: int, teacher: Layer | None = None) -> tu
 
 def _random_orthogonal(generator: np.random.Generator, input_dim: int, dim: int) -> FloatArray:
     q, r = np.linalg.qr(generator.normal(size=(input_dim, dim)))
-    rows: FloatArray = (q * np.sign(np.diag(r))).T
-    return rows
+    return (q * np.sign(np.diag(r))).T
 
 
 def _to_layer(weight: FloatArray, bias: FloatArray) -> Layer:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.model.normalization import EPSILON
+from twinsqueeze.model.quantizers import EPSILON
 from twinsqueeze.types import FloatArray
 
 if TYPE_CHECKING:

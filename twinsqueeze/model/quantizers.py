@@ -1,4 +1,4 @@
-"""Quantizers that compressors are trained through.
+"""Quantizers that compressors are trained through, and L2 normalization with its gradient.
 
 The derivative of a quantizer is zero almost everywhere. The straight-through estimator (Bengio et al. 2013, arXiv
 1308.3432) uses the derivative of the identity instead.
@@ -12,14 +12,30 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
-from twinsqueeze.model.normalization import L2Normalize
 from twinsqueeze.types import FloatArray
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
 # Centroids of a subvector, so that a code is one byte.
 NUM_CENTROIDS = 256
-# Vectors that are compared with all centroids at a time, to bound memory.
-BLOCK_SIZE = 1024
+# Smallest divisor of a normalization, as in `torch.nn.functional.normalize`.
+EPSILON = 1e-12
+
+
+class L2Normalize:
+    """Vectors (..., dim), and `unit`, the same scaled to unit length; all-zero vectors stay zero."""
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        self.inverse_norm: torch.Tensor = norm.clamp_min_(EPSILON).reciprocal_()
+        self.unit = vectors * self.inverse_norm
+
+    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient with respect to `vectors`, given that with respect to `unit`; both (..., dim).
+
+        With u = x / |x|: dL/dx = (g - (g . u) u) / |x|.
+        """
+        along = (gradient * self.unit).sum(-1, keepdim=True)
+        return torch.addcmul(gradient, self.unit, along, value=-1).mul_(self.inverse_norm)
 
 
 class SignQuantizer:
@@ -64,7 +80,7 @@ class ProductQuantizer:
         codes = []
         for vectors, factors in zip(unit, self._factors, strict=True):
             subvectors = vectors.view(len(vectors), -1, self.subvector_dim).transpose(0, 1)
-            blocks = functional.pad(subvectors, (0, 1), value=1.0).split(BLOCK_SIZE, 1)
+            blocks = functional.pad(subvectors, (0, 1), value=1.0).split(1024, 1)  # to bound memory
             codes.append(torch.cat([_argmax(torch.bmm(block, factors)) for block in blocks], 1).T)
         return torch.stack(codes)
 
@@ -104,8 +120,7 @@ def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int) -> torch.T
 
     The result is (dim / subvector_dim, min(256, N), subvector_dim) float32.
     """
-    # scikit-learn takes a second to import, and only product quantizers need it
-    from sklearn.cluster import KMeans  # noqa: PLC0415 - as above
+    from sklearn.cluster import KMeans  # noqa: PLC0415 - takes a second, and only product quantizers need it
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - as above
 
     subvectors = vectors.reshape(len(vectors), -1, subvector_dim).transpose(1, 0, 2)

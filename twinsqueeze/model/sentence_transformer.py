@@ -29,8 +29,7 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
             f"the compressor takes vectors of {compressor.input_dim} floats, but encoder {encoder.name!r} gives "
             f"{dimension}: name the encoder that it was trained with"
         )
-    # load_model has imported sentence_transformers, which takes 8 seconds
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - as above
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes 8 seconds, in `load_model`
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer  # noqa: PLC0415
 
     modules: list[nn.Module] = list(base)
@@ -39,18 +38,20 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
         modules[0].auto_model.name_or_path = encoder.folder.name if is_local else encoder.name
     if not isinstance(modules[-1], Normalize):  # compressors are trained on unit vectors
         modules.append(Normalize())
-    dense = [
-        Dense(
-            in_features=weight.shape[1],
-            out_features=weight.shape[0],
-            activation_function=nn.ReLU() if i < len(compressor.layers) else nn.Identity(),
-            init_weight=weight.detach().clone(),
-            init_bias=bias.detach().clone(),
+    for i, (weight, bias) in enumerate(compressor.layers, 1):
+        activation = nn.ReLU() if i < len(compressor.layers) else nn.Identity()
+        modules.append(
+            Dense(
+                weight.shape[1],
+                weight.shape[0],
+                bias=True,
+                activation_function=activation,
+                init_weight=weight.detach().clone(),
+                init_bias=bias.detach().clone(),
+            )
         )
-        for i, (weight, bias) in enumerate(compressor.layers, 1)
-    ]
     model = SentenceTransformer(
-        modules=[*modules, *dense, Normalize()],
+        modules=[*modules, Normalize()],
         device=str(base.device),
         prompts={name: prompt for name, prompt in base.prompts.items() if prompt is not None},
         default_prompt_name=base.default_prompt_name,

@@ -44,10 +44,7 @@ def env_run_id() -> str | None:
 
 
 def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
-    """Raise an `InputError` if the tracking server or the model registry can't be used, before anything long begins.
-
-    `what` is its name in messages, and `setting` is the environment variable with its address.
-    """
+    """Raise an `InputError` if the server or store `what`, with its address in `setting`, can't be used."""
     uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
         store.init_sqlite_store(uri, what.replace("server", "store"), setting)

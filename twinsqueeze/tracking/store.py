@@ -22,10 +22,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def init_sqlite_store(uri: str, what: str, setting: str) -> None:
-    """Open a SQLite store, and create it if it does not exist; other stores are left alone.
-
-    `what` is its name in messages, and `setting` is the environment variable with its address.
-    """
+    """Open a SQLite store, created if it does not exist; errors name `what` and its environment variable `setting`."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     if not match or match[1] == ":memory:":
         return

@@ -9,7 +9,7 @@ Losses on labels take cosines (..., P) and labels (P,) or (..., P), and return t
 import numpy as np
 import torch
 
-from twinsqueeze.model.normalization import EPSILON, L2Normalize
+from twinsqueeze.model.quantizers import EPSILON, L2Normalize
 from twinsqueeze.types import IntArray
 from twinsqueeze.utils.similarity import pairwise_cosine
 

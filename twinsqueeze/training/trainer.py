@@ -14,8 +14,7 @@ from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorNetwork, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
-from twinsqueeze.model.normalization import L2Normalize
-from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
+from twinsqueeze.model.quantizers import L2Normalize, ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.losses import (
     LOSSES,

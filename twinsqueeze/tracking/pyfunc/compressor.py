@@ -25,10 +25,7 @@ class CompressorModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Apply linear layers with ReLU between them, and normalize each vector.
-
-        A number that is not finite, such as a JSON null, raises an `MlflowException`: a server answers with status 400.
-        """
+        """Apply the layers, and normalize; a number that is not finite is an `MlflowException`, status 400."""
         del context, params
         hidden = np.asarray(model_input, dtype=np.float32)
         if not np.isfinite(hidden).all():

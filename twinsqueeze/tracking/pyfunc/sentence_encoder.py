@@ -28,16 +28,12 @@ class SentenceEncoderModel:
         return self._model
 
     def predict(self, model_input: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Encode a column of n texts as (n, dim) float32.
-
-        A value that is not text raises an `MlflowException`: a server answers with status 400.
-        """
+        """Encode n texts as (n, dim) float32; a value that is not text is an `MlflowException`, status 400."""
         texts = pd.DataFrame(model_input).iloc[:, 0].tolist()
         for row, text in enumerate(texts):
             _validate(text, row)
         with self._lock:
-            vectors: np.ndarray[Any, np.dtype[np.float32]] = self._model.encode(texts, show_progress_bar=False)
-        return vectors
+            return np.asarray(self._model.encode(texts, show_progress_bar=False))
 
 
 def _validate(text: object, row: int) -> None:

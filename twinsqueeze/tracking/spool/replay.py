@@ -25,11 +25,9 @@ RECORD_TAG = "twinsqueeze.record"
 # MLflow's names for unnamed runs, such as zealous-crow-123.
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
-# MLflow's code for any error of its database. Of two processes that log the same dataset at once, one gets it, and
-# succeeds at the next attempt.
-DATABASE_ERROR = "BAD_REQUEST"
+# Attempts at an operation that fails in MLflow's database. If two processes log the same dataset at once, one of them
+# fails, and succeeds at the next attempt.
 MAX_DATABASE_ERRORS = 3
-
 # Seconds for one HTTP request of an upload.
 REQUEST_TIMEOUT = 30
 # MLflow reads these from the environment: its defaults are 7 retries and 120 seconds.
@@ -71,7 +69,7 @@ class RunReplayer:
         except mlflow.MlflowException as error:
             # A proxy's error page is no answer of the tracking server.
             if isinstance(error, RestException) or not self.spool.uri.startswith("http"):
-                self._num_database_errors += error.error_code == DATABASE_ERROR
+                self._num_database_errors += error.error_code == "BAD_REQUEST"
                 if error.error_code in PERMANENT_ERRORS or self._num_database_errors == MAX_DATABASE_ERRORS:
                     raise InputError(str(error)) from error
             raise
