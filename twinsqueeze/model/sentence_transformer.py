@@ -40,16 +40,8 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
         modules.append(Normalize())
     for i, (weight, bias) in enumerate(compressor.layers, 1):
         activation = nn.ReLU() if i < len(compressor.layers) else nn.Identity()
-        modules.append(
-            Dense(
-                weight.shape[1],
-                weight.shape[0],
-                bias=True,
-                activation_function=activation,
-                init_weight=weight.detach().clone(),
-                init_bias=bias.detach().clone(),
-            )
-        )
+        copies = weight.detach().clone(), bias.detach().clone()
+        modules.append(Dense(weight.shape[1], weight.shape[0], True, activation, *copies))
     model = SentenceTransformer(
         modules=[*modules, Normalize()],
         device=str(base.device),
