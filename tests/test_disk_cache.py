@@ -22,10 +22,10 @@ def test_put_and_get(cache):
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_file_is_ignored_with_a_warning(cache, damage):
     cache.put("key", b"payload" * 100)
-    content = bytearray(cache.path("key").read_bytes())
+    content = bytearray((cache.folder / "key").read_bytes())
     if damage == "flip":
         content[200] ^= 1
-    cache.path("key").write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
+    (cache.folder / "key").write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
     assert cache.get("key") is None
     assert "damaged" in cache.warnings[0]
     cache.put("key", b"again")

@@ -15,9 +15,8 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.loop import History
-from twinsqueeze.utils import console
+from twinsqueeze.utils.console import SILENT, TERMINAL, Reporter
 from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.reporter import SILENT, Reporter
 
 __all__ = ["Compressor", "InputError", "PairDataset", "Recipe", "compare_recipes", "load_pairs", "track", "train"]
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)
@@ -86,7 +85,7 @@ def train(recipe: Recipe, data: PairDataset, *, progress: bool = False) -> Train
         >>> 0 < result.scores["test"].spearman < 1
         True
     """
-    prepared = _prepare(recipe, data, console if progress else SILENT)
+    prepared = _prepare(recipe, data, TERMINAL if progress else SILENT)
     if not _tracking.get():
         return _result(experiment.evaluate_training(experiment.train(recipe, prepared), prepared))
     from twinsqueeze.commands.train import train_and_log  # noqa: PLC0415 - imports MLflow, only if runs are tracked
@@ -119,7 +118,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: b
     """
     if not recipes:
         raise InputError("no recipe to compare: pass at least one")
-    reporter: Reporter = console if progress else SILENT
+    reporter = TERMINAL if progress else SILENT
     prepared = experiment.load_data(recipes, lambda recipe: _prepare(recipe, data, reporter))
     if _tracking.get():
         from twinsqueeze.commands.ablation import train_grid_and_log  # noqa: PLC0415 - as in `train`

@@ -21,4 +21,4 @@ def load_experiment_data(
         console.warn(pairs.notice)
     encoder = resolve_encoder(recipe.encoder, device)
     check_tracking_server()
-    return prepare_data(pairs, encoder, score_max=score_max, validate_dim=validate_dim, reporter=console)
+    return prepare_data(pairs, encoder, score_max=score_max, validate_dim=validate_dim, reporter=console.TERMINAL)

@@ -41,21 +41,13 @@ ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """The pairs of a split, with embeddings for their sentences.
+    """The pairs of a split, with embeddings for their sentences."""
 
-    Attributes:
-        embeddings: (N, d) float32, unit vectors of the split's distinct sentences.
-        first: (P,) row of each pair's first sentence in `embeddings`.
-        second: (P,) row of each pair's second sentence.
-        scores: (P,) float64, from 0 to 5.
-        unpaired: (M, d) float32, unit vectors of sentences in no pair, for losses that need no scores.
-    """
-
-    embeddings: FloatArray
-    first: IntArray
-    second: IntArray
-    scores: FloatArray
-    unpaired: FloatArray | None = None
+    embeddings: FloatArray  # (N, d) float32, unit vectors of the split's distinct sentences
+    first: IntArray  # (P,) row of each pair's first sentence in `embeddings`
+    second: IntArray  # (P,) row of each pair's second sentence
+    scores: FloatArray  # (P,) float64, from 0 to 5
+    unpaired: FloatArray | None = None  # (M, d), sentences in no pair, for losses that need no scores
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -73,14 +65,11 @@ class EncodedPairs:
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """A sentence-transformers model in a local folder, loaded on demand on the device "auto", "cpu" or "cuda".
-
-    `weights_sha256` is the expected SHA-256 of model.safetensors, if it is known.
-    """
+    """A sentence-transformers model in a local folder, loaded on demand on the device "auto", "cpu" or "cuda"."""
 
     name: str
     folder: Path
-    weights_sha256: str | None = None
+    weights_sha256: str | None = None  # expected of model.safetensors
     device: str = "auto"
 
     @cached_property
@@ -96,7 +85,7 @@ class SentenceEncoder:
         return digest.hexdigest()
 
     def load(self) -> Encode:
-        """Load the model as a function from N texts to their unit vectors, (N, d); errors as for `load_model`."""
+        """Load the model as a function from N texts to their unit vectors, (N, d)."""
         encode = self.load_model().encode
         return partial(encode, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
 
@@ -106,11 +95,7 @@ class SentenceEncoder:
         return sorted(tokens, key=lambda token: tokens[token])
 
     def load_model(self) -> "SentenceTransformer":
-        """Verify the weights and load the model.
-
-        Raises:
-            InputError: If the weights are not the expected ones, or sentence-transformers cannot load the folder.
-        """
+        """Load the model; raise `InputError` if the weights are not the expected ones or cannot be loaded."""
         if self.weights_sha256:
             weights = self.folder / "model.safetensors"
             if not weights.is_file() or file_sha256(weights) != self.weights_sha256:
@@ -136,13 +121,7 @@ class SentenceEncoder:
 
 
 def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
-    """Locate an encoder's files, which are downloaded if need be, without loading or verifying them.
-
-    `name` is "all-MiniLM-L6-v2", whose weights come with a Python package, a folder, or a model id on the Hub.
-
-    Raises:
-        InputError: If the encoder is not found.
-    """
+    """Locate the files of "all-MiniLM-L6-v2", a folder or a Hub id; raise `InputError` if there are none."""
     if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
         spec = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE)  # only its files are used, not its code
         if spec is None or not spec.submodule_search_locations:
@@ -168,12 +147,8 @@ def embed_pairs(
 ) -> dict[str, EncodedPairs]:
     """Return the splits with embeddings; the encoder is loaded only for sentences that the cache lacks.
 
-    Args:
-        splits: "train", "train" and "dev", or all three: a sentence is cached with the first split that contains it.
-        encoder: Encoder of the sentences.
-        cache: Cache of embeddings, read and written.
-        validate_dim: Called with the embeddings' dimension after the first batch; may raise `InputError`.
-        on_progress: Called with the number of sentences encoded so far, and the number to encode.
+    `validate_dim` is called with the embeddings' dimension after the first batch and may raise `InputError`;
+    `on_progress` is called with the number of sentences encoded so far, and the number to encode.
     """
     units = _split_into_units(splits)
     keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}

@@ -157,13 +157,11 @@ def _read_file(path: Path) -> Columns:
     shown = truncate_repr(str(path))
     try:
         table = _read_table(path)
-        return _select_columns(table, list(table.columns), shown)
-    except InputError:
-        raise
     except UnicodeDecodeError as error:
         raise InputError(f"{shown} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except Exception as error:  # the parsers' errors have no common base class
         raise InputError(f"{shown} can't be read as {path.suffix.removeprefix('.')}: {one_line(error)}") from error
+    return _select_columns(table, list(table.columns), shown)
 
 
 def _read_table(path: Path) -> "pd.DataFrame":
@@ -172,8 +170,7 @@ def _read_table(path: Path) -> "pd.DataFrame":
 
     if path.suffix == ".parquet":
         with parquet.ParquetFile(path) as file:
-            table: pd.DataFrame = file.read().to_pandas()
-        return table
+            return pd.DataFrame(file.read().to_pandas())
     text = path.read_bytes().decode("utf-8-sig")
     if path.suffix == ".jsonl":
         return pd.DataFrame([json.loads(line) for line in text.split("\n") if line.strip()], dtype=object)
@@ -246,14 +243,10 @@ def _check_sentences(sentences: Sequence[Any], column: str, source: str) -> tupl
 
 
 def scores_to_labels(scores: FloatArray, transform: str) -> FloatArray:
-    """Transform scores s from 0 to 5 to the labels from 0 to 1 that predicted cosines are trained towards.
-
-    "linear" is s/5. "tanh" is (tanh(4 * (s/5 - 0.5)) + 1) / 2, which spreads the middle and ranges from 0.018 to 0.982.
-    """
+    """Transform scores from 0 to 5 to the labels from 0 to 1 that predicted cosines are trained towards."""
     scaled = scores / 5.0
     if transform == "linear":
         return scaled
-    if transform == "tanh":
-        labels: FloatArray = (np.tanh(4.0 * (scaled - 0.5)) + 1.0) / 2.0
-        return labels
+    if transform == "tanh":  # spreads the middle and ranges from 0.018 to 0.982
+        return np.asarray((np.tanh(4.0 * (scaled - 0.5)) + 1.0) / 2.0)
     raise ValueError(f"unknown label transform {transform!r}")

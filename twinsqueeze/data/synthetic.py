@@ -52,28 +52,12 @@ def embed_synthetic(
 ) -> FloatArray:
     """Return unit vectors (count, d) of synthetic sentences, generated and encoded unless the cache has them.
 
-    Args:
-        count: Number of sentences.
-        train: Train split, whose sentences variants are made of.
-        encoder: Encoder of the sentences, whose tokenizer also provides the words.
-        cache: Cache of embeddings, read and written.
-        on_progress: Called with the number of words and sentences encoded so far, and the number to encode.
-
-    Raises:
-        InputError: If the encoder cannot be loaded, has no words, or its vectors are not finite.
+    `on_progress` is called with the number of words and sentences encoded so far, and the number to encode.
     """
     train_sentences = sort_by_length({*train.sentence1, *train.sentence2})
     key = cache_key(encoder.fingerprint, [f"synthetic {VERSION}, {count}", *train_sentences])
-    embeddings = cached_vectors(cache, key)
-    if embeddings is None:
-        embeddings = _generate_and_encode(count, train_sentences, encoder, on_progress)
-        cache.put(key, save({"embeddings": embeddings}))
-    return embeddings
-
-
-def _generate_and_encode(
-    count: int, train_sentences: Sequence[str], encoder: SentenceEncoder, on_progress: OnProgress
-) -> FloatArray:
+    if (cached := cached_vectors(cache, key)) is not None:
+        return cached
     words = whole_words(encoder.vocabulary())[SKIPPED_WORDS : SKIPPED_WORDS + MAX_WORDS]
     if len(words) < 2:
         raise InputError(
@@ -91,7 +75,10 @@ def _generate_and_encode(
         return np.concatenate(batches)
 
     neighbors = nearest_neighbors(embed(words, 0), NUM_NEIGHBORS)
-    return embed(sort_by_length(generate_sentences(count, train_sentences, words, neighbors)), len(words))
+    sentences = generate_sentences(count, train_sentences, words, neighbors)
+    embeddings = embed(sort_by_length(sentences), len(words))
+    cache.put(key, save({"embeddings": embeddings}))
+    return embeddings
 
 
 def whole_words(vocabulary: Sequence[str]) -> list[str]:

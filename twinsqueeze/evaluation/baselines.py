@@ -28,39 +28,26 @@ CACHE_VERSION = "6"
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """Scores of a baseline on some splits.
+    """Scores of a baseline on some splits."""
 
-    Attributes:
-        name: Display name, such as "PCA to 32".
-        dim: Output dimension; None for baselines that are the same at every dimension.
-        bytes: Bytes per vector.
-        search_only: Whether only the search tables list it: its vectors are not stored as floats.
-        draws: Number of random draws that scores are averaged over; 1 if nothing is random.
-        scores: For each split, means of the scores that `Evaluator.score_vectors` returns.
-        deviations: Their sample standard deviations over draws; 0 if nothing is random.
-    """
-
-    name: str
-    dim: int | None
-    bytes: int
-    search_only: bool
-    draws: int
-    scores: dict[str, dict[str, float]]
-    deviations: dict[str, dict[str, float]]
+    name: str  # for display, such as "PCA to 32"
+    dim: int | None  # None for baselines that are the same at every dimension
+    bytes: int  # per vector
+    search_only: bool  # whether only the search tables list it: its vectors are not stored as floats
+    draws: int  # random draws that scores are averaged over; 1 if nothing is random
+    scores: dict[str, dict[str, float]]  # by split, as from `Evaluator.score_vectors`
+    deviations: dict[str, dict[str, float]]  # sample standard deviations over draws; 0 if nothing is random
 
 
 class Baseline(NamedTuple):
-    """A baseline to score: a transform for each random draw; the other fields are those of `BaselineScores`.
-
-    `query_transform` maps query vectors, if they are not stored vectors.
-    """
+    """A baseline to score; the first four fields are those of `BaselineScores`."""
 
     name: str
     dim: int | None
     bytes: int
     search_only: bool
-    transforms: Sequence[Transform]
-    query_transform: Transform | None = None
+    transforms: Sequence[Transform]  # one for each random draw
+    query_transform: Transform | None = None  # of query vectors, if they are not stored vectors
 
 
 @dataclass(frozen=True)
@@ -152,7 +139,7 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 def score_baselines(
     baselines: Iterable[Baseline], evaluators: Mapping[str, Evaluator], on_scored: Callable[[str], None]
 ) -> list[BaselineScores]:
-    """Score baselines on every split; arguments as for `cached_baselines`."""
+    """Score baselines on every split."""
     results = []
     for baseline in baselines:
         scores, deviations = {}, {}
@@ -180,12 +167,7 @@ def cached_baselines(
 ) -> list[BaselineScores]:
     """Return the scores of all baselines, computed once for equal vectors, pairs and labels.
 
-    Args:
-        task: Data to fit and score on.
-        dim: Output dimension of dimension reductions.
-        cache: Cache of scores and of FAISS's quantizers.
-        on_training: Called with a quantizer's name before it is trained.
-        on_scored: Called with a baseline's name before each draw is scored on a split.
+    The callbacks get the name of a quantizer to be trained, and of a baseline before each draw is scored on a split.
     """
     digest = task.digest
 

@@ -38,13 +38,8 @@ class PairBootstrap:
     def difference(self, predicted: FloatArray, baseline: FloatArray, metric: str) -> tuple[float, Interval]:
         """Return a score of predictions minus that of a baseline, with its 95% interval.
 
-        Both are scored on the same resamples, so that pairs that are hard for both do not widen the interval. A
+        Both (P,) are scored on the same resamples, so that pairs that are hard for both do not widen the interval. A
         difference of correlations is NaN where predictions are constant.
-
-        Args:
-            predicted: (P,) cosines.
-            baseline: (P,) cosines of the same pairs.
-            metric: "mse", "mae", "pearson" or "spearman".
         """
         difference = getattr(score(predicted, self.labels), metric) - getattr(score(baseline, self.labels), metric)
         resampled = self._resampled_scores(predicted)[metric] - self._resampled_scores(baseline)[metric]
@@ -74,9 +69,8 @@ def _weighted_ranks(values: FloatArray, counts: FloatArray) -> FloatArray:
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     sizes = np.add.reduceat(counts[:, order], starts, axis=1)
-    ranks: FloatArray = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
-    centered: FloatArray = ranks[:, group] - (len(values) + 1) / 2
-    return centered
+    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    return np.asarray(ranks[:, group] - (len(values) + 1) / 2)
 
 
 def _weighted_correlation(x: FloatArray, y: FloatArray, counts: FloatArray) -> FloatArray:
@@ -86,10 +80,8 @@ def _weighted_correlation(x: FloatArray, y: FloatArray, counts: FloatArray) -> F
     x_variance = _weighted_mean(x * x, counts) - x_mean**2
     y_variance = _weighted_mean(y * y, counts) - y_mean**2
     with np.errstate(invalid="ignore", divide="ignore"):
-        r: FloatArray = covariance / np.sqrt(x_variance * y_variance)
-    return r
+        return np.asarray(covariance / np.sqrt(x_variance * y_variance))
 
 
 def _weighted_mean(values: FloatArray, counts: FloatArray) -> FloatArray:
-    mean: FloatArray = np.einsum("bp,p->b" if values.ndim == 1 else "bp,bp->b", counts, values) / counts.sum(1)
-    return mean
+    return np.asarray(np.einsum("bp,p->b" if values.ndim == 1 else "bp,bp->b", counts, values) / counts.sum(1))

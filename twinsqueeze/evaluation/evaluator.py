@@ -23,20 +23,14 @@ SEARCH_SCORES = ("spearman", *RetrievalScores._fields)
 class EvaluationResult:
     """Scores of a compressor on a split.
 
-    Attributes:
-        predicted: (P,) cosines of the pairs' compressed vectors.
-        labels: (P,) labels.
-        scores: The fields of `metrics.Scores` and `retrieval.RetrievalScores` by name.
-        intervals: 95% bootstrap intervals over pairs of the fields of `metrics.Scores`.
-        by_precision: The `SEARCH_SCORES` of the same compressor at other precisions. For one that was trained without a
-            quantizer: "int8" (if ranges are known) and "binary". For one with a quantizer: "asymmetric", which compares
-            float queries with quantized vectors.
+    `by_precision` has its `SEARCH_SCORES` at other precisions: "int8" (if ranges are known) and "binary", or for one
+    that was trained with a quantizer "asymmetric", which compares float queries with quantized vectors.
     """
 
-    predicted: FloatArray
-    labels: FloatArray
-    scores: dict[str, float]
-    intervals: dict[str, Interval]
+    predicted: FloatArray  # (P,) cosines of the pairs' compressed vectors
+    labels: FloatArray  # (P,)
+    scores: dict[str, float]  # the fields of `Scores` and `RetrievalScores`
+    intervals: dict[str, Interval]  # bootstrap intervals over pairs of the fields of `Scores`
     by_precision: dict[str, dict[str, float]]
 
     @property

@@ -40,12 +40,8 @@ def product_quantizers(
     """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at the sizes of 16, 32 and 64 bytes that divide d.
 
     Each is a name without the size, bytes per code, and a function that encodes and decodes vectors. Nothing is
-    yielded if FAISS is not installed or there are fewer than 256 vectors, and no OPQ for fewer than d.
-
-    Args:
-        train: (N, d) vectors to train on, which takes at most a minute.
-        cache: Cache of trained quantizers.
-        on_training: Called with the name of each quantizer that the cache lacks, before they are trained.
+    yielded if FAISS is not installed or there are fewer than 256 vectors (N, d) to train on, and no OPQ for fewer than
+    d. `on_training` is called with the name of each quantizer that the cache lacks, before they are trained.
     """
     if not faiss_version() or len(train) < NUM_CENTROIDS:
         return
@@ -75,8 +71,7 @@ def _reconstruction(payload: bytes) -> Callable[[FloatArray], FloatArray]:
 
     def reconstruct(vectors: FloatArray) -> FloatArray:
         with _single_threaded(faiss):
-            decoded: FloatArray = index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32)))
-        return decoded
+            return np.asarray(index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32))))
 
     return reconstruct
 

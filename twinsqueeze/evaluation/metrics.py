@@ -10,15 +10,12 @@ from twinsqueeze.utils.similarity import normalize_rows
 
 
 class Scores(NamedTuple):
-    """Agreement of predicted cosines with labels; each field has the predictions' shape without the last axis.
-
-    Correlations are NaN where predictions or labels are constant. Spearman's uses mean ranks for ties.
-    """
+    """Agreement of predicted cosines with labels; each field has the predictions' shape without the last axis."""
 
     mse: FloatArray
     mae: FloatArray
-    pearson: FloatArray
-    spearman: FloatArray
+    pearson: FloatArray  # NaN where predictions or labels are constant
+    spearman: FloatArray  # NaN as well; with mean ranks for ties
 
     def means(self) -> dict[str, float]:
         """Return the mean of every score by name, which is the score itself for a single list of predictions."""

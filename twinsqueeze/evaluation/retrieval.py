@@ -32,19 +32,12 @@ def relevant_pairs(first: IntArray, second: IntArray, scores: FloatArray) -> Rel
 
 
 class RetrievalScores(NamedTuple):
-    """Quality of a search among the sentences of a split; NaN if there is nothing to find.
+    """Quality of a search among the sentences of a split, averaged over queries; NaN if there is nothing to find."""
 
-    Attributes:
-        neighbor_recall: Share of the 10 nearest uncompressed neighbors that are among the 10 nearest found.
-        recall_at_1: Share of a query's relevant sentences that are the nearest one, averaged over queries.
-        recall_at_10: Share of a query's relevant sentences among the 10 nearest, averaged over queries.
-        mrr: Mean reciprocal rank: 1 / rank of the first relevant sentence found, averaged over queries.
-    """
-
-    neighbor_recall: float
-    recall_at_1: float
-    recall_at_10: float
-    mrr: float
+    neighbor_recall: float  # share of the 10 nearest uncompressed neighbors that are among the 10 nearest found
+    recall_at_1: float  # share of a query's relevant sentences that are the nearest one
+    recall_at_10: float  # share of a query's relevant sentences among the 10 nearest
+    mrr: float  # mean reciprocal rank: 1 / rank of the first relevant sentence found
 
 
 def retrieval_scores(
@@ -55,14 +48,9 @@ def retrieval_scores(
     queries: FloatArray | None = None,
     block: int = 1024,
 ) -> RetrievalScores:
-    """Score a search in which every sentence is the query once, among all other sentences, by cosine.
+    """Score a search with every row of `queries` or of `vectors`, both (N, d), among all other rows of `vectors`.
 
-    Args:
-        vectors: (N, d) stored vectors, of any length.
-        reference: (N, k) indices that `nearest_neighbors` returns for the uncompressed vectors.
-        relevant: Relevant sentences of the queries.
-        queries: (N, d) query vectors; None to use `vectors`.
-        block: Number of rows of the N x N similarities in memory at a time.
+    `reference` (N, k) are the `nearest_neighbors` of the uncompressed vectors. `block` is as for `nearest_neighbors`.
     """
     found = nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block)
     recall = neighbor_recall(reference, found)
@@ -85,5 +73,4 @@ def _ranks(stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets
     target = similarity[rows, targets][:, None]
     nearer = np.count_nonzero(similarity > target + TIE_TOLERANCE, axis=1)
     ties = np.count_nonzero(similarity >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
-    ranks: FloatArray = nearer + (ties + 1) / 2
-    return ranks
+    return np.asarray(nearer + (ties + 1) / 2)

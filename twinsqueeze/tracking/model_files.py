@@ -1,5 +1,6 @@
 """Logs MLflow models: compressors and sentence-transformers models."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.files import CHECKPOINT_FILE, bytes_sha256
+from twinsqueeze.utils.files import CHECKPOINT_FILE
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,7 +34,7 @@ def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, dim: 
 
     `checkpoint` is a safetensors file, `example` (n, encoder's dimension) float32, and `params` is the recipe.
     """
-    tags = {f"{FILE_SHA256}{CHECKPOINT_FILE}": bytes_sha256(checkpoint)}
+    tags = {f"{FILE_SHA256}{CHECKPOINT_FILE}": hashlib.sha256(checkpoint).hexdigest()}
     with run.log_model(COMPRESSOR_NAME, params, tags) as folder, tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary, CHECKPOINT_FILE)
         path.write_bytes(checkpoint)

@@ -25,15 +25,10 @@ def num_parallel_batches(devices: Iterable[torch.device]) -> int:
 
 
 def plan_batches(recipes: Sequence[Recipe], *, at_once: int = 1, max_size: int | None = None) -> list[list[Recipe]]:
-    """Splits recipes into batches for `train_replicas`: equal but for alpha and seed, every alpha with every seed.
+    """Splits distinct recipes into batches for `train_replicas`, of every alpha with every seed.
 
-    Alphas of one seed stay together, since they share its draws, and seeds with equal alphas stay together as far as
-    they fit. The largest batches come first, so that few cores are idle at the end.
-
-    Args:
-        recipes: Distinct recipes.
-        at_once: The number of batches is a multiple of it if there are enough recipes.
-        max_size: Replicas per batch; None for the device's `MAX_BATCH_SIZE`.
+    Alphas of one seed stay together, since they share its draws. The largest batches come first, so that few cores are
+    idle at the end, and their number is a multiple of `at_once` if there are enough recipes.
     """
     shapes: dict[Recipe, dict[int, list[float]]] = {}
     for recipe in recipes:

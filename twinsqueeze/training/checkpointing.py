@@ -85,12 +85,8 @@ class TrainingCheckpoint:
 class CheckpointStore:
     """The checkpoints of all trainings on the same data, code and machine.
 
-    Args:
-        train: Pairs to train on.
-        dev: Pairs to measure on.
-        environment: What else fixes the bits: versions, CPU, threads, device, epochs between measurements.
-        warn: Called with messages about files that cannot be used.
-        folder: Default: `trainings` in the state folder.
+    `environment` has what else fixes the bits: versions, CPU, threads, device, epochs between measurements. `warn` is
+    called with messages about files that cannot be used.
     """
 
     def __init__(
@@ -107,10 +103,9 @@ class CheckpointStore:
 
     @contextmanager
     def open(self, recipes: Sequence[Recipe], *, resume: bool) -> Iterator[TrainingCheckpoint]:
-        """Yields the checkpoint of a batch, locked against other processes until the context ends.
+        """Yields the checkpoint of a batch, locked until the context ends; without `resume`, any file is removed.
 
-        If another process has the lock or the folder cannot be written, the checkpoint saves nothing. Without
-        `resume`, an existing file is removed.
+        If another process has the lock or the folder cannot be written, the checkpoint saves nothing.
         """
         path = self.path(recipes)
         with _lock(path) as problem:

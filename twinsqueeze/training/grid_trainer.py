@@ -34,22 +34,12 @@ class GridBatch:
 
 
 def train_batches(
-    batches: Sequence[GridBatch],
-    *,
-    num_parallel: int,
-    clean_loss_every: int,
-    on_progress: OnProgress = lambda *_: None,
+    batches: Sequence[GridBatch], *, num_parallel: int, clean_loss_every: int, on_progress: OnProgress = lambda *_: None
 ) -> Generator[list[TrainingResult]]:
-    """Trains batches and yields the results of each, in their order.
+    """Trains `num_parallel` batches at once and yields the results of each, in their order.
 
-    A batch's checkpoint is deleted when the next result is asked for. The first error ends all trainings. Close the
-    generator to end them early.
-
-    Args:
-        batches: The batches.
-        num_parallel: Batches that train at once.
-        clean_loss_every: Epochs between measurements of the loss without noise.
-        on_progress: Called from the training threads, one call at a time.
+    A batch's checkpoint is deleted when the next result is asked for. The first error ends all trainings, and so does
+    closing the generator. `on_progress` is called from the training threads, one call at a time.
     """
     if not batches:
         return

@@ -30,17 +30,11 @@ class DivergedError(InputError):
 
 @dataclass(frozen=True)
 class History:
-    """Learning curves, one value per epoch: float64 of shape (T,).
+    """Learning curves, one value per epoch: float64 of shape (T,)."""
 
-    Attributes:
-        loss: Mean training loss on labels, with noise and without the neighborhood loss.
-        clean_loss: The same loss on the train pairs without noise, after the epoch; NaN where it was not measured.
-        dev: mse, mae, pearson and spearman on dev, after the epoch.
-    """
-
-    loss: FloatArray
-    clean_loss: FloatArray
-    dev: dict[str, FloatArray]
+    loss: FloatArray  # mean training loss on labels, with noise and without the neighborhood loss
+    clean_loss: FloatArray  # the same loss without noise, after the epoch; NaN where it was not measured
+    dev: dict[str, FloatArray]  # mse, mae, pearson and spearman on dev, after the epoch
 
 
 @dataclass(frozen=True)
@@ -90,18 +84,9 @@ def train_replicas(
 ) -> list[TrainingResult]:
     """Trains one compressor per recipe, all in one loop; returns the results in the order of the recipes.
 
-    Args:
-        recipes: Every combination of some alphas and seeds, equal in all other fields.
-        train: Pairs to train on.
-        dev: Pairs to measure on; they do not influence the training.
-        clean_loss_every: Epochs between measurements of the clean loss. The first and the last epoch have one.
-        on_epoch: Called after every epoch, and for the epochs of an interrupted process.
-        on_teacher_epoch: Called with (epochs done, epochs) after every epoch of the teachers, if there are any.
-        checkpoint: Where to save the training, and the state to resume from.
-
-    Raises:
-        InputError: If the recipe's device is not available.
-        ValueError: If the recipes cannot be trained together.
+    The recipes are every combination of some alphas and seeds, equal in all other fields. `dev` does not influence the
+    training. `on_epoch` is also called for the epochs of an interrupted process, and `on_teacher_epoch` with
+    (epochs done, epochs) of the teachers. Raises `InputError` if the recipe's device is not available.
     """
     run = _Run(_make_setup(recipes, train), dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
     epochs = recipes[0].epochs

@@ -39,16 +39,9 @@ LOSSES = {"mse": mse_loss, "pearson": pearson_loss}
 
 
 class PairCosine:
-    """The cosine of each pair of outputs.
+    """Cosines (R, B) of outputs (R, 2B, dim): the B first sentences, then the B second ones. 0 if a vector is zero.
 
     Autograd: `functional.cosine_similarity(first, second, dim=-1)`.
-
-    Args:
-        outputs: (R, 2B, dim): per replica the B first sentences, then the B second ones.
-
-    Attributes:
-        normalized: The outputs scaled to unit length.
-        value: (R, B) cosines; 0 if a vector is zero.
     """
 
     def __init__(self, outputs: torch.Tensor) -> None:
@@ -57,10 +50,7 @@ class PairCosine:
         self.value = pairwise_cosine(self._sides[:, 0], self._sides[:, 1])
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Returns the gradient with respect to `outputs`, given that with respect to `value`, (R, B).
-
-        With unit vectors u, v of outputs x, y: d cos / dx = (v - cos * u) / |x|.
-        """
+        """Returns the gradient with respect to the outputs x, y: d cos / dx = (v - cos * u) / |x|, u = x / |x|."""
         result: torch.Tensor = self._sides.flip(1)
         result.addcmul_(self._sides, self.value[:, None, :, None], value=-1)
         result.mul_(gradient[:, None, :, None])
@@ -80,10 +70,9 @@ def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -
 
 
 def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns the log-probabilities of each of (..., N, d) unit vectors over the others, a softmax of cosines.
+    """Returns the log-softmax of each of (..., N, d) unit vectors' cosines with the others; the diagonal is -inf.
 
-    At the temperature 0.05, a cosine that is 0.1 higher has 7.4 times the probability. The diagonal of (..., N, N) is
-    -inf.
+    At the temperature 0.05, a cosine that is 0.1 higher has 7.4 times the probability.
     """
     logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
@@ -97,14 +86,7 @@ def neighborhood_kl_loss(
 
     With logits z = u u' / T: dKL/dz = (q - p) / N, and u is on both sides of z. Autograd: without the diagonal,
     `functional.kl_div(log_neighbor_probs(unit, T), teacher, log_target=True, reduction="batchmean")` per replica.
-
-    Args:
-        unit: (R, N, dim) compressed unit vectors.
-        teacher: (S, N, N) log-probabilities; replica r has the teacher r mod S.
-        temperature: Of both distributions.
-
-    Returns:
-        (R,), at least 0, and the gradient with respect to `unit`, (R, N, dim).
+    `unit` and its gradient are (R, N, dim). `teacher` has log-probabilities (S, N, N); replica r has teacher r mod S.
     """
     size = teacher.shape[-1]
     log_probs = log_neighbor_probs(unit, temperature).view(-1, *teacher.shape)  # (A, S, N, N)

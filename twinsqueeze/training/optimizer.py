@@ -7,13 +7,10 @@ import torch
 
 
 def lr_at(schedule: str, lr: float, progress: float) -> float:
-    """Returns the learning rate of a step, given the initial one and the completed share of all steps, 0 to 1.
-
-    The cosine schedule is that of Loshchilov and Hutter 2017, arXiv 1608.03983.
-    """
+    """Returns the learning rate of a step, given the initial one and the completed share of all steps, 0 to 1."""
     if schedule == "constant":
         return lr
-    if schedule == "cosine":
+    if schedule == "cosine":  # Loshchilov and Hutter 2017, arXiv 1608.03983
         return lr * (1 + math.cos(math.pi * progress)) / 2
     if schedule == "linear":
         return lr * (1 - progress)
@@ -24,13 +21,8 @@ class FlatAdam:
     """Adam (Kingma and Ba 2015, arXiv 1412.6980) with PyTorch's defaults: betas 0.9 and 0.999, epsilon 1e-8.
 
     Calls the same kernel as `torch.optim.Adam(fused=True)`, to the same bits. That class imports torch._dynamo, which
-    takes a second, and its bookkeeping doubles the time of a step at R = 1.
-
-    Args:
-        parameters: Any shape, float32; updated in place.
-        gradient: Of the same shape; read by every step.
-        lr: Learning rate of the next step; an attribute that may be changed.
-        weight_decay: If positive, AdamW's decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    takes a second, and its bookkeeping doubles the time of a step at R = 1. A positive `weight_decay` is AdamW's
+    decoupled decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
     """
 
     def __init__(self, parameters: torch.Tensor, gradient: torch.Tensor, lr: float, weight_decay: float = 0.0) -> None:

@@ -31,9 +31,7 @@ TrainFunction = Callable[..., list[TrainingResult]]
 def training_pool(num_pairs: int, threads: int) -> Iterator[TrainFunction]:
     """Yields a `TrainFunction` for `threads` threads, each of which gets a worker process with that thread's cores.
 
-    Args:
-        num_pairs: Pairs to train on, summed over the epochs of all replicas.
-        threads: Number of threads. A single thread and few pairs need no workers: the threads train themselves.
+    A single thread and few pairs, summed over the epochs of all replicas, need no workers: the threads train.
     """
     if threads == 1 or num_pairs < MIN_PAIRS_FOR_POOL:
         yield train_replicas

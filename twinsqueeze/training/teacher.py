@@ -35,10 +35,9 @@ def train_teachers(
     device: torch.device,
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:
-    """Trains one teacher per seed, which takes three seconds each on a core.
+    """Trains one teacher per seed in three seconds on a core; returns their weights (d, d) and biases (d,) on the CPU.
 
-    `on_epoch` is called with (epochs done, epochs). Returns per seed a weight (d, d) and a bias (d,), float32 on the
-    CPU.
+    `on_epoch` is called with (epochs done, epochs).
     """
     recipe = Recipe.parse({**TEACHER_RECIPE, "alpha": alpha, "dim": train.dimension})
     trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))

@@ -16,14 +16,7 @@ from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorN
 from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import L2Normalize, ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.losses import (
-    LOSSES,
-    SAMPLE_SIZE,
-    PairCosine,
-    log_neighbor_probs,
-    neighborhood_kl_loss,
-    sample_with_neighbors,
-)
+from twinsqueeze.training import losses
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.types import AnyArray, FloatArray
@@ -48,7 +41,7 @@ class SeedStreams:
         return cls(*(np.random.Generator(np.random.PCG64(child)) for child in np.random.SeedSequence(seed).spawn(4)))
 
     def state(self) -> dict[str, Any]:
-        """Returns the states of all streams, as JSON values."""
+        """Returns the states of all streams as JSON values."""
         return {name: generator.bit_generator.state for name, generator in vars(self).items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -59,12 +52,9 @@ class SeedStreams:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """R = A * S replicas: each of A strengths of noise with each of S seeds, seeds varying fastest.
+    """R = A * S replicas: each of A strengths of noise with each of S seeds, seeds varying fastest."""
 
-    `recipe` has the fields that all replicas share.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # of every replica, but for alpha and seed
     alphas: Sequence[float]
     seeds: Sequence[int]
     train: EncodedPairs
@@ -95,7 +85,7 @@ class BatchedTrainer:
         self._streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
         self._pairs = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P) rows of `vectors`
         self._labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
-        self._label_loss = LOSSES[recipe.loss]
+        self._label_loss = losses.LOSSES[recipe.loss]
         self._batch_size = min(recipe.batch_size, len(train))
         self._steps = recipe.epochs * math.ceil(len(train) / self._batch_size)
         self._steps_done = 0
@@ -105,7 +95,7 @@ class BatchedTrainer:
         scales = [noise_scale(alpha, train.dimension) for alpha in setup.alphas]
         self._noise_scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self._is_noisy = any(scales)
-        rows = 2 * self._batch_size + (min(SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
+        rows = 2 * self._batch_size + (min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
         self._uniform = torch.zeros(len(self._streams), rows, train.dimension)  # stays zero without noise
 
     @classmethod
@@ -182,7 +172,7 @@ class BatchedTrainer:
         if self.model.quantizer:
             outputs, straight_through = self.model.quantizer.straight_through(outputs)
 
-        cosine = PairCosine(outputs[:, : 2 * batch])
+        cosine = losses.PairCosine(outputs[:, : 2 * batch])
         loss, gradient = self._label_loss(cosine.value.view(-1, seeds, batch), labels)  # (A, S) and (A, S, B)
         gradient = cosine.backward(gradient.view(-1, batch))
         if sampled_rows is not None:
@@ -202,23 +192,19 @@ class BatchedTrainer:
     def _neighborhood_gradient(self, normalized: L2Normalize, rows: torch.Tensor) -> torch.Tensor:
         """Weighted gradient of the neighborhood loss with respect to the outputs of (S, N) sentences, (R, N, dim)."""
         temperature = self._recipe.neighbor_temperature
-        teacher = log_neighbor_probs(self._teacher_vectors(rows), temperature)
-        _, gradient = neighborhood_kl_loss(normalized.unit, teacher, temperature)
+        vectors = self._gather(rows)
+        if self._teachers is not None:
+            vectors = functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
+        teacher = losses.log_neighbor_probs(vectors, temperature)
+        _, gradient = losses.neighborhood_kl_loss(normalized.unit, teacher, temperature)
         return normalized.backward(gradient).mul_(self._recipe.neighbor_weight)
 
     def _sample_neighborhoods(self) -> torch.Tensor | None:
         """Sentences for the neighborhood loss of this step, (S, N) rows; None if it uses those of the pairs."""
         if self._neighbors is None:
             return None
-        rows = [sample_with_neighbors(stream.neighbors, self._neighbors) for stream in self._streams]
+        rows = [losses.sample_with_neighbors(stream.neighbors, self._neighbors) for stream in self._streams]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
-
-    def _teacher_vectors(self, rows: torch.Tensor) -> torch.Tensor:
-        """The teacher's unit vectors of (S, N) sentences, (S, N, d)."""
-        vectors = self._gather(rows)
-        if self._teachers is None:
-            return vectors
-        return functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The vectors of (S, N) sentences, (S, N, d)."""

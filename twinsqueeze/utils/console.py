@@ -1,10 +1,10 @@
-"""Messages and progress bars for the terminal."""
+"""Messages and progress bars for the terminal, and where the library reports them."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -18,10 +18,7 @@ Advance = Callable[[int, int | None, Mapping[str, str]], None]
 
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Advance]:
-    """Show progress on standard error: a bar on a terminal, otherwise ten plain lines.
-
-    If the total is unknown, plain lines appear every ten seconds.
-    """
+    """Show progress on standard error: a bar on a terminal, otherwise ten lines, or without a total one every 10 s."""
     bar: Any = None
     started = last_line = time.monotonic()
     lines = 0
@@ -58,6 +55,18 @@ def info(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning on standard error."""
     info(f"WARNING: {text}")
+
+
+class Reporter(NamedTuple):
+    """Where the library reports progress and messages, so that it never prints by itself."""
+
+    progress: Callable[[str, str], AbstractContextManager[Advance]]
+    info: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+TERMINAL = Reporter(progress, info, warn)
+SILENT = Reporter(lambda *_: nullcontext(lambda *_: None), lambda _: None, lambda _: None)
 
 
 def print_result(*lines: str) -> None:

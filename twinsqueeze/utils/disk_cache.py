@@ -7,8 +7,6 @@ from pathlib import Path
 
 import platformdirs
 
-DIGEST_LENGTH = 64
-
 
 class ChecksumError(ValueError):
     """A file's content does not match its checksum."""
@@ -21,26 +19,22 @@ class DiskCache:
         self.folder = folder or default_cache_dir()
         self.warnings: list[str] = []
 
-    def path(self, key: str) -> Path:
-        """Return the path of a key's file, which need not exist."""
-        return self.folder / key
-
     def get(self, key: str) -> bytes | None:
         """Return the bytes stored under a key, or None if there are none or they are damaged."""
         try:
-            return read_verified(self.path(key))
+            return read_verified(self.folder / key)
         except FileNotFoundError:
             return None
         except OSError as error:
             self.warnings.append(f"the cache can't be read, so the result is computed again: {error}")
         except ChecksumError:
-            self.warnings.append(f"a cached file is damaged, so the result is computed again: {self.path(key)}")
+            self.warnings.append(f"a cached file is damaged, so the result is computed again: {self.folder / key}")
         return None
 
     def put(self, key: str, payload: bytes) -> None:
         """Store bytes under a key."""
         try:
-            write_atomic(self.path(key), payload)
+            write_atomic(self.folder / key, payload)
         except OSError as error:
             self.warnings.append(f"the cache can't be written, so the next run computes the result again: {error}")
 
@@ -52,25 +46,16 @@ def default_cache_dir() -> Path:
 
 
 def read_verified(path: Path) -> bytes:
-    """Return the payload of a file that `write_atomic` wrote.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ChecksumError: If it was truncated or changed.
-    """
+    """Return the payload of a file that `write_atomic` wrote; raise `ChecksumError` if it was truncated or changed."""
     content = path.read_bytes()
-    digest, payload = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
+    digest, payload = content[:64], content[64:]
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise ChecksumError(f"{path} is damaged")
     return payload
 
 
 def write_atomic(path: Path, payload: bytes) -> None:
-    """Replace a file by a SHA-256 and the payload; readers see the old file or the new one, even after a crash.
-
-    Raises:
-        OSError: If the file cannot be written; the old one stays.
-    """
+    """Replace a file by a SHA-256 and the payload; readers see the old file or the new one, even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A killed process leaves this file.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")

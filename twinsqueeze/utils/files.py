@@ -39,11 +39,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def bytes_sha256(content: bytes) -> str:
-    """Return the SHA-256 of bytes, 64 hex digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def dir_sha256(folder: Path, exclude: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder by relative path, without names that match a glob pattern."""
     return {

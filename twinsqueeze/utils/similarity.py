@@ -11,30 +11,21 @@ NUM_NEIGHBORS = 10
 def pair_cosines(vectors: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
     """Return cos(vectors[first[i]], vectors[second[i]]) for each i, (P,); 0 where a vector is all zeros."""
     unit = normalize_rows(vectors)
-    cosine: FloatArray = np.einsum("pd,pd->p", unit[first], unit[second])
-    return cosine
+    return np.asarray(np.einsum("pd,pd->p", unit[first], unit[second]))
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:
     """Return the rows scaled to unit length; rows of zeros stay zeros."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: FloatArray = vectors / np.maximum(length, np.finfo(np.float32).tiny)
-    return unit
+    return np.asarray(vectors / np.maximum(length, np.finfo(np.float32).tiny))
 
 
 def nearest_neighbors(
     vectors: FloatArray, k: int = NUM_NEIGHBORS, *, queries: FloatArray | None = None, block: int = 1024
 ) -> IntArray:
-    """Return the k nearest other vectors of each vector by cosine.
+    """Return the rows (N, k) of the nearest of (N, d) vectors by cosine, nearest first, without the row itself.
 
-    Args:
-        vectors: (N, d) of any length.
-        k: Number of neighbors, at most N - 1.
-        queries: (N, d) vectors to search with instead of `vectors`, row by row.
-        block: Rows of the N x N similarities in memory at a time.
-
-    Returns:
-        (N, k) int64 row numbers, nearest first, without the row itself.
+    `queries` (N, d) are searched with instead of the vectors. `block` rows of the similarities are in memory at a time.
     """
     stored, asked = normalized_tensors(vectors, queries)
     k = min(k, len(stored) - 1)
@@ -44,8 +35,7 @@ def nearest_neighbors(
         rows = torch.arange(len(similarity))
         similarity[rows, start + rows] = -torch.inf
         found.append(similarity.topk(k, dim=1).indices)
-    neighbors: IntArray = torch.cat(found).numpy()
-    return neighbors
+    return np.asarray(torch.cat(found).numpy())
 
 
 def normalized_tensors(vectors: FloatArray, queries: FloatArray | None) -> tuple[torch.Tensor, torch.Tensor]:
