@@ -19,8 +19,7 @@ from tests.processes import ROOT
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import Evaluator
-from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.evaluation.retrieval import RetrievalScores
+from twinsqueeze.evaluation.metrics import METRICS, RetrievalScores
 from twinsqueeze.reporting.ablation_table import SCORES, baseline_family
 from twinsqueeze.utils.disk_cache import DiskCache
 

@@ -17,7 +17,7 @@ from twinsqueeze.training import parallel
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, train_replicas
 from twinsqueeze.training.parallel import MIN_PAIRS_FOR_POOL, TrainFunction, training_pool
-from twinsqueeze.utils.threads import map_threaded
+from twinsqueeze.utils.compute import map_threaded
 
 LINEAR = {"architecture": "linear", "loss": "pearson"}
 TEACHER = LINEAR | {"init": "teacher", "teacher": "projection", "neighbor_weight": 1}

@@ -3,8 +3,7 @@ import pytest
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from twinsqueeze.evaluation.metrics import neighbor_recall
-from twinsqueeze.evaluation.retrieval import RelevantPairs, relevant_pairs, retrieval_scores
+from twinsqueeze.evaluation.metrics import RelevantPairs, neighbor_recall, relevant_pairs, retrieval_scores
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 

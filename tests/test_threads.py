@@ -4,7 +4,7 @@ from threading import Barrier, current_thread
 import pytest
 import torch
 
-from twinsqueeze.utils.threads import map_threaded
+from twinsqueeze.utils.compute import map_threaded
 
 
 @pytest.fixture

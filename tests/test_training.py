@@ -20,8 +20,7 @@ from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.training.teacher import TEACHER_RECIPE, train_teachers
 from twinsqueeze.training.trainer import BatchedTrainer, SeedStreams, TrainingSetup
-from twinsqueeze.utils.device import resolve_device
-from twinsqueeze.utils.threads import map_threaded
+from twinsqueeze.utils.compute import map_threaded, resolve_device
 
 SMALL = Recipe(epochs=3, dim=8, device="cpu")
 

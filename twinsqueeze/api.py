@@ -15,8 +15,8 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.loop import History
+from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, TERMINAL, Reporter
-from twinsqueeze.utils.device import resolve_device
 
 __all__ = ["Compressor", "InputError", "PairDataset", "Recipe", "compare_recipes", "load_pairs", "track", "train"]
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)

@@ -26,8 +26,8 @@ from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.grid_trainer import GridBatch, train_batches
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, Reporter
-from twinsqueeze.utils.device import resolve_device
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.signals import check_interrupted
 

@@ -20,12 +20,11 @@ from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_trans
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.types import AnyArray
 from twinsqueeze.utils import console
-from twinsqueeze.utils.device import resolve_device
+from twinsqueeze.utils.compute import map_threaded, resolve_device
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.files import expand_user, file_sha256, is_file
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.text import escape_markdown
-from twinsqueeze.utils.threads import map_threaded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

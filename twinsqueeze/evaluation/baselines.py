@@ -17,8 +17,8 @@ from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, OP
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.compute import BLAS_LOCK
 from twinsqueeze.utils.disk_cache import DiskCache
-from twinsqueeze.utils.threads import BLAS_LOCK
 
 Transform = Callable[[FloatArray], FloatArray]
 PROJECTION_DRAWS = 20

@@ -38,8 +38,7 @@ class PairBootstrap:
     def difference(self, predicted: FloatArray, baseline: FloatArray, metric: str) -> tuple[float, Interval]:
         """Return a score of predictions minus that of a baseline, with its 95% interval.
 
-        Both (P,) are scored on the same resamples, so that pairs that are hard for both do not widen the interval. A
-        difference of correlations is NaN where predictions are constant.
+        Both (P,) are scored on the same resamples, so that pairs that are hard for both do not widen the interval.
         """
         difference = getattr(score(predicted, self.labels), metric) - getattr(score(baseline, self.labels), metric)
         resampled = self._resampled_scores(predicted)[metric] - self._resampled_scores(baseline)[metric]

@@ -8,8 +8,7 @@ import torch
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
-from twinsqueeze.evaluation.metrics import asymmetric_cosines, score
-from twinsqueeze.evaluation.retrieval import RetrievalScores, relevant_pairs, retrieval_scores
+from twinsqueeze.evaluation.metrics import RetrievalScores, relevant_pairs, retrieval_scores, score
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.model.precision import Int8Ranges, dequantize
 from twinsqueeze.types import FloatArray
@@ -76,10 +75,9 @@ class Evaluator:
     def score_vectors(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
         """Return all scores of stored vectors (N, dim), which are also the queries unless others are given."""
         first, second = self.split.first, self.split.second
-        if queries is None:
-            cosines = pair_cosines(stored, first, second)
-        else:
-            cosines = asymmetric_cosines(stored, queries, first, second)
+        cosines = pair_cosines(stored, first, second, queries)
+        if queries is not None:  # each sentence of a pair is the query once
+            cosines = np.stack([cosines, pair_cosines(stored, second, first, queries)])
         return score(cosines, self.labels).means() | self._score_retrieval(stored, queries)
 
     def _score_retrieval(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:

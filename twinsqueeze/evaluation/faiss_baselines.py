@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -45,6 +46,8 @@ def product_quantizers(
     """
     if not faiss_version() or len(train) < NUM_CENTROIDS:
         return
+    import faiss  # noqa: PLC0415 - an extra
+
     train = np.ascontiguousarray(train, np.float32)
     digest = hashlib.sha256(train.data).hexdigest()
     keys: dict[_Config, str] = {}
@@ -57,28 +60,21 @@ def product_quantizers(
     missing = [config for config in keys if config not in payloads]
     for name, size in missing:
         on_training(f"{name}, {size} bytes")
-    for config, payload in _train(train, missing).items():
+    for config, payload in _train(faiss, train, missing).items():
         cache.put(keys[config], payload)
         payloads[config] = payload
     for name, size in keys:
-        yield name, size, _reconstruction(payloads[name, size])
+        index = faiss.deserialize_index(np.frombuffer(payloads[name, size], np.uint8))
+        yield name, size, partial(_reconstruct, faiss, index)
 
 
-def _reconstruction(payload: bytes) -> Callable[[FloatArray], FloatArray]:
-    import faiss  # noqa: PLC0415 - an extra
-
-    index = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
-
-    def reconstruct(vectors: FloatArray) -> FloatArray:
-        with _single_threaded(faiss):
-            return np.asarray(index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32))))
-
-    return reconstruct
+def _reconstruct(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
+    with _single_threaded(faiss):
+        return np.asarray(index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32))))
 
 
-def _train(train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes]:
+def _train(faiss: Any, train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes]:
     """Train quantizers in parallel, one per core, the slowest first; return them serialized."""
-    import faiss  # noqa: PLC0415 - an extra
 
     def train_one(config: _Config) -> bytes:
         faiss.omp_set_num_threads(1)  # a setting of the calling thread

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.utils.device import resolve_device
+from twinsqueeze.utils.compute import resolve_device
 
 T = TypeVar("T")
 # Replicas per batch. On a CPU, more replicas exceed its caches and each takes longer.

@@ -103,10 +103,7 @@ class CheckpointStore:
 
     @contextmanager
     def open(self, recipes: Sequence[Recipe], *, resume: bool) -> Iterator[TrainingCheckpoint]:
-        """Yields the checkpoint of a batch, locked until the context ends; without `resume`, any file is removed.
-
-        If another process has the lock or the folder cannot be written, the checkpoint saves nothing.
-        """
+        """Yields the checkpoint of a batch, locked until the context ends; if it cannot be locked, it saves nothing."""
         path = self.path(recipes)
         with _lock(path) as problem:
             if problem:

@@ -11,8 +11,8 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.training.parallel import TrainFunction, training_pool
+from twinsqueeze.utils.compute import map_threaded
 from twinsqueeze.utils.signals import check_interrupted
-from twinsqueeze.utils.threads import map_threaded
 
 # Called with the epochs done, the epochs in all (both summed over recipes), and values to show.
 OnProgress = Callable[[int, int, Mapping[str, str]], None]

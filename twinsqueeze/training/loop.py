@@ -18,7 +18,7 @@ from twinsqueeze.training.losses import LOSSES
 from twinsqueeze.training.teacher import train_teachers
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup, TrainingState
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.device import resolve_device
+from twinsqueeze.utils.compute import resolve_device
 
 # Name of the array with all epochs' metrics in a training state.
 CURVES = "curves"
@@ -84,9 +84,8 @@ def train_replicas(
 ) -> list[TrainingResult]:
     """Trains one compressor per recipe, all in one loop; returns the results in the order of the recipes.
 
-    The recipes are every combination of some alphas and seeds, equal in all other fields. `dev` does not influence the
-    training. `on_epoch` is also called for the epochs of an interrupted process, and `on_teacher_epoch` with
-    (epochs done, epochs) of the teachers. Raises `InputError` if the recipe's device is not available.
+    The recipes are every combination of some alphas and seeds, equal in all other fields. `on_epoch` is also called for
+    the epochs of an interrupted process, and `on_teacher_epoch` with (epochs done, epochs) of the teachers.
     """
     run = _Run(_make_setup(recipes, train), dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
     epochs = recipes[0].epochs

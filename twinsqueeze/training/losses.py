@@ -70,10 +70,7 @@ def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -
 
 
 def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns the log-softmax of each of (..., N, d) unit vectors' cosines with the others; the diagonal is -inf.
-
-    At the temperature 0.05, a cosine that is 0.1 higher has 7.4 times the probability.
-    """
+    """Returns the log-softmax of each of (..., N, d) unit vectors' cosines with the others; the diagonal is -inf."""
     logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     return torch.log_softmax(logits, -1)

@@ -53,15 +53,12 @@ def _train_in_worker(
         checkpoint = replace(checkpoint, warn=print)  # until the worker sets its own
     options = {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint, "threads": torch.get_num_threads()}
     try:
-        results: list[TrainingResult] = pool.call(
-            _train, arguments, options, on_message=lambda name, *values: callbacks[name](*values)
-        )
+        return list(pool.call(_train, arguments, options, on_message=lambda name, *values: callbacks[name](*values)))
     except BrokenProcessPool:
         raise InputError(
             "a training process was killed, as systems do when memory runs out: "
             "run the same command again to resume the trainings"
         ) from None
-    return results
 
 
 def _train(send: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]) -> list[TrainingResult]:

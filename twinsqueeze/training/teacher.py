@@ -35,10 +35,7 @@ def train_teachers(
     device: torch.device,
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:
-    """Trains one teacher per seed in three seconds on a core; returns their weights (d, d) and biases (d,) on the CPU.
-
-    `on_epoch` is called with (epochs done, epochs).
-    """
+    """Trains one teacher per seed, in three seconds each; returns weights (d, d) and biases (d,) on the CPU."""
     recipe = Recipe.parse({**TEACHER_RECIPE, "alpha": alpha, "dim": train.dimension})
     trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))
     for epoch in range(1, recipe.epochs + 1):

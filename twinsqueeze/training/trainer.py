@@ -20,8 +20,8 @@ from twinsqueeze.training import losses
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.types import AnyArray, FloatArray
+from twinsqueeze.utils.compute import BLAS_LOCK, batch_invariant_matmul
 from twinsqueeze.utils.similarity import nearest_neighbors
-from twinsqueeze.utils.threads import BLAS_LOCK, batch_invariant_matmul
 
 TEACHERS = "teachers"
 

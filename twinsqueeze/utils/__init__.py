@@ -1,1 +1,1 @@
-"""Helpers that know nothing of embeddings: files, caches, text, console, signals, processes, threads."""
+"""Helpers that know nothing of embeddings: files, caches, text, console, signals, processes, device and threads."""

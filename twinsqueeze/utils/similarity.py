@@ -8,10 +8,13 @@ from twinsqueeze.types import FloatArray, IntArray
 NUM_NEIGHBORS = 10
 
 
-def pair_cosines(vectors: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
-    """Return cos(vectors[first[i]], vectors[second[i]]) for each i, (P,); 0 where a vector is all zeros."""
-    unit = normalize_rows(vectors)
-    return np.asarray(np.einsum("pd,pd->p", unit[first], unit[second]))
+def pair_cosines(
+    vectors: FloatArray, first: IntArray, second: IntArray, queries: FloatArray | None = None
+) -> FloatArray:
+    """Return cos(queries[first[i]], vectors[second[i]]) for each i, (P,), by default of vectors; 0 if one is zero."""
+    stored = normalize_rows(vectors)
+    asked = stored if queries is None else normalize_rows(queries)
+    return np.asarray(np.einsum("pd,pd->p", asked[first], stored[second]))
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:

@@ -4,10 +4,7 @@ import re
 
 
 def escape_control_chars(text: str) -> str:
-    """Return the text on one line, with escapes for control characters and those that change the writing direction.
-
-    Terminals obey control characters, and a changed direction lets one name look like another.
-    """
+    """Return the text on one line, with escapes for control characters and those that change the writing direction."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

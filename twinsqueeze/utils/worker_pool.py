@@ -50,10 +50,9 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
             return failed
 
     def call(self, function: Callable[..., Any], *arguments: Any, on_message: Callable[..., None]) -> Any:
-        """Runs `function(send, *arguments)` in a worker and returns its result.
+        """Runs `function(send, *arguments)` in a worker, whose `send(*message)` calls `on_message` in this thread.
 
-        `send(*message)` calls `on_message` in this thread. It first waits until the message before has been handled, so
-        a worker is at most one message ahead. After an error of `on_message`, the next `send` raises as well.
+        A worker is at most one message ahead. After an error of `on_message`, the next `send` raises as well.
         """
         ours, theirs = Pipe()
         with ours, theirs:

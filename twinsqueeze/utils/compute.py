@@ -1,4 +1,4 @@
-"""Work in threads that share the cores.
+"""The PyTorch device, and work in threads that share the cores.
 
 PyTorch's own threads meet after every operation, and wait for each other longer than small operations take. Threads
 that each process one item on its own do not wait, and their data stay in their core's cache.
@@ -15,11 +15,21 @@ from typing import TypeVar
 
 import torch
 
+from twinsqueeze.errors import InputError
+
 # Held during NumPy's linear algebra where the last bits of results matter. They depend on the thread count of the BLAS,
 # which belongs to the whole process and is 1 while k-means runs in another thread.
 BLAS_LOCK = RLock()
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device named `auto`, `cpu` or `cuda`; raise an `InputError` if PyTorch finds no CUDA device."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device is cuda, but PyTorch finds no CUDA device: use cpu or auto")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
 def map_threaded(
