@@ -120,7 +120,7 @@ def test_every_format_of_a_table(runs):
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search
     assert r"0.8040 $\pm$ 0.0114" in text
 
-    page = formats.to_html([formats.Section(table, [])], ["<b>"], "now")
+    page = formats.to_html([(table, [])], ["<b>"], "now")
     assert 'href="http://x/mlp32-alpha0.75-seed3-0"' in page
     assert "&lt;b&gt;" in page
 

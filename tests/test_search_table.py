@@ -69,7 +69,7 @@ def test_every_format_has_both_tables(table):
     assert "FAISS" not in scores
     assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
     assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
-    assert "FAISS PQ, 16 bytes" in formats.to_html([formats.Section(table, [])], [], "now")
+    assert "FAISS PQ, 16 bytes" in formats.to_html([(table, [])], [], "now")
     assert formats.to_latex([table]).count("FAISS PQ, 16 bytes") == 2
     assert formats.to_dataframe([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
 

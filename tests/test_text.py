@@ -53,7 +53,7 @@ def test_markdown_holds_names_as_text(table):
 
 
 def test_html_holds_names_as_text(table):
-    page = formats.to_html([formats.Section(table, [formats.ReportFigure("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE)
+    page = formats.to_html([(table, [formats.ReportFigure("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE)
     assert "<script" not in page
     assert page.count("<img") == 1
     assert "http://evil/x.png" in page  # as text

@@ -138,7 +138,7 @@ def _log_result(result: TrainingResult, data: ExperimentData, logged: _LoggedGri
         logged.failures.append(str(error))
         console.warn(f"{recipe.name}: {error}")
     else:
-        logged.runs.append(run_loader.recorded_run(run))
+        logged.runs.append(run_loader.parse_run(run.as_run()))
 
 
 def _build_tables(

@@ -16,13 +16,7 @@ from twinsqueeze.utils.signals import defer_signals
 
 
 def compare(experiment: str, *, output: Path | None = None, overwrite: bool = False) -> None:
-    """Compare the finished training runs of an experiment in tables, figures and a report.
-
-    The files are logged in a run and copied to `output`. `overwrite` permits to replace files there.
-
-    Raises:
-        InputError: If the experiment has no finished training run, or `output` can't be written to.
-    """
+    """Compare the finished training runs of an experiment in tables, figures and a report, also copied to `output`."""
     if output:
         _check_output(output, overwrite)
     check_tracking_server()

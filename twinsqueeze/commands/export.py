@@ -25,9 +25,6 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
 
     The format is "folder" for a sentence-transformers model, "safetensors" for the compressor, or "onnx" for both as
     ONNX graphs. The output is a new or empty folder, or with `overwrite` an earlier export.
-
-    Raises:
-        InputError: If the model can't be loaded or exported in this format, or the folder can't be written.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")

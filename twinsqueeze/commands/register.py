@@ -11,7 +11,6 @@ from twinsqueeze.registry import model_registry, promotion
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
-from twinsqueeze.registry.promotion import ANY_DATASET
 from twinsqueeze.reporting import terminal
 from twinsqueeze.tracking import links, model_files
 from twinsqueeze.tracking.run import check_tracking_server, start_run
@@ -24,18 +23,11 @@ if TYPE_CHECKING:
 
 
 def register(
-    experiment: str,
-    *,
-    metric: str = "dev/spearman",
-    dataset: str = ANY_DATASET,
-    rollback: bool = False,
+    experiment: str, *, metric: str = "dev/spearman", dataset: str = promotion.ANY_DATASET, rollback: bool = False
 ) -> None:
     """Register the best run of an experiment and make it the champion if it beats the present one on dev.
 
     The runs are selected and compared by the metric. `rollback` restores the previous champion instead.
-
-    Raises:
-        InputError: If there is nothing to register, or an argument is invalid.
     """
     promotion.check_metric(metric)
     model_registry.check_registry()
@@ -87,7 +79,6 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
 def _add_version(
     run: RunLogger, selection: ModelSelection, model: "SentenceTransformer", checkpoint: Path, card: str
 ) -> Version:
-    """Log the model in a run and register it as a new version."""
     trained = selection.run
     with run.log_model(model_files.SENTENCE_TRANSFORMER_NAME, trained.recipe.model_dump(), {}) as folder:
         model_files.save_sentence_transformer(folder, model, checkpoint, card, trained.run_id)

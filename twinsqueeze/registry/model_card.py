@@ -32,19 +32,15 @@ def metric_sign(metric: str) -> int:
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """The best run of an experiment: the best seed of the best recipe by a metric, such as "dev/spearman".
-
-    The row has all seeds of the recipe. The baselines are measured on the same data. The digest is of the dev pairs.
-    The comparison is a sentence on the champion.
-    """
+    """The best run of an experiment: the best seed of the best recipe by a metric, such as "dev/spearman"."""
 
     metric: str
-    row: Row
+    row: Row  # all seeds of the recipe
     run: TrainedRun
     dev_digest: str
     num_recipes: int
-    baselines: Sequence[BaselineRow]
-    comparison: str = ""
+    baselines: Sequence[BaselineRow]  # measured on the same data
+    comparison: str = ""  # a sentence on the champion
 
     @property
     def summary(self) -> str:
@@ -66,7 +62,7 @@ class ModelSelection:
     def better_baselines(self) -> list[BaselineRow]:
         """The baselines that beat the recipe's mean in at most as many bytes."""
         sign, mean = metric_sign(self.metric), self.row.scores[self.metric].mean
-        small = [baseline for baseline in self.same_dim_baselines if baseline.bytes <= self.row.bytes]
+        small = [baseline for baseline in self.same_dim_baselines if baseline.bytes <= self.row.recipe.bytes_per_vector]
         return [b for b in small if self.metric in b.scores and sign * b.scores[self.metric].mean > sign * mean]
 
 
@@ -78,27 +74,16 @@ def render_model_card(
     run_id: str | None = None,
     selection: ModelSelection | None = None,
 ) -> str:
-    """Render a model card, Markdown.
-
-    Args:
-        metadata: Metadata of the compressor's checkpoint.
-        input_dim: Dimension of the encoder's vectors.
-        max_seq_length: Tokens after which the encoder truncates a text; None leaves this out.
-        run_id: The run that trained the compressor, if known.
-        selection: How the model was selected; None leaves selection and scores out.
-    """
+    """Render a model card, Markdown. It leaves out what is None: without a selection, also the scores."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - no HTML
     environment.filters["md"] = escape_markdown
     template = environment.from_string(files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8"))
-    recipe = metadata.recipe
     return template.render(
         metadata=metadata,
-        recipe=recipe,
-        recipe_table=markdown_table(["field", "value"], [[k, str(v)] for k, v in recipe.model_dump().items()]),
         run_id=run_id,
         input_dim=input_dim,
         input_bytes=f"{bytes_per_vector('float32', input_dim):,}",
-        sizes=", ".join(f"{size:,} as {precision}" for precision, size in vector_sizes(recipe).items()),
+        sizes=vector_sizes(metadata.recipe),
         float_queries=FLOAT_QUERIES,
         max_seq_length=max_seq_length,
         selection=selection,
@@ -114,10 +99,10 @@ def vector_sizes(recipe: Recipe) -> dict[str, int]:
 
 
 def _scores_table(selection: ModelSelection) -> str:
-    row, run = selection.row, selection.run
-    rows = [(f"this model, seed {run.recipe.seed}", row.bytes, run.metrics)]
+    row, run, size = selection.row, selection.run, selection.run.recipe.bytes_per_vector
+    rows = [(f"this model, seed {run.recipe.seed}", size, run.metrics)]
     if len(row.runs) > 1:
-        rows.append((f"its recipe, mean of {len(row.runs)} seeds", row.bytes, _means(row)))
+        rows.append((f"its recipe, mean of {len(row.runs)} seeds", size, _means(row)))
     rows += [(b.name, b.bytes, _means(b)) for b in selection.same_dim_baselines if not b.search_only]
     return _format_table("", (*METRICS, "neighbor_recall"), rows)
 
@@ -125,7 +110,7 @@ def _scores_table(selection: ModelSelection) -> str:
 def precision_table(row: Row) -> str | None:
     """Render the mean scores of a recipe's vectors at other precisions; None if these were not measured."""
     names = {precision: (precision, bytes_per_vector(precision, row.recipe.dim)) for precision in PRECISIONS[1:]}
-    names[ASYMMETRIC] = f"{row.recipe.precision}, {FLOAT_QUERIES}", row.bytes
+    names[ASYMMETRIC] = f"{row.recipe.precision}, {FLOAT_QUERIES}", row.recipe.bytes_per_vector
     scores = ("spearman", "neighbor_recall")
     rows = []
     for precision, (name, size) in names.items():

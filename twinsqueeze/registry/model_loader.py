@@ -30,33 +30,23 @@ if TYPE_CHECKING:
 
 # Tag of a registered version and of its logged model: JSON that maps each file of the model to its SHA-256.
 FILES_SHA256 = "twinsqueeze.files_sha256"
-# Files that MLflow and Python add to a model's folder when they load it.
-GENERATED_FILES = ("registered_model_meta", "*.pyc")
-# A limit, so that passing "/" or a home directory by mistake fails soon.
-MAX_FILES = 1000
+GENERATED_FILES = ("registered_model_meta", "*.pyc")  # MLflow and Python add them when they load a model
+MAX_FILES = 1000  # a limit, so that passing "/" or a home directory by mistake fails soon
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """The local files of a model and its ids in MLflow; None for what the model does not have.
-
-    The checkpoint is the compressor's safetensors file, `run_id` the run that trained it, and `sentence_transformer`
-    the folder of the sentence-transformers model of encoder and compressor.
-    """
+    """The local files of a model and its ids in MLflow; None for what the model does not have."""
 
     checkpoint: Path
     model_id: str | None
-    run_id: str | None
-    sentence_transformer: Path | None = None
+    run_id: str | None  # of the run that trained it
+    sentence_transformer: Path | None = None  # folder of the model of encoder and compressor
     model_card: Path | None = None
 
 
 def resolve_model(model: str) -> ResolvedModel:
-    """Find a compressor's files by run id, model URI or folder; download them and verify their recorded digests.
-
-    Raises:
-        InputError: If the model does not exist, holds no single compressor, or its files do not match their digests.
-    """
+    """Find a compressor's files by run id, model URI or folder; download them and verify their recorded digests."""
     folder = files.expand_user(model)
     entry = None
     if not files.is_dir(folder):
@@ -69,8 +59,8 @@ def resolve_model(model: str) -> ResolvedModel:
         _verify_digests(entry.tags, folder, checkpoint, model)
     sentence_transformer = next((path.parent for path in paths if path.name == "modules.json"), None)
     card = checkpoint.with_name(CARD_FILE)
-    ids = _read_ids(folder, entry, model)
-    return ResolvedModel(checkpoint, *ids, sentence_transformer, card if card in paths else None)
+    model_id, run_id = _read_ids(folder, entry, model)
+    return ResolvedModel(checkpoint, model_id, run_id, sentence_transformer, card if card in paths else None)
 
 
 def load_sentence_transformer_for(
@@ -78,14 +68,7 @@ def load_sentence_transformer_for(
 ) -> tuple["SentenceTransformer", str]:
     """Load the encoder and the compressor of a model as one sentence-transformers model.
 
-    Args:
-        model: The model as the user named it, for messages.
-        resolved: Its files.
-        encoder_name: The encoder to use, whatever the model was trained with; None for the model's own.
-        device: auto, cpu or cuda.
-
-    Returns:
-        The model, and the fingerprint of the files of its encoder.
+    `encoder_name` replaces the model's own encoder. Returns the model and the fingerprint of its encoder's files.
     """
     if resolved.sentence_transformer and encoder_name is None:
         text_model = SentenceEncoder(model, resolved.sentence_transformer, device=device)
@@ -115,7 +98,6 @@ def compute_model_digests(model_id: str) -> str:
 
 
 def _find_store_entry(model: str) -> ModelVersion | LoggedModel:
-    """Look up a run id or model URI in the tracking store and the registry."""
     is_run_id = re.fullmatch(r"[0-9a-f]{32}", model)
     if not is_run_id and not model.startswith(("models:/", "runs:/")):
         raise InputError(

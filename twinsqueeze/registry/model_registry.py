@@ -29,10 +29,8 @@ DEV_DIGEST = "twinsqueeze.dev_digest"
 LABEL_TRANSFORM = "twinsqueeze.label_transform"
 REPLACES = "twinsqueeze.replaces"
 ROLLED_BACK = "twinsqueeze.rolled_back"
-# Databases store at most this many characters of a version's description.
-MAX_DESCRIPTION_LENGTH = 5000
-# Longer than a process takes from reading the champion to setting the alias.
-SETTLE_SECONDS = 1.0
+MAX_DESCRIPTION_LENGTH = 5000  # databases store at most this many characters
+SETTLE_SECONDS = 1.0  # longer than a process takes from reading the champion to setting the alias
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,6 @@ class Version:
     number: int
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
-
-    @property
-    def uri(self) -> str:
-        """Model URI."""
-        return f"models:/{NAME}/{self.number}"
 
     def __str__(self) -> str:
         return f"version {self.number}" + (f" ({', '.join(self.aliases)})" if self.aliases else "")
@@ -110,13 +103,10 @@ def set_description(version: Version, description: str) -> None:
 
 
 def assign_alias_if_unchanged(version: Version, champion: Version | None, *, promoted: bool) -> bool:
-    """Make a version the champion or the challenger, unless the champion changed during the comparison.
+    """Make a version the champion or the challenger; return False if the champion has changed: compare and call again.
 
     A registry has no atomic compare-and-set. The champion is therefore checked before and after the alias is set:
     if two processes set it at once, the first one finds its alias overwritten.
-
-    Returns:
-        False if another version than `champion` has become the champion: compare with that one and call again.
     """
     if _number(find_alias(CHAMPION)) != _number(champion):
         return False
@@ -132,7 +122,7 @@ def assign_alias_if_unchanged(version: Version, champion: Version | None, *, pro
 def promote(version: Version, former: Version | None) -> None:
     """Make a version the champion; the former champion gets the alias `previous`."""
     if former:
-        _set_tag(version, REPLACES, _number(former))
+        mlflow.MlflowClient().set_model_version_tag(NAME, _number(version), REPLACES, _number(former))
         _set_alias(PREVIOUS, former)
     _set_alias(CHAMPION, version)
 
@@ -140,10 +130,6 @@ def promote(version: Version, former: Version | None) -> None:
 def _number(version: Version | None) -> str:
     """The number as MLflow writes it; empty without a version."""
     return str(version.number) if version else ""
-
-
-def _set_tag(version: Version, key: str, value: str) -> None:
-    mlflow.MlflowClient().set_model_version_tag(NAME, _number(version), key, value)
 
 
 def _set_alias(alias: str, version: Version) -> None:
@@ -167,10 +153,8 @@ def _confirm_promotion(version: Version) -> bool:
 
 
 def roll_back() -> tuple[Version | None, Version]:
-    """Make the previous champion the champion again, and the version that it had replaced the previous one.
-
-    Returns the champion before the call, and the restored one.
-    """
+    """Make the previous champion the champion again; return the champion before the call, and the restored one."""
+    client = mlflow.MlflowClient()
     versions = {_number(version): version for version in list_versions()}
     if not versions:
         store = redact_credentials(mlflow.get_registry_uri())
@@ -185,7 +169,8 @@ def roll_back() -> tuple[Version | None, Version]:
         if before:
             _set_alias(PREVIOUS, before)
         else:
-            mlflow.MlflowClient().delete_registered_model_alias(NAME, PREVIOUS)
+            client.delete_registered_model_alias(NAME, PREVIOUS)
         if replaced:
-            _set_tag(replaced, ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            client.set_model_version_tag(NAME, _number(replaced), ROLLED_BACK, now)
     return replaced, restored

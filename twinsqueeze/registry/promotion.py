@@ -15,7 +15,6 @@ from twinsqueeze.reporting import run_loader
 from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun
 from twinsqueeze.tracking.tags import TRAINED_RUN
 
-SPLIT = "dev"
 ANY_DATASET = "any"
 
 
@@ -30,35 +29,23 @@ class PromotionDecision:
 
 def check_metric(metric: str) -> None:
     """Raise an `InputError` unless a metric can be used for selection."""
-    metrics = [f"{SPLIT}/{name}" for name in METRICS]
+    metrics = [f"dev/{name}" for name in METRICS]
     if metric not in metrics:
         reason = ": test is never used for selection" if metric.startswith("test/") else ""
         raise InputError(f"metric must be one of {', '.join(metrics)}, not {metric!r}{reason}")
 
 
 def select_best_run(experiment: str, metric: str, dataset: str) -> ModelSelection:
-    """Select the recipe with the best mean over seeds, then its best seed.
-
-    Args:
-        experiment: Name or id, or "current".
-        metric: dev/spearman, dev/pearson, dev/mse or dev/mae.
-        dataset: Name of the dataset whose runs are compared, or "any" if there is only one.
-
-    Raises:
-        InputError: If there is no finished run, or the runs can't be compared by the metric.
-    """
+    """Select the recipe with the best mean over seeds, then its best seed."""
     tables, _ = run_loader.load_tables(_load_comparable_runs(experiment, metric, dataset))
     sign = metric_sign(metric)
     candidates = [(table, row) for table in tables for row in table.rows]
     table, row = max(candidates, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
     best = max(row.runs, key=lambda run: sign * run.metrics[metric])
-    return ModelSelection(metric, row, best, _dev_digest(best.run_id), len(candidates), table.baselines)
-
-
-def _dev_digest(run_id: str) -> str:
-    inputs = mlflow.MlflowClient().get_run(run_id).inputs
+    inputs = mlflow.MlflowClient().get_run(best.run_id).inputs
     recorded = inputs.dataset_inputs if inputs else []
-    return next((item.dataset.digest for item in recorded if SPLIT in {tag.value for tag in item.tags}), "")
+    dev_digest = next((item.dataset.digest for item in recorded if "dev" in {tag.value for tag in item.tags}), "")
+    return ModelSelection(metric, row, best, dev_digest, len(candidates), table.baselines)
 
 
 def _load_comparable_runs(experiment: str, metric: str, dataset: str) -> list[TrainedRun]:
@@ -72,19 +59,16 @@ def _load_comparable_runs(experiment: str, metric: str, dataset: str) -> list[Tr
             f"the experiment has runs on different data ({names}), which can't be compared: pass --dataset, or another "
             "experiment if the data have changed"
         )
-    if metric != f"{SPLIT}/spearman" and len({run.recipe.label_transform for run in runs}) > 1:
-        raise InputError(f"runs with different label transforms can't be compared by {metric}: use {SPLIT}/spearman")
+    if metric != "dev/spearman" and len({run.recipe.label_transform for run in runs}) > 1:
+        raise InputError(f"runs with different label transforms can't be compared by {metric}: use dev/spearman")
     return runs
 
 
 def compare_with_champion(selection: ModelSelection, champion: Version | None) -> PromotionDecision:
-    """Compare a selected run with the champion by a paired bootstrap over the dev pairs.
-
-    The run is promoted if the 95% interval of the difference lies on the better side of zero.
-    """
+    """Promote a run if the 95% interval of its difference to the champion, a paired bootstrap on dev, shows a gain."""
     if champion is None:
         return PromotionDecision(promoted=True, reason="There was no champion to compare with.")
-    score = selection.metric.removeprefix(f"{SPLIT}/")
+    score = selection.metric.removeprefix("dev/")
     label_transform = selection.run.recipe.label_transform
     same_pairs = champion.tags.get(model_registry.DEV_DIGEST) == selection.dev_digest
     same_labels = score == "spearman" or champion.tags.get(model_registry.LABEL_TRANSFORM) == label_transform
@@ -109,4 +93,4 @@ def compare_with_champion(selection: ModelSelection, champion: Version | None) -
 
 def _read_dev_predictions(run_id: str) -> pd.DataFrame:
     predictions = run_loader.read_predictions(run_id)
-    return predictions[predictions["split"] == SPLIT]
+    return predictions[predictions["split"] == "dev"]

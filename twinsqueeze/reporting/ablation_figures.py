@@ -1,7 +1,4 @@
-"""The figures of ablation tables, drawn from the metrics and artifacts of their runs.
-
-Alpha runs from dark to light in the colormap cividis, which color-blind readers and grayscale prints can order.
-"""
+"""The figures of ablation tables, drawn from the metrics and artifacts of their runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +21,7 @@ from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.text import escape_mathtext
 
-# Compressors with figures of their own; those with most runs come first.
-MAX_FAMILIES = 12
+MAX_FAMILIES = 12  # compressors with figures of their own; those with most runs come first
 LOSSES = {"noisy": "train/loss", "clean": "train/clean_loss"}
 SAMPLE_SIZE = 300
 DASHES = ("-", "--", "-.", ":")
@@ -35,22 +31,21 @@ LINE_COLORS = (run_plots.BLUE, run_plots.VERMILION, *run_plots.BASELINE_COLORS)
 
 def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
     """Draw the figures of all tables. Curves and predictions are read from the tracking store."""
-    sections = [Section(table, [*_quality_figures(tables, table), *_dim_figures(table)]) for table in tables]
+    sections = [(table, [*_quality_figures(tables, table), *_dim_figures(table)]) for table in tables]
     families = [
-        (section, name, rows)
-        for section in sections
-        for name, rows in section.table.families().items()
+        (table, figures, name, rows)
+        for table, figures in sections
+        for name, rows in table.families().items()
         if len(rows) > 1
     ]
     if len(families) > MAX_FAMILIES:
         console.info(f"figures for the {MAX_FAMILIES} compressors with most runs, of {len(families)}")
-    largest = nlargest(MAX_FAMILIES, families, key=lambda family: sum(len(row.runs) for row in family[2]))
+    largest = nlargest(MAX_FAMILIES, families, key=lambda family: sum(len(row.runs) for row in family[-1]))
     with console.progress("drawing", "compressor") as advance:
-        for done, (section, name, rows) in enumerate(largest, 1):
-            prefix = "" if len(section.table.families()) == 1 else f"{name.replace(', ', '-').replace(' ', '')}-"
-            for figure in _family_figures(section.table, rows):
-                captioned = replace(figure, name=f"{prefix}{figure.name}", caption=f"{name}. {figure.caption}")
-                section.figures.append(captioned)
+        for done, (table, figures, name, rows) in enumerate(largest, 1):
+            prefix = "" if len(table.families()) == 1 else f"{name.replace(', ', '-').replace(' ', '')}-"
+            for figure in _family_figures(table, rows):
+                figures.append(replace(figure, name=f"{prefix}{figure.name}", caption=f"{name}. {figure.caption}"))
             advance(done, len(largest), {})
     return sections
 
@@ -98,10 +93,7 @@ def _pair_figures(rows: Sequence[Row], splits: Sequence[str]) -> list[ReportFigu
         return []
     split = next(s for s in reversed(splits) if all((table["split"] == s).any() for table in tables.values()))
     pairs = {name: table[table["split"] == split] for name, table in tables.items()}
-    losses = {
-        "train": train_losses,
-        split: {name: table["squared_error"].to_numpy() for name, table in pairs.items()},
-    }
+    losses = {"train": train_losses, split: {name: table["squared_error"].to_numpy() for name, table in pairs.items()}}
     base, *others = runs
     size = min(SAMPLE_SIZE, len(pairs[base]))
     sample = {name: table.sample(size, random_state=0) for name, table in pairs.items()}
@@ -236,5 +228,5 @@ def _alpha_label(row: Row) -> str:
 
 
 def _alpha_colors(count: int) -> list[Any]:
-    """Colors from dark to light; the lightest of cividis are not visible on white."""
+    """Colors from dark to light, which color-blind readers and grayscale prints can order; without the lightest."""
     return [colormaps["cividis"](place) for place in np.linspace(0, 0.88, count)]

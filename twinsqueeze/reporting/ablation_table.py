@@ -16,18 +16,15 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
 EVALUATED_SPLITS = ("dev", "test")
-# Column names of the scores, in the order of the columns.
 COLUMN_NAMES = {
     "mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "neighbor_recall": "neighbor recall",
     "recall_at_1": "recall@1", "recall_at_10": "recall@10", "mrr": "MRR",
 }  # fmt: skip
 SCORES = tuple(COLUMN_NAMES)
 PAIR_SCORES = SCORES[:4]
-# Measured at every precision that vectors can be stored in.
-SEARCH_SCORES = SCORES[3:]
+SEARCH_SCORES = SCORES[3:]  # measured at every precision that vectors can be stored in
 PRECISIONS = ("float32", "int8", "binary")
-# Float queries against stored codes (Jégou et al. 2011).
-ASYMMETRIC = "asymmetric"
+ASYMMETRIC = "asymmetric"  # float queries against stored codes (Jégou et al. 2011)
 SELECTION_METRIC = "dev/spearman"
 # Recipe fields that are appended to the names of compressors that would otherwise be called the same.
 DISTINGUISHING_FIELDS = (
@@ -42,12 +39,11 @@ def metric_name(split: str, score: str, precision: str = "float32") -> str:
 
 
 _METRICS = [
-    *(metric_name(split, score) for split in EVALUATED_SPLITS for score in SCORES),
     *(
         metric_name(split, score, precision)
-        for precision in (*PRECISIONS[1:], ASYMMETRIC)
+        for precision in (*PRECISIONS, ASYMMETRIC)
         for split in EVALUATED_SPLITS
-        for score in SEARCH_SCORES
+        for score in (SCORES if precision == "float32" else SEARCH_SCORES)
     ),
     "train/loss",
     "train/clean_loss",
@@ -86,16 +82,13 @@ def baseline_family(name: str, dim: int | None) -> str:
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """A baseline that needs no labels, with statistics over draws by metric.
-
-    The dim is None if it does not depend on the compressor's. Rows with `search_only` are in the search table alone.
-    """
+    """A baseline that needs no labels, with statistics over draws by metric."""
 
     name: str
-    dim: int | None
+    dim: int | None  # None if it does not depend on the compressor's
     bytes: int
     scores: Mapping[str, SeedStats]
-    search_only: bool = False
+    search_only: bool = False  # in the search table alone
 
     @property
     def family(self) -> str:
@@ -105,28 +98,17 @@ class BaselineRow:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by seed alone, by rising seed.
+    """Runs that differ by seed alone, by rising seed."""
 
-    Attributes:
-        name: Name of the compressor, without alpha and seed.
-        family: The recipe fields that rows at other values of alpha share.
-        gains: By split, Spearman minus Spearman at alpha 0 with the same other fields; empty without such a row.
-    """
-
-    name: str
-    family: Recipe
+    name: str  # of the compressor, without alpha and seed
+    family: Recipe  # the fields that rows at other values of alpha share
     runs: Sequence[TrainedRun]
-    gains: Mapping[str, MeanDifference]
+    gains: Mapping[str, MeanDifference]  # by split: Spearman minus Spearman at alpha 0, if the table has such a row
 
     @property
     def recipe(self) -> Recipe:
         """Recipe of the first seed."""
         return self.runs[0].recipe
-
-    @property
-    def bytes(self) -> int:
-        """Bytes per vector."""
-        return self.recipe.bytes_per_vector
 
     @cached_property
     def scores(self) -> Mapping[str, SeedStats]:
@@ -140,17 +122,14 @@ class Row:
 
 @dataclass(frozen=True)
 class AblationTable:
-    """Rows that can be compared with each other: by family, then by rising alpha.
-
-    The title is the comparison key in words, the notice a warning on the data, and the notes are limits of the table.
-    """
+    """Rows that can be compared with each other: by family, then by rising alpha."""
 
     comparison_key: ComparisonKey
-    title: str
-    notice: str | None
+    title: str  # the comparison key in words
+    notice: str | None  # a warning on the data
     rows: Sequence[Row]
     baselines: Sequence[BaselineRow]
-    notes: Sequence[str]
+    notes: Sequence[str]  # limits of the table
 
     @cached_property
     def best(self) -> Row:
@@ -243,9 +222,7 @@ def _name_families(families: Iterable[Recipe]) -> dict[Recipe, str]:
     for name, group in by_name.items():
         fields = [field for field in DISTINGUISHING_FIELDS if len({getattr(family, field) for family in group}) > 1]
         for family in group:
-            names[family] = ", ".join([name, *(f"{field} {_format(getattr(family, field))}" for field in fields)])
+            values = {field: getattr(family, field) for field in fields}
+            shown = [f"{field} {v}" if isinstance(v, str) else f"{field} {v:g}" for field, v in values.items()]
+            names[family] = ", ".join([name, *shown])
     return names
-
-
-def _format(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"

@@ -1,7 +1,4 @@
-"""Renders figures as PNG files, in this process or in worker processes.
-
-The figures of a run take half a second of one core. Workers render those of a grid while this process logs its runs.
-"""
+"""Renders figures as PNG files: half a second per run, for a grid in worker processes while this one logs the runs."""
 
 import io
 import os
@@ -22,10 +19,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 Drawing = Callable[[], "Figure"]
 # Renders each drawing into its PNG file before the context ends.
 Draw = Callable[[Mapping[Path, Drawing]], AbstractContextManager[None]]
-# For fewer runs, workers take longer to start than they save.
-MIN_RUNS_FOR_POOL = 8
-# A run has four figures.
-MAX_WORKERS = 4
+MIN_RUNS_FOR_POOL = 8  # for fewer runs, workers take longer to start than they save
 
 
 @contextmanager
@@ -47,7 +41,7 @@ def render_pool(num_runs: int) -> Iterator[Draw]:
     if num_runs < MIN_RUNS_FOR_POOL:
         yield render
         return
-    with WorkerPool(min(os.cpu_count() or 1, MAX_WORKERS), _import_plots) as pool:
+    with WorkerPool(min(os.cpu_count() or 1, 4), _import_plots) as pool:  # a run has four figures
         yield partial(render, pool=pool)
 
 

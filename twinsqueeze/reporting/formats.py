@@ -1,9 +1,10 @@
 """Tables of runs and ablations as text, Markdown, CSV, LaTeX and a self-contained HTML page."""
 
-import base64
 import io
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from twinsqueeze.reporting import search_table
-from twinsqueeze.reporting.ablation_table import (
-    COLUMN_NAMES,
-    EVALUATED_SPLITS,
-    PAIR_SCORES,
-    AblationTable,
-    metric_name,
-)
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, EVALUATED_SPLITS, PAIR_SCORES, AblationTable, metric_name
 from twinsqueeze.reporting.search_table import TextTable
 from twinsqueeze.reporting.statistics import NO_VALUES, MeanDifference, SeedStats
 from twinsqueeze.utils.text import escape_control_chars, escape_markdown
@@ -27,8 +22,7 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
 COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
-# MLflow truncates longer ones.
-MAX_DESCRIPTION_LENGTH = 8000
+MAX_DESCRIPTION_LENGTH = 8000  # MLflow truncates longer ones
 
 
 @dataclass(frozen=True)
@@ -39,13 +33,15 @@ class ReportFigure:
     caption: str
     figure: Figure
 
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
 
-@dataclass(frozen=True)
-class Section:
-    """A table of a report and its figures."""
 
-    table: AblationTable
-    figures: list[ReportFigure]
+Section = tuple[AblationTable, list[ReportFigure]]  # a table of a report and its figures
 
 
 def scores_sentence(split: str, result: "EvaluationResult") -> str:
@@ -66,7 +62,7 @@ def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLI
     rows = []
     for row in table.rows:
         name = f"{row.name} (best on dev)" if row is table.best else row.name
-        cells = [name, f"{row.recipe.alpha:g}", f"{row.bytes:,}", f"{len(row.runs)}"]
+        cells = [name, f"{row.recipe.alpha:g}", f"{row.recipe.bytes_per_vector:,}", f"{len(row.runs)}"]
         cells += _score_cells(row.scores, row.gains, splits)
         rows.append([*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()])
     for baseline in table.score_baselines:
@@ -128,11 +124,8 @@ def _render(template: str, **values: object) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["md"] = escape_markdown
-    functions = (ablation_scores, compact_scores, markdown_table)
-    environment.globals |= {function.__name__: function for function in functions} | {
-        "search_table": search_table,
-        "data_url": _data_url,
-    }
+    functions = (ablation_scores, compact_scores, markdown_table, b64encode)
+    environment.globals |= {function.__name__: function for function in functions} | {"search_table": search_table}
     return environment.get_template(template).render(values)
 
 
@@ -142,7 +135,7 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
     for table in tables:
         shared = {"data": table.title, "dataset_digest": table.comparison_key.dataset_digest}
         for row in table.rows:
-            record = shared | {"model": row.name, "best": row is table.best, "bytes": row.bytes}
+            record = shared | {"model": row.name, "best": row is table.best, "bytes": row.recipe.bytes_per_vector}
             record |= {name: getattr(row.recipe, name) for name in ("alpha", "dim", "epochs", "batch_size", "lr")}
             record |= {"seeds": len(row.runs), **_means_and_deviations(row.scores)}
             for split, gain in row.gains.items():
@@ -188,20 +181,14 @@ def to_html(sections: Sequence[Section], notes: Sequence[str], origin: str) -> s
     return _render("report.html.jinja", sections=sections, notes=notes, origin=origin)
 
 
-def _data_url(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def write_report(folder: Path, sections: Sequence[Section], notes: Sequence[str], origin: str) -> None:
     """Write table.md, table.tex, table.csv, report.html and a PNG per figure."""
-    tables = [section.table for section in sections]
+    tables = [table for table, _ in sections]
     (folder / "table.md").write_text(to_markdown(tables, notes), encoding="utf-8")
     (folder / "table.tex").write_text(to_latex(tables), encoding="utf-8")
     to_dataframe(tables).to_csv(folder / "table.csv", index=False)
-    for i, section in enumerate(sections, 1):
+    for i, (_, figures) in enumerate(sections, 1):
         prefix = f"{i}-" if len(sections) > 1 else ""
-        for shown in section.figures:
-            shown.figure.savefig(folder / f"{prefix}{shown.name}.png", dpi=150)
+        for shown in figures:
+            (folder / f"{prefix}{shown.name}.png").write_bytes(shown.png)
     (folder / "report.html").write_text(to_html(sections, notes, origin), encoding="utf-8")

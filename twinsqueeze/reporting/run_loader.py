@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from math import isfinite, nan
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import mlflow
@@ -31,28 +30,17 @@ from twinsqueeze.reporting.ablation_table import (
 from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import env_run_id
-from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, FILE_SHA256, KIND, NOTICE, TEST_DIGEST, TRAINED_RUN
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import describe_error, escape_control_chars
 
-CURRENT_EXPERIMENT = "current"
-# Runs with this metric were evaluated on test.
-TEST_METRIC = "test/spearman"
-# Digests of recipe and data, and the encoder's fingerprint.
-Fingerprint = tuple[str, str, str]
+TEST_METRIC = "test/spearman"  # runs with this metric were evaluated on test
+Fingerprint = tuple[str, str, str]  # digests of recipe and data, and the encoder's fingerprint
 
 
 def load_experiment(name: str) -> tuple[str, list[TrainedRun], list[str]]:
-    """Load an experiment by its name or id; "current" is the experiment that a new run would be in.
-
-    Returns:
-        Its id, its runs, and notes on those that were left out, as `load_runs` returns them.
-
-    Raises:
-        InputError: If it does not exist or has no finished training run.
-    """
+    """Load an experiment by name or id, or the "current" one: its id, its runs, and notes on those left out."""
     experiment_id = _resolve_experiment(name)
     runs, notes = load_runs(experiment_id)
     if not runs:
@@ -63,7 +51,7 @@ def load_experiment(name: str) -> tuple[str, list[TrainedRun], list[str]]:
 
 def _resolve_experiment(name: str) -> str:
     client = mlflow.MlflowClient()
-    if name == CURRENT_EXPERIMENT:
+    if name == "current":  # the experiment that a new run would be in
         if run_id := env_run_id():
             return str(client.get_run(run_id).info.experiment_id)
         name = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
@@ -76,14 +64,7 @@ def _resolve_experiment(name: str) -> str:
 
 
 def load_runs(experiment_id: str) -> tuple[list[TrainedRun], list[str]]:
-    """Load the finished training runs of an experiment, with the test scores of their newest evaluations.
-
-    Returns:
-        The runs, and notes on those that were left out.
-
-    Raises:
-        InputError: If the tracking store can't be read.
-    """
+    """Load the finished training runs of an experiment, and notes on those that were left out."""
     trainings = _search_runs(experiment_id, "train")
     finished = [run for run in trainings if run.info.status == "FINISHED"]
     evaluations = defaultdict(list)
@@ -93,7 +74,7 @@ def load_runs(experiment_id: str) -> tuple[list[TrainedRun], list[str]]:
     runs, skipped = [], defaultdict(list)
     for run in finished:
         try:
-            trained = _parse_run(run, evaluations[run.info.run_id])
+            trained = parse_run(run, evaluations[run.info.run_id])
         except (InputError, KeyError):
             skipped["invalid recipe parameters"].append(run.info.run_name)
             continue
@@ -117,7 +98,8 @@ def _search_runs(experiment_id: str, kind: str) -> list[Run]:
         raise InputError(f"runs of experiment {experiment_id} can't be read: {describe_error(error)}") from error
 
 
-def _parse_run(run: Run, evaluations: Sequence[Run]) -> TrainedRun:
+def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
+    """Parse a training run; its test scores are those of the last evaluation on the same data."""
     params, tags = run.data.params, run.data.tags
     recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
     metrics, test_digest = dict(run.data.metrics), tags.get(TEST_DIGEST)
@@ -139,11 +121,6 @@ def _parse_run(run: Run, evaluations: Sequence[Run]) -> TrainedRun:
         notice=tags.get(NOTICE) and escape_control_chars(tags[NOTICE]),
         metrics=metrics,
     )
-
-
-def recorded_run(run: RunLogger) -> TrainedRun:
-    """The training run that a logger of this process has recorded, even if it is not in the store yet."""
-    return _parse_run(run.as_run(), [])
 
 
 def _infer_test_digests(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
@@ -170,25 +147,17 @@ def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun
 
 
 def load_tables(
-    runs: Sequence[TrainedRun], baselines: Mapping[str, pd.DataFrame] = MappingProxyType({})
+    runs: Sequence[TrainedRun], baselines: Mapping[str, pd.DataFrame] | None = None
 ) -> tuple[list[AblationTable], list[str]]:
-    """Build the ablation tables of runs, with the baselines that one run per comparison key and dim has recorded.
-
-    Args:
-        runs: Runs to be compared.
-        baselines: Tables of baselines by run id that need not be read.
-
-    Returns:
-        The tables, and notes on baselines that could not be read.
-    """
-    sources: dict[tuple[ComparisonKey, int], TrainedRun] = {}
+    """Build the ablation tables of runs, and notes on missing baselines; those passed by run id need not be read."""
+    sources: dict[tuple[ComparisonKey, int], TrainedRun] = {}  # one run of each has the baselines
     for run in sorted(runs, key=lambda run: (TEST_METRIC in run.metrics, run.start_time), reverse=True):
         sources.setdefault((run.comparison_key, run.recipe.dim), run)
     rows: dict[ComparisonKey, dict[str, BaselineRow]] = defaultdict(dict)
     notes = []
     for (key, dim), run in sorted(sources.items(), key=lambda item: item[0][1]):
         try:
-            known = baselines.get(run.run_id)
+            known = (baselines or {}).get(run.run_id)
             table = _read_table(run.run_id, "baselines.json") if known is None else known
         except InputError as error:
             notes.append(f"Baselines at dim {dim} are missing: {error}.")

@@ -1,7 +1,4 @@
-"""Figures from arrays, and the layout that all figures share.
-
-Colors are those of Okabe and Ito (2008), which color-blind readers can tell apart; dashes and markers differ too.
-"""
+"""Figures from arrays, and the layout that all figures share."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -17,14 +14,13 @@ from twinsqueeze.recipe import FLOAT_QUERIES
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 
+# Okabe and Ito (2008): color-blind readers can tell these colors apart. Dashes and markers differ too.
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 BASELINE_COLORS = (GRAY, "#56B4E9", ORANGE, GREEN, "#CC79A7", "#8C510A", "#999933", "#332288")
-# Names of trained methods begin with this word.
-TRAINED = "trained"
+TRAINED = "trained"  # names of trained methods begin with this word
 TRAINED_COLORS = (VERMILION, BLUE, "#000000", "#C2185B")
 PRECISION_MARKERS = {"float32": "o", "int8": "s", "product": "P", "binary": "^", "signs": "^"}
-# The first two series of a panel.
-SERIES_STYLES = ((VERMILION, "--"), (BLUE, "-"))
+SERIES_STYLES = ((VERMILION, "--"), (BLUE, "-"))  # the first two series of a panel
 # Inches: a panel with its labels, the margins of the figure, the gaps between panels, and a line of the legend.
 PANEL_WIDTH = 4.4
 LEFT, RIGHT, TOP, BOTTOM = 0.8, 0.15, 0.35, 0.55
@@ -33,8 +29,7 @@ LEGEND_LINE = 0.21
 LEGEND_LETTER, LEGEND_KEY = 0.068, 0.5
 # Height of titles as a share of the axes. Without it, matplotlib measures all artists to place them.
 TITLE_Y = 1.0
-# Smaller losses are drawn here: a loss of 0 has no logarithm.
-MIN_LOSS = 1e-8
+MIN_LOSS = 1e-8  # smaller losses are drawn here: a loss of 0 has no logarithm
 
 
 class MethodCurve(NamedTuple):
@@ -47,10 +42,7 @@ class MethodCurve(NamedTuple):
 def plot_loss_curves(
     loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray], loss_name: str = "mse"
 ) -> Figure:
-    """Plot losses over epochs, and beside them the correlations on dev.
-
-    All curves are (T,). `clean_loss` is NaN where it was not measured. `dev` has mse, pearson and spearman.
-    """
+    """Plot (T,) losses, NaN where they were not measured, beside the (T,) correlations on dev."""
     figure, (left, right) = panels(2)
     epochs = np.arange(1, len(loss) + 1)
     measured = np.isfinite(clean_loss)
@@ -122,10 +114,7 @@ def plot_quality_vs_bytes(methods: Mapping[str, MethodCurve], titles: Mapping[st
 
 
 def plot_spearman_vs_neighbor_recall(methods: Mapping[str, MethodCurve], splits: Sequence[str]) -> Figure:
-    """Plot Spearman against neighbor recall, a column per split; the second row enlarges the upper right.
-
-    Numbers in the figure are bytes per vector.
-    """
+    """Plot Spearman against neighbor recall, labeled by bytes per vector; a second row enlarges the upper right."""
     figure, axes_list = panels(2 * len(splits), columns=len(splits), height=5.4, legend=list(methods))
     styles = _method_styles(methods)
     for whole, enlarged, split in zip(axes_list, axes_list[len(splits) :], splits, strict=False):
@@ -162,10 +151,7 @@ def _label_point(axes: Axes, point: tuple[float, float], text: str, color: str) 
 
 
 def _method_styles(methods: Mapping[str, MethodCurve]) -> dict[str, dict[str, Any]]:
-    """Line styles by method: a color per family, such as "PCA" of "PCA, int8", and a marker per precision.
-
-    Markers are open for baselines at int8 and for float queries. Points of equal size are not joined.
-    """
+    """Line styles by method: a color per family, such as "PCA" of "PCA, int8", and a marker per precision."""
     families = dict.fromkeys(_split_precision(name)[0] for name in methods)
     trained, baselines = cycle(TRAINED_COLORS), cycle(BASELINE_COLORS)
     colors = {name: next(trained if name.startswith(TRAINED) else baselines) for name in families}
@@ -180,7 +166,7 @@ def _method_styles(methods: Mapping[str, MethodCurve]) -> dict[str, dict[str, An
             "markersize": 8 if is_trained else 5,
             "zorder": 3 if is_trained else 2,
             "markerfacecolor": "white" if is_open else colors[family],
-            "linestyle": "-" if len(set(sizes)) == len(sizes) else "none",
+            "linestyle": "-" if len(set(sizes)) == len(sizes) else "none",  # points of equal size are not joined
         }
     return styles
 
@@ -202,10 +188,7 @@ def set_log_ticks(axis: Axis, locator: LogLocator | None = None, labels: str = "
 def panels(
     count: int, *, columns: int | None = None, height: float = 3.8, legend: Sequence[str] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of panels in rows of `height` inches, with room for the names of a legend below.
-
-    Margins are fixed, since matplotlib's constrained layout doubles the time.
-    """
+    """A figure of panels in rows of `height` inches, with room for the names of a legend below."""
     columns = min(count, columns or count)
     rows = -(-count // columns)
     width = max(6.0, PANEL_WIDTH * columns)
@@ -214,6 +197,7 @@ def panels(
     figure = Figure(figsize=(width, total), dpi=110)
     panel_width = (width - LEFT - RIGHT - COLUMN_GAP * (columns - 1)) / columns
     panel_height = (total - TOP - BOTTOM - below - ROW_GAP * (rows - 1)) / rows
+    # Margins are fixed, since matplotlib's constrained layout doubles the time.
     figure.subplots_adjust(
         left=LEFT / width, right=1 - RIGHT / width, bottom=(BOTTOM + below) / total, top=1 - TOP / total,
         wspace=COLUMN_GAP / panel_width, hspace=ROW_GAP / panel_height,

@@ -32,8 +32,7 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
 SPLITS = ("train", *EVALUATED_SPLITS)
-# Header and rows.
-TextTable = tuple[list[str], list[list[str]]]
+TextTable = tuple[list[str], list[list[str]]]  # header and rows
 
 
 class VectorFormat(NamedTuple):
@@ -47,17 +46,13 @@ class VectorFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchRow:
-    """A way to store vectors, with statistics by metric without precision, such as "test/mrr".
-
-    The method is the name without the size; figures join the rows of a method. Rows with `search_only` are left out of
-    tables of scores.
-    """
+    """A way to store vectors, with statistics by metric without precision, such as "test/mrr"."""
 
     name: str
-    method: str
+    method: str  # the name without the size; figures join the rows of a method
     bytes: int
     is_trained: bool
-    search_only: bool
+    search_only: bool  # left out of tables of scores
     scores: Mapping[str, SeedStats]
 
     def score(self, metric: str) -> SeedStats:
@@ -88,16 +83,15 @@ def rows_from_run(
 
 
 def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
-    """Rows of each compressor at its best alpha and of the baselines, the largest vectors first.
-
-    The tables share data and encoder. Of rows with the same name the first table's is used.
-    """
+    """Rows of each compressor at its best alpha and of baselines, for tables that share data and encoder."""
     rows = []
-    for table in reversed(tables):
+    for table in reversed(tables):  # of rows with the same name the first table's is used
         for name, family in table.families().items():
             best = max(family, key=lambda row: row.scores[SELECTION_METRIC].mean)
             recipe = best.recipe
-            vectors = VectorFormat(f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, best.bytes)
+            vectors = VectorFormat(
+                f"{name}, alpha {recipe.alpha:g}", recipe.precision, recipe.dim, recipe.bytes_per_vector
+            )
             rows += _trained_rows(vectors, f"{TRAINED} {recipe.architecture}", best.scores)
         rows += [SearchRow(b.name, b.family, b.bytes, False, b.search_only, b.scores) for b in table.baselines]
     return _measured_by_size({row.name: row for row in rows}.values())
@@ -170,7 +164,6 @@ def _measured_splits(rows: Sequence[SearchRow]) -> list[str]:
 
 
 def _method_curves(rows: Sequence[SearchRow]) -> dict[str, MethodCurve]:
-    """Rows by method, trained compressors first."""
     methods = defaultdict(list)
     for row in sorted(rows, key=lambda row: (not row.is_trained, row.bytes)):
         methods[row.method].append(row)

@@ -7,18 +7,13 @@ from math import isnan, nan
 import numpy as np
 from scipy import stats
 
-ABSENT = "n/a"
-
 
 @dataclass(frozen=True)
 class SeedStats:
-    """Mean, sample standard deviation and number of values over seeds, or over draws of a random baseline.
+    """Mean, sample standard deviation and number of values over seeds, or over draws of a random baseline."""
 
-    The mean is NaN without values, the deviation for a single value.
-    """
-
-    mean: float
-    deviation: float
+    mean: float  # NaN without values
+    deviation: float  # NaN for a single value
     count: int
 
     @classmethod
@@ -38,7 +33,7 @@ class SeedStats:
     def format(self, digits: int = 4) -> str:
         """Text such as "0.8040 ± 0.0114", without deviation for a single value."""
         if isnan(self.mean):
-            return ABSENT
+            return "n/a"
         return f"{self.mean:.{digits}f}" + ("" if isnan(self.deviation) else f" ± {self.deviation:.{digits}f}")
 
 
@@ -55,13 +50,11 @@ class MeanDifference:
 
     @classmethod
     def between(cls, values: Sequence[float], reference: Sequence[float]) -> "MeanDifference":
-        """Compute mean(values) - mean(reference) and its interval by Welch's t-test (1947).
-
-        Seeds are not paired: results of the same seed at two values of alpha hardly correlate.
-        """
+        """Compute mean(values) - mean(reference) and its interval by Welch's t-test (1947)."""
         mean = float(np.mean(values) - np.mean(reference))
         if min(len(values), len(reference)) < 2 or np.ptp(values) + np.ptp(reference) == 0:
             return cls(mean, nan, nan)
+        # Seeds are not paired: results of the same seed at two values of alpha hardly correlate.
         interval = stats.ttest_ind(values, reference, equal_var=False).confidence_interval()
         return cls(mean, float(interval.low), float(interval.high))
 

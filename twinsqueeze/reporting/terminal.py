@@ -16,9 +16,6 @@ from twinsqueeze.utils.text import escape_control_chars
 if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
-# A narrower terminal wraps lines; rich would truncate cells instead.
-MIN_WIDTH = 150
-
 
 def print_results(results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow]) -> None:
     """Print a run's scores and search quality, two tables per split."""
@@ -50,7 +47,7 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*map(escape_control_chars, row))
     console = Console(highlight=False, markup=False, emoji=False)  # names may contain brackets and colons
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, 150)  # a narrower terminal wraps lines; rich would truncate cells instead
     console.print(table)
 
 
