@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinsqueeze import experiment
-from twinsqueeze.commands.context import load_experiment_data
-from twinsqueeze.commands.run_recording import RunRecorder
+from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData

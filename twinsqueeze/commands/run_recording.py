@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.sentence_pairs import PairDataset
+from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
 from twinsqueeze.evaluation.metrics import METRICS, Scores
-from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
+from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData, prepare_data
 from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table, terminal
@@ -29,11 +30,13 @@ from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.model_files import log_compressor
+from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TEST_DIGEST
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
+from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.text import escape_markdown
 
 INPUT_EXAMPLE_ROWS = 3
@@ -152,6 +155,19 @@ class RunRecorder:
             register = links.mlflow_run_command(self.run, "register")
             steps = [("evaluate it again", again), ("register the best run", register), *steps]
         terminal.print_next_steps(steps)
+
+
+def load_experiment_data(
+    recipe: Recipe, splits: Sequence[str], score_max: float | None, validate_dim: Callable[[int], None]
+) -> ExperimentData:
+    """Loads the data of a recipe, checks that the tracking server answers, and encodes the sentences."""
+    device = resolve_device(recipe.device).type
+    pairs = load_pairs(recipe.dataset, splits=splits, score_max=score_max)
+    if pairs.notice:
+        console.warn(pairs.notice)
+    encoder = resolve_encoder(recipe.encoder, device)
+    check_tracking_server()
+    return prepare_data(pairs, encoder, score_max=score_max, validate_dim=validate_dim, reporter=console.TERMINAL)
 
 
 def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:

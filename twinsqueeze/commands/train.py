@@ -1,9 +1,8 @@
 """The commands main, train and best: one training, recorded in MLflow."""
 
 from twinsqueeze import experiment
-from twinsqueeze.commands.context import load_experiment_data
 from twinsqueeze.commands.resume import close_orphaned_runs, open_checkpoint, open_checkpoints
-from twinsqueeze.commands.run_recording import RunRecorder
+from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
