@@ -34,20 +34,13 @@ from twinsqueeze.utils.signals import check_interrupted
 
 @dataclass(frozen=True, eq=False)
 class ExperimentData:
-    """Encoded sentence pairs, with what is derived from them once and shared by all recipes.
-
-    Attributes:
-        encoded: The vectors of each split.
-        device: Where compressors are trained and evaluated.
-        score_max: Upper end of the scores as the user gave it; None for the default.
-        reporter: Where progress and messages go.
-    """
+    """Encoded sentence pairs, with what is derived from them once and shared by all recipes."""
 
     pairs: PairDataset
     encoder: SentenceEncoder
-    encoded: dict[str, EncodedPairs]
-    device: torch.device
-    score_max: float | None
+    encoded: dict[str, EncodedPairs]  # by split
+    device: torch.device  # of training and evaluation
+    score_max: float | None  # as the user passed it
     reporter: Reporter
     _cache: DiskCache
     _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
@@ -114,14 +107,10 @@ def prepare_data(
     validate_dim: Callable[[int], None] = lambda _: None,
     reporter: Reporter = SILENT,
 ) -> ExperimentData:
-    """Encodes the sentences of pairs; vectors come from the cache where it has them.
+    """Encodes the sentences of train and of the splits to evaluate on; vectors come from the cache where it has them.
 
-    Args:
-        pairs: Train, and the splits to evaluate on.
-        encoder: Its device is also that of the compressors.
-        score_max: As given to `load_pairs`; recorded in the compressor's file.
-        validate_dim: Called with the encoder's dimension before anything is encoded; may raise `InputError`.
-        reporter: Where progress and messages go.
+    The encoder's device is also that of the compressors. `score_max` is as given to `load_pairs`. `validate_dim` is
+    called with the encoder's dimension before anything is encoded, and may raise `InputError`.
     """
     cache, device = DiskCache(), resolve_device(encoder.device)
     with _encoding_progress(reporter, "encoding", cache) as advance:
@@ -152,33 +141,22 @@ def _encoding_progress(reporter: Reporter, title: str, cache: DiskCache) -> Iter
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A compressor evaluated on some splits, beside baselines on the same splits.
+    """A compressor evaluated on some splits, beside baselines on the same splits."""
 
-    Attributes:
-        name: The compressor's name, such as mlp32-alpha0.75-seed0.
-        recipe: Its recipe; the default for weights of another program.
-        results: Its results by split.
-    """
-
-    name: str
+    name: str  # such as mlp32-alpha0.75-seed0
     compressor: CompressorNetwork
-    recipe: Recipe
+    recipe: Recipe  # the default for weights of another program
     results: dict[str, EvaluationResult]
     baselines: list[BaselineScores]
 
 
 @dataclass(frozen=True)
 class EvaluatedTraining(Evaluation):
-    """A finished training with its evaluation on every split except train.
-
-    Attributes:
-        metadata: What the compressor's file records of the training.
-        train_losses: (P,) squared errors of the train pairs.
-    """
+    """A finished training with its evaluation on every split except train."""
 
     training: TrainingResult
     metadata: CheckpointMetadata
-    train_losses: FloatArray
+    train_losses: FloatArray  # (P,) squared errors of the train pairs
 
 
 def train(

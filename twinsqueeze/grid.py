@@ -28,12 +28,8 @@ class _GridLoader(yaml.SafeLoader):
 def load_grid(file: str, **overrides: Any) -> list[Recipe]:
     """Returns the recipes of a grid: every combination of its values, the first field varying slowest.
 
-    Args:
-        file: A YAML mapping of recipe fields to a value or a list of values. `recipe` names a preset as the base.
-        overrides: Fields that replace those of the file.
-
-    Raises:
-        InputError: If the file can't be read, is not such a mapping, or has more than 2,000 combinations.
+    The file is a YAML mapping of recipe fields to a value or a list of values. `recipe` names a preset as the base, and
+    `overrides` replace fields of the file. Raises `InputError` for any other file.
     """
     content = _read_mapping(file)
     try:
