@@ -49,9 +49,10 @@ def _arrow_kind(type_: Any) -> str:
 
 
 def arrow_values(array: Any, dim: int | None, name: str, first_row: int) -> AnyArray | list[str]:
-    """Return a batch of a column, lists or strings, as (n, dim) numbers or as n texts; `dim` may be that of the first.
+    """Return a batch of a column, lists or strings, as (n, dim) numbers or as n texts.
 
-    An `InputError` names a row of the table `name` that is missing or has not `dim` numbers, counted from `first_row`.
+    An `InputError` names a row of the table `name` that is missing or has not `dim` numbers (None: as many as the first
+    list has), counted from `first_row`.
     """
     if _arrow_kind(array.type) == TEXTS:
         if array.null_count:

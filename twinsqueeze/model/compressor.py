@@ -72,9 +72,9 @@ class CompressorBatch:
         return int(self.layers[0][0].shape[0])
 
     def forward(self, vectors: torch.Tensor) -> list[torch.Tensor]:
-        """Returns the input of every layer, given (R, N, d) float32 vectors of each replica, and the last output.
+        """Returns the input of every layer and the output of the last one, given each replica's (R, N, d) vectors.
 
-        That is (R, N, D), not normalized; D is dim padded with zeros to a multiple of `ALIGNMENT`.
+        The output is (R, N, D), not normalized; D is dim padded with zeros to a multiple of `ALIGNMENT`.
         """
         activations = [vectors]
         for i, (weight, bias) in enumerate(self.layers):

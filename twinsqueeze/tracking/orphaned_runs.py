@@ -14,8 +14,8 @@ from twinsqueeze.utils.text import escape_markdown
 def mark_orphans_killed(experiment_id: str, is_same: Callable[[Mapping[str, str]], bool], note: str) -> dict[str, bool]:
     """Mark an experiment's runs of dead processes of this host as KILLED, and return their ids.
 
-    `is_same` tells from the tags whether a run trained what is trained now: its value is returned with each id, and the
-    Markdown `note` is added to the run's description. Runs whose record waits for `sync` with their end are left alone.
+    `is_same` tells from the tags whether a run trained what is to be trained now. Its value is returned with each id,
+    and if it is true, the Markdown `note` joins the run's description. Runs that `sync` will end are left alone.
     """
     client = mlflow.MlflowClient()
     marked: dict[str, bool] = {}

@@ -56,7 +56,8 @@ class RunLogger:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters, except those that `mlflow run` has logged already."""
-        known = self.replayer.params  # MLflow takes at most 6000 characters of a value
+        known = self.replayer.params
+        # MLflow takes at most 6,000 characters of a value.
         new = {name: str(value)[:6000] for name, value in values.items() if name not in known}
         if new:
             known |= new
@@ -74,9 +75,9 @@ class RunLogger:
     def log_metrics(
         self, values: Mapping[str, float], step: int = 0, model_id: str | None = None, data: LoggedData | None = None
     ) -> None:
-        """Log the finite ones of some metrics, which are written every five seconds.
+        """Log metrics, which are written every five seconds; values that are not finite are left out.
 
-        They belong to a logged model, given by its id or its name in this run, and were measured on `data`.
+        `model_id` is the id of a logged model or its name in this run; `data` is what they were measured on.
         """
         row: dict[str, Any] = {"timestamp": int(time.time() * 1000), "step": step}
         if model_id:
