@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import mlflow
 import pandas as pd
@@ -34,17 +32,10 @@ def aliases(place: Workplace) -> dict[str, int]:
 
 
 def run(place: Workplace, *arguments: str, experiment: str = "Default") -> str:
-    process = subprocess.run(
-        [sys.executable, "-m", "twinsqueeze", *arguments],
-        cwd=place.folder,
-        env=place.environment | {"MLFLOW_EXPERIMENT_NAME": experiment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "already exists" not in process.stderr
-    return process.stdout
+    done = place.command(*arguments, MLFLOW_EXPERIMENT_NAME=experiment)
+    assert done.returncode == 0, done.stderr
+    assert "already exists" not in done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
