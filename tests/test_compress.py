@@ -267,7 +267,7 @@ def test_an_exported_folder_compresses_texts_and_vectors(
         np.testing.assert_allclose(found, there, atol=1e-6)
 
 
-@pytest.mark.parametrize("what", ["npy", "txt", "csv"])
+@pytest.mark.parametrize("what", ["npy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("txt", "csv"))])
 def test_standard_input(workplace, models, vectors, expected, text_vectors, what):
     if what == "npy":
         np.save(workplace.folder / "in", vectors)
@@ -608,6 +608,7 @@ def test_a_full_disk_leaves_nothing(workplace, models, vectors, source, output, 
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(workplace, models):
     """Files of zeros, which take no room: 15 and 600 MB once they are read."""
     program = """

@@ -44,7 +44,7 @@ def wait_until(condition, seconds: float = 30) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, pairs_folder, number):
     with workplace.start("main", "--dataset", str(pairs_folder), *LONG[:1], "30000", *LONG[2:]) as process:
         wait_for_training(process)
@@ -57,6 +57,7 @@ def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, pairs_folder, 
     assert run.data.tags["mlflow.note.content"] == f"Killed: stopped by {number.name}."
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_spoil_the_record(workplace, pairs_folder):
     with workplace.start("main", "--dataset", str(pairs_folder), *LONG[:1], "30000", *LONG[2:]) as process:
         wait_for_training(process)

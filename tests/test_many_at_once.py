@@ -49,6 +49,7 @@ CURVES = (
 )
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_fresh_store_at_once(workplace):
     """MLflow itself fails here more often than not; the experiment is made by all of them, too."""
     environment = workplace.environment | {"MLFLOW_EXPERIMENT_NAME": "fresh"}

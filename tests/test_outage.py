@@ -270,6 +270,7 @@ def test_a_run_that_was_deleted_is_refused_and_its_record_discarded(place, serve
     assert new_runs(server, before) == [run_id]
 
 
+@pytest.mark.slow
 def test_a_locked_store_loses_nothing(workplace, pairs_folder):
     """Another program has the sqlite file for itself from the beginning of the training until after its end."""
     process = start(workplace, workplace.uri, "main", "--dataset", str(pairs_folder), *SHORT)

@@ -81,7 +81,15 @@ def pool_train() -> Iterator[TrainFunction]:
     assert workers() <= before
 
 
-@pytest.mark.parametrize("fields", [{}, PRODUCT, SIGN, NEIGHBORS], ids=["published", "product", "sign", "neighbors"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="published"),
+        pytest.param(PRODUCT, id="product", marks=pytest.mark.slow),
+        pytest.param(SIGN, id="sign", marks=pytest.mark.slow),
+        pytest.param(NEIGHBORS, id="neighbors", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_train_the_same_bits_as_this_process(fields, small_train, small_dev):
     batches = [make_recipes(fields, [0, 0.75], [seed, seed + 1]) for seed in (0, 2, 4)]
     epochs: dict[int, list[EpochMetrics]] = {0: [], 2: [], 4: []}

@@ -257,6 +257,7 @@ def test_long_description_is_truncated_at_a_line_break(store, monkeypatch):
     assert all(len(line) == 10 for line in lines[:-2])
 
 
+@pytest.mark.slow
 def test_concurrent_registrations_leave_one_champion(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     versions = contend(uri, processes=3, rounds=8)

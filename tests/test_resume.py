@@ -147,9 +147,9 @@ def test_a_grid_resumes_after_a_kill(workplace, run_here, pairs_folder):
     ("module", "number", "of", "code", "status"),
     [
         ("twinsqueeze", signal.SIGTERM, "it", 143, "KILLED"),
-        (IN_WORKERS, signal.SIGTERM, "it", 143, "KILLED"),
-        (IN_WORKERS, signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING"),
-        (IN_WORKERS, signal.SIGKILL, "one of its processes", 2, "FAILED"),
+        pytest.param(IN_WORKERS, signal.SIGTERM, "it", 143, "KILLED", marks=pytest.mark.slow),
+        pytest.param(IN_WORKERS, signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING", marks=pytest.mark.slow),
+        pytest.param(IN_WORKERS, signal.SIGKILL, "one of its processes", 2, "FAILED", marks=pytest.mark.slow),
     ],
 )
 def test_a_grid_resumes_all_batches_that_trained_in_parallel(

@@ -287,28 +287,34 @@ LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr
 RESIDUAL = LINEAR | {"architecture": "residual"}
 
 
+# Product quantizers and teachers, at other dimensions.
+SLOW_SHAPES = [
+    (256, LINEAR | {"quantizer": "sign", "neighbor_weight": 0.1, "batch_size": 64}),
+    (36, LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher", "teacher": "projection"}),
+    (48, LINEAR | {"quantizer": "product", "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"}),
+    (
+        20,
+        LINEAR
+        | {
+            "quantizer": "product",
+            "neighbor_weight": 1,
+            "num_neighbors": 3,
+            "init": "teacher",
+            "teacher": "projection",
+        },
+    ),
+    (32, LINEAR | {"neighbor_weight": 1, "num_neighbors": 3, "init": "teacher", "teacher": "projection"}),
+    (20, RESIDUAL | {"neighbor_weight": 1, "num_neighbors": 3, "init": "teacher", "teacher": "projection"}),
+    (33, RESIDUAL | {"neighbor_weight": 0.1}),
+]
+
+
 @pytest.mark.parametrize(
     ("dim", "fields"),
     [
         *((dim, {}) for dim in (8, 10, 32, 33, 128)),  # 10 and 33 are not multiples of a vector register
         (33, LINEAR | {"neighbor_weight": 0.1}),
-        (256, LINEAR | {"quantizer": "sign", "neighbor_weight": 0.1, "batch_size": 64}),
-        (36, LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher", "teacher": "projection"}),
-        (48, LINEAR | {"quantizer": "product", "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"}),
-        (
-            20,
-            LINEAR
-            | {
-                "quantizer": "product",
-                "neighbor_weight": 1,
-                "num_neighbors": 3,
-                "init": "teacher",
-                "teacher": "projection",
-            },
-        ),
-        (32, LINEAR | {"neighbor_weight": 1, "num_neighbors": 3, "init": "teacher", "teacher": "projection"}),
-        (20, RESIDUAL | {"neighbor_weight": 1, "num_neighbors": 3, "init": "teacher", "teacher": "projection"}),
-        (33, RESIDUAL | {"neighbor_weight": 0.1}),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_SHAPES),
     ],
 )
 def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
@@ -327,7 +333,10 @@ def test_a_replica_has_the_same_bits_alone_and_in_every_grid(dim, fields):
         assert same_bits(alone, same), (dim, len(grid))
 
 
-@pytest.mark.parametrize("fields", [{}, LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher"}])
+PRODUCT_TEACHER = LINEAR | {"quantizer": "product", "neighbor_weight": 1, "init": "teacher"}
+
+
+@pytest.mark.parametrize("fields", [{}, pytest.param(PRODUCT_TEACHER, marks=pytest.mark.slow)])
 def test_parallel_batches_have_the_bits_of_each_alone(fields):
     """In parallel each has one core, alone it has all of them."""
     train = random_pairs(pairs=600, sentences=500, dimension=384, seed=1)

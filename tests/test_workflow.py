@@ -377,6 +377,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
         assert (found > 0.999).all() == alike
 
 
+@pytest.mark.slow
 def test_demo_says_so_everywhere(workplace):
     done = workplace.command("train", "--dataset", "demo", "--epochs", "1")
     assert done.returncode == 0, done.stderr
