@@ -302,13 +302,15 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypa
 
 
 def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsys):
-    from twinsqueeze.commands import resume
+    from twinsqueeze.commands import orphaned_runs
 
     def broken(*_):
         raise mlflow.MlflowException("no answer from https://me:secret@host/")
 
-    monkeypatch.setattr(resume.orphaned_runs, "mark_orphans_killed", broken)
-    resume.close_orphaned_runs(type("Run", (), {"run_id": "x", "experiment_id": "0"}), lambda tags: True, "goes on")
+    monkeypatch.setattr(orphaned_runs.orphaned_runs, "mark_orphans_killed", broken)
+    orphaned_runs.close_orphaned_runs(
+        type("Run", (), {"run_id": "x", "experiment_id": "0"}), lambda tags: True, "goes on"
+    )
     err = capsys.readouterr().err
     assert "no answer" in err
     assert "secret" not in err

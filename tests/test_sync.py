@@ -10,7 +10,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from safetensors.numpy import save
 
-from twinsqueeze.commands import resume, sync
+from twinsqueeze.commands import orphaned_runs, sync
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as run_module
@@ -206,7 +206,7 @@ def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, who
     stranger.append({"op": "end", "status": "FINISHED", "time": 2})
     stranger.release()
     with run_module.start_run("next", "train") as run:
-        resume.close_orphaned_runs(run, lambda tags: True, "goes on")
+        orphaned_runs.close_orphaned_runs(run, lambda tags: True, "goes on")
     run_module.flush()
     assert f"a ({whole}) had ended" in capsys.readouterr().err
     statuses = {found.info.run_name: found.info.status for found in client.search_runs(["0"])}

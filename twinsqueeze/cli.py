@@ -24,7 +24,7 @@ from twinsqueeze.commands.options import (
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import PRESETS, Recipe, load_preset
-from twinsqueeze.utils import signals
+from twinsqueeze.utils import processes, signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 
@@ -37,7 +37,7 @@ def run() -> None:
     signals.raise_on_signals()
     sys.excepthook = _print_traceback
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        signals.exit_with_parent(run_id)
+        processes.exit_with_parent(run_id)
     try:
         cli(standalone_mode=False)
         if tracking := sys.modules.get("twinsqueeze.tracking.run"):  # not imported: nothing was recorded

@@ -10,7 +10,8 @@ from typing import Any
 
 from twinsqueeze import experiment
 from twinsqueeze.commands import run_recording
-from twinsqueeze.commands.resume import close_orphaned_runs, open_checkpoint, open_checkpoints, plan_with_checkpoints
+from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
+from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints, plan_with_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError

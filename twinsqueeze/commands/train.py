@@ -1,7 +1,8 @@
 """The commands main, train and best: one training, recorded in MLflow."""
 
 from twinsqueeze import experiment
-from twinsqueeze.commands.resume import close_orphaned_runs, open_checkpoint, open_checkpoints
+from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
+from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
@@ -24,7 +25,7 @@ def train_and_log(
     same = {RECIPE_DIGEST: recipe.digest, DATASET_DIGEST: data.pairs.digest}
     store = open_checkpoints(data, clean_loss_every=1)
     with open_checkpoint(store, [recipe], resume=resume) as checkpoint:
-        epoch = checkpoint.resume_state.epoch if checkpoint.resume_state else 0
+        epoch = checkpoint.epoch
         with start_run(recipe.name, "train") as run:
             recorder = RunRecorder.of_training(run, recipe, data, epoch)
             note = f"resumes from epoch {epoch}" if epoch else "trains the same from the start"

@@ -1,7 +1,7 @@
 """Checkpoints of trainings in progress, from which the same training resumes bit for bit.
 
-The name of a checkpoint contains digests of everything that fixes a training's bits: recipes, data, versions, the
-package's code, CPU, threads and device. A training with anything different does not find it.
+The name of a checkpoint contains digests of recipes, data, versions, the package's code, CPU, threads and device, which
+fix a training's bits. A training with anything different does not find it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +27,8 @@ from twinsqueeze.utils.files import state_dir
 
 PACKAGE_DIR = Path(__file__).parents[1]
 SUFFIX = ".checkpoint"
-# Name of the array with the recipes and the values of a state, as JSON.
-HEADER = "header"
-# Share of a training's time that saving may take.
-MAX_OVERHEAD = 0.02
-MAX_AGE_SECONDS = 30 * 24 * 3600
-
-
-class InterruptedTraining(NamedTuple):
-    """The content of a checkpoint. The recipes have the default dataset and device."""
-
-    recipes: list[Recipe]
-    state: TrainingState
+HEADER = "header"  # name of the array with the recipes and the values of a state, as JSON
+MAX_OVERHEAD = 0.02  # share of a training's time that saving may take
 
 
 @dataclass
@@ -52,6 +42,11 @@ class TrainingCheckpoint:
     save_seconds: float = 0.0  # that all saves have taken
     next_save_seconds: float = 0.02  # expected of the next save; the first one is due after 0.02 s / MAX_OVERHEAD = 1 s
     _started: float | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that an interrupted process has completed."""
+        return self.resume_state.epoch if self.resume_state else 0
 
     def maybe_save(self, get_state: Callable[[], TrainingState]) -> None:
         """Saves the state, unless saving would take more than its share of the time since the first call."""
@@ -71,9 +66,9 @@ class TrainingCheckpoint:
     def serialize(self, state: TrainingState) -> bytes:
         """Returns the content of the file."""
         recipes = [recipe.model_dump(exclude={"dataset", "device"}) for recipe in self.recipes]
-        arrays: dict[str, Any] = {**state.arrays, HEADER: json.dumps({"recipes": recipes, "values": state.values})}
+        header: Any = json.dumps({"recipes": recipes, "values": state.values})
         file = io.BytesIO()
-        np.savez(file, **arrays)
+        np.savez(file, **{**state.arrays, HEADER: header})
         return file.getvalue()
 
     def discard(self) -> None:
@@ -83,10 +78,9 @@ class TrainingCheckpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of all trainings on the same data, code and machine.
+    """The checkpoints of all trainings on the same data, code and machine; `warn` reports files that cannot be used.
 
-    `environment` has what else fixes the bits: versions, CPU, threads, device, epochs between measurements. `warn` is
-    called with messages about files that cannot be used.
+    `environment` has what else fixes the bits: versions, CPU, threads, device, epochs between measurements.
     """
 
     def __init__(
@@ -110,27 +104,25 @@ class CheckpointStore:
                 self._warn(f"an interruption would lose this training, since {problem}")
                 yield TrainingCheckpoint(None, recipes, None, self._warn)
                 return
-            self._remove_stale_files(path)
+            _remove(*self.folder.glob(f"{path.name}.*"))  # unfinished files of killed processes
             if not resume:
                 _remove(path)
-            interrupted = self._read(path)
-            yield TrainingCheckpoint(path, recipes, interrupted and interrupted.state, self._warn)
+            yield self._read(path) or TrainingCheckpoint(path, recipes, None, self._warn)
 
-    def interrupted(self) -> list[InterruptedTraining]:
-        """Returns the trainings that can be resumed, the newest first, without those of running processes."""
+    def interrupted(self) -> list[TrainingCheckpoint]:
+        """Returns the checkpoints that can be resumed, whose recipes have the default dataset and device."""
         found = []
-        for path in sorted(self.folder.glob(f"{self._digest}-*{SUFFIX}"), key=_age):
-            with _lock(path) as problem:
-                if not problem and (training := self._read(path)):
-                    found.append(training)
-        return found
+        for path in sorted(self.folder.glob(f"{self._digest}-*{SUFFIX}")):
+            with _lock(path) as problem:  # that of a running process is left out
+                found.append(None if problem else self._read(path))
+        return [checkpoint for checkpoint in found if checkpoint]
 
     def path(self, recipes: Sequence[Recipe]) -> Path:
         """Returns the file of a batch."""
         digest = hashlib.sha256("".join(sorted(recipe.digest for recipe in recipes)).encode()).hexdigest()
         return self.folder / f"{self._digest}-{digest[:16]}{SUFFIX}"
 
-    def _read(self, path: Path) -> InterruptedTraining | None:
+    def _read(self, path: Path) -> TrainingCheckpoint | None:
         try:
             arrays = dict(np.load(io.BytesIO(read_verified(path))))
         except FileNotFoundError:
@@ -141,14 +133,7 @@ class CheckpointStore:
             return None
         header = json.loads(str(arrays.pop(HEADER)))
         recipes = [Recipe.parse(recipe) for recipe in header["recipes"]]
-        return InterruptedTraining(recipes, TrainingState(arrays, header["values"]))
-
-    def _remove_stale_files(self, current: Path) -> None:
-        """Removes unfinished files of killed processes, and trainings that nobody resumed in 30 days."""
-        for path in self.folder.iterdir():
-            unfinished = path.name.startswith(f"{current.name}.")
-            if unfinished or (path.stem != current.stem and _age(path) > MAX_AGE_SECONDS):
-                _remove(path)
+        return TrainingCheckpoint(path, recipes, TrainingState(arrays, header["values"]), self._warn)
 
 
 def _environment_digest(train: EncodedPairs, dev: EncodedPairs, environment: Mapping[str, Any]) -> str:
@@ -188,11 +173,3 @@ def _remove(*paths: Path) -> None:
     for path in paths:
         with suppress(OSError):  # a read-only disk
             path.unlink(missing_ok=True)
-
-
-def _age(path: Path) -> float:
-    """Returns the seconds since a file was written; 0 if it is gone."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0

@@ -1,12 +1,18 @@
-"""Process identities."""
+"""Identities of processes, and the end of this process with the `mlflow run` that started it."""
 
 import os
+import signal
 import socket
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ValidationError
+
+from twinsqueeze.utils.signals import POLL_SECONDS
 
 # Start times seem to move when the clock is adjusted, in seconds.
 START_TOLERANCE = 2.0
@@ -55,3 +61,26 @@ def _host() -> str:
         return f"{name} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # not Linux
         return name
+
+
+def exit_with_parent(run_id: str) -> None:
+    """Send this process SIGTERM when the `mlflow run` that started it is gone, even by SIGKILL.
+
+    `mlflow run` starts a shell with MLFLOW_RUN_ID in its environment, and the shell starts us. The highest ancestor
+    with that variable is the child of `mlflow run`, and gets another parent when `mlflow run` is gone.
+    """
+    child = psutil.Process()
+    with suppress(psutil.Error):  # an ancestor of another user, or gone
+        for ancestor in child.parents():
+            if ancestor.environ().get("MLFLOW_RUN_ID") != run_id:
+                break
+            child = ancestor
+    parent_id = child.ppid()
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while child.ppid() == parent_id:
+                time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()

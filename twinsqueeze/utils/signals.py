@@ -1,14 +1,10 @@
-"""Turns signals into an exception, and ends this process with the `mlflow run` that started it."""
+"""Turns signals into an exception."""
 
-import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
-
-import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.5
@@ -60,26 +56,3 @@ def defer_signals(*, then_stop: bool) -> Iterator[None]:
         _deferral.depth -= 1
     if then_stop:
         check_interrupted()
-
-
-def exit_with_parent(run_id: str) -> None:
-    """Send this process SIGTERM when the `mlflow run` that started it is gone, even by SIGKILL.
-
-    `mlflow run` starts a shell with MLFLOW_RUN_ID in its environment, and the shell starts us. The highest ancestor
-    with that variable is the child of `mlflow run`, and gets another parent when `mlflow run` is gone.
-    """
-    child = psutil.Process()
-    with suppress(psutil.Error):  # an ancestor of another user, or gone
-        for ancestor in child.parents():
-            if ancestor.environ().get("MLFLOW_RUN_ID") != run_id:
-                break
-            child = ancestor
-    parent_id = child.ppid()
-
-    def watch() -> None:
-        with suppress(psutil.NoSuchProcess):
-            while child.ppid() == parent_id:
-                time.sleep(POLL_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
