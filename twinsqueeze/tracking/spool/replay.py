@@ -67,7 +67,7 @@ class RunReplayer:
             with request_timeout():
                 getattr(self, f"_send_{operation['op']}")(operation)
         except mlflow.MlflowException as error:
-            # A proxy's error page is no answer of the tracking server.
+            # A proxy's error page does not come from the tracking server.
             if isinstance(error, RestException) or not self.spool.uri.startswith("http"):
                 self._num_database_errors += error.error_code == "BAD_REQUEST"
                 if error.error_code in PERMANENT_ERRORS or self._num_database_errors == MAX_DATABASE_ERRORS:
@@ -153,7 +153,7 @@ class RunReplayer:
         self._client.set_terminated(self.spool.run_id, operation["status"], operation["time"])
 
     def _send_abandon(self, operation: Operation) -> None:
-        """End the run of a process that is gone, unless another process has ended it."""
+        """End the run of a dead process, unless another process has ended it."""
         if self._client.get_run(self.spool.run_id).info.status == "RUNNING":
             self._client.set_tag(self.spool.run_id, MLFLOW_RUN_NOTE, operation["note"])
             self._client.set_terminated(self.spool.run_id, "KILLED", operation["time"])
