@@ -123,5 +123,5 @@ def test_public_names_are_importable():
     for name in ts.__all__:
         assert getattr(ts, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        ts.absent  # noqa: B018
+        ts.absent  # noqa: B018 - the access is the test
     assert Path(ts.__file__).with_name("py.typed").is_file()

@@ -5,14 +5,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
-from twinsqueeze.inference.readers import STANDARD_INPUT, Block, read_blocks
+from twinsqueeze.inference.readers import STANDARD_INPUT, Block, NpyRows, read_blocks
 from twinsqueeze.inference.writers import check_output, write_blocks
 from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.recipe import bytes_per_vector
@@ -86,7 +86,7 @@ def compress(options: CompressOptions) -> None:
             run.set_description(escape_markdown(summary))
 
 
-def _check_vectors(vectors: AnyArray, compressor: VectorCompressor, options: CompressOptions) -> None:
+def _check_vectors(vectors: AnyArray | NpyRows, compressor: VectorCompressor, options: CompressOptions) -> None:
     expected, dim = compressor.network.input_dim, vectors.shape[1]
     if dim != expected:
         raise InputError(
@@ -113,7 +113,7 @@ def _compress_texts(
 ) -> CompressedBlocks:
     cache, num_truncated = DiskCache(), 0
     for block in blocks:
-        texts = list(block.rows)
+        texts = cast(list[str], block.rows)
         num_truncated += sum(is_truncated(model, text) for text in texts)
         yield block, compressor.quantize(encode_cached(model, fingerprint, texts, cache))
     if num_truncated:

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +26,34 @@ MEGABYTE = 1_000_000
 BLOCK_SIZES = {VECTORS: 4096, TEXTS: 1024}
 
 
+@dataclass(frozen=True)
+class NpyRows:
+    """Rows of a .npy file, read when NumPy makes an array of them.
+
+    The thread that compresses them reads them: they are then in the cache of its core.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, int]
+    offset: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        """Return the rows, (n, d); an `InputError` if the file has become shorter."""
+        try:
+            return np.fromfile(self.path, self.dtype, math.prod(self.shape), offset=self.offset).reshape(self.shape)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} has changed while it was read: {one_line(error)}") from error
+
+
 class Block(NamedTuple):
     """Consecutive rows of an input: (n, d) numbers or n texts, where d and the kind are those of the first block."""
 
     first_row: int  # counted from 0
-    rows: AnyArray | list[str]
+    rows: AnyArray | NpyRows | list[str]
     position: int  # how much of the input has been read
     total: int | None  # the size of the input; None if unknown
     unit: str = "row"  # of position and total, row or MB
@@ -100,15 +125,22 @@ def _read_npy(name: str, column: str | None, stream: Any, path: Path | None) -> 
     if fortran_order and path is None:
         raise InputError(f"{name} is in Fortran order, which can only be read from a file: name it")
     num_rows, dim = shape
+    start, row_bytes = stream.tell() if path else 0, dim * dtype.itemsize
+    truncated = ValueError(f"it has fewer than the {truncate_repr(num_rows)} rows of its header")
+    if path and path.stat().st_size - start < num_rows * row_bytes:
+        raise truncated
     for first_row in range(0, num_rows, BLOCK_SIZES[VECTORS]):
         end = min(first_row + BLOCK_SIZES[VECTORS], num_rows)
+        rows: AnyArray | NpyRows
         if path and fortran_order:
             # A mapping per block: all pages that were read through one count as used memory until it is closed.
             rows = np.load(path, mmap_mode="r")[first_row:end]
+        elif path:
+            rows = NpyRows(path, dtype, (end - first_row, dim), start + first_row * row_bytes)
         else:
             rows = np.empty((end - first_row, dim), dtype)
             if stream.readinto(rows) < rows.nbytes:
-                raise ValueError(f"it has fewer than the {truncate_repr(num_rows)} rows of its header")
+                raise truncated
         yield Block(first_row, rows, end, num_rows)
 
 
