@@ -7,7 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # Before anything imports what reads them: no network, nothing unpickled, no cache and no unfinished work of the user's.
@@ -18,7 +17,8 @@ os.environ["TWINSQUEEZE_STATE"] = tempfile.mkdtemp(prefix="twinsqueeze-state-")
 # Two workers share the cores: threads that wait for each other sleep and leave the core to the other's work.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
-from tests.processes import Workplace, write_pairs
+from tests.helpers.commands import Workplace
+from tests.helpers.pairs import random_pairs, write_pairs
 from twinsqueeze import cli
 from twinsqueeze.data.encoder import EncodedPairs
 
@@ -30,18 +30,6 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["TWINSQUEEZE_STATE"], ignore_errors=True)
-
-
-def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:
-    """Unit vectors around a few directions, paired at random and scored by their cosine, with ties."""
-    generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(8, dimension))
-    vectors = centres[generator.integers(8, size=sentences)] + 0.7 * generator.normal(size=(sentences, dimension))
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    first, second = generator.integers(sentences, size=(2, pairs))
-    cosine = (vectors[first] * vectors[second]).sum(1)
-    scores = np.round(np.clip(5 * cosine + generator.normal(size=pairs) * 0.3, 0, 5), 1).astype(np.float64)
-    return EncodedPairs(vectors, first, second, scores)
 
 
 @pytest.fixture(scope="session")

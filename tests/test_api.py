@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import twinsqueeze as ts
-from tests.processes import ROOT
+from tests.helpers.commands import ROOT
 
 RECIPE = ts.Recipe(alpha=0.75, epochs=2, dim=8, device="cpu")
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests.processes import ROOT
+from tests.helpers.commands import ROOT
 from twinsqueeze.cli import cli
 from twinsqueeze.commands import train
 from twinsqueeze.grid import load_grid

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import ROOT
+from tests.helpers.commands import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Its columns, by what they are called in results.

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tests.processes import ROOT
+from tests.helpers.commands import ROOT
 from twinsqueeze.errors import InputError
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe

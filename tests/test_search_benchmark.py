@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks import search
 from benchmarks.search import TimedIndex, build_indexes, faiss_threads, sample_corpus, time_indexes
-from tests.processes import write_pairs
+from tests.helpers.pairs import write_pairs
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer, fit_codebooks

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from twinsqueeze.data.sentence_pairs import ScoredPairs
-
 
 class CountingEncoder:
     """Encodes every sentence to a vector that depends on it alone, and records the batches."""
@@ -28,9 +26,3 @@ def vector_of(text, dimension):
     """Return a unit vector that depends on the text alone."""
     vector = np.random.default_rng(list(text.encode())).normal(size=dimension)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
-
-
-def scored_pairs(*rows):
-    """Return pairs of sentences with scores spread evenly from 0 to 5."""
-    first, second = zip(*rows, strict=True)
-    return ScoredPairs(first, second, np.linspace(0, 5, len(rows)))

@@ -1,0 +1,214 @@
+"""Many commands at once on one store: nothing is lost, doubled or passed over."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psycopg
+import pytest
+
+from tests.helpers.commands import Workplace, together
+from tests.helpers.contention import check_succession, contend
+from tests.helpers.servers import free_port, mlflow_server
+from twinsqueeze.errors import InputError
+from twinsqueeze.tracking.run import check_tracking_server
+
+EPOCHS = 3
+TRAIN = ["train", "--epochs", str(EPOCHS), "--dim", "8", "--device", "cpu", "--dataset"]
+
+# What every command does before its first question to the store, and before its run.
+OPENING = """
+import sys
+from twinsqueeze.tracking import run
+print("ready", flush=True)
+sys.stdin.readline()
+run.check_tracking_server()
+with run.start_run("run", "train") as logger:
+    logger.log_metrics({"dev/spearman": 0.5}, 1)
+"""
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query).fetchall()
+
+
+RUNS = "SELECT e.name, r.status, count(*) FROM runs r JOIN experiments e USING (experiment_id) GROUP BY 1, 2 ORDER BY 1"
+CURVES = (
+    "SELECT key, run_uuid, count(*), count(DISTINCT step), min(step), max(step) FROM metrics "
+    "WHERE key = '{}' GROUP BY 1, 2"
+)
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_fresh_store_at_once(workplace):
+    """MLflow itself fails here more often than not; the experiment is made by all of them, too."""
+    environment = workplace.environment | {"MLFLOW_EXPERIMENT_NAME": "fresh"}
+    together([["-c", OPENING]] * 4, [environment] * 4, workplace.folder)
+    assert rows(workplace.folder / "mlflow.db", RUNS) == [("fresh", "FINISHED", 4)]
+    assert rows(workplace.folder / "mlflow.db", "SELECT count(*) FROM metrics") == [(4,)]
+
+
+def test_a_file_that_is_no_database_is_refused_at_once(workplace, monkeypatch):
+    (workplace.folder / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 2000)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+    mlflow.set_tracking_uri(None)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="can't be used"):
+        check_tracking_server()
+    assert time.monotonic() - begun < 60  # MLflow tries for 100 seconds
+
+
+@pytest.mark.slow
+def test_four_commands_on_a_fresh_store_and_an_empty_cache(workplace, pairs_folder):
+    """All of them encode the same sentences, write them to the same cache, and give the same numbers."""
+    environment = workplace.environment | {
+        "MLFLOW_EXPERIMENT_NAME": "fresh",
+        "TWINSQUEEZE_CACHE": str(workplace.folder / "cache"),
+    }
+    together([["-m", "twinsqueeze", *TRAIN, str(pairs_folder)]] * 4, [environment] * 4, workplace.folder)
+    database = workplace.folder / "mlflow.db"
+    assert rows(database, RUNS) == [("fresh", "FINISHED", 4)]
+    for key in ("train/loss", "train/clean_loss", "dev/spearman"):
+        assert [curve[2:] for curve in rows(database, CURVES.format(key))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 4
+    assert len(rows(database, "SELECT DISTINCT value FROM metrics WHERE key = 'dev/spearman' AND step = 3")) == 1
+    assert not list((workplace.folder / "cache").glob("*.part"))
+
+
+HOLD = """
+import sqlite3
+import sys
+import time
+print("ready", flush=True)
+while True:
+    connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    time.sleep(0.1)
+    connection.execute("COMMIT")
+    connection.close()
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_a_database_that_another_process_keeps_locking(workplace, pairs_folder, run_here):
+    """It is locked two thirds of the time, a tenth of a second each."""
+    code, _, err = run_here(*TRAIN, str(pairs_folder))
+    assert code == 0, err
+    database = workplace.folder / "mlflow.db"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(database)], stdout=subprocess.PIPE, text=True) as holder:
+        holder.stdout.readline()
+        code, _, err = run_here(*TRAIN, str(pairs_folder))
+        holder.kill()
+    assert code == 0, err
+    assert rows(database, RUNS) == [("Default", "FINISHED", 2)]
+    assert [curve[2:] for curve in rows(database, CURVES.format("train/loss"))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 2
+    first, second = (
+        {c[2] for c in rows(database, "SELECT run_uuid, key, value FROM metrics") if c[0] == run}
+        for (run,) in rows(database, "SELECT run_uuid FROM runs")
+    )
+    assert first == second
+
+
+def programs() -> Path | None:
+    """The folder of PostgreSQL's programs, which Debian keeps out of the path."""
+    for folder in (*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), shutil.which("initdb")):
+        if folder and (Path(folder) / "initdb").is_file():
+            return Path(folder)
+    found = shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The address of a database in a cluster of the test's own, on loopback."""
+    where = programs()
+    if where is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    # It refuses to run as root.
+    other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+    if other:
+        shutil.chown(folder, "postgres")
+
+    def run(*command: str) -> None:
+        subprocess.run([*other, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+    port = free_port()
+    data = str(folder / "data")
+    run(str(where / "initdb"), "-D", data, "-A", "trust", "-U", "mlflow", "--no-sync", "-E", "UTF8")
+    how = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    run(str(where / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log"), "-o", how, "start")
+    try:
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        run(str(where / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, shared_cache, pairs_folder):
+    """Four in each of two experiments, which they make at once; then a register of each, at once as well."""
+    place = Workplace(tmp_path, shared_cache)
+    with mlflow_server(postgres, place.folder / "server", place.environment, "--workers", "2") as address:
+        environment = place.environment | {"MLFLOW_TRACKING_URI": address}
+        in_experiments = [environment | {"MLFLOW_EXPERIMENT_NAME": name} for name in ("left", "right")]
+        commands = [["-m", "twinsqueeze", *TRAIN, str(pairs_folder), "--seed", str(seed)] for seed in range(8)]
+        together(commands, in_experiments * 4, place.folder)
+
+        with closing(psycopg.connect(postgres)) as connection, connection.cursor() as cursor:
+            cursor.execute(RUNS)
+            assert cursor.fetchall() == [("left", "FINISHED", 4), ("right", "FINISHED", 4)]
+            for key in ("train/loss", "train/clean_loss", "dev/spearman"):
+                cursor.execute(CURVES.format(key))
+                assert [curve[2:] for curve in cursor.fetchall()] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 8
+            cursor.execute("SELECT count(*), count(DISTINCT source_run_id) FROM logged_models")
+            assert cursor.fetchall() == [(8, 8)]
+
+        said = together([["-m", "twinsqueeze", "register"]] * 2, in_experiments, place.folder)
+        # One of them was judged against the other, whichever was first, and they know their numbers.
+        assert sorted("There was no champion to compare with." in text for text in said) == [False, True]
+        assert sorted("difference to the champion (version" in text for text in said) == [False, True]
+        client = mlflow.MlflowClient(address)
+        versions = client.search_model_versions("name = 'twinsqueeze'")
+        assert len({version.tags["twinsqueeze.trained_run"] for version in versions}) == 2
+        aliases = client.get_registered_model("twinsqueeze").aliases
+        assert set(aliases) in ({"champion", "previous"}, {"champion", "challenger"})
+        client.delete_registered_model("twinsqueeze")
+
+        left = contend(address, processes=2, rounds=6)
+        assert len(left) == 12
+        check_succession(client, left)
+
+
+KILLED_WRITER = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN")
+database.execute("CREATE TABLE half (x)")
+for _ in range(200):
+    database.execute("INSERT INTO half VALUES (zeroblob(4000))")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+    mlflow.set_tracking_uri(None)
+    check_tracking_server()
+    file = workplace.folder / "mlflow.db"
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(file)], check=False)
+    assert file.with_name("mlflow.db-journal").stat().st_size > 0
+    check_tracking_server()
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)

@@ -1,0 +1,163 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.encoders import CountingEncoder, vector_of
+from tests.helpers.pairs import scored_pairs
+from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.errors import InputError
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.similarity import pair_cosines
+
+SPLITS = {
+    "train": scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat")),
+    "dev": scored_pairs(("a dog", "a bird"), ("one fish", "two fish")),
+    "test": scored_pairs(("two fish", "a tree"), ("a bird", "a tree")),
+}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return DiskCache(tmp_path)
+
+
+def test_vectors_belong_to_their_sentences(cache):
+    encoded = embed_pairs(SPLITS, CountingEncoder(), cache)
+    for name, split in SPLITS.items():
+        for sentences, rows in ((split.sentence1, encoded[name].first), (split.sentence2, encoded[name].second)):
+            expected = np.stack([vector_of(text, 6) for text in sentences])
+            np.testing.assert_array_equal(encoded[name].embeddings[rows], expected)
+        np.testing.assert_array_equal(encoded[name].scores, split.scores)
+        distinct = set(split.sentence1) | set(split.sentence2)
+        assert len(encoded[name].embeddings) == len(distinct)
+
+
+def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
+    encoder = CountingEncoder()
+    embed_pairs(SPLITS, encoder, cache)
+    texts = [text for batch in encoder.batches for text in batch]
+    assert sorted(texts) == sorted({t for s in SPLITS.values() for t in s.sentence1 + s.sentence2})
+    for batch in encoder.batches:
+        assert [len(text) for text in batch] == sorted(map(len, batch), reverse=True)
+
+
+@pytest.mark.parametrize(("damaged", "times_loaded"), [(False, 0), (True, 1)], ids=["intact", "damaged"])
+def test_the_encoder_is_loaded_again_only_for_damaged_cache_files(cache, damaged, times_loaded):
+    first = embed_pairs(SPLITS, CountingEncoder(), cache)
+    for path in cache.folder.iterdir() if damaged else ():
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 64
+        path.write_bytes(content)
+    encoder = CountingEncoder()
+    second = embed_pairs(SPLITS, encoder, cache)
+    assert encoder.loaded == times_loaded
+    for name in SPLITS:
+        np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
+
+
+def test_splits_are_cached_the_same_with_and_without_test(cache):
+    """Otherwise the last bits of vectors would depend on which command runs first."""
+    embed_pairs({name: SPLITS[name] for name in ("train", "dev")}, CountingEncoder(), cache)
+    encoder = CountingEncoder()
+    embed_pairs(SPLITS, encoder, cache)
+    assert encoder.batches == [["a tree"]]
+
+
+def test_cache_keys_differ_by_encoder_and_sentences(cache):
+    embed_pairs(SPLITS, CountingEncoder(), cache)
+    other = CountingEncoder(fingerprint="bb")
+    embed_pairs(SPLITS, other, cache)
+    assert other.loaded == 1
+    assert len({cache_key("a", ["x", "yz"]), cache_key("a", ["xy", "z"]), cache_key("a", ["yz", "x"])}) == 3
+
+
+def test_progress_counts_sentences(cache):
+    many = {"train": scored_pairs(*((f"sentence {i}", "one") for i in range(BATCH_SIZE + 10)))}
+    seen = []
+    embed_pairs(many, CountingEncoder(), cache, on_progress=lambda *args: seen.append(args))
+    assert seen == [(BATCH_SIZE, BATCH_SIZE + 11), (BATCH_SIZE + 11, BATCH_SIZE + 11)]
+
+
+def test_the_dimension_is_checked_after_one_batch_cached_or_not(cache):
+    def check(dimension):
+        raise InputError(f"not {dimension}")
+
+    encoder = CountingEncoder()
+    with pytest.raises(InputError, match="not 6"):
+        embed_pairs(SPLITS, encoder, cache, validate_dim=check)
+    assert len(encoder.batches) == 1
+    embed_pairs(SPLITS, CountingEncoder(), cache)
+    with pytest.raises(InputError, match="not 6"):
+        embed_pairs(SPLITS, encoder, cache, validate_dim=check)
+    assert len(encoder.batches) == 1
+
+
+def test_vectors_that_are_not_finite_are_refused(cache):
+    class Broken(CountingEncoder):
+        def load(self):
+            return lambda texts: np.full((len(texts), 6), np.nan)
+
+    with pytest.raises(InputError, match="not finite"):
+        embed_pairs(SPLITS, Broken(), cache)
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_changed_weights_are_refused(tmp_path):
+    encoder = resolve_encoder("all-MiniLM-L6-v2")
+    folder = tmp_path / "model"
+    shutil.copytree(encoder.folder, folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    changed = type(encoder)(encoder.name, folder, encoder.weights_sha256)
+    with pytest.raises(InputError, match="damaged or missing: reinstall"):
+        changed.load()
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "", "no-such-encoder"])
+def test_an_unknown_encoder_is_one_line(name, tmp_path):
+    with pytest.raises(InputError) as caught:
+        resolve_encoder(name or str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_run_does_not_import_sentence_transformers(tmp_path):
+    """In a separate process, with the real encoder."""
+    program = """
+import sys
+import numpy as np
+from pathlib import Path
+from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import ScoredPairs
+pairs = {"train": ScoredPairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
+encoded = embed_pairs(pairs, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(Path(sys.argv[1])))["train"]
+print("sentence_transformers" in sys.modules, encoded.embeddings.astype(float).sum())
+"""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [output[0] for output in outputs] == ["True", "False"]
+    assert outputs[0][1] == outputs[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.stsb
+def test_the_encoder_has_the_known_spearman_on_stsb(stsb_folder: Path, tmp_path: Path):
+    from scipy import stats
+
+    data = load_pairs(str(stsb_folder))
+    encoded = embed_pairs(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
+    for name, expected in (("dev", 0.8672), ("test", 0.8203)):
+        split = encoded[name]
+        predicted = pair_cosines(split.embeddings, split.first, split.second)
+        assert round(stats.spearmanr(predicted, split.scores)[0], 4) == expected

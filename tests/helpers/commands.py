@@ -1,0 +1,118 @@
+"""The command line, in this process or in one of its own, with a tracking store and a cache of the test's own."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests.helpers.forks import ForkedProcess
+from twinsqueeze import cli
+from twinsqueeze.utils import signals
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where commands are run: a working directory, which gets mlflow.db, and the environment."""
+
+    folder: Path
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        return kept | {
+            "TWINSQUEEZE_CACHE": str(self.cache),
+            "TWINSQUEEZE_STATE": str(self.folder / "state"),
+            "HF_HUB_OFFLINE": "1",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_TRACKING_URI": self.uri,
+            "PYTHONPATH": str(ROOT),
+        }
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.uri)
+
+    def download(self, run_id: str, path: str) -> Path:
+        """A run's artifact."""
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=self.uri))
+
+    def model(self, run: mlflow.entities.Run) -> Path:
+        """The folder of a run's model."""
+        logged = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+        return Path(mlflow.artifacts.download_artifacts(logged.artifact_location))
+
+    def command(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command in this process, which saves the seconds of the imports; `variables` of the environment."""
+        environment = self.environment | variables
+        output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+            for name in set(os.environ) - set(environment):
+                patch.delenv(name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["twinsqueeze", *arguments])
+            patch.setattr(signals, "raise_on_signals", lambda: None)
+            patch.setattr(sys, "excepthook", sys.excepthook)
+            try:
+                cli.run()
+                code = 0
+            except SystemExit as exit_:
+                code = exit_.code
+        printed = (stream.buffer.getvalue().decode() for stream in (output, errors))
+        return subprocess.CompletedProcess(arguments, code, *printed)
+
+    def process(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command in a process of its own, to its end."""
+        with self.start(*arguments, **variables) as process:
+            output, errors = process.communicate()
+            return subprocess.CompletedProcess(arguments, process.wait(), output, errors)
+
+    def start(self, *arguments: str, module: str = "twinsqueeze", **variables: str) -> ForkedProcess:
+        """Starts a command in a session of its own, so that signals reach only whom they are sent to."""
+        return ForkedProcess(["-m", module, *arguments], self.environment | variables, self.folder)
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        """All runs, the newest first."""
+        return list(self.client.search_runs(["0"]))
+
+
+def together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], folder: Path) -> list[str]:
+    """Starts Python commands at once and waits for them; what they printed.
+
+    Those that are programs (-c) print a line when they are ready, and wait for one before they begin.
+    """
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(ForkedProcess(command, environment, folder, stdin=True))
+            for command, environment in zip(commands, environments, strict=True)
+        ]
+        for process in started:
+            stack.callback(process.kill)
+            if process.args[0] == "-c":
+                process.stdout.readline()
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        outputs = []
+        for process in started:
+            output, errors = process.communicate()
+            assert process.returncode == 0, errors
+            assert "Traceback" not in errors
+            outputs.append(output)
+    return outputs

@@ -1,0 +1,132 @@
+"""Processes that are forked from one in which PyTorch and MLflow are imported already: a start costs no imports.
+
+Each is a real process in a session of its own, with its own environment, working directory, standard streams and exit
+status. A test of the start itself uses `subprocess`.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any, Self
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["torch", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
+    + [f"twinsqueeze.{name}" for name in ("cli", "api", "commands.train", "commands.ablation", "commands.compress")]
+)
+
+
+class ForkedProcess:
+    """`python -m MODULE` or `python -c PROGRAM` with arguments, as a `subprocess.Popen` whose output is piped."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], folder: Path, *, stdin: bool = False
+    ) -> None:
+        self.args = list(command)
+        pipes = [os.pipe() for _ in range(3)]
+        ours = pipes[0][1], pipes[1][0], pipes[2][0]
+        theirs = pipes[0][0], pipes[1][1], pipes[2][1]
+        target_arguments = (self.args, dict(environment), str(folder))
+        self._process = FORKS.Process(target=_Start(theirs), args=target_arguments)
+        self._process.start()
+        for descriptor in theirs:
+            os.close(descriptor)
+        self.stdin, self.stdout, self.stderr = (
+            open(descriptor, mode, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed in __exit__
+            for descriptor, mode in zip(ours, "wrr", strict=True)
+        )
+        if not stdin:
+            self.stdin.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not wait([self._process.sentinel], timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self._process.join()
+        return self._process.exitcode  # type: ignore[return-value] # it has ended
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self) -> tuple[str, str]:
+        """Waits for the end; what it printed on both streams."""
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.append(self.stderr.read()))
+        reader.start()
+        output = self.stdout.read()
+        reader.join()
+        self.wait()
+        return output, errors[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            stream.close()
+        self.wait()
+
+
+class _Start:
+    """What the forked process does first; carries the descriptors of its standard streams."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self.descriptors = descriptors
+
+    def __getstate__(self) -> list[Any]:
+        return [DupFd(descriptor) for descriptor in self.descriptors]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        self.descriptors = [descriptor.detach() for descriptor in state]
+
+    def __call__(self, command: list[str], environment: dict[str, str], folder: str) -> None:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for standard, descriptor in enumerate(self.descriptors):
+            os.dup2(descriptor, standard)
+            os.close(descriptor)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        option, what, *arguments = command
+        sys.argv = [what if option == "-m" else "-c", *arguments]
+        try:
+            if option == "-m":
+                runpy.run_module(what, run_name="__main__", alter_sys=True)
+            else:
+                exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        except BaseException as error:
+            if not isinstance(error, SystemExit):
+                sys.excepthook(type(error), error, error.__traceback__)
+                sys.exit(1)
+            raise
+        finally:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()

@@ -1,0 +1,56 @@
+"""Small sets of sentence pairs, as files, as texts and as vectors."""
+
+from pathlib import Path
+
+import numpy as np
+
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.sentence_pairs import ScoredPairs
+
+SUBJECTS = [
+    "a cat",
+    "the old man",
+    "my sister",
+    "a small dog",
+    "the teacher",
+    "our neighbour",
+    "a tired nurse",
+    "the cook",
+]
+VERBS = ["is eating", "carries", "has lost", "wants to buy", "is painting", "throws away"]
+OBJECTS = ["an apple", "a red chair", "the newspaper", "a box of nails", "some bread", "the kitchen table"]
+
+
+def write_pairs(folder: Path, *, train: int = 60, dev: int = 24, test: int = 24) -> Path:
+    """A folder of small splits, scored by how many of three parts agree."""
+    folder.mkdir(parents=True)
+    number = 0
+    for split, count in (("train", train), ("dev", dev), ("test", test)):
+        lines = ["sentence1,sentence2,score"]
+        for _ in range(count):
+            a = (number % 8, number // 8 % 6, number // 3 % 6)
+            same = number % 4
+            b = tuple(x if i < same else (x + 1 + number % 3) % 6 for i, x in enumerate(a))
+            first, second = (f"{SUBJECTS[i]} {VERBS[j]} {OBJECTS[k]} in {split}" for i, j, k in (a, b))
+            lines.append(f"{first},{second},{same * 5 / 3:.2f}")
+            number += 1
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:
+    """Unit vectors around a few directions, paired at random and scored by their cosine, with ties."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(8, dimension))
+    vectors = centres[generator.integers(8, size=sentences)] + 0.7 * generator.normal(size=(sentences, dimension))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    first, second = generator.integers(sentences, size=(2, pairs))
+    cosine = (vectors[first] * vectors[second]).sum(1)
+    scores = np.round(np.clip(5 * cosine + generator.normal(size=pairs) * 0.3, 0, 5), 1).astype(np.float64)
+    return EncodedPairs(vectors, first, second, scores)
+
+
+def scored_pairs(*rows):
+    """Return pairs of sentences with scores spread evenly from 0 to 5."""
+    first, second = zip(*rows, strict=True)
+    return ScoredPairs(first, second, np.linspace(0, 5, len(rows)))

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from tests.helpers.pairs import random_pairs
+from twinsqueeze.model.initialization import initial_layers, pca_layer
+from twinsqueeze.recipe import Recipe
+
+VECTORS = random_pairs(pairs=10, sentences=500, dimension=24, seed=1).embeddings
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def teacher() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(24, 24, generator=torch.Generator().manual_seed(0)) / 5, torch.linspace(-0.3, 0.3, 24)
+
+
+def test_pca_layer_matches_scikit_learn():
+    weight, bias, variances = pca_layer(VECTORS, 6)
+    pca = PCA(6).fit(VECTORS.astype(np.float64))
+    ours, theirs = VECTORS @ weight.T + bias, pca.transform(VECTORS.astype(np.float64))
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-6)
+    np.testing.assert_allclose(variances, pca.explained_variance_, rtol=1e-5)
+
+
+def test_pca_layer_of_a_teacher_uses_its_directions():
+    slope, offset = (part.numpy().astype(np.float64) for part in teacher())
+    outputs = VECTORS @ slope.T + offset
+    weight, bias, variances = pca_layer(VECTORS, 6, teacher())
+    pca = PCA(6).fit(outputs / np.linalg.norm(outputs, axis=1, keepdims=True))
+    centered = (outputs - outputs.mean(0)) @ pca.components_.T
+    np.testing.assert_allclose(np.abs(VECTORS @ weight.T + bias), np.abs(centered), atol=1e-6)
+    np.testing.assert_allclose(variances, pca.explained_variance_, rtol=1e-5)
+    full, _, _ = pca_layer(VECTORS, 24, teacher())  # all components are a rotation of the teacher
+    np.testing.assert_allclose(full.T @ full, slope.T @ slope, atol=1e-9)
+
+
+@pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
+@pytest.mark.parametrize("init", ["pca", "teacher"])
+def test_initial_outputs_have_a_scale_and_keep_the_cosines(quantizer, init):
+    recipe = Recipe(architecture="linear", init=init, quantizer=quantizer, dim=8)
+    given = teacher() if init == "teacher" else None
+    ((weight, bias),) = initial_layers(recipe, VECTORS, generator(), given)
+    assert weight.dtype == bias.dtype == torch.float32
+    outputs = VECTORS @ weight.numpy().T + bias.numpy()
+    if quantizer == "none":
+        assert np.linalg.norm(outputs, axis=1).mean() == pytest.approx(1, abs=1e-5)
+    else:
+        assert np.sqrt(np.square(outputs).mean()) == pytest.approx(0.5, abs=1e-5)
+    plain, offset, _ = pca_layer(VECTORS, 8, given)
+    expected = VECTORS @ plain.T + offset
+
+    def cosines(vectors: np.ndarray) -> np.ndarray:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit @ unit.T
+
+    np.testing.assert_allclose(cosines(outputs), cosines(expected), atol=1e-4)
+    spread = outputs.var(0)
+    if quantizer == "sign":  # the rotation spreads the variance
+        assert spread.max() / spread.min() < 0.5 * expected.var(0).max() / expected.var(0).min()
+    if quantizer == "product":
+        parts = np.log(spread.reshape(-1, recipe.subvector_dim)).sum(1)
+        assert np.ptp(parts) < np.ptp(np.log(np.sort(spread).reshape(-1, recipe.subvector_dim)).sum(1))
+
+
+def test_seeds_have_different_rotations_before_signs():
+    recipe = Recipe(architecture="linear", init="pca", quantizer="sign", dim=8)
+    first, second = (initial_layers(recipe, VECTORS, np.random.default_rng(seed))[0][0] for seed in (0, 1))
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+@pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
+def test_a_residual_compressor_starts_as_the_linear_one(quantizer):
+    linear = Recipe(architecture="linear", init="teacher", quantizer=quantizer, dim=8)
+    residual = linear.model_copy(update={"architecture": "residual"})
+    ((weight, bias),) = initial_layers(linear, VECTORS, generator(), teacher())
+    (first, first_bias), (second, second_bias) = initial_layers(residual, VECTORS, generator(), teacher())
+    assert len(first) >= 1024 + 2 * 8
+    hidden = np.maximum(VECTORS @ first.numpy().T + first_bias.numpy(), 0)
+    outputs = hidden @ second.numpy().T + second_bias.numpy()
+    np.testing.assert_allclose(outputs, VECTORS @ weight.numpy().T + bias.numpy(), atol=1e-6)
+    alive = (hidden[:, 16:] > 0).mean(0)  # every unit of the branch is active for some sentences
+    assert 0 < alive.min() < alive.max() < 1

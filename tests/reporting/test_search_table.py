@@ -1,0 +1,172 @@
+import statistics
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.reporting.test_ablation_table import KEY, trained
+from twinsqueeze.evaluation.baselines import BaselineScores
+from twinsqueeze.registry import model_card
+from twinsqueeze.reporting import formats, search_table
+from twinsqueeze.reporting.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, build_tables, metric_name
+from twinsqueeze.reporting.search_table import VectorFormat
+from twinsqueeze.reporting.statistics import SeedStats
+
+SCORE_BY_PRECISION = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
+NAN = float("nan")
+
+
+def run_with_search_scores(spearman: float, **recipe):
+    """A run whose search scores depend only on precision and seed."""
+    run = trained(spearman, **recipe)
+    names = {
+        metric_name(split, score, precision): value + run.recipe.seed / 100
+        for precision, value in SCORE_BY_PRECISION.items()
+        for split in ("dev", "test")
+        for score in SEARCH_SCORES
+        if (score, precision) != ("spearman", "float32")
+    }
+    return replace(run, metrics={**names, **run.metrics})
+
+
+@pytest.fixture
+def table():
+    runs = [run_with_search_scores(0.8, alpha=0, seed=seed, dim=dim) for dim in (8, 32) for seed in (0, 1)]
+    runs += [run_with_search_scores(0.85, alpha=0.75, seed=0, dim=8)]
+    scores = {metric_name(split, score): SeedStats(0.6, NAN, 1) for split in ("dev", "test") for score in SEARCH_SCORES}
+    baselines = [
+        BaselineRow("uncompressed", None, 1536, scores),
+        BaselineRow("FAISS PQ, 16 bytes", None, 16, scores, search_only=True),
+        BaselineRow("FAISS PQ, 64 bytes", None, 64, scores, search_only=True),
+    ]
+    (table,) = build_tables(runs, {KEY: baselines})
+    return table
+
+
+def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes(table):
+    rows = search_table.rows_from_tables([table])
+    assert [(row.name, row.bytes) for row in rows] == [
+        ("uncompressed", 1536),
+        ("mlp32, alpha 0, float32", 128),
+        ("FAISS PQ, 64 bytes", 64),
+        ("mlp8, alpha 0.75, float32", 32),
+        ("mlp32, alpha 0, int8", 32),
+        ("FAISS PQ, 16 bytes", 16),
+        ("mlp8, alpha 0.75, int8", 8),
+        ("mlp32, alpha 0, binary", 4),
+        ("mlp8, alpha 0.75, binary", 1),
+    ]
+    scores = {row.name: row.scores for row in rows}
+    assert scores["mlp32, alpha 0, int8"]["test/mrr"].mean == pytest.approx(np.mean([0.2, 0.21]))
+    assert scores["mlp8, alpha 0.75, binary"]["test/mrr"].mean == pytest.approx(0.1)
+    assert scores["mlp8, alpha 0.75, float32"]["dev/spearman"].mean == 0.85
+
+
+def test_every_format_has_both_tables(table):
+    text = formats.to_markdown([table], [])
+    scores, search = text.split("### Search quality")
+    assert "FAISS" not in scores
+    assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
+    assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
+    assert "FAISS PQ, 16 bytes" in formats.to_html([(table, [])], [], "now")
+    assert formats.to_latex([table]).count("FAISS PQ, 16 bytes") == 2
+    assert formats.to_dataframe([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
+
+
+def test_precisions_without_scores_are_omitted():
+    (table,) = build_tables([trained(0.8)], {})
+    (row,) = search_table.rows_from_tables([table])
+    assert row.name == "mlp32, alpha 0.75, float32"
+    assert search_table.format_rows([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
+
+
+def test_a_run_without_ranges_has_no_row_at_int8():
+    scores = dict.fromkeys(SEARCH_SCORES, 0.5)
+    assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
+    baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
+    rows = search_table.rows_from_run(VectorFormat("x", "float32", 12, 48), {"dev": assessment}, [baseline])
+    assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
+    assert search_table.format_rows(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
+
+
+def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
+    scores = dict.fromkeys(SEARCH_SCORES, 0.5)
+    assessment = SimpleNamespace(scores=scores, by_precision={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
+    rows = search_table.rows_from_run(VectorFormat("x", "binary", 12, 2), {"dev": assessment}, [])
+    assert search_table.format_rows(rows, ["dev"])[1] == [
+        ["x", "2", "0.5000", *["0.50"] * 4],
+        ["x, float queries", "2", "0.7500", *["0.75"] * 4],
+    ]
+    (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
+    row, other = search_table.rows_from_tables([table])
+    assert (row.name, row.bytes) == ("linear64-sign, alpha 0.75", 8)
+    assert row.scores["dev/spearman"].mean == 0.8
+    assert row.scores["test/mrr"].mean == 0.3
+    assert (other.name, other.bytes) == ("linear64-sign, alpha 0.75, float queries", 8)
+    assert other.scores["dev/spearman"].mean == SCORE_BY_PRECISION["asymmetric"] == other.scores["test/mrr"].mean
+
+
+def test_product_codes_take_a_byte_per_subvector():
+    fields = {"dim": 64, "subvector_dim": 8, "quantizer": "product", "architecture": "linear"}
+    (table,) = build_tables([run_with_search_scores(0.8, **fields)], {})
+    rows = search_table.rows_from_tables([table])
+    assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
+    assert model_card.vector_sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
+
+
+def test_the_model_card_of_codes_includes_float_queries():
+    (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
+    (row,) = table.rows
+    text = model_card.precision_table(row)
+    assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
+
+
+def test_the_quality_figure_plots_every_method_at_its_bytes(table):
+    figure = search_table.quality_figure(search_table.rows_from_tables([table]))()
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Spearman on test",
+        "neighbor recall on test",
+        "recall@10 on test",
+    ]
+    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+    assert lines["FAISS PQ"].get_xydata().tolist() == [[16, 0.6], [64, 0.6]]
+    assert lines["trained mlp, int8"].get_xydata() == pytest.approx(np.array([[8, 0.2], [32, 0.205]]))
+    trained_colors = {lines[f"trained mlp, {precision}"].get_color() for precision in PRECISIONS}
+    assert len(trained_colors) == 1
+    assert not trained_colors & {line.get_color() for name, line in lines.items() if not name.startswith("trained")}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
+
+
+def test_the_pareto_figure_plots_every_size_of_every_method(table):
+    other = KEY._replace(loss="pearson")
+    bits = run_with_search_scores(0.9, dim=64, quantizer="sign", architecture="linear")
+    (best,) = build_tables([replace(bits, comparison_key=other)], {})
+    figure = search_table.pareto_figure(search_table.rows_from_tables([table, best]))
+    titles = ["dev", "test", "dev, upper right enlarged", "test, upper right enlarged"]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert lines["trained mlp, float32"].get_xydata() == pytest.approx(np.array([[0.3, 0.85], [0.305, 0.8]]))
+    assert lines["trained linear (quantized), binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
+    assert lines["FAISS PQ"].get_xydata().tolist() == [[0.6, 0.6], [0.6, 0.6]]
+    float_queries = lines["trained linear (quantized), binary, float queries"]
+    assert float_queries.get_xydata() == pytest.approx(np.array([[0.4, 0.4]]))
+    assert (float_queries.get_marker(), float_queries.get_markerfacecolor()) == ("^", "white")
+    dev, _, enlarged, _ = figure.axes
+    written = [text.get_text() for axes in (dev, enlarged) for text in axes.texts]
+    assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "8", "1,536", "16", "64"])
+    points = np.concatenate([line.get_xydata() for line in dev.get_lines()])
+    assert points == pytest.approx(np.concatenate([line.get_xydata() for line in enlarged.get_lines()]))
+    assert enlarged.get_xlim()[0] == pytest.approx(statistics.quantiles(points[:, 0], n=4, method="inclusive")[0])
+    assert enlarged.get_ylim()[0] == pytest.approx(statistics.median(points[:, 1]))
+    annotated = {tuple(text.xy) for text in enlarged.texts}
+    assert annotated == {(x, y) for x, y in points if x >= enlarged.get_xlim()[0] and y >= enlarged.get_ylim()[0]}
+
+
+def test_points_of_equal_size_are_not_joined(table):
+    codes = {"quantizer": "sign", "architecture": "linear"}
+    equal_sizes = build_tables([run_with_search_scores(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
+    rows = search_table.rows_from_tables([table, *equal_sizes])
+    for figure in (search_table.pareto_figure(rows), search_table.quality_figure(rows)()):
+        lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
+        assert (lines["trained linear (quantized), binary"], lines["trained mlp, float32"]) == ("None", "-")

@@ -1,0 +1,129 @@
+"""Names with anything in them, in every form that users read."""
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from tests.reporting.test_ablation_table import KEY, trained
+from twinsqueeze.model.checkpoint import CheckpointMetadata
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry.model_card import render_model_card
+from twinsqueeze.reporting import formats, search_table, terminal
+from twinsqueeze.reporting.ablation_table import AblationTable, BaselineRow, build_tables
+from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.utils import console
+from twinsqueeze.utils.text import escape_control_chars, escape_markdown
+
+# What terminals, browsers, Markdown, LaTeX, Matplotlib and rich each take for more than text.
+HOSTILE = (
+    "\x1b[31mred\x07 \u202egnp.exe\u202c שלום \U0001f600 <script>alert(1)</script> ![x](http://evil/x.png) "
+    "| a | b |\n# head\n\\input{/etc/passwd} $\\bad$ %c &amp; #1 {x} ~ ^ [/bold] [red] `code` **b** :smile:"
+)
+COMMANDS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.fixture
+def table() -> AblationTable:
+    """A table in which whatever others could have named is called so."""
+    run = trained(0.8, alpha=0, encoder=HOSTILE)
+    runs = [type(run)(**{**run.__dict__, "dataset": HOSTILE, "notice": HOSTILE})]
+    names = [f"{split}/{name}" for split in ("dev", "test") for name in ("spearman", "neighbor_recall")]
+    scores = dict.fromkeys(names, SeedStats(0.5, 0.1, 2))
+    (found,) = build_tables(runs, {KEY: [BaselineRow(HOSTILE, 32, 128, scores, False)]})
+    return found
+
+
+def test_markdown_holds_names_as_text(table):
+    for text in (formats.to_markdown([table], [HOSTILE]), formats.summary([table], [HOSTILE])):
+        assert not COMMANDS.search(text)
+        assert "\n# head" not in text
+        assert not re.search(r"(?<!\\)<script", text)
+        assert not re.search(r"(?<!\\)!?(?<!\\)\[x", text)
+        rows = [line for line in text.splitlines() if line.startswith("| ")]
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in rows}
+        assert len(widths) <= 2  # of the table of scores and that of search
+        assert "שלום" in text
+        assert "\U0001f600" in text
+
+
+def test_html_holds_names_as_text(table):
+    page = formats.to_html([(table, [formats.ReportFigure("x", HOSTILE, Figure())])], [HOSTILE], HOSTILE)
+    assert "<script" not in page
+    assert page.count("<img") == 1
+    assert "http://evil/x.png" in page  # as text
+    assert not re.search(r"""(src|href)=["']?http://evil""", page)
+    assert Environment(autoescape=True).from_string("{{ x }}").render(x="<script>") in page
+
+
+def test_latex_holds_names_as_text(table):
+    text = formats.to_latex([table])
+    outside = [line for line in text.splitlines() if not line.startswith("%")]
+    assert not COMMANDS.search(text)
+    assert not any("\\input" in line for line in outside)
+    assert all(not re.search(r"(?<!\\)[$#%&](?=bad|1|c )", line) for line in outside)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
+def test_latex_compiles(table, tmp_path):
+    plain = formats.to_latex([table]).encode("ascii", "ignore").decode()
+    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{plain}\\end{{document}}"
+    (tmp_path / "x.tex").write_text(document)
+    done = subprocess.run(["pdflatex", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_pictures_are_drawn_whatever_names_are(table):
+    search_table.quality_figure(search_table.rows_from_tables([table]))().savefig(io.BytesIO())
+
+
+def test_the_terminal_gets_no_commands(table, capsys):
+    terminal.print_table(table)
+    console.print_result(HOSTILE)
+    console.warn(HOSTILE)
+    terminal.print_next_steps([("look", HOSTILE)])
+    captured = capsys.readouterr()
+    for text in captured:
+        assert text
+        assert not COMMANDS.search(text)
+    assert "[/bold] [red]" in captured.out
+    assert ":smile:" in captured.out
+
+
+def test_an_error_with_commands_in_it_is_printed_without(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "twinsqueeze", "ablation", "--grid", "nowhere", "--device", HOSTILE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not COMMANDS.search(done.stderr)
+
+
+def test_a_card_holds_names_as_text():
+    metadata = CheckpointMetadata(
+        recipe=Recipe(encoder=HOSTILE, dataset=HOSTILE),
+        dataset=HOSTILE,
+        dataset_digest=HOSTILE,
+        score_max=None,
+        encoder_fingerprint=HOSTILE,
+        version=HOSTILE,
+    )
+    card = render_model_card(metadata, 384, max_seq_length=256)
+    assert not COMMANDS.search(card)
+    assert "\n# head" not in card
+    assert not re.search(r"(?<!\\)<script", card)
+    assert not re.search(r"(?<!\\)\[x", card)
+
+
+def test_text_is_kept_as_far_as_it_is_harmless():
+    assert escape_control_chars("שלום \U0001f600 naïve") == "שלום \U0001f600 naïve"
+    assert escape_control_chars("a\nb\x1b\u202e") == r"a\nb\x1b\u202e"
+    assert escape_markdown("all-MiniLM-L6-v2, batch_size 32 (5%)") == "all-MiniLM-L6-v2, batch_size 32 (5%)"
