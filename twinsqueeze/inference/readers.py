@@ -28,10 +28,7 @@ BLOCK_SIZES = {VECTORS: 4096, TEXTS: 1024}
 
 @dataclass(frozen=True)
 class NpyRows:
-    """Rows of a .npy file, read when NumPy makes an array of them.
-
-    The thread that compresses them reads them: they are then in the cache of its core.
-    """
+    """Rows of a .npy file, read when NumPy makes an array of them: by the thread that compresses them, for speed."""
 
     path: Path
     dtype: np.dtype[Any]
@@ -96,11 +93,10 @@ def read_blocks(source: str, format_: str = "auto", column: str | None = None) -
 def _open(source: str, path: Path | None) -> Any:
     try:
         stream: Any = path.open("rb") if path else sys.stdin.buffer
-        is_empty = not stream.peek(1)
+        if not stream.peek(1):
+            raise InputError(f"input {source!r} is empty")
     except OSError as error:
         raise InputError(f"input {source!r} can't be read: {error.strerror or one_line(error)}") from error
-    if is_empty:
-        raise InputError(f"input {source!r} is empty")
     return stream
 
 
@@ -126,21 +122,19 @@ def _read_npy(name: str, column: str | None, stream: Any, path: Path | None) -> 
         raise InputError(f"{name} is in Fortran order, which can only be read from a file: name it")
     num_rows, dim = shape
     start, row_bytes = stream.tell() if path else 0, dim * dtype.itemsize
-    truncated = ValueError(f"it has fewer than the {truncate_repr(num_rows)} rows of its header")
     if path and path.stat().st_size - start < num_rows * row_bytes:
-        raise truncated
+        raise ValueError(f"it has fewer than the {truncate_repr(num_rows)} rows of its header")
     for first_row in range(0, num_rows, BLOCK_SIZES[VECTORS]):
         end = min(first_row + BLOCK_SIZES[VECTORS], num_rows)
         rows: AnyArray | NpyRows
-        if path and fortran_order:
+        if path is None:
+            content = stream.read((end - first_row) * row_bytes)
+            rows = np.frombuffer(content, dtype).reshape(end - first_row, dim)
+        elif fortran_order:
             # A mapping per block: all pages that were read through one count as used memory until it is closed.
             rows = np.load(path, mmap_mode="r")[first_row:end]
-        elif path:
-            rows = NpyRows(path, dtype, (end - first_row, dim), start + first_row * row_bytes)
         else:
-            rows = np.empty((end - first_row, dim), dtype)
-            if stream.readinto(rows) < rows.nbytes:
-                raise truncated
+            rows = NpyRows(path, dtype, (end - first_row, dim), start + first_row * row_bytes)
         yield Block(first_row, rows, end, num_rows)
 
 

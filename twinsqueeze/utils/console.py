@@ -71,5 +71,4 @@ SILENT = Reporter(lambda *_: nullcontext(lambda *_: None), lambda _: None, lambd
 
 def print_result(*lines: str) -> None:
     """Print lines of a result on standard output."""
-    for line in lines:
-        print(escape_lines(line))
+    print(*map(escape_lines, lines), sep="\n")
