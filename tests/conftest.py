@@ -1,19 +1,23 @@
 """What tests share: a small set of pairs as vectors, and the real STS-B where it is there."""
 
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Before anything imports what reads them: no network, nothing unpickled, no cache and no unfinished work of the user's.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["TWINSQUEEZE_STATE"] = tempfile.mkdtemp(prefix="twinsqueeze-state-")
+os.environ["TWINSQUEEZE_STATE"] = tempfile.mkdtemp(prefix="twinsqueeze-tests-")
+os.environ["TWINSQUEEZE_CACHE"] = os.environ["TWINSQUEEZE_STATE"] + "/cache"
 # Two workers share the cores: threads that wait for each other sleep and leave the core to the other's work.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
@@ -60,15 +64,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of embeddings for all commands that the tests start."""
-    return tmp_path_factory.mktemp("cache")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Returns a function that fills a folder once for all workers; tests only read what is in it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            folder, done = root / name, root / f"{name}.done"
+            if not done.exists():
+                fill(folder)
+                done.touch()
+            return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_cache(make_once) -> Path:
+    """One cache of embeddings for all commands that the tests start."""
+    return make_once("cache", Path.mkdir)
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(make_once) -> Path:
     """Small train, dev and test files."""
-    return write_pairs(tmp_path_factory.mktemp("data") / "sentences")
+    return make_once("sentences", write_pairs)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(make_once) -> Path:
+    """The folder of an encoder of 64 numbers that encodes in milliseconds."""
+    from tests.helpers.tiny_encoder import make_tiny_encoder  # imports sentence-transformers
+
+    return make_once("tiny-encoder", make_tiny_encoder)
+
+
+@pytest.fixture(scope="session")
+def trained_place(make_once, shared_cache, tiny_encoder) -> Workplace:
+    """A tracking store, to be read only: 2 alphas with 2 seeds trained, compared, and the best one registered."""
+
+    def train(folder: Path) -> None:
+        place = Workplace(folder, shared_cache)
+        data = write_pairs(folder / "sentences", train=200, dev=150, test=24)
+        grid = {"dataset": str(data), "encoder": str(tiny_encoder), "device": "cpu", "dim": 8, "epochs": 3}
+        (folder / "grid.yaml").write_text(json.dumps(grid | {"alpha": [0, 0.75], "seed": [0, 1]}))
+        for command in (["ablation", "--grid", "grid.yaml"], ["compare"], ["register"]):
+            done = place.command(*command)
+            assert done.returncode == 0, done.stderr
+
+    return Workplace(make_once("trained", train), shared_cache)
 
 
 @pytest.fixture

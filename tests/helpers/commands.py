@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,11 @@ class Workplace:
     def start(self, *arguments: str, module: str = "twinsqueeze", **variables: str) -> ForkedProcess:
         """Starts a command in a session of its own, so that signals reach only whom they are sent to."""
         return ForkedProcess(["-m", module, *arguments], self.environment | variables, self.folder)
+
+    def copy_to(self, folder: Path) -> "Workplace":
+        """A workplace whose store begins as this one; the artifacts of its runs stay where they are."""
+        shutil.copy(self.folder / "mlflow.db", folder / "mlflow.db")
+        return Workplace(folder, self.cache)
 
     def runs(self) -> list[mlflow.entities.Run]:
         """All runs, the newest first."""
