@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -82,6 +83,14 @@ class ForkedProcess:
         reader.join()
         self.wait()
         return output, errors[0]
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Waits until a condition holds; fails with the process's errors if it ends before."""
+        while not condition():
+            if self.poll() is not None:
+                assert condition(), self.stderr.read()
+                return
+            time.sleep(0.02)
 
     def __enter__(self) -> Self:
         return self
