@@ -20,7 +20,7 @@ def test_items_are_processed_in_parallel_on_a_share_of_the_cores(four_cores, thr
     together = Barrier(threads)
 
     def handle(item: int) -> tuple[int, int]:
-        together.wait(60)  # breaks if fewer threads work at a time
+        together.wait()  # for ever if fewer threads work at a time
         return item**2, torch.get_num_threads()
 
     found = list(map_threaded(iter(range(3 * threads)), handle, threads))
@@ -30,29 +30,22 @@ def test_items_are_processed_in_parallel_on_a_share_of_the_cores(four_cores, thr
 
 def test_items_are_read_in_the_calling_thread_no_faster_than_results():
     read = []
-
-    def items():
-        for item in range(100):
-            read.append((item, current_thread().name))
-            yield item
-
-    with closing(map_threaded(items(), lambda item: item, 2)) as found:
+    items = (read.append(current_thread()) or item for item in range(100))
+    with closing(map_threaded(items, lambda item: item, 2)) as found:
         for item, _ in found:
             assert len(read) <= item + 6
-    assert {name for _, name in read} == {current_thread().name}
+    assert set(read) == {current_thread()}
 
 
 def test_an_error_is_raised_in_order_and_stops_the_rest():
     started = []
 
-    def handle(item: int) -> int:
+    def handle(item: int) -> float:
         started.append(item)
-        if item == 1:
-            raise ValueError("item 1")
-        return item
+        return 1 / (item - 1)
 
     found = map_threaded(iter(range(100)), handle, 2)
-    assert next(found) == (0, 0)
-    with pytest.raises(ValueError, match="item 1"):
+    assert next(found) == (0, -1)
+    with pytest.raises(ZeroDivisionError):
         next(found)
     assert len(started) < 10
