@@ -1,26 +1,13 @@
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from twinsqueeze.recipe import Recipe
+from tests.helpers.trained_runs import KEY, trained
 from twinsqueeze.reporting import formats
 from twinsqueeze.reporting.ablation_table import BaselineRow, ComparisonKey, TrainedRun, build_tables
 from twinsqueeze.reporting.statistics import SeedStats
-
-KEY = ComparisonKey("data", "test", "encoder", "tanh", "mse")
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def trained(spearman: float, *, key: ComparisonKey = KEY, hours: int = 0, on_test: bool = True, **recipe) -> TrainedRun:
-    metrics = {"dev/spearman": spearman, "dev/mse": 0.1, "train/loss": 0.01}
-    if on_test:
-        metrics["test/spearman"] = spearman - 0.02
-    parsed = Recipe(**recipe)
-    name = f"{parsed.name}-{hours}"
-    return TrainedRun(name, f"http://x/{name}", START + timedelta(hours=hours), parsed, key, "data", None, metrics)
-
 
 NOISE_FREE = [0.77, 0.78, 0.785]
 NOISY = [0.80, 0.81, 0.79, 0.816]
@@ -28,9 +15,8 @@ NOISY = [0.80, 0.81, 0.79, 0.816]
 
 @pytest.fixture
 def runs() -> list[TrainedRun]:
-    noise_free = [trained(value, alpha=0, seed=seed) for seed, value in enumerate(NOISE_FREE)]
-    noisy = [trained(value, alpha=0.75, seed=seed) for seed, value in enumerate(NOISY)]
-    return [*noisy, *noise_free]
+    values = {0.75: NOISY, 0: NOISE_FREE}
+    return [trained(value, alpha=alpha, seed=seed) for alpha in values for seed, value in enumerate(values[alpha])]
 
 
 def test_seeds_share_a_row_that_is_compared_with_alpha_0(runs):
@@ -47,10 +33,9 @@ def test_seeds_share_a_row_that_is_compared_with_alpha_0(runs):
 
 
 def test_the_best_row_is_selected_on_dev_not_on_test():
-    low = trained(0.80, alpha=0, seed=0)
-    high = trained(0.79, alpha=1, seed=0)
-    high = TrainedRun(**{**high.__dict__, "metrics": {**high.metrics, "test/spearman": 0.99}})
-    (table,) = build_tables([high, low], {})
+    best_on_test = trained(0.79, alpha=1)
+    best_on_test = replace(best_on_test, metrics=best_on_test.metrics | {"test/spearman": 0.99})
+    (table,) = build_tables([best_on_test, trained(0.80, alpha=0)], {})
     assert table.best.recipe.alpha == 0
 
 
@@ -59,18 +44,10 @@ def test_rows_are_sorted_numerically_by_alpha():
     assert [row.recipe.alpha for row in table.rows] == [0, 5, 10, 15]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        KEY._replace(dataset_digest="other"),
-        KEY._replace(test_digest="other"),
-        KEY._replace(encoder_fingerprint="other"),
-        KEY._replace(label_transform="linear"),
-        KEY._replace(loss="other"),
-    ],
-)
-def test_runs_with_another_key_are_in_another_table(runs, other):
-    tables = build_tables([*runs, trained(0.9, key=other, alpha=0.75, seed=9)], {})
+@pytest.mark.parametrize("field", ComparisonKey._fields)
+def test_runs_with_another_key_are_in_another_table(runs, field):
+    other = trained(0.9, key=KEY._replace(**{field: "other"}), alpha=0.75, seed=9)
+    tables = build_tables([*runs, other], {})
     assert [sum(len(row.runs) for row in table.rows) for table in tables] == [7, 1]
 
 

@@ -1,8 +1,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from unittest.mock import Mock
@@ -11,33 +9,37 @@ import matplotlib.image
 import numpy as np
 import psutil
 import pytest
+from matplotlib.figure import Figure
 
+from tests.helpers.forks import ForkedProcess
 from twinsqueeze.reporting import figure_pool, run_plots
 from twinsqueeze.utils import worker_pool
 
-LOSSES = {"train": np.linspace(1e-6, 1, 500), "dev": np.linspace(1e-4, 0.5, 300)}
-HISTOGRAM = partial(run_plots.plot_pair_losses, {"": LOSSES})
+HISTOGRAM = partial(run_plots.plot_pair_losses, {"": {"dev": np.linspace(1e-4, 0.5, 300)}})
+SQUARE = partial(Figure, figsize=(0.2, 0.2), facecolor="red")
+# Renders a figure in workers and prints their ids, and renders another after Ctrl-C.
 PROGRAM = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys
 from pathlib import Path
 from functools import partial
-import numpy as np
-from twinsqueeze.reporting import figure_pool, run_plots
-histogram = partial(run_plots.plot_pair_losses, {"": {"dev": np.linspace(1e-4, 1, 9)}})
+from matplotlib.figure import Figure
+from twinsqueeze.reporting import figure_pool
 with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as render:
-    with render({Path(sys.argv[1]): histogram}):
+    with render({Path("first.png"): partial(Figure, figsize=(0.2, 0.2), facecolor="red")}):
         pass
     try:
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-        time.sleep(60)
+        signal.pause()
     except KeyboardInterrupt:
-        with render({Path(sys.argv[2]): histogram}):
+        with render({Path("second.png"): partial(Figure, figsize=(0.2, 0.2), facecolor="red")}):
             pass
+        print("rendered", flush=True)
+        signal.pause()
 """
 
 
 def pixels(path):
-    return matplotlib.image.imread(path)
+    return matplotlib.image.imread(path).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +49,30 @@ def render():
 
 
 @pytest.fixture
-def program(tmp_path):
-    """A process in its own session that has rendered a figure in workers and sleeps, and its workers' ids."""
-    command = [sys.executable, "-c", PROGRAM, tmp_path / "first.png", tmp_path / "second.png"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        yield process, [int(pid) for pid in process.stdout.readline().split()]
-        process.kill()
+def expected(tmp_path):
+    """The pixels of the square, rendered in this process."""
+    with figure_pool.render({tmp_path / "expected.png": SQUARE}):
+        pass
+    return pixels(tmp_path / "expected.png")
 
 
 def test_workers_render_the_same_figure(render, tmp_path):
     with figure_pool.render({tmp_path / "inline.png": HISTOGRAM}):
         pass
-    with render({tmp_path / f"{i}.png": HISTOGRAM for i in range(5)}):
+    with render({tmp_path / f"{i}.png": HISTOGRAM for i in range(3)}):
         pass
     expected = pixels(tmp_path / "inline.png")
-    assert expected.std() > 0
-    assert all(np.array_equal(pixels(tmp_path / f"{i}.png"), expected) for i in range(5))
+    assert np.std(expected) > 0
+    assert all(pixels(tmp_path / f"{i}.png") == expected for i in range(3))
 
 
-def test_figures_are_rendered_while_the_context_lasts(tmp_path):
-    with figure_pool.WorkerPool(1, figure_pool._import_plots) as pool:
-        future = pool.submit(figure_pool._render_png, HISTOGRAM)
-        pool.submit = Mock(return_value=future)
-        with figure_pool.render({tmp_path / "x.png": HISTOGRAM}, pool):
-            deadline = time.monotonic() + 60
-            while not future.done():  # this process only waits
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        assert (tmp_path / "x.png").read_bytes() == future.result()
+def test_figures_are_rendered_while_the_context_lasts(render, tmp_path, monkeypatch):
+    pool, futures = render.keywords["pool"], []
+    submit = pool.submit
+    monkeypatch.setattr(pool, "submit", lambda *arguments: futures.append(submit(*arguments)) or futures[-1])
+    with render({tmp_path / "x.png": SQUARE}):
+        content = futures[0].result()  # this process only waits
+    assert (tmp_path / "x.png").read_bytes() == content
 
 
 def test_an_error_of_a_plot_function_is_raised(render, tmp_path):
@@ -84,68 +80,68 @@ def test_an_error_of_a_plot_function_is_raised(render, tmp_path):
         pass
 
 
-def test_figures_of_few_runs_are_rendered_inline(tmp_path):
+def test_figures_of_few_runs_are_rendered_inline(tmp_path, expected):
     before = set(multiprocessing.active_children())
-    with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL - 1) as render, render({tmp_path / "x.png": HISTOGRAM}):
+    with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL - 1) as render, render({tmp_path / "x.png": SQUARE}):
         assert set(multiprocessing.active_children()) == before
-    assert (tmp_path / "x.png").exists()
+    assert pixels(tmp_path / "x.png") == expected
 
 
-def test_figures_of_killed_workers_are_rendered_inline(tmp_path):
+def test_figures_of_killed_workers_are_rendered_inline(tmp_path, expected):
     before = set(multiprocessing.active_children())
     with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as render:
-        with render({tmp_path / "first.png": HISTOGRAM}):
+        with render({tmp_path / "first.png": SQUARE}):
             pass
-        with render({tmp_path / "second.png": HISTOGRAM}):
+        with render({tmp_path / "second.png": SQUARE}):
             for process in set(multiprocessing.active_children()) - before:
                 process.kill()
                 process.join()
-        with render({tmp_path / "third.png": HISTOGRAM}):
+        with render({tmp_path / "third.png": SQUARE}):
             pass
-    found = [pixels(tmp_path / f"{name}.png") for name in ("first", "second", "third")]
-    assert all(np.array_equal(image, found[0]) for image in found)
+    assert all(pixels(tmp_path / f"{name}.png") == expected for name in ("first", "second", "third"))
 
 
 @pytest.mark.parametrize("refused", ["the pool", "a process"])
-def test_figures_are_rendered_inline_if_no_process_can_be_started(refused, tmp_path, monkeypatch):
+def test_figures_are_rendered_inline_if_no_process_can_be_started(refused, tmp_path, expected, monkeypatch):
     if refused == "the pool":
         monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", Mock(side_effect=OSError(30, "Read-only file system")))
     else:
         monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
     before = set(multiprocessing.active_children())
-    with figure_pool.render({tmp_path / "inline.png": HISTOGRAM}):
-        pass
     for i in range(10):  # the error depends on when the executor notices the dead process
-        with (
-            figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as render,
-            render({tmp_path / f"{i}.png": HISTOGRAM}),
-        ):
+        path = tmp_path / f"{i}.png"
+        with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as render, render({path: SQUARE}):
             pass
-        assert np.array_equal(pixels(tmp_path / f"{i}.png"), pixels(tmp_path / "inline.png"))
+        assert pixels(path) == expected
     assert set(multiprocessing.active_children()) <= before
 
 
 def test_no_figure_is_written_after_an_error(render, tmp_path):
-    files = [tmp_path / f"{i}.png" for i in range(12)]
-    with pytest.raises(KeyError), render(dict.fromkeys(files, HISTOGRAM)):
+    absent, last = tmp_path / "absent", tmp_path / "last.png"
+    absent.mkdir()
+    with pytest.raises(KeyError), render({absent / f"{i}.png": HISTOGRAM for i in range(12)}):
         raise KeyError
-    time.sleep(1)
-    assert not list(tmp_path.iterdir())
+    with render({last: HISTOGRAM}):  # after all that a worker still had to do
+        pass
+    assert last.exists()
+    assert not list(absent.iterdir())
 
 
-def test_workers_do_not_outlive_a_killed_process(program):
-    process, pids = program
-    workers = [psutil.Process(pid) for pid in pids]
-    assert workers
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive)  # if no init process reaps orphans
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # if no init process reaps orphans
+    except psutil.NoSuchProcess:
+        return True
 
 
-def test_workers_ignore_ctrl_c(program, tmp_path):
-    process, _ = program
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    assert np.array_equal(pixels(tmp_path / "second.png"), pixels(tmp_path / "first.png"))
+def test_workers_ignore_ctrl_c_and_do_not_outlive_a_killed_process(tmp_path):
+    with ForkedProcess(["-c", PROGRAM], os.environ, tmp_path) as process:
+        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == "rendered\n"
+        assert pixels(tmp_path / "second.png") == pixels(tmp_path / "first.png")
+        assert workers
+        process.kill()
+        assert process.stderr.read() == ""
+    while not all(has_ended(worker) for worker in workers):
+        time.sleep(0.02)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.reporting.test_ablation_table import KEY, trained
+from tests.helpers.trained_runs import KEY, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
 from twinsqueeze.reporting import formats, search_table
@@ -14,32 +14,29 @@ from twinsqueeze.reporting.search_table import VectorFormat
 from twinsqueeze.reporting.statistics import SeedStats
 
 SCORE_BY_PRECISION = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
-NAN = float("nan")
+SIGN_QUANTIZED = {"quantizer": "sign", "architecture": "linear"}
 
 
 def run_with_search_scores(spearman: float, **recipe):
     """A run whose search scores depend only on precision and seed."""
     run = trained(spearman, **recipe)
-    names = {
+    scores = {
         metric_name(split, score, precision): value + run.recipe.seed / 100
         for precision, value in SCORE_BY_PRECISION.items()
         for split in ("dev", "test")
         for score in SEARCH_SCORES
-        if (score, precision) != ("spearman", "float32")
     }
-    return replace(run, metrics={**names, **run.metrics})
+    return replace(run, metrics=scores | run.metrics)
 
 
 @pytest.fixture
 def table():
     runs = [run_with_search_scores(0.8, alpha=0, seed=seed, dim=dim) for dim in (8, 32) for seed in (0, 1)]
     runs += [run_with_search_scores(0.85, alpha=0.75, seed=0, dim=8)]
-    scores = {metric_name(split, score): SeedStats(0.6, NAN, 1) for split in ("dev", "test") for score in SEARCH_SCORES}
-    baselines = [
-        BaselineRow("uncompressed", None, 1536, scores),
-        BaselineRow("FAISS PQ, 16 bytes", None, 16, scores, search_only=True),
-        BaselineRow("FAISS PQ, 64 bytes", None, 64, scores, search_only=True),
-    ]
+    names = [metric_name(split, score) for split in ("dev", "test") for score in SEARCH_SCORES]
+    scores = dict.fromkeys(names, SeedStats(0.6, float("nan"), 1))
+    faiss = [BaselineRow(f"FAISS PQ, {size} bytes", None, size, scores, search_only=True) for size in (16, 64)]
+    baselines = [BaselineRow("uncompressed", None, 1536, scores), *faiss]
     (table,) = build_tables(runs, {KEY: baselines})
     return table
 
@@ -98,13 +95,15 @@ def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
         ["x", "2", "0.5000", *["0.50"] * 4],
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],
     ]
-    (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
-    row, other = search_table.rows_from_tables([table])
-    assert (row.name, row.bytes) == ("linear64-sign, alpha 0.75", 8)
-    assert row.scores["dev/spearman"].mean == 0.8
-    assert row.scores["test/mrr"].mean == 0.3
-    assert (other.name, other.bytes) == ("linear64-sign, alpha 0.75, float queries", 8)
-    assert other.scores["dev/spearman"].mean == SCORE_BY_PRECISION["asymmetric"] == other.scores["test/mrr"].mean
+    (table,) = build_tables([run_with_search_scores(0.8, dim=64, **SIGN_QUANTIZED)], {})
+    rows = search_table.rows_from_tables([table])
+    found = [(row.name, row.bytes, row.scores["dev/spearman"].mean, row.scores["test/mrr"].mean) for row in rows]
+    assert found == [
+        ("linear64-sign, alpha 0.75", 8, 0.8, 0.3),
+        ("linear64-sign, alpha 0.75, float queries", 8, 0.4, 0.4),
+    ]
+    text = model_card.precision_table(table.rows[0])
+    assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
 
 
 def test_product_codes_take_a_byte_per_subvector():
@@ -115,20 +114,10 @@ def test_product_codes_take_a_byte_per_subvector():
     assert model_card.vector_sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
 
 
-def test_the_model_card_of_codes_includes_float_queries():
-    (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
-    (row,) = table.rows
-    text = model_card.precision_table(row)
-    assert "| binary, float queries | 8 | 0.4000 | 0.40 | 0.4000 | 0.40 |" in text
-
-
 def test_the_quality_figure_plots_every_method_at_its_bytes(table):
     figure = search_table.quality_figure(search_table.rows_from_tables([table]))()
-    assert [axes.get_title() for axes in figure.axes] == [
-        "Spearman on test",
-        "neighbor recall on test",
-        "recall@10 on test",
-    ]
+    titles = ["Spearman on test", "neighbor recall on test", "recall@10 on test"]
+    assert [axes.get_title() for axes in figure.axes] == titles
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
     assert lines["FAISS PQ"].get_xydata().tolist() == [[16, 0.6], [64, 0.6]]
     assert lines["trained mlp, int8"].get_xydata() == pytest.approx(np.array([[8, 0.2], [32, 0.205]]))
@@ -140,8 +129,7 @@ def test_the_quality_figure_plots_every_method_at_its_bytes(table):
 
 def test_the_pareto_figure_plots_every_size_of_every_method(table):
     other = KEY._replace(loss="pearson")
-    bits = run_with_search_scores(0.9, dim=64, quantizer="sign", architecture="linear")
-    (best,) = build_tables([replace(bits, comparison_key=other)], {})
+    (best,) = build_tables([run_with_search_scores(0.9, dim=64, key=other, **SIGN_QUANTIZED)], {})
     figure = search_table.pareto_figure(search_table.rows_from_tables([table, best]))
     titles = ["dev", "test", "dev, upper right enlarged", "test, upper right enlarged"]
     assert [axes.get_title() for axes in figure.axes] == titles
@@ -164,9 +152,8 @@ def test_the_pareto_figure_plots_every_size_of_every_method(table):
 
 
 def test_points_of_equal_size_are_not_joined(table):
-    codes = {"quantizer": "sign", "architecture": "linear"}
-    equal_sizes = build_tables([run_with_search_scores(0.9, dim=64, lr=lr, **codes) for lr in (1e-3, 2e-3)], {})
-    rows = search_table.rows_from_tables([table, *equal_sizes])
+    runs = [run_with_search_scores(0.9, dim=64, lr=lr, **SIGN_QUANTIZED) for lr in (1e-3, 2e-3)]
+    rows = search_table.rows_from_tables([table, *build_tables(runs, {})])
     for figure in (search_table.pareto_figure(rows), search_table.quality_figure(rows)()):
         lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
         assert (lines["trained linear (quantized), binary"], lines["trained mlp, float32"]) == ("None", "-")
