@@ -1,3 +1,5 @@
+"""The MLproject file offers the commands with their options, defaults and environments."""
+
 import re
 
 import click
@@ -11,10 +13,7 @@ from twinsqueeze.commands import train
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
 
-PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
-ENTRY_POINTS = PROJECT["entry_points"]
-
-
+ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 # What an entry point would need a run of its own for, on the server that was away.
 MAINTENANCE = {"sync"}
 
@@ -24,14 +23,20 @@ def test_every_command_is_an_entry_point():
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_declared_parameters_are_passed_on_and_known_to_the_command(name):
-    entry = ENTRY_POINTS[name]
-    passed = dict(re.findall(r"--(\S+) \{(\w+)\}", entry["command"]))
-    assert entry["command"].startswith(f"python -m twinsqueeze {name} ")
-    assert set(passed.values()) == set(entry["parameters"])
-    options = {option for parameter in cli.commands[name].params for option in parameter.opts}
-    assert {f"--{option}" for option in passed} <= options
-    assert all(option.replace("-", "_") == parameter for option, parameter in passed.items())
+def test_declared_parameters_are_passed_on_and_have_the_defaults_of_the_command(name):
+    command, parameters = ENTRY_POINTS[name]["command"], ENTRY_POINTS[name]["parameters"]
+    assert command.startswith(f"python -m twinsqueeze {name} ")
+    passed = dict(re.findall(r"--(\S+) \{(\w+)\}", command))
+    assert list(passed.values()) == [option.replace("-", "_") for option in passed]
+    assert set(passed.values()) == set(parameters)
+    options = {spelling: option for option in cli.commands[name].params for spelling in option.opts}
+    for option, parameter in passed.items():
+        default = options[f"--{option}"].default
+        if "default" in parameters[parameter]:
+            text = str(default).lower() if isinstance(default, bool) else str(default)  # MLproject knows no flags
+            assert text == str(parameters[parameter]["default"])
+        else:
+            assert options[f"--{option}"].required
 
 
 @pytest.mark.parametrize("name", ["main", "train"])
@@ -43,27 +48,15 @@ def test_declared_parameters_of_a_training_have_the_defaults_of_the_recipe(name)
     assert {"alpha", "dim", "epochs", "batch_size", "lr", "seed", "architecture", "loss"} < set(declared)
 
 
-@pytest.mark.parametrize(("grid", "preset"), [("best", "best"), ("best-16", "best-16"), ("search", "search")])
-def test_the_command_best_trains_the_recipes_of_the_grids(monkeypatch, grid, preset):
+@pytest.mark.parametrize("preset", ["best", "best-16", "search"])
+def test_the_command_best_trains_the_recipes_of_the_grids(monkeypatch, preset):
     trained = []
     monkeypatch.setattr(train, "train", lambda recipe, **_: trained.append(recipe))
-    recipes = load_grid(str(ROOT / "experiments" / f"{grid}.yaml"))
+    recipes = load_grid(str(ROOT / "experiments" / f"{preset}.yaml"))
     for recipe in recipes:
         options = ["--recipe", preset, "--dim", recipe.dim, "--seed", recipe.seed]
         assert CliRunner().invoke(cli, ["best", *map(str, options)], catch_exceptions=False).exit_code == 0
     assert trained == recipes
-
-
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_defaults_are_those_of_the_command(name):
-    options = {parameter.name: parameter for parameter in cli.commands[name].params}
-    for key, value in ENTRY_POINTS[name]["parameters"].items():
-        if "default" in value:
-            default = options[key].default
-            text = str(default).lower() if isinstance(default, bool) else str(default)  # MLproject knows no flags
-            assert text == str(value["default"])
-        else:
-            assert options[key].required
 
 
 @pytest.mark.parametrize("name", cli.commands)
