@@ -39,6 +39,16 @@ def test_pca_layer_of_a_teacher_uses_its_directions():
 
 
 @pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
+def test_random_layers_are_orthogonal_and_centered_for_quantizers(quantizer):
+    recipe = Recipe(architecture="linear", quantizer=quantizer, dim=8)
+    ((weight, bias),) = initial_layers(recipe, VECTORS, generator())
+    torch.testing.assert_close(weight @ weight.T, torch.eye(8), atol=1e-5, rtol=0)
+    center = np.zeros(24) if quantizer == "none" else VECTORS.mean(0)
+    np.testing.assert_allclose(weight.numpy() @ center + bias.numpy(), 0, atol=1e-6)
+    assert quantizer != "none" or not bias.any()
+
+
+@pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
 @pytest.mark.parametrize("init", ["pca", "teacher"])
 def test_initial_outputs_have_a_scale_and_keep_the_cosines(quantizer, init):
     recipe = Recipe(architecture="linear", init=init, quantizer=quantizer, dim=8)
