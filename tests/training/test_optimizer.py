@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 
@@ -21,18 +22,19 @@ def test_flat_adam_has_the_bits_of_pytorchs_fused_adam(weight_decay):
         assert torch.equal(ours, theirs.data)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
-def test_schedules_match_pytorch(schedule):
-    steps = 20
+@pytest.mark.parametrize(
+    ("schedule", "scheduler", "options"),
+    [
+        ("constant", lr_scheduler.ConstantLR, {"factor": 1}),
+        ("cosine", lr_scheduler.CosineAnnealingLR, {"T_max": 20}),
+        ("linear", lr_scheduler.LinearLR, {"start_factor": 1, "end_factor": 0, "total_iters": 20}),
+    ],
+)
+def test_schedules_match_pytorch(schedule, scheduler, options):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
-    schedulers = torch.optim.lr_scheduler
-    reference = {
-        "constant": schedulers.ConstantLR(optimizer, factor=1),
-        "cosine": schedulers.CosineAnnealingLR(optimizer, T_max=steps),
-        "linear": schedulers.LinearLR(optimizer, start_factor=1, end_factor=0, total_iters=steps),
-    }[schedule]
-    for step in range(steps):
-        assert lr_at(schedule, 0.3, step / steps) == pytest.approx(reference.get_last_lr()[0])
+    reference = scheduler(optimizer, **options)
+    for step in range(20):
+        assert lr_at(schedule, 0.3, step / 20) == pytest.approx(reference.get_last_lr()[0])
         optimizer.step()
         reference.step()
 

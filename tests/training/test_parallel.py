@@ -3,128 +3,121 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import psutil
 import pytest
 
+from tests.helpers.checkpoints import CheckpointFolder
+from tests.helpers.commands import ROOT
+from tests.helpers.forks import FORKS, ForkedProcess
+from tests.helpers.recipes import each_recipe, make_pairs, make_recipes
 from tests.helpers.results import same_bits
-from tests.training.test_checkpointing import CheckpointFolder, make_recipes
 from twinsqueeze.errors import InputError
 from twinsqueeze.training import parallel
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
-from twinsqueeze.training.loop import EpochMetrics, train_replicas
+from twinsqueeze.training.loop import EpochMetrics, TrainingResult, train_replicas
 from twinsqueeze.training.parallel import MIN_PAIRS_FOR_POOL, TrainFunction, training_pool
 from twinsqueeze.utils.compute import map_threaded
 
-LINEAR = {"architecture": "linear", "loss": "pearson"}
-TEACHER = LINEAR | {"init": "teacher", "teacher": "projection", "neighbor_weight": 1}
-PRODUCT = TEACHER | {"quantizer": "product"}
-SIGN = LINEAR | {"quantizer": "sign"}
-NEIGHBORS = TEACHER | {"num_neighbors": 3}
-ENDLESS = 10**6
+# Trains without end in two workers. Prints their ids, and after each line of input that both have trained further.
 PROGRAM = """
 import multiprocessing, sys, threading, time
-from tests.helpers.pairs import random_pairs
-from tests.training.test_checkpointing import make_recipes
+from collections import Counter
+from multiprocessing import resource_tracker
+from tests.helpers.recipes import make_pairs, make_recipes
 from twinsqueeze.training.parallel import MIN_PAIRS_FOR_POOL, training_pool
-pairs = random_pairs(pairs=150, sentences=120, dimension=24, seed=1)
-recipes = make_recipes(epochs=10**6)
-started = threading.Event()
+resource_tracker._resource_tracker._fd = None  # as in a process that was not forked: it has started no other process
+pairs, epochs = make_pairs(24), Counter()
 with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
-    def run():
-        train(recipes, pairs, pairs, clean_loss_every=1, on_epoch=lambda _: started.set(), on_teacher_epoch=print,
-              checkpoint=None)
-    threading.Thread(target=run, daemon=True).start()
-    started.wait()
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    time.sleep(60)
+    def run(seed):
+        train(make_recipes(seeds=[seed], epochs=10**6), *pairs, clean_loss_every=10**6, checkpoint=None,
+              on_epoch=lambda _: epochs.update([seed]), on_teacher_epoch=print)
+    threads = [threading.Thread(target=run, args=[seed], daemon=True) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for line in sys.stdin:
+        wanted = epochs + Counter({0: 3, 1: 3})
+        while any(epochs[seed] < wanted[seed] for seed in (0, 1)):
+            assert all(thread.is_alive() for thread in threads)
+            time.sleep(0.01)
+        print("both have trained further", flush=True)
 """
 
 
-def ignore(*_: object) -> None:
-    pass
+@dataclass
+class Pool:
+    """Two worker processes, or this process."""
+
+    function: TrainFunction
+    workers: list[psutil.Process]
+
+    def train(self, recipes, pairs, **options) -> list[TrainingResult]:
+        callbacks = {"on_epoch": lambda _: None, "on_teacher_epoch": lambda *_: None}
+        options = {"clean_loss_every": 3, "checkpoint": None} | callbacks | options
+        return self.function(recipes, *pairs, **options)
 
 
-def run_training(
-    train: TrainFunction,
-    recipes,
-    train_pairs,
-    dev_pairs,
-    *,
-    on_epoch: Callable[[EpochMetrics], None] = ignore,
-    on_teacher_epoch=ignore,
-    checkpoint=None,
-):
-    return train(
-        recipes,
-        train_pairs,
-        dev_pairs,
-        clean_loss_every=3,
-        on_epoch=on_epoch,
-        on_teacher_epoch=on_teacher_epoch,
-        checkpoint=checkpoint,
-    )
+HERE = Pool(train_replicas, [])
 
 
-def workers() -> set[BaseProcess]:
-    return set(multiprocessing.active_children())
+@contextmanager
+def start_pool(num_pairs: int = MIN_PAIRS_FOR_POOL, threads: int = 2) -> Iterator[Pool]:
+    before = set(multiprocessing.active_children())
+    with training_pool(num_pairs, threads) as train:
+        workers = set(multiprocessing.active_children()) - before
+        yield Pool(train, [psutil.Process(worker.pid) for worker in workers])
+    assert not workers & set(multiprocessing.active_children())
 
 
-@pytest.fixture
-def pool_train() -> Iterator[TrainFunction]:
-    before = workers()
-    with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
-        yield train
-    assert workers() <= before
+@pytest.fixture(scope="module", params=["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def pool(request) -> Iterator[Pool]:
+    """Spawned workers are the product's; forked ones start sooner."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            if request.param == "forkserver":
+                patch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+            started = stack.enter_context(start_pool())
+        yield started
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({}, id="published"),
-        pytest.param(PRODUCT, id="product", marks=pytest.mark.slow),
-        pytest.param(SIGN, id="sign", marks=pytest.mark.slow),
-        pytest.param(NEIGHBORS, id="neighbors", marks=pytest.mark.slow),
-    ],
-)
-def test_workers_train_the_same_bits_as_this_process(fields, small_train, small_dev):
-    batches = [make_recipes(fields, [0, 0.75], [seed, seed + 1]) for seed in (0, 2, 4)]
+@pytest.mark.parametrize(("dimension", "fields"), each_recipe())
+def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
+    pairs = make_pairs(dimension)
+    batches = [make_recipes([0, 0.75], [seed, seed + 1], **fields) for seed in (0, 2, 4)]
     epochs: dict[int, list[EpochMetrics]] = {0: [], 2: [], 4: []}
     teacher_epochs: list[tuple[int, int]] = []
-    expected = [train_replicas(recipes, small_train, small_dev, clean_loss_every=3) for recipes in batches]
-    before = workers()
-    with training_pool(MIN_PAIRS_FOR_POOL, 2) as pool_train:
-        started = [psutil.Process(child.pid) for child in workers() - before]
 
-        def train_batch(recipes):
-            return run_training(
-                pool_train,
-                recipes,
-                small_train,
-                small_dev,
-                on_epoch=epochs[recipes[0].seed].append,
-                on_teacher_epoch=lambda *done: teacher_epochs.append(done),
-            )
+    def train_batch(recipes) -> list[TrainingResult]:
+        return pool.train(
+            recipes,
+            pairs,
+            on_epoch=epochs[recipes[0].seed].append,
+            on_teacher_epoch=lambda *done: teacher_epochs.append(done),
+        )
 
-        for (recipes, results), wanted in zip(map_threaded(iter(batches), train_batch, 2), expected, strict=True):
-            assert all(map(same_bits, results, wanted))
-            assert [result.recipe for result in results] == recipes
-            progress = epochs[recipes[0].seed]
-            assert [each.epoch for each in progress] == list(range(1, recipes[0].epochs + 1))
-            assert progress[-1].loss.tolist() == [result.history.loss[-1] for result in results]
-        assert len(started) == 2
-        assert {process.nice() for process in started} == {min(os.nice(0) + parallel.NICENESS, 19)}
-    assert bool(teacher_epochs) == ("init" in fields)
+    for recipes, results in map_threaded(iter(batches), train_batch, 2):
+        assert all(map(same_bits, results, HERE.train(recipes, pairs)))
+        assert [result.recipe for result in results] == recipes
+        progress = epochs[recipes[0].seed]
+        assert [each.epoch for each in progress] == list(range(1, recipes[0].epochs + 1))
+        assert progress[-1].loss.tolist() == [result.history.loss[-1] for result in results]
+    assert bool(teacher_epochs) == batches[0][0].needs_teacher
 
 
-def test_a_callback_may_end_a_training_which_is_resumed_later(pool_train, small_train, small_dev, tmp_path):
+def test_workers_yield_to_this_process(pool):
+    assert [worker.nice() for worker in pool.workers] == [min(os.nice(0) + parallel.NICENESS, 19)] * 2
+
+
+def test_a_callback_may_end_a_training_which_is_resumed_later(pool, tmp_path):
     """The worker does not go on before a message has been handled, so it is at most an epoch ahead."""
-    folder = CheckpointFolder(tmp_path / "trainings", small_train, small_dev)
-    recipes = make_recipes(alphas=[0, 0.75], epochs=200)
+    pairs = make_pairs(24)
+    folder = CheckpointFolder(tmp_path / "trainings", *pairs)
+    recipes = make_recipes([0, 0.75], epochs=200)
     reached = []
 
     def stop_after_first_checkpoint(progress: EpochMetrics) -> None:
@@ -132,91 +125,76 @@ def test_a_callback_may_end_a_training_which_is_resumed_later(pool_train, small_
             reached.append(progress.epoch)
             raise BrokenPipeError("enough")  # as if standard error were closed
 
-    with folder.store().open(recipes, resume=True) as checkpoint:
+    with folder.open(recipes) as checkpoint:
         checkpoint.next_save_seconds = 0  # saves after the first epoch
         with pytest.raises(BrokenPipeError, match="enough"):
-            run_training(
-                pool_train, recipes, small_train, small_dev, on_epoch=stop_after_first_checkpoint, checkpoint=checkpoint
-            )
-    with folder.store().open(recipes, resume=True) as checkpoint:
+            pool.train(recipes, pairs, on_epoch=stop_after_first_checkpoint, checkpoint=checkpoint)
+    with folder.open(recipes) as checkpoint:
         assert 0 < checkpoint.resume_state.epoch <= reached[0] + 1
-        resumed = run_training(pool_train, recipes, small_train, small_dev, checkpoint=checkpoint)
+        resumed = pool.train(recipes, pairs, checkpoint=checkpoint)
     assert {result.resumed_from_epoch for result in resumed} == {checkpoint.resume_state.epoch}
-    assert all(map(same_bits, resumed, train_replicas(recipes, small_train, small_dev, clean_loss_every=3)))
+    assert all(map(same_bits, resumed, HERE.train(recipes, pairs)))
 
 
-def test_an_error_in_a_worker_is_raised_here(pool_train, small_train, small_dev):
-    mixed = [*make_recipes(), *make_recipes({"dim": 4})]
+def test_an_error_in_a_worker_is_raised_here(pool, small_train, small_dev):
+    pairs = small_train, small_dev
     with pytest.raises(ValueError, match="alpha and seed only") as caught:
-        run_training(pool_train, mixed, small_train, small_dev)
+        pool.train(make_recipes() + make_recipes(dim=4), pairs)
     assert "in train_replicas" in str(caught.value.__cause__)  # the worker's traceback
-    assert len(run_training(pool_train, make_recipes(), small_train, small_dev)) == 1
+    assert len(pool.train(make_recipes(), pairs)) == 1
 
 
-def test_warnings_of_a_worker_arrive_here(pool_train, small_train, small_dev, tmp_path):
+def test_warnings_of_a_worker_arrive_here(pool, small_train, small_dev, tmp_path):
     warnings: list[str] = []
-    recipes = make_recipes()
     (tmp_path / "file").touch()
-    checkpoint = TrainingCheckpoint(tmp_path / "file" / "x.checkpoint", recipes, None, warnings.append)
+    checkpoint = TrainingCheckpoint(tmp_path / "file" / "x.checkpoint", make_recipes(), None, warnings.append)
     checkpoint.next_save_seconds = 0  # saves after the first epoch
-    results = run_training(pool_train, recipes, small_train, small_dev, checkpoint=checkpoint)
-    assert len(results) == 1
+    assert len(pool.train(make_recipes(), (small_train, small_dev), checkpoint=checkpoint)) == 1
     (warning,) = warnings
     assert warning.startswith("the training cannot be saved")
 
 
-def test_a_killed_worker_is_an_input_error_and_a_new_pool_trains_the_next(small_train, small_dev):
-    before = workers()
-
-    def kill(_: EpochMetrics) -> None:
-        for child in workers() - before:
-            child.kill()
-
-    recipes = make_recipes(alphas=[0, 1], epochs=ENDLESS)
-    with (
-        training_pool(MIN_PAIRS_FOR_POOL, 2) as pool_train,
-        pytest.raises(InputError, match=r"a training process was killed.* to resume"),
-    ):
-        run_training(pool_train, recipes, small_train, small_dev, on_epoch=kill)
-    with training_pool(MIN_PAIRS_FOR_POOL, 2) as pool_train:
-        assert pool_train is not train_replicas
-        assert len(run_training(pool_train, make_recipes(), small_train, small_dev)) == 1
+def test_a_killed_worker_is_an_input_error_and_a_new_pool_trains_the_next(small_train, small_dev, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    pairs = small_train, small_dev
+    with start_pool() as pool, pytest.raises(InputError, match=r"a training process was killed.* to resume"):
+        pool.train(make_recipes(epochs=10**6), pairs, on_epoch=lambda _: [worker.kill() for worker in pool.workers])
+    with start_pool() as pool:
+        assert pool.function is not train_replicas
+        assert len(pool.train(make_recipes(), pairs)) == 1
 
 
-def test_the_thread_trains_if_no_process_can_be_started(small_train, small_dev, monkeypatch, tmp_path):
+def test_the_thread_trains_if_no_process_can_be_started(monkeypatch, tmp_path):
     monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
-    with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
-        (result,) = run_training(train, make_recipes(), small_train, small_dev)
-    assert same_bits(result, train_replicas(make_recipes(), small_train, small_dev, clean_loss_every=3)[0])
+    with start_pool() as pool:
+        assert pool == HERE
 
 
 @pytest.mark.parametrize(("num_pairs", "threads"), [(MIN_PAIRS_FOR_POOL - 1, 2), (10 * MIN_PAIRS_FOR_POOL, 1)])
 def test_few_pairs_and_a_single_thread_need_no_workers(num_pairs, threads):
-    with training_pool(num_pairs, threads) as train:
-        assert train is train_replicas
+    with start_pool(num_pairs, threads) as pool:
+        assert pool == HERE
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_do_not_outlive_their_parent(number):
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        found = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-        assert len(found) == 2
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # where no init process reaps orphans
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_workers_ignore_ctrl_c_and_hangup_and_end_with_their_parent(number):
+    with ForkedProcess(["-c", PROGRAM], os.environ, ROOT, stdin=True) as process:
+        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+            worker.send_signal(signal.SIGHUP)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "both have trained further\n"
         process.send_signal(number)
-        process.wait(60)
-    _, alive = psutil.wait_procs(found, timeout=30)
-    assert all(child.status() == psutil.STATUS_ZOMBIE for child in alive)  # if no init process reaps orphans
-
-
-def test_workers_ignore_ctrl_c_and_hangup():
-    """In a fresh process, since multiprocessing unblocks signals when it starts its first process."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        for worker in [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]:
-            for number in (signal.SIGINT, signal.SIGHUP):
-                worker.send_signal(number)
-                with pytest.raises(psutil.TimeoutExpired):
-                    worker.wait(1)
-        process.kill()
+        assert process.wait() == -number
+    while not all(map(has_ended, workers)):
+        time.sleep(0.05)

@@ -1,0 +1,60 @@
+"""Recipes of every architecture, quantizer, initialization and teacher, and pairs to train them on."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from tests.helpers.pairs import random_pairs
+from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.recipe import Recipe
+
+LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr_schedule": "cosine"}
+TEACHER = LINEAR | {"init": "teacher", "teacher": "projection", "neighbor_weight": 1}
+PRODUCT = {"quantizer": "product"}
+SIGN = {"quantizer": "sign"}
+RESIDUAL = {"architecture": "residual"}
+# Vector registers hold 8 or 16 floats, so that 10, 20, 33 and 36 dimensions do not fill all of them.
+RECIPES: dict[str, dict[str, Any]] = {
+    "mlp": {"dim": 10, "lr": 1e-3},
+    "residual": LINEAR | RESIDUAL | {"dim": 33, "neighbor_weight": 0.1},
+    "product-neighbors": TEACHER | PRODUCT | {"dim": 20, "num_neighbors": 3},
+    "mlp8": {"dim": 8},
+    "mlp32": {"dim": 32},
+    "mlp33": {"dim": 33},
+    "mlp128": {"dim": 128},
+    "linear": LINEAR | {"dim": 33, "neighbor_weight": 0.1},
+    "linear-neighbors": TEACHER | {"dim": 32, "num_neighbors": 3},
+    "linear-random-init": LINEAR | {"dim": 8, "neighbor_weight": 1, "num_neighbors": 2, "teacher": "projection"},
+    "sign": LINEAR | SIGN | {"dim": 64, "neighbor_weight": 0.1, "batch_size": 64},
+    "product": TEACHER | PRODUCT | {"dim": 36},
+    "product-pca": LINEAR | PRODUCT | {"dim": 12, "subvector_dim": 6, "neighbor_weight": 1, "init": "pca"},
+    "product-encoder": LINEAR | PRODUCT | {"dim": 48, "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"},
+    "residual-neighbors": TEACHER | RESIDUAL | {"dim": 20, "num_neighbors": 3},
+}
+DEFAULT = ("mlp", "residual", "product-neighbors")
+
+
+def each_recipe(slow_dimension: int = 64) -> list[Any]:
+    """Returns pytest parameters (dimension of the encoder, fields): three, and those of all recipes as slow tests."""
+    default = [pytest.param(64, RECIPES[name], id=name) for name in DEFAULT]
+    return default + [
+        pytest.param(slow_dimension, fields, id=f"{name}-of-{slow_dimension}", marks=pytest.mark.slow)
+        for name, fields in RECIPES.items()
+        if name not in DEFAULT or slow_dimension != 64
+    ]
+
+
+def make_recipes(alphas: Iterable[float] = (0.75,), seeds: Iterable[int] = (3,), **fields: Any) -> list[Recipe]:
+    """Returns the recipes of every alpha with every seed: short trainings to 8 dimensions unless `fields` say more."""
+    shared = {"dim": 8, "epochs": 3, "device": "cpu"} | fields
+    return [Recipe.parse(shared | {"alpha": alpha, "seed": seed}) for alpha, seed in product(alphas, seeds)]
+
+
+def make_pairs(dimension: int) -> tuple[EncodedPairs, EncodedPairs]:
+    """Returns train with 50 sentences in no pair, and dev."""
+    train = random_pairs(pairs=150, sentences=120, dimension=dimension, seed=1)
+    unpaired = random_pairs(pairs=2, sentences=50, dimension=dimension, seed=3).embeddings
+    return replace(train, unpaired=unpaired), random_pairs(pairs=60, sentences=70, dimension=dimension, seed=2)

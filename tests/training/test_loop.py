@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.recipes import make_recipes
+from tests.helpers.results import same_bits
+from twinsqueeze.errors import InputError
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.loop import train_replicas
+from twinsqueeze.training.teacher import TEACHER_RECIPE, train_teachers
+from twinsqueeze.utils.compute import resolve_device
+
+
+def test_equal_recipes_give_equal_bits_in_any_order_and_seeds_differ(small_train, small_dev):
+    recipes = make_recipes([0.5, 0.0], [3, 1])
+    results = train_replicas(recipes, small_train, small_dev)
+    reverse = train_replicas(recipes[::-1], small_train, small_dev)
+    assert [result.recipe for result in results] == recipes
+    assert [result.recipe for result in reverse] == recipes[::-1]
+    assert all(map(same_bits, results, reverse[::-1]))
+    assert not same_bits(results[0], results[1])
+
+
+def test_teachers_are_trainings_at_full_dimension(small_train, small_dev):
+    """With a recipe of their own, and without dev."""
+    teachers = train_teachers([3, 5], 0.5, small_train, torch.device("cpu"))
+    recipes = [Recipe(dim=24, seed=seed, alpha=0.5, device="cpu", **TEACHER_RECIPE) for seed in (3, 5)]
+    for result, teacher in zip(train_replicas(recipes, small_train, small_dev), teachers, strict=True):
+        assert all(map(torch.equal, result.compressor.layers[0], teacher))
+        assert result.history.clean_loss[-1] < result.history.clean_loss[0]
+
+
+def test_every_epoch_is_reported_and_the_clean_loss_as_often_as_asked(small_train, small_dev):
+    (often,) = train_replicas(make_recipes(epochs=7), small_train, small_dev)
+    seen = []
+    (seldom,) = train_replicas(make_recipes(epochs=7), small_train, small_dev, clean_loss_every=3, on_epoch=seen.append)
+    assert [(metrics.epoch, metrics.epochs) for metrics in seen] == [(epoch, 7) for epoch in range(1, 8)]
+    assert [metrics.loss[0] for metrics in seen] == seldom.history.loss.tolist()
+    measured = [0, 2, 5, 6]  # epochs 1, 3, 6 and the last
+    assert np.isfinite(often.history.clean_loss).all()
+    assert np.flatnonzero(np.isfinite(seldom.history.clean_loss)).tolist() == measured
+    assert np.array_equal(often.history.clean_loss[measured], seldom.history.clean_loss[measured])
+
+
+def test_training_learns(small_train, small_dev):
+    (result,) = train_replicas(make_recipes([0.0], epochs=60, lr=1e-3), small_train, small_dev)
+    assert result.history.clean_loss[-1] < 0.2 * result.history.clean_loss[0]
+    assert result.diverged_at is None
+
+
+def test_divergence_is_detected(small_train, small_dev):
+    (result,) = train_replicas(make_recipes([0.0], lr=1e30, epochs=50), small_train, small_dev)
+    assert result.diverged_at is not None
+    assert len(result.history.loss) < 50
+
+
+def test_a_batch_may_be_larger_than_the_data(small_train, small_dev):
+    (result,) = train_replicas(make_recipes(batch_size=10**6), small_train, small_dev)
+    assert np.isfinite(result.history.loss).all()
+
+
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        (make_recipes() + make_recipes(dim=4), "alpha and seed only"),
+        (make_recipes([0.0, 0.75], [0, 1])[:3], "every alpha with every seed"),
+    ],
+)
+def test_recipes_that_cannot_train_together_are_an_error(recipes, message, small_train, small_dev):
+    with pytest.raises(ValueError, match=message):
+        train_replicas(recipes, small_train, small_dev)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_an_error_without_a_cuda_device():
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(InputError, match="no CUDA device"):
+        resolve_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_trains_like_the_cpu(small_train, small_dev):
+    assert resolve_device("auto").type == "cuda"
+    on_cpu, on_cuda = (
+        train_replicas(make_recipes([0.0, 0.75], [0, 1], device=device), small_train, small_dev)
+        for device in ("cpu", "cuda")
+    )
+    for a, b in zip(on_cpu, on_cuda, strict=True):
+        np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-3)
