@@ -1,17 +1,19 @@
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers.commands import ROOT
 from tests.helpers.encoders import CountingEncoder, vector_of
+from tests.helpers.forks import ForkedProcess
 from tests.helpers.pairs import scored_pairs
 from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.files import file_sha256
 from twinsqueeze.utils.similarity import pair_cosines
 
 SPLITS = {
@@ -23,25 +25,28 @@ SPLITS = {
 
 @pytest.fixture
 def cache(tmp_path):
-    return DiskCache(tmp_path)
+    return DiskCache(tmp_path / "cache")
+
+
+def flip_bits(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
 
 
 def test_vectors_belong_to_their_sentences(cache):
     encoded = embed_pairs(SPLITS, CountingEncoder(), cache)
     for name, split in SPLITS.items():
         for sentences, rows in ((split.sentence1, encoded[name].first), (split.sentence2, encoded[name].second)):
-            expected = np.stack([vector_of(text, 6) for text in sentences])
-            np.testing.assert_array_equal(encoded[name].embeddings[rows], expected)
+            np.testing.assert_array_equal(encoded[name].embeddings[rows], np.stack(list(map(vector_of, sentences))))
         np.testing.assert_array_equal(encoded[name].scores, split.scores)
-        distinct = set(split.sentence1) | set(split.sentence2)
-        assert len(encoded[name].embeddings) == len(distinct)
+        assert len(encoded[name].embeddings) == len({*split.sentence1, *split.sentence2})
 
 
 def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
     encoder = CountingEncoder()
     embed_pairs(SPLITS, encoder, cache)
-    texts = [text for batch in encoder.batches for text in batch]
-    assert sorted(texts) == sorted({t for s in SPLITS.values() for t in s.sentence1 + s.sentence2})
+    assert sorted(encoder.texts) == sorted({t for s in SPLITS.values() for t in s.sentence1 + s.sentence2})
     for batch in encoder.batches:
         assert [len(text) for text in batch] == sorted(map(len, batch), reverse=True)
 
@@ -50,12 +55,10 @@ def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
 def test_the_encoder_is_loaded_again_only_for_damaged_cache_files(cache, damaged, times_loaded):
     first = embed_pairs(SPLITS, CountingEncoder(), cache)
     for path in cache.folder.iterdir() if damaged else ():
-        content = bytearray(path.read_bytes())
-        content[-3] ^= 64
-        path.write_bytes(content)
+        flip_bits(path)
     encoder = CountingEncoder()
     second = embed_pairs(SPLITS, encoder, cache)
-    assert encoder.loaded == times_loaded
+    assert encoder.times_loaded == times_loaded
     for name in SPLITS:
         np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
 
@@ -72,82 +75,75 @@ def test_cache_keys_differ_by_encoder_and_sentences(cache):
     embed_pairs(SPLITS, CountingEncoder(), cache)
     other = CountingEncoder(fingerprint="bb")
     embed_pairs(SPLITS, other, cache)
-    assert other.loaded == 1
+    assert other.times_loaded == 1
     assert len({cache_key("a", ["x", "yz"]), cache_key("a", ["xy", "z"]), cache_key("a", ["yz", "x"])}) == 3
 
 
 def test_progress_counts_sentences(cache):
     many = {"train": scored_pairs(*((f"sentence {i}", "one") for i in range(BATCH_SIZE + 10)))}
     seen = []
-    embed_pairs(many, CountingEncoder(), cache, on_progress=lambda *args: seen.append(args))
+    embed_pairs(many, CountingEncoder(), cache, on_progress=lambda *counts: seen.append(counts))
     assert seen == [(BATCH_SIZE, BATCH_SIZE + 11), (BATCH_SIZE + 11, BATCH_SIZE + 11)]
 
 
-def test_the_dimension_is_checked_after_one_batch_cached_or_not(cache):
-    def check(dimension):
+def test_the_dimension_is_checked_after_one_batch_and_when_cached(cache):
+    def refuse(dimension):
         raise InputError(f"not {dimension}")
 
     encoder = CountingEncoder()
     with pytest.raises(InputError, match="not 6"):
-        embed_pairs(SPLITS, encoder, cache, validate_dim=check)
-    assert len(encoder.batches) == 1
+        embed_pairs(SPLITS, encoder, cache, validate_dim=refuse)
     embed_pairs(SPLITS, CountingEncoder(), cache)
     with pytest.raises(InputError, match="not 6"):
-        embed_pairs(SPLITS, encoder, cache, validate_dim=check)
+        embed_pairs(SPLITS, encoder, cache, validate_dim=refuse)
     assert len(encoder.batches) == 1
 
 
 def test_vectors_that_are_not_finite_are_refused(cache):
-    class Broken(CountingEncoder):
-        def load(self):
-            return lambda texts: np.full((len(texts), 6), np.nan)
-
+    encoder = CountingEncoder()
+    encoder.encode = lambda texts: np.full((len(texts), 6), np.nan)
     with pytest.raises(InputError, match="not finite"):
-        embed_pairs(SPLITS, Broken(), cache)
-    assert list(cache.folder.iterdir()) == []
+        embed_pairs(SPLITS, encoder, cache)
+    assert not cache.folder.exists()
 
 
-def test_changed_weights_are_refused(tmp_path):
-    encoder = resolve_encoder("all-MiniLM-L6-v2")
-    folder = tmp_path / "model"
-    shutil.copytree(encoder.folder, folder)
-    weights = folder / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    changed = type(encoder)(encoder.name, folder, encoder.weights_sha256)
+def test_changed_weights_are_refused(tmp_path, tiny_encoder):
+    shutil.copytree(tiny_encoder, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    encoder = replace(resolve_encoder(str(tmp_path / "copy")), weights_sha256=file_sha256(weights))
+    assert encoder.load()(["a cat"]).shape == (1, 64)
+    flip_bits(weights)
     with pytest.raises(InputError, match="damaged or missing: reinstall"):
-        changed.load()
+        encoder.load()
+
+
+def test_the_default_encoder_has_the_pinned_weights():
+    encoder = resolve_encoder("all-MiniLM-L6-v2")
+    assert file_sha256(encoder.folder / "model.safetensors") == encoder.weights_sha256
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "", "no-such-encoder"])
-def test_an_unknown_encoder_is_one_line(name, tmp_path):
+def test_an_unknown_encoder_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(InputError) as caught:
         resolve_encoder(name or str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_second_run_does_not_import_sentence_transformers(tmp_path):
-    """In a separate process, with the real encoder."""
+def test_cached_vectors_are_read_without_importing_sentence_transformers(cache, tiny_encoder):
     program = """
 import sys
-import numpy as np
 from pathlib import Path
-from twinsqueeze.utils.disk_cache import DiskCache
+from tests.data.test_encoder import SPLITS
 from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
-from twinsqueeze.data.sentence_pairs import ScoredPairs
-pairs = {"train": ScoredPairs(("A man plays.", "A cat."), ("A man is playing.", "A dog."), np.array([5.0, 1.0]))}
-encoded = embed_pairs(pairs, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(Path(sys.argv[1])))["train"]
-print("sentence_transformers" in sys.modules, encoded.embeddings.astype(float).sum())
+from twinsqueeze.utils.disk_cache import DiskCache
+encoded = embed_pairs(SPLITS, resolve_encoder(sys.argv[1]), DiskCache(Path(sys.argv[2])))
+print("sentence_transformers" in sys.modules, encoded["train"].embeddings.tobytes().hex())
 """
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True
-        ).stdout.split()
-        for _ in range(2)
-    ]
-    assert [output[0] for output in outputs] == ["True", "False"]
-    assert outputs[0][1] == outputs[1][1]
+    encoded = embed_pairs(SPLITS, resolve_encoder(str(tiny_encoder)), cache)
+    arguments = ["-c", program, str(tiny_encoder), str(cache.folder)]
+    with ForkedProcess(arguments, {}, ROOT) as process:
+        output, errors = process.communicate()
+    assert (output.split(), errors) == (["False", encoded["train"].embeddings.tobytes().hex()], "")
 
 
 @pytest.mark.slow

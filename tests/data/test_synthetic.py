@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.helpers.encoders import CountingEncoder
+from tests.helpers.encoders import CountingEncoder, vector_of
 from tests.helpers.pairs import scored_pairs
 from twinsqueeze.data import synthetic
-from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.data.encoder import resolve_encoder, sort_by_length
 from twinsqueeze.data.synthetic import (
     SENTENCES_PER_TOPIC,
     SKIPPED_WORDS,
@@ -24,6 +24,8 @@ from twinsqueeze.utils.similarity import nearest_neighbors
 TRAIN = [f"Seventeen {a} cat(s) saw the {b} dog in May" for a in ("small", "large", "old") for b in ("brown", "white")]
 WORDS = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(600)]
 PAIRS = scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat"))
+# (600, 10) neighbors of each word: the ten that follow it.
+NEIGHBORS = (np.arange(600)[:, None] + np.arange(1, 11)) % 600
 
 
 class WordsEncoder(CountingEncoder):
@@ -33,54 +35,46 @@ class WordsEncoder(CountingEncoder):
         return ["[CLS]", "##ing", *WORDS]
 
 
-@pytest.fixture
-def neighbors():
-    """(600, 10) neighbors of each word: the ten that follow it."""
-    return (np.arange(600)[:, None] + np.arange(1, 11)) % 600
-
-
 @pytest.mark.parametrize("mark", ["", "\u2581", "\u0120"])
 def test_whole_words_are_found_by_the_tokenizers_mark(mark):
-    part = "##" if not mark else ""
-    tokens = [
-        f"{mark}house",
-        f"{part}hold",
-        f"{mark}House",
-        f"{mark}x9",
-        f"{mark}an",
-        f"{mark}tree",
-        f"{mark}house",
-        "!",
-    ]
-    assert whole_words(tokens) == ["house", "tree"]
+    part = "" if mark else "##"
+    words = [mark + word for word in ("house", "House", "x9", "an", "tree", "house")]
+    assert whole_words([f"{part}hold", *words, "!"]) == ["house", "tree"]
     letters = [chr(code) for code in range(0x2581, 0x2590)]
     assert whole_words([*letters, *WORDS]) == WORDS
 
 
-def test_the_encoders_own_words():
+def test_the_vocabulary_is_the_tokenizers(tiny_encoder):
+    vocabulary = resolve_encoder(str(tiny_encoder)).vocabulary()
+    assert vocabulary[:2] == ["[PAD]", "[UNK]"]
+    assert whole_words(vocabulary)[:2] == ["baba", "babe"]
+
+
+@pytest.mark.slow
+def test_the_default_encoder_has_enough_words():
     words = whole_words(resolve_encoder("all-MiniLM-L6-v2").vocabulary())
     assert len(words) == len(set(words)) > SKIPPED_WORDS + synthetic.MAX_WORDS
     assert {"and", "house", "weather", "philosophy"} <= set(words)
     assert words.index("the") < SKIPPED_WORDS < words.index("philosophy")
 
 
-def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_ones(neighbors):
-    sentences = generate_sentences(9000, TRAIN, WORDS, neighbors)[:3000]
+def test_variants_keep_the_place_of_every_word_and_replace_three_of_ten_longer_ones():
+    variants = generate_sentences(9000, TRAIN, WORDS, NEIGHBORS)[:3000]
     candidates = [sentence.split() for sentence in TRAIN]
-    replaced = possible = 0
-    for words in map(str.split, sentences):
+    replaced = replaceable = 0
+    for words in map(str.split, variants):
         original = min(candidates, key=lambda known: sum(a != b for a, b in zip(known, words, strict=True)))
         for before, after in zip(original, words, strict=True):
             longer = before.isalpha() and len(before) >= 4
             assert before == after or (longer and after in WORDS)
-            possible += longer
+            replaceable += longer
             replaced += before != after
-    low, high = stats.binomtest(replaced, possible, 0.3).proportion_ci(0.999)
+    low, high = stats.binomtest(replaced, replaceable, 0.3).proportion_ci(0.999)
     assert low < 0.3 < high
 
 
-def test_topic_sentences_use_the_topics_words(neighbors):
-    sentences = generate_sentences(6000, TRAIN, WORDS, neighbors)[2000:]
+def test_topic_sentences_use_the_topics_words():
+    sentences = generate_sentences(6000, TRAIN, WORDS, NEIGHBORS)[2000:]
     shapes = [re.compile(re.escape(t).replace(r"\{\}", "([a-z]+)"), re.IGNORECASE) for t in TEMPLATES]
     used, of_topic, drawn = set(), 0, 0
     for start in range(0, len(sentences), SENTENCES_PER_TOPIC):
@@ -98,33 +92,30 @@ def test_topic_sentences_use_the_topics_words(neighbors):
     assert of_topic / drawn == pytest.approx(0.8, abs=0.03)
 
 
-def test_sentences_have_the_requested_count_and_are_deterministic(neighbors):
-    for count in (1, 2, 50, 301):
-        sentences = generate_sentences(count, TRAIN, WORDS, neighbors)
-        assert len(sentences) == count
-        assert sentences == generate_sentences(count, TRAIN, WORDS, neighbors)
+@pytest.mark.parametrize("count", [1, 2, 50, 301])
+def test_sentences_have_the_requested_count_and_are_deterministic(count):
+    sentences = generate_sentences(count, TRAIN, WORDS, NEIGHBORS)
+    assert len(sentences) == count
+    assert sentences == generate_sentences(count, TRAIN, WORDS, NEIGHBORS)
 
 
 def test_words_and_sentences_are_encoded_once_and_cached(tmp_path):
-    seen = []
-    first = embed_synthetic(100, PAIRS, encoder := WordsEncoder(), DiskCache(tmp_path), lambda *args: seen.append(args))
+    encoder, seen = WordsEncoder(), []
+    first = embed_synthetic(100, PAIRS, encoder, DiskCache(tmp_path), lambda *counts: seen.append(counts))
     words = WORDS[SKIPPED_WORDS:]
-    texts = [text for batch in encoder.batches for text in batch]
-    assert texts[: len(words)] == words
-    vectors = np.concatenate([np.stack(list(map(encoder.load(), [[text]])))[0] for text in words])
-    sentences = generate_sentences(100, sorted({*PAIRS.sentence1, *PAIRS.sentence2}, key=lambda t: (-len(t), t)), words,
-                          nearest_neighbors(vectors, synthetic.NUM_NEIGHBORS))  # fmt: skip
-    assert sorted(texts[len(words) :]) == sorted(sentences)
+    neighbors = nearest_neighbors(np.stack(list(map(vector_of, words))), synthetic.NUM_NEIGHBORS)
+    sentences = generate_sentences(100, sort_by_length({*PAIRS.sentence1, *PAIRS.sentence2}), words, neighbors)
+    assert encoder.texts == [*words, *sort_by_length(sentences)]
     assert seen[-1] == (len(words) + 100, len(words) + 100)
     assert first.shape == (100, 6)
 
     again = WordsEncoder()
     np.testing.assert_array_equal(embed_synthetic(100, PAIRS, again, DiskCache(tmp_path)), first)
-    assert again.loaded == 0
+    assert again.times_loaded == 0
     for count, train, fingerprint in ((101, PAIRS, "aa"), (100, scored_pairs(("x y", "z")), "aa"), (100, PAIRS, "bb")):
         other = WordsEncoder(fingerprint)
         embed_synthetic(count, train, other, DiskCache(tmp_path))
-        assert other.loaded == 1
+        assert other.times_loaded == 1
 
 
 @pytest.mark.parametrize("tokens", [[], ["##ing", "x9"]])
@@ -135,8 +126,9 @@ def test_an_encoder_without_words_is_refused(tokens, tmp_path):
         embed_synthetic(10, PAIRS, encoder, DiskCache(tmp_path))
 
 
+@pytest.mark.slow
 def test_sentences_of_a_topic_are_near_each_other(tmp_path, monkeypatch):
-    """With the real encoder and some of its words."""
+    """With the default encoder and some of its words."""
     monkeypatch.setattr(synthetic, "MAX_WORDS", 800)
     monkeypatch.setattr(synthetic, "VARIANT_SHARE", 0)
     monkeypatch.setattr(synthetic, "sort_by_length", list)  # the sentences of a topic stay together

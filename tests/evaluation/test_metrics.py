@@ -1,12 +1,27 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import mean_absolute_error, mean_squared_error
+from sklearn.metrics import label_ranking_average_precision_score, mean_absolute_error, mean_squared_error
 from sklearn.neighbors import NearestNeighbors
 
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
-from twinsqueeze.evaluation.metrics import METRICS, neighbor_recall, score
+from twinsqueeze.evaluation.metrics import (
+    METRICS,
+    RelevantPairs,
+    neighbor_recall,
+    relevant_pairs,
+    retrieval_scores,
+    score,
+)
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
+
+# Of many resamples at once, as scipy.stats.bootstrap calls them.
+STATISTICS = {
+    "mse": lambda x, y, axis: np.square(x - y).mean(axis),
+    "mae": lambda x, y, axis: np.abs(x - y).mean(axis),
+    "pearson": lambda x, y, axis: stats.pearsonr(x, y, axis=axis)[0],
+    "spearman": lambda x, y, axis: stats.pearsonr(*stats.rankdata([x, y], axis=axis), axis=axis)[0],
+}
 
 
 @pytest.fixture
@@ -36,41 +51,22 @@ def test_scores_of_a_replica_do_not_depend_on_other_replicas(predictions):
 
 def test_constant_predictions_have_no_correlation():
     scores = score(np.full(5, 0.3), np.arange(5.0))
-    assert np.isnan(scores.pearson)
-    assert np.isnan(scores.spearman)
+    assert np.isnan([scores.pearson, scores.spearman]).all()
 
 
-def test_intervals_match_scipys_bootstrap(predictions):
+def check_interval(interval, statistic, *samples):
+    """Compares an interval with that of SciPy's paired bootstrap."""
+    expected = stats.bootstrap(
+        samples, statistic, paired=True, n_resamples=2000, method="percentile", rng=np.random.default_rng(6)
+    ).confidence_interval
+    assert interval == pytest.approx(tuple(expected), abs=0.1 * (expected.high - expected.low))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_intervals_match_scipys_bootstrap(predictions, metric):
     predicted, labels = predictions
-    ours = PairBootstrap(labels, resamples=2000, seed=5).intervals(predicted[0])
-
-    statistics = {
-        "mse": lambda x, y: mean_squared_error(y, x),
-        "mae": lambda x, y: mean_absolute_error(y, x),
-        "pearson": lambda x, y: stats.pearsonr(x, y)[0],
-        "spearman": lambda x, y: stats.spearmanr(x, y)[0],
-    }
-    for name, statistic in statistics.items():
-        theirs = stats.bootstrap(
-            (predicted[0], labels),
-            statistic,
-            paired=True,
-            vectorized=False,
-            n_resamples=2000,
-            method="percentile",
-            rng=np.random.default_rng(6),
-        ).confidence_interval
-        width = theirs.high - theirs.low
-        assert ours[name].low == pytest.approx(theirs.low, abs=0.1 * width)
-        assert ours[name].high == pytest.approx(theirs.high, abs=0.1 * width)
-
-
-PAIRED = {
-    "mse": lambda x, z, y: mean_squared_error(y, x) - mean_squared_error(y, z),
-    "mae": lambda x, z, y: mean_absolute_error(y, x) - mean_absolute_error(y, z),
-    "pearson": lambda x, z, y: stats.pearsonr(x, y)[0] - stats.pearsonr(z, y)[0],
-    "spearman": lambda x, z, y: stats.spearmanr(x, y)[0] - stats.spearmanr(z, y)[0],
-}
+    bootstrap = PairBootstrap(labels, resamples=2000, seed=5)
+    check_interval(bootstrap.intervals(predicted[0])[metric], STATISTICS[metric], predicted[0], labels)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -78,25 +74,18 @@ def test_differences_match_scipys_paired_bootstrap(predictions, metric):
     """The predictions share most of their error, so an unpaired interval would be far wider."""
     ours, labels = predictions[0][0], predictions[1]
     theirs = ours + np.round(0.05 * np.random.default_rng(3).normal(size=len(ours)), 2) - 0.02
+
+    def difference_of(x, z, y, axis):
+        return STATISTICS[metric](x, y, axis) - STATISTICS[metric](z, y, axis)
+
     difference, interval = PairBootstrap(labels, resamples=2000, seed=5).difference(ours, theirs, metric)
-    assert difference == pytest.approx(PAIRED[metric](ours, theirs, labels), abs=1e-12)
-    expected = stats.bootstrap(
-        (ours, theirs, labels),
-        PAIRED[metric],
-        paired=True,
-        vectorized=False,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(6),
-    ).confidence_interval
-    width = expected.high - expected.low
-    assert interval.low == pytest.approx(expected.low, abs=0.1 * width)
-    assert interval.high == pytest.approx(expected.high, abs=0.1 * width)
+    assert difference == pytest.approx(difference_of(ours, theirs, labels, -1), abs=1e-12)
+    check_interval(interval, difference_of, ours, theirs, labels)
 
 
 def test_equal_predictions_do_not_differ(predictions):
     difference, interval = PairBootstrap(predictions[1]).difference(predictions[0][0], predictions[0][0], "spearman")
-    assert (difference, interval.low, interval.high) == (0, 0, 0)
+    assert (difference, *interval) == (0, 0, 0)
 
 
 def test_nearest_neighbors_match_scikit_learn():
@@ -114,9 +103,102 @@ def test_neighbor_recall_by_hand():
 
 def test_few_sentences_have_few_neighbors():
     assert nearest_neighbors(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
-    assert np.isnan(neighbor_recall(nearest_neighbors(np.ones((1, 2))), nearest_neighbors(np.ones((1, 2)))))
+    alone = nearest_neighbors(np.ones((1, 2)))
+    assert np.isnan(neighbor_recall(alone, alone))
 
 
 def test_cosines_by_hand():
     vectors = np.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     np.testing.assert_allclose(pair_cosines(vectors, np.array([0, 0]), np.array([1, 2])), [np.sqrt(0.5), 0])
+
+
+@pytest.fixture
+def search():
+    """Vectors of 90 sentences, their ten nearest neighbors, and relevant pairs; some sentences are in several pairs."""
+    generator = np.random.default_rng(4)
+    vectors = generator.normal(size=(90, 12)).astype(np.float32)
+    first, second = generator.integers(90, size=(2, 80))
+    vectors[second] += 0.6 * vectors[first]
+    scores = np.round(generator.uniform(0, 5, size=80), 1)
+    return vectors, nearest_neighbors(vectors), relevant_pairs(first, second, scores)
+
+
+def targets_by_query(pairs):
+    return {query: set(pairs.targets[pairs.queries == query].tolist()) for query in set(pairs.queries.tolist())}
+
+
+def test_pairs_scored_4_or_more_are_relevant_both_ways_once():
+    first, second = np.array([0, 2, 5, 3, 4]), np.array([1, 0, 5, 4, 3])
+    pairs = relevant_pairs(first, second, np.array([4.0, 3.9, 5.0, 4.6, 5.0]))
+    assert pairs.queries.tolist() == [0, 1, 3, 4]
+    assert pairs.targets.tolist() == [1, 0, 4, 3]
+
+
+def test_retrieval_scores_by_hand():
+    vectors = np.array([[1, 0], [1, 0.1], [1, 0.3], [0, 1], [0.1, 1]], np.float32)
+    pairs = RelevantPairs(np.array([0, 0, 3]), np.array([1, 2, 0]))  # found first, second, and last
+    scores = retrieval_scores(vectors, nearest_neighbors(vectors, 2), pairs)
+    assert scores == pytest.approx((1, (1 / 2 + 0) / 2, 1, (1 + 1 / 4) / 2))
+
+
+def test_recall_matches_scikit_learns_search(search):
+    vectors, reference, pairs = search
+    found = NearestNeighbors(metric="cosine", algorithm="brute").fit(vectors).kneighbors(n_neighbors=10)[1]
+    relevant = targets_by_query(pairs)
+    assert max(map(len, relevant.values())) > 1
+    expected = [
+        np.mean([len(targets & set(found[query][:k])) / len(targets) for query, targets in relevant.items()])
+        for k in (1, 10)
+    ]
+    scores = retrieval_scores(vectors, reference, pairs, block=32)
+    assert [scores.recall_at_1, scores.recall_at_10] == pytest.approx(expected)
+    assert 0 < scores.recall_at_1 < scores.recall_at_10 < 1
+
+
+def test_mrr_of_single_relevant_sentences_matches_scikit_learn(search):
+    vectors, reference, _ = search
+    targets = np.random.default_rng(1).permutation(90)
+    queries = np.flatnonzero(targets != np.arange(90))
+    pairs = RelevantPairs(queries, targets[queries])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarity = (unit @ unit.T)[queries]
+    similarity[np.arange(len(queries)), queries] = -2
+    expected = label_ranking_average_precision_score(np.eye(90, dtype=bool)[pairs.targets], similarity)
+    assert retrieval_scores(vectors, reference, pairs).mrr == pytest.approx(expected)
+
+
+def test_asymmetric_search_matches_scikit_learn(search):
+    vectors, reference, pairs = search
+    stored = vectors.round()  # without ties, unlike signs
+    found = NearestNeighbors(metric="cosine", algorithm="brute").fit(stored).kneighbors(vectors, 90)[1]
+    others = [row[row != query].tolist() for query, row in enumerate(found)]
+    scores = retrieval_scores(stored, reference, pairs, queries=vectors, block=32)
+    recalls = [len(set(row[:10]) & set(nearest)) / 10 for row, nearest in zip(others, reference, strict=True)]
+    assert scores.neighbor_recall == pytest.approx(np.mean(recalls))
+    best_ranks = [1 + min(map(others[query].index, targets)) for query, targets in targets_by_query(pairs).items()]
+    assert scores.mrr == pytest.approx(np.mean(1 / np.array(best_ranks)))
+    assert scores != retrieval_scores(stored, reference, pairs)
+
+
+def test_scores_do_not_depend_on_the_block_size(search):
+    vectors, reference, pairs = search
+    compressed = vectors[:, :4]
+    expected = retrieval_scores(compressed, reference, pairs)
+    assert expected.neighbor_recall == neighbor_recall(reference, nearest_neighbors(compressed))
+    for block in (1, 7, 90, 1000):
+        assert retrieval_scores(compressed, reference, pairs, block=block) == expected
+
+
+def test_equal_vectors_find_no_more_than_chance():
+    reference = nearest_neighbors(np.random.default_rng(0).normal(size=(101, 8)))
+    pairs = RelevantPairs(np.arange(100), np.arange(1, 101))
+    scores = retrieval_scores(np.ones((101, 8), np.float32), reference, pairs)
+    assert (scores.recall_at_1, scores.recall_at_10) == (0, 0)
+    assert scores.mrr == pytest.approx(1 / 50.5)  # the mean rank of 100
+
+
+def test_scores_are_nan_without_relevant_pairs():
+    pairs = relevant_pairs(np.array([0]), np.array([1]), np.array([3.0]))
+    recall, *others = retrieval_scores(np.eye(3), nearest_neighbors(np.eye(3)), pairs)
+    assert recall == 1
+    assert np.isnan(others).all()

@@ -4,25 +4,27 @@ import numpy as np
 
 
 class CountingEncoder:
-    """Encodes every sentence to a vector that depends on it alone, and records the batches."""
+    """Encodes every sentence to a vector of 6 floats that depends on it alone, and records the batches."""
 
-    def __init__(self, fingerprint="aa", dimension=6):
+    def __init__(self, fingerprint="aa"):
         self.fingerprint = fingerprint
-        self.dimension = dimension
-        self.loaded = 0
+        self.times_loaded = 0
         self.batches = []
 
+    @property
+    def texts(self):
+        return [text for batch in self.batches for text in batch]
+
     def load(self):
-        self.loaded += 1
+        self.times_loaded += 1
+        return self.encode
 
-        def encode(texts):
-            self.batches.append(texts)
-            return np.stack([vector_of(text, self.dimension) for text in texts])
-
-        return encode
+    def encode(self, texts):
+        self.batches.append(texts)
+        return np.stack([vector_of(text) for text in texts])
 
 
-def vector_of(text, dimension):
-    """Return a unit vector that depends on the text alone."""
-    vector = np.random.default_rng(list(text.encode())).normal(size=dimension)
+def vector_of(text):
+    """Returns a unit vector that depends on the text alone."""
+    vector = np.random.default_rng(list(text.encode())).normal(size=6)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
