@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks import search
 from benchmarks.search import TimedIndex, build_indexes, faiss_threads, sample_corpus, time_indexes
 from tests.helpers.pairs import write_pairs
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer, fit_codebooks
@@ -95,24 +96,21 @@ def test_a_small_corpus_is_refused(vectors):
     assert "x>=1000" in result.output
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["trained here", "saved model"])
-def test_the_command_prints_a_row_per_index(trained, workplace, monkeypatch, tmp_path):
-    for name, value in workplace.environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("saved", [False, True], ids=["trained here", "saved model"])
+def test_the_command_prints_a_row_per_index(saved, tiny_encoder, workplace, monkeypatch, tmp_path):
+    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(workplace.cache))
+    monkeypatch.setattr(search, "resolve_encoder", lambda _: resolve_encoder(str(tiny_encoder)))
     folder = write_pairs(tmp_path / "pairs", train=200)
     lines = (folder / "train.csv").read_text().splitlines()  # FAISS needs 256 distinct sentences
     (folder / "train.csv").write_text("\n".join(line.replace("in train", f"in {i}") for i, line in enumerate(lines)))
-    options = {"epochs": 1, "dim": 8, "vectors": 1000, "queries": 20, "single-queries": 2, "rounds": 1}
-    if trained:
-        save_file(
-            {"0.weight": np.eye(8, 384, dtype=np.float32), "0.bias": np.zeros(8, np.float32)},
-            tmp_path / "m.safetensors",
-        )
-        options["model"] = tmp_path
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    result = CliRunner().invoke(search.main, ["--dataset", str(folder), *arguments])
+    arguments = f"--dataset {folder} --epochs 1 --dim 8 --vectors 1000 --queries 20 --single-queries 2 --rounds 1"
+    if saved:
+        arrays = {"0.weight": np.eye(8, 64, dtype=np.float32), "0.bias": np.zeros(8, np.float32)}
+        save_file(arrays, tmp_path / "compressor.safetensors")
+        arguments += f" --model {tmp_path}"
+    result = CliRunner().invoke(search.main, arguments)
     assert result.exit_code == 0, result.output
     rows = {line[:36].strip(): line[36:].split() for line in result.output.splitlines()}
-    assert rows["flat, 384 floats"][:2] == ["1,536", "1.0"]
+    assert rows["flat, 64 floats"][:2] == ["256", "1.0"]
     assert rows["flat, compressed, 8 floats"][0] == "32"
     assert rows["HNSW, compressed, 8 floats"][0] == "288"

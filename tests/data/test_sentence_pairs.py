@@ -14,6 +14,7 @@ import pytest
 from tests.helpers import hub
 from tests.helpers.commands import ROOT
 from tests.helpers.forks import ForkedProcess
+from tests.helpers.servers import free_port
 from twinsqueeze.data import hub as hub_client
 from twinsqueeze.data import sentence_pairs
 from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, SPLITS, load_pairs
@@ -105,6 +106,7 @@ def test_a_scale_that_ends_at_one_needs_score_max(tmp_path):
 
 
 HEADER = b"sentence1,sentence2,score\n"
+JSON_LINE = b'{"sentence1": %s, "sentence2": "b", "score": %d}\n'
 
 
 @pytest.mark.parametrize(
@@ -125,18 +127,9 @@ HEADER = b"sentence1,sentence2,score\n"
         ("train.csv", HEADER + b'a,b,4\n" \t",d,2\n', "row 2: sentence1 is empty"),  # blanks only
         ("train.csv", HEADER + b"a,b,1\nc,d,5\n\xe9,b,3\n", "is not UTF-8"),  # Latin-1
         ("train.jsonl", b'{"sentence1": "a", ', "can't be read as jsonl"),  # truncated
+        ("train.jsonl", JSON_LINE % (b"null", 3) + JSON_LINE % (b'"c"', 2), "row 1: sentence1 is None, not a text"),
+        ("train.jsonl", JSON_LINE % (b"7", 3) + JSON_LINE % (b"8", 2), "row 1: sentence1 is 7, not a text"),
         ("train.parquet", b"PAR1 and no more", "can't be read as parquet"),
-        (
-            "train.jsonl",
-            b'{"sentence1": null, "sentence2": "b", "score": 3}\n{"sentence1": "c", "sentence2": "b", "score": 2}',
-            "row 1: sentence1 is None, not a text",
-        ),
-        (
-            "train.jsonl",
-            b'{"sentence1": 7, "sentence2": "b", "score": 3}\n{"sentence1": 8, "sentence2": "b", "score": 2}',
-            "row 1: sentence1 is 7, not a text",
-        ),
-        ("train.jsonl", b'{"sentence1": "a", "sentence2": "b", "score": 3}\n{"sentence1": "c"}', "row 2: score nan"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path, name, content, message):
@@ -148,17 +141,22 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "message"),
+    ("dataset", "options", "message"),
     [
-        ("./nowhere", "not found: pass stsb, demo"),
-        ("/no/such/folder", "not found: pass stsb, demo"),
-        ("~/no/such/folder", "not found: pass stsb, demo"),
-        ("with\nnewline", "not found: pass stsb, demo"),
-        ("no-such-dataset", "cannot be loaded from the Hub or its cache (HF_HUB_OFFLINE is set"),
+        ("./nowhere", {}, "not found: pass stsb, demo"),
+        ("/no/such/folder", {}, "not found: pass stsb, demo"),
+        ("~/no/such/folder", {}, "not found: pass stsb, demo"),
+        ("with\nnewline", {}, "not found: pass stsb, demo"),
+        ("no-such-dataset", {}, "cannot be loaded from the Hub or its cache (HF_HUB_OFFLINE is set"),
+        ("demo", {"splits": ["eval"]}, "split must be one of train, dev, test, not 'eval'"),
+        *(
+            ("demo", {"score_max": score_max}, "score_max must be a finite number above 0")
+            for score_max in (0, -1, float("nan"), float("inf"))
+        ),
     ],
 )
-def test_an_unknown_dataset_is_refused_in_one_line(dataset, message):
-    assert message in refusal(dataset)
+def test_an_unknown_dataset_or_option_is_refused_in_one_line(dataset, options, message):
+    assert message in refusal(dataset, **options)
 
 
 def test_missing_and_duplicate_splits_are_refused(tmp_path):
@@ -166,15 +164,6 @@ def test_missing_and_duplicate_splits_are_refused(tmp_path):
     assert "lacks the split test: add one of the files test" in refusal(tmp_path)
     write(tmp_path, ".jsonl", names=["train"])
     assert "two files for the split train, " in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("score_max", [0, -1, float("nan"), float("inf")])
-def test_score_max_must_be_finite_and_positive(score_max):
-    assert "score_max must be a finite number above 0" in refusal("demo", score_max=score_max)
-
-
-def test_unknown_splits_are_refused():
-    assert "split must be one of train, dev, test, not 'eval'" in refusal("demo", splits=["eval"])
 
 
 def test_the_example_in_the_docstring_is_true():
@@ -186,33 +175,24 @@ def test_the_example_in_the_docstring_is_true():
 # The Hub's client reads its settings when it is imported: each set of settings needs a process of its own.
 LOAD = """
 import json, sys
-from twinsqueeze.errors import InputError
 from twinsqueeze.data.sentence_pairs import load_pairs
-outcomes = []
+from twinsqueeze.errors import InputError
 for dataset in sys.argv[1:]:
     try:
         data = load_pairs(dataset)
-        outcomes.append({"name": data.name, "source": data.source, "digest": data.digest, "notice": data.notice,
-                         "test": data.splits["test"].digest, "rows": [len(pairs) for pairs in data.splits.values()]})
+        print(json.dumps([data.name, data.source, data.notice, data.digest, data.splits["test"].digest]))
     except InputError as error:
-        outcomes.append({"error": str(error)})
-print(json.dumps(outcomes))
+        print(json.dumps(str(error)))
 """
 
 
-def load_in_new_process(endpoint: str, home: Path, *datasets: str) -> list[dict]:
+def load_in_new_process(endpoint: str, home: Path, *datasets: str) -> list:
     environment = {k: v for k, v in os.environ.items() if k not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     with ForkedProcess(["-c", LOAD, *datasets], environment, ROOT) as process:
         output, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
-    return json.loads(output)
-
-
-def write_repository(folder: Path, splits=("train", "validation", "test")) -> None:
-    """Writes Parquet files as STS-B has them on the Hub: scores from 0 to 1, and dev called validation."""
-    for split in splits:
-        write(folder / "data", "-00000-of-00001.parquet", [(f"{split} {a}", b, s / 5) for a, b, s in ROWS], [split])
+    return [json.loads(line) for line in output.splitlines()]
 
 
 @pytest.fixture
@@ -222,44 +202,31 @@ def silent_server():
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.fixture
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return f"http://127.0.0.1:{port}"
-
-
-def check_offline(endpoint, tmp_path, cached):
-    """Without an answer of the Hub, the cached dataset is used, or else `auto` is the demo and `stsb` refused."""
-    for offline in load_in_new_process(endpoint, tmp_path / "cached", "stsb", "auto"):
-        assert (offline["name"], offline["digest"], offline["notice"]) == ("stsb", cached["digest"], None)
-    refused, auto = load_in_new_process(endpoint, tmp_path / "empty", "stsb", "auto")
-    assert refused["error"].startswith("dataset 'sentence-transformers/stsb' cannot be loaded from the Hub")
-    assert auto["name"] == "demo"
-    assert "STS-B is not available" in auto["notice"]
-    assert "no benchmark" in auto["notice"]
-
-
-@pytest.mark.parametrize("unavailable", ["closed_port", pytest.param("silent_server", marks=pytest.mark.slow)])
-def test_datasets_of_the_hub_are_cached(unavailable, request, tmp_path):
-    write_repository(tmp_path / "hub" / "sentence-transformers" / "stsb")
-    write_repository(tmp_path / "hub" / "someone" / "pairs", ["train", "validation"])
+@pytest.mark.parametrize("answers", [None, pytest.param("never", marks=pytest.mark.slow)], ids=["closed", "silent"])
+def test_datasets_of_the_hub_are_cached_and_auto_is_the_demo_without_them(answers, silent_server, tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = [(f"{split} {a}", b, score) for a, b, score in ROWS]
+        scaled = [(a, b, score / 5) for a, b, score in rows]  # as STS-B has them on the Hub
+        write(tmp_path / "hub/sentence-transformers/stsb/data", "-00000-of-00001.parquet", scaled, [split])
+        write(tmp_path / "stsb", ".csv", rows, [split])
+    write(tmp_path / "hub/someone/pairs/data", "-00000-of-00001.parquet", names=["train", "validation"])
     datasets = "stsb", "sentence-transformers/stsb", "someone/else", "someone/pairs"
     with hub.serve(tmp_path / "hub") as endpoint:
         stsb, by_id, unknown, incomplete = load_in_new_process(endpoint, tmp_path / "cached", *datasets)
-    assert stsb == by_id
-    assert stsb["name"] == "stsb"
-    assert stsb["source"] == "https://huggingface.co/datasets/sentence-transformers/stsb"
-    assert stsb["rows"] == [4, 4, 4]
-    assert "dataset 'someone/else' cannot be loaded from the Hub" in unknown["error"]
-    assert incomplete["error"] == "dataset 'someone/pairs' lacks the split test; it has train, validation"
+    files = load_pairs(str(tmp_path / "stsb"))
+    source = "https://huggingface.co/datasets/sentence-transformers/stsb"
+    assert stsb == by_id == ["stsb", source, None, files.digest, files.splits["test"].digest]
+    assert "dataset 'someone/else' cannot be loaded from the Hub" in unknown
+    assert incomplete == "dataset 'someone/pairs' lacks the split test; it has train, validation"
 
-    for split in ("train", "validation", "test"):
-        write(tmp_path / "files", ".csv", [(f"{split} {a}", b, s) for a, b, s in ROWS], names=[split])
-    files = load_pairs(str(tmp_path / "files"))
-    assert (stsb["digest"], stsb["test"]) == (files.digest, files.splits["test"].digest)
-
-    check_offline(request.getfixturevalue(unavailable), tmp_path, stsb)
+    endpoint = silent_server if answers else f"http://127.0.0.1:{free_port()}"
+    assert load_in_new_process(endpoint, tmp_path / "cached", "stsb", "auto") == [stsb, stsb]
+    refused, auto = load_in_new_process(endpoint, tmp_path / "empty", "stsb", "auto")
+    assert refused.startswith("dataset 'sentence-transformers/stsb' cannot be loaded from the Hub")
+    name, _, notice, *_ = auto
+    assert name == "demo"
+    assert "STS-B is not available" in notice
+    assert "no benchmark" in notice
 
 
 @pytest.mark.parametrize("waiting_for", ["an answer", "an address"])
@@ -341,69 +308,36 @@ def test_folds_that_are_cut_at_rows_leave_out_of_train_what_shares_a_sentence(ma
         assert fold["train"] == [rows[i] for i in train]
 
 
-PARAGRAPH = (
-    "It has a paragraph number {} of plain words, which goes on for long enough to be taken for prose by who reads it."
-)
-PACKAGE = '''
-def first():
-    """Say what the first one does.
-
-    {}
-
-    Parameters
-    ----------
-    it : int
-        Which is of no interest here, since a list of parameters is what a reader skips who is looking for words.
-    """
-
-
-class Second:
-    """Say what the second one does.
-
-    >>> Second().is_no_prose_since_it_is_code() and so_is_this_and_that_and_what_comes_below(it, too)
-
-    {}
-    """
-
-
-def third():
-    """Has no paragraph below it."""
-
-
-def fourth():
-    """Too short.
-
-    {}
-    """
-
-
-def fifth():
-    """Say what the second one does.
-
-    {}
-    """
-'''
-
-
 def test_docstring_pairs_are_a_summary_with_its_own_paragraph_and_with_another(tmp_path, run_script, monkeypatch):
-    folder = write(tmp_path / "data", ".csv", [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)])
+    first, second = "Say what the first one does.", "Say what the second one does."
+    prose = [
+        f"It has a paragraph number {i} of plain words, which is long enough to be taken for prose by any reader of it."
+        for i in range(4)
+    ]
+    parameters = "Parameters\n----------\nit : int\n    Which is a list of parameters and no prose, however long it is."
+    code = ">>> Second().is_no_prose_since_it_is_code() and so_is_this_and_that_and_what_comes_below(it, too)"
+    docstrings = [
+        f"{first}\n\n{prose[0]}\n\n{parameters}",
+        f"{second}\n\n{code}\n\n{prose[1]}",
+        "Has no paragraph below it.",
+        f"Too short.\n\n{prose[2]}",
+        f"{second}\n\n{prose[3]}",  # the same summary again
+    ]
+    source = "".join(f"{kind}:\n    {text!r}\n\n" for text in docstrings for kind in ("def function()", "class Class"))
     package = tmp_path / "made_up_package"
     (package / "tests").mkdir(parents=True)
-    paragraphs = [PARAGRAPH.format(i) for i in range(4)]
-    (package / "__init__.py").write_text(PACKAGE.format(*paragraphs))
-    (package / "tests" / "test_it.py").write_text(PACKAGE.format(*paragraphs).replace("Say", "Test"))
+    (package / "__init__.py").write_text(source)
+    (package / "tests" / "test_it.py").write_text(source.replace("Say", "Test"))
     (package / "broken.py").write_text("{{ a template }}")
     monkeypatch.syspath_prepend(tmp_path)
+    folder = write(tmp_path / "data", ".csv")
     arguments = "make_docstrings.py", folder, tmp_path / "made", "--packages", package.name, "--pairs"
 
     with pytest.raises(SystemExit, match="the packages have 2 docstrings with a paragraph: ask for as many at most"):
         run_script(*arguments, 3)
     run_script(*arguments, 2)
-    pairs = load_pairs(str(tmp_path / "made")).splits["test"]
-    first, second = "Say what the first one does.", "Say what the second one does."
-    own = [(first, paragraphs[0], 5), (second, paragraphs[1], 5)]
-    others = [(first, paragraphs[1], 0), (second, paragraphs[0], 0)]
-    assert sorted(rows_of(pairs)) == sorted(own + others)
+    own, others = [(first, prose[0], 5), (second, prose[1], 5)], [(first, prose[1], 0), (second, prose[0], 0)]
+    assert sorted(rows_of(load_pairs(str(tmp_path / "made")).splits["test"])) == sorted(own + others)
 
 
 @pytest.mark.stsb

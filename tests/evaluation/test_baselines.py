@@ -1,7 +1,5 @@
-"""Baselines against scikit-learn and FAISS themselves, and what of them is kept between runs."""
+"""Baselines against scikit-learn, sentence-transformers and FAISS, and what is cached between runs."""
 
-import subprocess
-import sys
 from itertools import permutations
 
 import faiss
@@ -14,7 +12,6 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.random_projection import GaussianRandomProjection
 
-from tests.helpers.commands import ROOT
 from tests.helpers.pairs import random_pairs
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
@@ -26,15 +23,14 @@ from twinsqueeze.utils.disk_cache import DiskCache
 DIM = 8
 
 
-@pytest.fixture(autouse=True, scope="module")
-def single_threaded_faiss():
+@pytest.fixture(autouse=True)
+def single_threaded_faiss(monkeypatch):
     """Run FAISS as the baselines do: on one thread, since its threads busy-wait for occupied cores."""
-    before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
+    threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
-    faiss.cvar.distance_compute_blas_threshold = 20
+    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 20)
     yield
-    faiss.omp_set_num_threads(before[0])
-    faiss.cvar.distance_compute_blas_threshold = before[1]
+    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +42,9 @@ def task() -> BaselineTask:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> DiskCache:
-    return DiskCache(tmp_path_factory.mktemp("cache"))
+def cache(make_once, task) -> DiskCache:
+    """A cache with the baselines of the task."""
+    return DiskCache(make_once("baselines", lambda folder: cached_baselines(task, DIM, DiskCache(folder))))
 
 
 @pytest.fixture(scope="module")
@@ -64,70 +61,51 @@ def expected_scores(stored: np.ndarray, task: BaselineTask) -> tuple[float, floa
     nearest = [
         NearestNeighbors(n_neighbors=10, metric="cosine").fit(v).kneighbors()[1] for v in (pairs.embeddings, unit)
     ]
-    return spearman, np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)])
+    return spearman, recall_of(*nearest)
 
 
-def test_bytes_per_vector(found):
-    assert {name: row.bytes for name, row in found.items()} == {
-        "uncompressed": 256,
-        "first 8": 32,
-        "random projection to 8": 32,
-        "PCA to 8": 32,
-        "PCA to 8, whitened": 32,
-        "signs of 64, centered": 8,
-        "signs of 64, centered, float queries": 8,
-        "first 8, int8": 8,
-        "random projection to 8, int8": 8,
-        "PCA to 8, int8": 8,
-        "first 8, signs": 1,
-        "random projection to 8, signs": 1,
-        "PCA to 8, signs": 1,
-        "uncompressed, int8": 64,
-        "FAISS PQ, 16 bytes": 16,
-        "FAISS PQ, float queries, 16 bytes": 16,
-        "FAISS PQ, 32 bytes": 32,
-        "FAISS PQ, float queries, 32 bytes": 32,
-        "FAISS PQ, 64 bytes": 64,
-        "FAISS PQ, float queries, 64 bytes": 64,
-        "FAISS OPQ+PQ, 16 bytes": 16,
-        "FAISS OPQ+PQ, float queries, 16 bytes": 16,
-        "FAISS OPQ+PQ, 32 bytes": 32,
-        "FAISS OPQ+PQ, float queries, 32 bytes": 32,
-        "FAISS OPQ+PQ, 64 bytes": 64,
-        "FAISS OPQ+PQ, float queries, 64 bytes": 64,
+def recall_of(reference, nearest):
+    return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(reference, nearest, strict=True)])
+
+
+def quantize(transform, task):
+    """Returns transformed vectors of dev as sentence-transformers stores them, as int8 and signs."""
+    train, dev = (transform(v).astype(np.float32) for v in (task.train, task.evaluators["dev"].split.embeddings))
+    bits = np.unpackbits(quantize_embeddings(dev - train.mean(0), "ubinary"), axis=1)
+    return quantize_embeddings(dev, "int8", ranges=np.stack([train.min(0), train.max(0)])), 2.0 * bits - 1
+
+
+def test_bytes_per_vector_and_families(found):
+    expected = {
+        "uncompressed": (256, "uncompressed"),
+        "uncompressed, int8": (64, "uncompressed, int8"),
+        "PCA to 8, whitened": (32, "PCA, whitened"),
+        "signs of 64, centered": (8, "signs of 64, centered"),
+        "signs of 64, centered, float queries": (8, "signs of 64, centered, float queries"),
     }
+    for name, family in (("first 8", "first"), ("random projection to 8", "random projection"), ("PCA to 8", "PCA")):
+        for precision, size in (("", 32), (", int8", 8), (", signs", 1)):
+            expected[name + precision] = size, family + precision
+    for family in ("FAISS PQ", "FAISS PQ, float queries", "FAISS OPQ+PQ", "FAISS OPQ+PQ, float queries"):
+        for size in (16, 32, 64):
+            expected[f"{family}, {size} bytes"] = size, family
+    assert {name: (row.bytes, baseline_family(name, row.dim)) for name, row in found.items()} == expected
     assert [name for name, row in found.items() if not row.search_only][-1] == "signs of 64, centered"
-    assert {baseline_family(row.name, row.dim) for row in found.values()} == {
-        "uncompressed",
-        "uncompressed, int8",
-        "first",
-        "first, int8",
-        "first, signs",
-        "random projection",
-        "random projection, int8",
-        "random projection, signs",
-        "PCA",
-        "PCA, int8",
-        "PCA, signs",
-        "PCA, whitened",
-        "signs of 64, centered",
-        "signs of 64, centered, float queries",
-        "FAISS PQ",
-        "FAISS PQ, float queries",
-        "FAISS OPQ+PQ",
-        "FAISS OPQ+PQ, float queries",
-    }
+
+
+def test_every_row_has_every_score(found):
+    assert {*METRICS, *RetrievalScores._fields} == set(SCORES)
+    for row in found.values():
+        assert set(row.scores["dev"]) == set(SCORES)
+    assert found["uncompressed"].scores["dev"]["neighbor_recall"] == 1
 
 
 def test_int8_and_signs_match_sentence_transformers(found, task):
     pca = PCA(DIM, svd_solver="full").fit(task.train)
     transforms = {"uncompressed": lambda x: x, "PCA to 8": pca.transform, "first 8": lambda x: x[:, :DIM]}
     for name, transform in transforms.items():
-        train, dev = (transform(v).astype(np.float32) for v in (task.train, task.evaluators["dev"].split.embeddings))
-        stored = {f"{name}, int8": quantize_embeddings(dev, "int8", ranges=np.stack([train.min(0), train.max(0)]))}
-        bits = np.unpackbits(quantize_embeddings(dev - train.mean(0), "ubinary"), axis=1)
-        stored["signs of 64, centered" if name == "uncompressed" else f"{name}, signs"] = 2.0 * bits - 1
-        for row, vectors in stored.items():
+        signs = "signs of 64, centered" if name == "uncompressed" else f"{name}, signs"
+        for row, vectors in zip((f"{name}, int8", signs), quantize(transform, task), strict=True):
             scores = found[row].scores["dev"]
             spearman, recall = expected_scores(vectors, task)
             assert scores["spearman"] == pytest.approx(spearman, abs=0.01), row
@@ -136,20 +114,13 @@ def test_int8_and_signs_match_sentence_transformers(found, task):
 
 
 def test_quantized_random_projections_match_scikit_learn(found, task):
-    train, dev = task.train, task.evaluators["dev"].split.embeddings
-    spearmans: dict[str, list[float]] = {"int8": [], "signs": []}
-    for seed in range(20):
-        project = GaussianRandomProjection(DIM, random_state=seed).fit(train).transform
-        narrow, queries = (project(v).astype(np.float32) for v in (train, dev))
-        stored = quantize_embeddings(queries, "int8", ranges=np.stack([narrow.min(0), narrow.max(0)]))
-        bits = np.unpackbits(quantize_embeddings(queries - narrow.mean(0), "ubinary"), axis=1)
-        spearmans["int8"].append(expected_scores(stored, task)[0])
-        spearmans["signs"].append(expected_scores(2.0 * bits - 1, task)[0])
-    for precision, values in spearmans.items():
+    projections = [GaussianRandomProjection(DIM, random_state=seed).fit(task.train) for seed in range(20)]
+    draws = [[expected_scores(v, task)[0] for v in quantize(each.transform, task)] for each in projections]
+    for precision, spearmans in zip(("int8", "signs"), np.transpose(draws), strict=True):
         row = found[f"random projection to 8, {precision}"]
         assert row.draws == 20
-        assert row.scores["dev"]["spearman"] == pytest.approx(np.mean(values), abs=0.005)
-        assert row.deviations["dev"]["spearman"] == pytest.approx(np.std(values, ddof=1), abs=0.005)
+        assert row.scores["dev"]["spearman"] == pytest.approx(spearmans.mean(), abs=0.005)
+        assert row.deviations["dev"]["spearman"] == pytest.approx(spearmans.std(ddof=1), abs=0.005)
 
 
 def test_quantizers_match_faiss(found, task):
@@ -162,138 +133,101 @@ def test_quantizers_match_faiss(found, task):
             rotation.niter, rotation.niter_pq_0 = 20, 10
         index.train(task.train)
         scores = found[f"FAISS {kind}, 16 bytes"].scores["dev"]
-        # OPQ starts from a random rotation
-        tolerance = 0.002 if kind == "PQ" else 0.05
+        tolerance = 0.002 if kind == "PQ" else 0.05  # OPQ starts from a random rotation
         expected = expected_scores(index.sa_decode(index.sa_encode(dev)), task)
         assert (scores["spearman"], scores["neighbor_recall"]) == pytest.approx(expected, abs=tolerance)
     recalls = [found[f"FAISS PQ, {size} bytes"].scores["dev"]["neighbor_recall"] for size in faiss_baselines.CODE_SIZES]
     assert recalls == sorted(recalls)
 
 
-def test_float_queries_match_faiss_search_of_decoded_vectors(found, task):
-    """Asymmetric distance computation: cosines of float queries with decoded vectors."""
+def test_float_queries_are_compared_with_vectors_that_faiss_decodes(found, task):
+    """Asymmetric distance computation (Jégou et al. 2011)."""
     split = task.evaluators["dev"].split
     unit = split.embeddings / np.linalg.norm(split.embeddings, axis=1, keepdims=True)
     index = faiss.index_factory(64, "PQ16np", faiss.METRIC_INNER_PRODUCT)
     index.train(task.train)
     restored = index.sa_decode(index.sa_encode(split.embeddings))
-    flat = faiss.IndexFlatIP(64)
-    flat.add(restored / np.linalg.norm(restored, axis=1, keepdims=True))
-    similarity, ids = flat.search(unit, len(unit))
-    table = np.empty((len(unit), len(unit)))
-    np.put_along_axis(table, ids, similarity, 1)
+    table = unit @ (restored / np.linalg.norm(restored, axis=1, keepdims=True)).T
     spearmans = [stats.spearmanr(table[a, b], split.scores)[0] for a, b in permutations((split.first, split.second))]
     scores = found["FAISS PQ, float queries, 16 bytes"].scores["dev"]
     assert scores["spearman"] == pytest.approx(np.mean(spearmans), abs=0.002)
     np.fill_diagonal(table, -1)
     reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(split.embeddings).kneighbors()[1]
-    pairs = zip(reference, np.argsort(-table, 1)[:, :10], strict=True)
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
+    recall = recall_of(reference, np.argsort(-table, 1)[:, :10])
     assert scores["neighbor_recall"] == pytest.approx(recall, abs=0.002)
     assert recall > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
 
 
-def test_opq_is_left_out_for_fewer_sentences_than_dimensions(tmp_path):
-    """FAISS would abort the process."""
-    task = BaselineTask(random_pairs(pairs=9, sentences=300, dimension=320, seed=1).embeddings, {})
-    rows = cached_baselines(task, DIM, DiskCache(tmp_path))
-    names = [row.name for row in rows if row.name.startswith("FAISS")]
-    assert names == [
-        f"FAISS PQ{asked}, {size} bytes" for size in faiss_baselines.CODE_SIZES for asked in ("", ", float queries")
-    ]
-    assert "as many distinct train sentences" in missing_baselines_note(rows)
-
-
-def test_opq_beats_pq_on_correlated_dimensions(tmp_path):
+def test_opq_beats_pq_on_correlated_dimensions(tmp_path, monkeypatch):
     """PQ separates correlated dimensions, which OPQ's rotation (Ge et al. 2013) avoids."""
+    monkeypatch.setattr(faiss_baselines, "CODE_SIZES", (16,))
     generator = np.random.default_rng(3)
     hidden = generator.normal(size=(900, 64)) * np.geomspace(1, 0.01, 64)
     vectors = (hidden @ np.linalg.qr(generator.normal(size=(64, 64)))[0]).astype(np.float32)
     train, others = vectors[:600], vectors[600:]
     errors = {
-        (name, size): np.square(transform(others) - others).sum()
-        for name, size, transform in faiss_baselines.product_quantizers(train, DiskCache(tmp_path), lambda _: None)
+        name: np.square(transform(others) - others).sum()
+        for name, _, transform in faiss_baselines.product_quantizers(train, DiskCache(tmp_path), lambda _: None)
     }
-    assert errors["FAISS OPQ+PQ", 16] < 0.9 * errors["FAISS PQ", 16]
-
-
-def test_every_row_has_every_score(found):
-    names = {*METRICS, *RetrievalScores._fields}
-    assert names == set(SCORES)
-    for row in found.values():
-        assert set(row.scores["dev"]) == names
-    assert set(found["uncompressed"].scores["dev"]) >= names
-    assert found["uncompressed"].scores["dev"]["neighbor_recall"] == 1
+    assert errors["FAISS OPQ+PQ"] < 0.9 * errors["FAISS PQ"]
 
 
 def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, found, monkeypatch):
-    def refuse(*arguments):
+    def refuse(*_):
         raise AssertionError("computed again")
 
     trained = []
-    fewer = BaselineTask(task.train, {"test": task.evaluators["dev"]})
-    cached_baselines(fewer, DIM, cache, trained.append)
+    other_splits = BaselineTask(task.train, {"test": task.evaluators["dev"]})
+    cached_baselines(other_splits, DIM, cache, trained.append)
     assert not trained  # quantizers depend on the train sentences alone
     monkeypatch.setattr(baselines, "score_baselines", refuse)
     assert {row.name: row for row in cached_baselines(task, DIM, cache)} == found
-    with pytest.raises(AssertionError, match="computed again"):
-        cached_baselines(task, DIM + 1, cache)
-    others = BaselineTask(task.train + 1, task.evaluators)
-    with pytest.raises(AssertionError, match="computed again"):
-        cached_baselines(others, DIM, cache)
+    for changed, dim in ((task, DIM + 1), (BaselineTask(task.train + 1, task.evaluators), DIM)):
+        with pytest.raises(AssertionError, match="computed again"):
+            cached_baselines(changed, dim, cache)
 
 
 def test_another_dim_recomputes_only_dimension_reductions(task, cache, found, monkeypatch):
-    asked = []
+    def refuse(*_):
+        raise AssertionError("computed again")
+        yield
 
-    def full_dim_encodings(*_):
-        asked.append("encodings")
-        yield from ()
-
-    monkeypatch.setattr(baselines, "full_dim_encodings", full_dim_encodings)
+    monkeypatch.setattr(baselines, "full_dim_encodings", refuse)
     rows = cached_baselines(task, 4, cache)
-    assert not asked
     assert [row for row in rows if row.dim is None] == [row for row in found.values() if row.dim is None]
 
 
-def test_quantizers_do_not_depend_on_the_thread_count(task, tmp_path):
-    payloads = []
-    for threads in (1, 2):
-        faiss.omp_set_num_threads(threads)
-        cache = DiskCache(tmp_path / f"{threads}")
-        names = [name for name, *_ in faiss_baselines.product_quantizers(task.train, cache, lambda _: None)]
-        assert len(names) == 6
-        payloads.append({file.name: file.read_bytes() for file in cache.folder.iterdir()})
-        assert faiss.omp_get_max_threads() == threads
-    assert payloads[0] == payloads[1]
-
-
-def test_training_a_quantizer_prints_nothing(task, tmp_path):
-    np.save(tmp_path / "train.npy", task.train)
-    program = (
-        "import sys, numpy as np; from pathlib import Path; from twinsqueeze.utils.disk_cache import DiskCache;"
-        "from twinsqueeze.evaluation.faiss_baselines import product_quantizers;"
-        "list(product_quantizers(np.load('train.npy'), DiskCache(Path('cache')), lambda name: None))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+def test_training_quantizers_prints_nothing_and_does_not_depend_on_the_thread_count(
+    task, cache, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(faiss_baselines, "CODE_SIZES", (32,))
+    faiss.omp_set_num_threads(2)
+    quantizers = faiss_baselines.product_quantizers(task.train, DiskCache(tmp_path), lambda _: None)
+    assert [name for name, *_ in quantizers] == ["FAISS PQ", "FAISS OPQ+PQ"]
+    assert faiss.omp_get_max_threads() == 2
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (cache.folder / file.name).read_bytes()  # trained on one thread
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_quantizers_are_explained(task, tmp_path, monkeypatch, found):
-    assert missing_baselines_note(list(found.values())) is None
-    few = BaselineTask(task.train[:255], task.evaluators)
-    rows = cached_baselines(few, DIM, DiskCache(tmp_path))
-    assert "need 256 distinct train sentences" in missing_baselines_note(rows)
+    def rows_of_faiss(task):
+        rows = cached_baselines(task, DIM, DiskCache(tmp_path))
+        return [row.name for row in rows if "FAISS" in row.name], missing_baselines_note(rows)
 
-    monkeypatch.setattr(faiss_baselines, "faiss_version", lambda: None)
-    monkeypatch.setattr(baselines, "faiss_version", lambda: None)
-    rows = cached_baselines(task, DIM, DiskCache(tmp_path))
-    assert [row.name for row in rows if "FAISS" in row.name] == []
-    assert missing_baselines_note(rows).endswith("pip install faiss-cpu")
+    assert missing_baselines_note(list(found.values())) is None
+    names, note = rows_of_faiss(BaselineTask(task.train[:255], task.evaluators))
+    assert names == []
+    assert "need 256 distinct train sentences" in note
+
+    # FAISS would abort the process if OPQ were trained on fewer sentences than dimensions.
+    wide = random_pairs(pairs=9, sentences=300, dimension=320, seed=1)
+    names, note = rows_of_faiss(BaselineTask(wide.embeddings, {}))
+    assert names == [f"FAISS PQ{queries}, {size} bytes" for size in (16, 32, 64) for queries in ("", ", float queries")]
+    assert "as many distinct train sentences" in note
+
+    for module in (faiss_baselines, baselines):
+        monkeypatch.setattr(module, "faiss_version", lambda: None)
+    names, note = rows_of_faiss(task)
+    assert names == []
+    assert note.endswith("pip install faiss-cpu")

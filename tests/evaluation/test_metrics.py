@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import label_ranking_average_precision_score, mean_absolute_error, mean_squared_error
+from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.neighbors import NearestNeighbors
 
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
@@ -123,10 +123,6 @@ def search():
     return vectors, nearest_neighbors(vectors), relevant_pairs(first, second, scores)
 
 
-def targets_by_query(pairs):
-    return {query: set(pairs.targets[pairs.queries == query].tolist()) for query in set(pairs.queries.tolist())}
-
-
 def test_pairs_scored_4_or_more_are_relevant_both_ways_once():
     first, second = np.array([0, 2, 5, 3, 4]), np.array([1, 0, 5, 4, 3])
     pairs = relevant_pairs(first, second, np.array([4.0, 3.9, 5.0, 4.6, 5.0]))
@@ -141,43 +137,27 @@ def test_retrieval_scores_by_hand():
     assert scores == pytest.approx((1, (1 / 2 + 0) / 2, 1, (1 + 1 / 4) / 2))
 
 
-def test_recall_matches_scikit_learns_search(search):
+@pytest.mark.parametrize("queries_are_stored", [True, False], ids=["symmetric", "asymmetric"])
+def test_retrieval_scores_match_scikit_learns_search(search, queries_are_stored):
     vectors, reference, pairs = search
-    found = NearestNeighbors(metric="cosine", algorithm="brute").fit(vectors).kneighbors(n_neighbors=10)[1]
-    relevant = targets_by_query(pairs)
-    assert max(map(len, relevant.values())) > 1
-    expected = [
-        np.mean([len(targets & set(found[query][:k])) / len(targets) for query, targets in relevant.items()])
-        for k in (1, 10)
-    ]
-    scores = retrieval_scores(vectors, reference, pairs, block=32)
-    assert [scores.recall_at_1, scores.recall_at_10] == pytest.approx(expected)
-    assert 0 < scores.recall_at_1 < scores.recall_at_10 < 1
-
-
-def test_mrr_of_single_relevant_sentences_matches_scikit_learn(search):
-    vectors, reference, _ = search
-    targets = np.random.default_rng(1).permutation(90)
-    queries = np.flatnonzero(targets != np.arange(90))
-    pairs = RelevantPairs(queries, targets[queries])
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    similarity = (unit @ unit.T)[queries]
-    similarity[np.arange(len(queries)), queries] = -2
-    expected = label_ranking_average_precision_score(np.eye(90, dtype=bool)[pairs.targets], similarity)
-    assert retrieval_scores(vectors, reference, pairs).mrr == pytest.approx(expected)
-
-
-def test_asymmetric_search_matches_scikit_learn(search):
-    vectors, reference, pairs = search
-    stored = vectors.round()  # without ties, unlike signs
+    stored = vectors if queries_are_stored else vectors.round()  # without ties, unlike signs
+    queries = None if queries_are_stored else vectors
     found = NearestNeighbors(metric="cosine", algorithm="brute").fit(stored).kneighbors(vectors, 90)[1]
-    others = [row[row != query].tolist() for query, row in enumerate(found)]
-    scores = retrieval_scores(stored, reference, pairs, queries=vectors, block=32)
-    recalls = [len(set(row[:10]) & set(nearest)) / 10 for row, nearest in zip(others, reference, strict=True)]
-    assert scores.neighbor_recall == pytest.approx(np.mean(recalls))
-    best_ranks = [1 + min(map(others[query].index, targets)) for query, targets in targets_by_query(pairs).items()]
-    assert scores.mrr == pytest.approx(np.mean(1 / np.array(best_ranks)))
-    assert scores != retrieval_scores(stored, reference, pairs)
+    found = [[target for target in row if target != query] for query, row in enumerate(found)]
+    relevant = {query: set(pairs.targets[pairs.queries == query].tolist()) for query in set(pairs.queries.tolist())}
+    neighbors = {query: set(row) for query, row in enumerate(reference.tolist())}
+    assert max(map(len, relevant.values())) > 1
+
+    def mean_recall(targets_by_query, k):
+        recalls = [len(targets.intersection(found[q][:k])) / len(targets) for q, targets in targets_by_query.items()]
+        return np.mean(recalls)
+
+    mrr = np.mean([1 / (1 + min(map(found[query].index, targets))) for query, targets in relevant.items()])
+    expected = mean_recall(neighbors, 10), mean_recall(relevant, 1), mean_recall(relevant, 10), mrr
+    scores = retrieval_scores(stored, reference, pairs, queries=queries, block=32)
+    assert scores == pytest.approx(expected)
+    assert 0 < scores.recall_at_1 < scores.recall_at_10 < 1
+    assert queries_are_stored or scores != retrieval_scores(stored, reference, pairs)
 
 
 def test_scores_do_not_depend_on_the_block_size(search):
