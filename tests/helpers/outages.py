@@ -10,15 +10,38 @@ import socket
 import sqlite3
 import subprocess
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.helpers.servers import free_port, start_mlflow
+
+# All that users see of a run, one query per kind, but for its id, its times and its files.
+OF_A_RUN = {
+    "status": "SELECT status, lifecycle_stage FROM runs WHERE run_uuid = ?",
+    "params": "SELECT key, value FROM params WHERE run_uuid = ?",
+    "tags": "SELECT key, value FROM tags WHERE run_uuid = ?",
+    "metrics": "SELECT key, step, value FROM metrics WHERE run_uuid = ?",
+    "latest": "SELECT key, step, value FROM latest_metrics WHERE run_uuid = ?",
+    "inputs": "SELECT d.name, d.digest, d.dataset_source, d.dataset_schema, t.name, t.value "
+    "FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id "
+    "JOIN input_tags t ON t.input_uuid = i.input_uuid WHERE i.destination_id = ?",
+    "outputs": "SELECT 1 FROM inputs WHERE source_id = ?",
+}
+OF_A_MODEL = {
+    "about": "SELECT name, status, lifecycle_stage FROM logged_models WHERE model_id = ?",
+    "params": "SELECT param_key, param_value FROM logged_model_params WHERE model_id = ?",
+    "tags": "SELECT tag_key, tag_value FROM logged_model_tags WHERE model_id = ?",
+    "metrics": "SELECT metric_name, metric_step, metric_value, dataset_name, dataset_digest "
+    "FROM logged_model_metrics WHERE model_id = ?",
+}
+# Tags that differ from one recording of the same to the next.
+OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
+# How many runs of a recipe were there before.
+REPEATED = re.compile(r"\d+ runs? repeated with the same recipe and seed: the newest is used\.")
 
 
 @dataclass
@@ -39,7 +62,7 @@ class Server:
         self._process = start_mlflow(
             *("server", "--workers", "1", *options),
             folder=self.folder,
-            environment=self.environment,
+            environment=self.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             health=f"{self.uri}/health",
         )
 
@@ -51,79 +74,42 @@ class Server:
 
     def query(self, statement: str, *values: str) -> list[tuple]:
         with sqlite3.connect(self.folder / "mlflow.db") as database:
-            return database.execute(statement, values).fetchall()
+            return sorted(database.execute(statement, values).fetchall())
 
     def runs(self) -> list[str]:
-        """Their ids, the oldest first."""
-        return [row[0] for row in self.query("SELECT run_uuid FROM runs ORDER BY start_time, run_uuid")]
-
-    def metrics(self, run_id: str) -> Counter:
-        """How often the database has each metric, step and value of a run."""
-        return Counter(self.query("SELECT key, step, value FROM metrics WHERE run_uuid = ?", run_id))
+        return [run_id for (run_id,) in self.query("SELECT run_uuid FROM runs")]
 
     def contents(self, run_id: str) -> dict[str, object]:
         """All that users see of a run, but for its id, its times and the place of its record."""
-        model_of = "SELECT model_id FROM logged_models WHERE source_run_id = ?"
-        ((status, lifecycle),) = self.query("SELECT status, lifecycle_stage FROM runs WHERE run_uuid = ?", run_id)
-        models = [row[0] for row in self.query(model_of, run_id)]
-        places = self.folder / "mlartifacts" / "0"
-        tags = self.query("SELECT key, value FROM tags WHERE run_uuid = ?", run_id)
+        models = self.query("SELECT model_id FROM logged_models WHERE source_run_id = ?", run_id)
+        found = {name: self.query(statement, run_id) for name, statement in OF_A_RUN.items()}
         parents = {"mlflow.parentRunId": "the parent"}
-        return {
-            "status": (status, lifecycle),
-            "params": sorted(self.query("SELECT key, value FROM params WHERE run_uuid = ?", run_id)),
-            "tags": sorted((k, parents.get(k, REPEATED.sub("", v))) for k, v in tags if k not in OF_THE_PROCESS),
-            "metrics": self.metrics(run_id),
-            "latest": sorted(self.query("SELECT key, step, value FROM latest_metrics WHERE run_uuid = ?", run_id)),
-            "inputs": sorted(
-                self.query(
-                    "SELECT d.name, d.digest, d.dataset_source, d.dataset_schema, t.name, t.value "
-                    "FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id "
-                    "JOIN input_tags t ON t.input_uuid = i.input_uuid WHERE i.destination_id = ?",
-                    run_id,
-                )
-            ),
-            "outputs": len(self.query("SELECT 1 FROM inputs WHERE source_id = ?", run_id)),
-            "files": sorted(
-                (path.relative_to(places / run_id).as_posix(), path.stat().st_size if path.suffix == ".json" else None)
-                for path in (places / run_id).rglob("*")
-                if path.is_file()
-            ),
-            "models": [self._model(model, places) for model in models],
-        }
+        tags = [(k, parents.get(k, REPEATED.sub("", v))) for k, v in found["tags"] if k not in OF_THE_PROCESS]
+        places = self.folder / "mlartifacts" / "0"
+        files = [
+            (name, path.stat().st_size if path.suffix == ".json" else None)
+            for name, path in files_in(places / run_id).items()
+        ]
+        logged = [self._model(model, places / "models" / model / "artifacts") for (model,) in models]
+        return found | {"tags": tags, "files": files, "models": logged}
 
-    def _model(self, model_id: str, places: Path) -> dict[str, object]:
-        folder = places / "models" / model_id / "artifacts"
-        return {
-            "about": self.query("SELECT name, status, lifecycle_stage FROM logged_models WHERE model_id = ?", model_id),
-            "params": sorted(
-                self.query("SELECT param_key, param_value FROM logged_model_params WHERE model_id = ?", model_id)
-            ),
-            "tags": sorted(self.query("SELECT tag_key, tag_value FROM logged_model_tags WHERE model_id = ?", model_id)),
-            "metrics": Counter(
-                self.query(
-                    "SELECT metric_name, metric_step, metric_value, dataset_name, dataset_digest "
-                    "FROM logged_model_metrics WHERE model_id = ?",
-                    model_id,
-                )
-            ),
-            "files": sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()),
-            "weights": (folder / "artifacts" / "compressor.safetensors").read_bytes(),
-        }
+    def _model(self, model_id: str, folder: Path) -> dict[str, object]:
+        found = {name: self.query(statement, model_id) for name, statement in OF_A_MODEL.items()}
+        weights = (folder / "artifacts" / "compressor.safetensors").read_bytes()
+        return found | {"files": list(files_in(folder)), "weights": weights}
 
 
-# Tags that differ from one recording of the same to the next.
-OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
-# How many runs of a recipe were there before.
-REPEATED = re.compile(r"\d+ runs? repeated with the same recipe and seed: the newest is used\.")
+def files_in(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-class Faults(ABC):
-    """What a proxy does with a request; asked by its method and path, it answers one of the names below."""
+class Faults:
+    """What a proxy does with requests: `fault`, which tests change, with all of them."""
 
     PASS, FAIL, CUT, LOSE, HANG = "pass", "answers 500", "cuts", "takes it and cuts", "hangs"
 
     def __init__(self) -> None:
+        self.fault = self.PASS
         self.done: Counter[str] = Counter()
         self.stop_hanging = threading.Event()
         self._lock = threading.Lock()
@@ -134,16 +120,16 @@ class Faults(ABC):
             self.done[fault] += 1
             return fault
 
-    @abstractmethod
-    def choose(self, kind: str) -> str: ...
+    def choose(self, kind: str) -> str:
+        return self.fault
 
 
 class FirstAnswersLost(Faults):
     """The first request of every kind reaches the server, and its answer nobody; of the rest many fail at random."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, known: Iterable[str] = ()) -> None:
         super().__init__()
-        self.kinds: set[str] = set()
+        self.kinds = set(known)
         self._random = random.Random(seed)
 
     def choose(self, kind: str) -> str:
@@ -151,18 +137,6 @@ class FirstAnswersLost(Faults):
             self.kinds.add(kind)
             return self.LOSE
         return self._random.choices([self.PASS, self.FAIL, self.CUT, self.LOSE], [88, 4, 4, 4])[0]
-
-
-class Always(Faults):
-    """One fault, from when it is switched on."""
-
-    def __init__(self, fault: str) -> None:
-        super().__init__()
-        self.fault = fault
-        self.on = False
-
-    def choose(self, kind: str) -> str:
-        return self.fault if self.on else self.PASS
 
 
 def kind_of(method: str, path: str, body: bytes) -> str:
@@ -189,12 +163,12 @@ def proxy(port: int, faults: Faults) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = faults.next(kind_of(self.command, self.path, body))
             if fault == Faults.FAIL:
-                return self.reply(500, b"<html>nothing works</html>", {})
+                return self.reply(500, b"<html>nothing works</html>", "text/html")
             if fault == Faults.HANG:
-                faults.stop_hanging.wait(60)
+                faults.stop_hanging.wait()
             if fault in {Faults.CUT, Faults.HANG}:
                 return self.cut()
-            upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            upstream = http.client.HTTPConnection("127.0.0.1", port)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in {"host", "connection"}}
             try:
                 upstream.request(self.command, self.path, body, headers)
@@ -206,7 +180,7 @@ def proxy(port: int, faults: Faults) -> Iterator[str]:
                 upstream.close()
             if fault == Faults.LOSE:
                 return self.cut()
-            return self.reply(answer.status, content, {"Content-Type": answer.headers.get("Content-Type", "")})
+            return self.reply(answer.status, content, answer.headers.get("Content-Type", ""))
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one  # noqa: N815 - as http.server calls them
 
@@ -214,10 +188,9 @@ def proxy(port: int, faults: Faults) -> Iterator[str]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        def reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        def reply(self, status: int, content: bytes, content_type: str) -> None:
             self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
