@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,10 +25,15 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import mlflow
 
+from tests.helpers import shortcuts
 from tests.helpers.commands import Workplace
+from tests.helpers.forks import FORKS
 from tests.helpers.pairs import random_pairs, write_pairs
 from twinsqueeze import cli
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.utils import worker_pool
+from twinsqueeze.utils.disk_cache import DiskCache
 
 
 def pytest_configure() -> None:
@@ -85,7 +90,15 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session")
-def shared_cache(make_once) -> Path:
+def fast_stores(make_once) -> Iterator[None]:
+    """New SQLite stores in this process take no second."""
+    with pytest.MonkeyPatch.context() as patch:
+        shortcuts.copy_tables(patch, make_once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_cache(make_once, fast_stores) -> Path:
     """One cache of embeddings for all commands that the tests start."""
     return make_once("cache", Path.mkdir)
 
@@ -99,9 +112,24 @@ def pairs_folder(make_once) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(make_once) -> Path:
     """The folder of an encoder of 64 numbers that encodes in milliseconds."""
-    from tests.helpers.tiny_encoder import make_tiny_encoder  # imports sentence-transformers
 
-    return make_once("tiny-encoder", make_tiny_encoder)
+    def make(folder: Path) -> None:
+        from tests.helpers.tiny_encoder import make_tiny_encoder  # imports sentence-transformers
+
+        make_tiny_encoder(folder)
+
+    return make_once("tiny-encoder", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_options(make_once, pairs_folder, tiny_encoder, shared_cache) -> list[str]:
+    """Options of a training that takes a fraction of a second; its sentences are in the cache."""
+
+    def encode(_: Path) -> None:
+        embed_pairs(load_pairs(str(pairs_folder)).splits, resolve_encoder(str(tiny_encoder)), DiskCache(shared_cache))
+
+    make_once("encoded", encode)
+    return ["--dataset", str(pairs_folder), "--encoder", str(tiny_encoder), "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +177,7 @@ def run_here(workplace, monkeypatch, capsys):
     for name, value in workplace.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(workplace.folder)
+    shortcuts.skip_drawing(monkeypatch)
     monkeypatch.setattr(cli.signals, "raise_on_signals", lambda: None)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -163,3 +192,9 @@ def run_here(workplace, monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def forked_workers(monkeypatch) -> None:
+    """Worker pools in this process fork their workers, which saves the seconds of the imports."""
+    monkeypatch.setattr(worker_pool.multiprocessing, "get_context", lambda _: FORKS)

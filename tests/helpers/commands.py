@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from tests.helpers import shortcuts
 from tests.helpers.forks import ForkedProcess
 from twinsqueeze import cli
 from twinsqueeze.utils import signals
@@ -67,6 +68,8 @@ class Workplace:
             for name, value in environment.items():
                 patch.setenv(name, value)
             patch.chdir(self.folder)
+            if shortcuts.DRAW_FIGURES not in environment:
+                shortcuts.skip_drawing(patch)
             patch.setattr(sys, "argv", ["twinsqueeze", *arguments])
             patch.setattr(signals, "raise_on_signals", lambda: None)
             patch.setattr(sys, "excepthook", sys.excepthook)

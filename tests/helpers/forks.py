@@ -19,6 +19,10 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
+from tests.helpers import shortcuts
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["torch", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
@@ -123,6 +127,8 @@ class _Start:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        if shortcuts.DRAW_FIGURES not in environment:
+            shortcuts.skip_drawing(pytest.MonkeyPatch())
         option, what, *arguments = command
         sys.argv = [what if option == "-m" else "-c", *arguments]
         try:
