@@ -38,14 +38,8 @@ def made(workplace) -> set[str]:
     ("arguments", "message"),
     [
         ("--alpha -1", "alpha must be a finite number of at least 0, not '-1'"),
-        ("--alpha nan", "alpha must be"),
-        ("--alpha inf", "alpha must be"),
-        ("--alpha much", "alpha must be"),
         ("--dim 1", "dim must be a whole number of at least 2"),
-        ("--epochs 0", "epochs must be"),
-        ("--batch-size -3", "batch_size must be"),
         ("--batch_size -3", "batch_size must be"),  # as `mlflow run` spells it
-        ("--lr 0", "lr must be"),
         ("--seed 2147483648", "seed must be a whole number from 0 to 2147483647"),
         ("--architecture cnn", "architecture must be mlp, linear or residual, not 'cnn'"),
         ("--loss l1", "loss must be mse"),

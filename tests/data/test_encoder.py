@@ -1,6 +1,5 @@
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +9,9 @@ from tests.helpers.encoders import CountingEncoder, vector_of
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.pairs import scored_pairs
 from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_pairs, resolve_encoder
-from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.files import file_sha256
-from twinsqueeze.utils.similarity import pair_cosines
 
 SPLITS = {
     "train": scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat")),
@@ -144,16 +141,3 @@ print("sentence_transformers" in sys.modules, encoded["train"].embeddings.tobyte
     with ForkedProcess(arguments, {}, ROOT) as process:
         output, errors = process.communicate()
     assert (output.split(), errors) == (["False", encoded["train"].embeddings.tobytes().hex()], "")
-
-
-@pytest.mark.slow
-@pytest.mark.stsb
-def test_the_encoder_has_the_known_spearman_on_stsb(stsb_folder: Path, tmp_path: Path):
-    from scipy import stats
-
-    data = load_pairs(str(stsb_folder))
-    encoded = embed_pairs(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
-    for name, expected in (("dev", 0.8672), ("test", 0.8203)):
-        split = encoded[name]
-        predicted = pair_cosines(split.embeddings, split.first, split.second)
-        assert round(stats.spearmanr(predicted, split.scores)[0], 4) == expected
