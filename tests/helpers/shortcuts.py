@@ -18,7 +18,7 @@ def skip_drawing(patch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     def save_noise(figure: Figure, file: Any, **options: Any) -> None:
-        Image.effect_noise((300, 150), 50).save(file, format="png")
+        Image.effect_noise((200, 120), 50).save(file, format="png")
 
     patch.setattr(Figure, "savefig", save_noise)
 
