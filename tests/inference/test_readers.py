@@ -1,0 +1,171 @@
+"""Readers of vectors and texts: all rows in order, and which input they refuse with which message."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.vectors import unit_vectors, write_rows
+from twinsqueeze.errors import InputError
+from twinsqueeze.inference import readers
+from twinsqueeze.inference.readers import read_blocks
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(source: str, format_: str = "auto", column: str | None = None) -> str:
+    """Reads to the end; returns the message of the `InputError`."""
+    with pytest.raises(InputError) as refused:
+        [np.array(block.rows) for block in read_blocks(source, format_, column)]
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows"),
+    [("in.npy", 5000), ("fortran.npy", 5000), ("in.parquet", 5000), ("in.csv", 500), ("in.jsonl", 500)]
+    + [(f"texts.{suffix}", 500) for suffix in ("parquet", "csv", "jsonl", "txt")],
+)
+def test_blocks_have_all_rows_in_order(tmp_path, monkeypatch, name, num_rows):
+    monkeypatch.setattr(readers, "BLOCK_SIZES", {"vectors": 300, "texts": 300})
+    rows = TEXTS * (num_rows // 5) if name.startswith("texts") else unit_vectors(num_rows, 5)
+    write_rows(tmp_path / name, np.asfortranarray(rows) if name == "fortran.npy" else rows)
+    column = "row" if name in {"texts.parquet", "texts.csv", "texts.jsonl"} else None
+    blocks = list(read_blocks(name, column=column))
+    ends = np.cumsum([len(block.rows) for block in blocks])
+    assert max(len(block.rows) for block in blocks) == 300
+    assert [block.first_row for block in blocks] == [0, *ends[:-1]]
+    assert blocks[-1].position == blocks[-1].total
+    np.testing.assert_array_equal(np.concatenate([block.rows for block in blocks]), rows)
+
+
+def test_strings_of_jsonl_are_texts(tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, TEXTS)))
+    (block,) = read_blocks("in.jsonl")
+    assert block.rows == TEXTS
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def npy_header(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(100)
+
+
+def npy_of(shape: str, descr: str = "'<f4'", *, fortran_order: bool = False) -> bytes:
+    return npy_header(f"{{'descr': {descr}, 'fortran_order': {fortran_order}, 'shape': {shape}}}")
+
+
+def parquet(column: pa.Array) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"v": column}), file, compression="zstd")
+    return file.getvalue()
+
+
+def list_column(*last_rows: list[float | None] | None) -> pa.Array:
+    """50 lists of 4 numbers, and more rows."""
+    return pa.array([*([[1.0] * 4] * 50), *last_rows], pa.list_(pa.float32()))
+
+
+VECTORS = unit_vectors(3000, 64)
+NPY, PARQUET = npy(VECTORS), parquet(pa.array(list(VECTORS)))
+THIRD = len(PARQUET) // 3
+DAMAGED_PARQUET = PARQUET[:THIRD] + np.random.default_rng(0).bytes(THIRD) + PARQUET[2 * THIRD :]
+LETTER = b"vectors, they said, but it is a letter\n" * 10
+NOT_UTF8 = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
+ROWS_OF_AN_ARRAY = "vectors must be the rows of an array of numbers, (n, d)"
+
+REFUSED = [
+    ("in.npy", b"", "input 'in.npy' is empty"),
+    ("in.npy", NPY[: len(NPY) // 3], "in.npy is damaged, truncated or"),
+    ("in.npy", NPY[:20], "truncated"),
+    ("in.npy", LETTER, "not a .npy"),
+    ("in.npy", npy(np.zeros((0, 384), np.float32)), "is an array of float32 values and of shape (0, 384)"),
+    ("in.npy", npy(np.zeros(384, np.float32)), f"of shape (384,): {ROWS_OF_AN_ARRAY}"),
+    (
+        "in.npy",
+        npy(np.zeros((3, 4), complex)),
+        f"an array of complex128 values and of shape (3, 4): {ROWS_OF_AN_ARRAY}",
+    ),
+    ("in.npy", npy(np.array([["a"]])), ROWS_OF_AN_ARRAY),
+    ("in.npy", npy(np.array([{}], object)), "in.npy is an array of object values"),
+    ("in.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)"), "in.npy is damaged"),
+    ("in.npy", npy_header("-" * 3000 + "1"), "in.npy"),
+    ("in.npy", npy_header("  1\n 2"), "in.npy is damaged"),
+    ("in.npy", npy_of("(-1, 3)"), ROWS_OF_AN_ARRAY),
+    ("in.npy", npy_of("(-2, 3)", fortran_order=True), ROWS_OF_AN_ARRAY),
+    ("in.npy", npy_of(f"({10**30}, 0)"), ROWS_OF_AN_ARRAY),
+    ("in.npy", npy_of(f"({10**30}, 1)"), "it has fewer than the 1000"),
+    ("in.npy", npy_of(f"(1, {10**30})"), "it has fewer than the 1 rows"),
+    ("in.npy", npy_of("(2, 3)", "'|O'"), ROWS_OF_AN_ARRAY),
+    ("in.npy", npy_of("(2, 3)", "[]", fortran_order=True), "in.npy"),
+    ("in.parquet", b"", "input 'in.parquet' is empty"),
+    ("in.parquet", PARQUET[: len(PARQUET) * 2 // 3], "truncated"),
+    ("in.parquet", PARQUET[:20], "truncated"),
+    ("in.parquet", LETTER, "not a .parquet"),
+    ("in.parquet", DAMAGED_PARQUET, "in.parquet is damaged"),
+    ("in.parquet", parquet(pa.array([])), "neither texts nor lists"),
+    ("in.parquet", parquet(pa.array([], pa.list_(pa.float32()))), "in.parquet is empty: it has no rows"),
+    ("in.parquet", parquet(list_column([1.0] * 3)), "row 50 of in.parquet is not a list of 4 numbers"),
+    ("in.parquet", parquet(list_column(None)), "row 50 of in.parquet is not a list of 4 numbers"),
+    ("in.parquet", parquet(list_column([None, 1.0, 1.0, 1.0])), "row 50 of in.parquet is not a list of 4 numbers"),
+    ("in.parquet", parquet(pa.array(["a", None])), "row 1 of in.parquet is missing"),
+    ("in.parquet", parquet(NOT_UTF8), "in.parquet is damaged"),
+    ("in.txt", b"", "input 'in.txt' is empty"),
+    ("in.txt", b"caf\xe9\n", "in.txt is not UTF-8"),
+    ("in.csv", b"a,b\n", "in.csv is empty: it has no rows"),
+    ("in.csv", b'text\na\n"b,c\n', "row 1 of in.csv can't be read as csv"),
+    ("in.csv", b"a,b\nx y,z\n", "several columns to choose from, a, b: name one"),
+    ("in.csv", b"a,b\nx,1\ny\n", "row 1 of in.csv can't be read as csv: 1 cells, and the first line has 2"),
+    ("in.jsonl", b"\n\n", "in.jsonl is empty"),
+    ("in.jsonl", b'"a"\n{\n', "row 1 of in.jsonl can't be read as jsonl"),
+    ("in.jsonl", b'"a"\n[1, 2]\n', "row 1 of in.jsonl is not a text"),
+    ("in.jsonl", b"[1, 2, 3]\n[1]\n", "row 1 of in.jsonl is not a list of 3 numbers"),
+    ("in.jsonl", b'[1, "2"]\n', "row 0 of in.jsonl can't be read as jsonl: [1, '2'] is neither a text nor a list of"),
+    ("in.jsonl", b'{"a": 1}\n', "in.jsonl has neither texts nor lists of numbers; its columns are a"),
+    ("in.jsonl", b'{"t": "x"}\n{"u": "y"}\n', "row 1 of in.jsonl can't be read as jsonl: no 't' among u"),
+    ("in.jsonl", b"[" * 100_000, "can't be read as jsonl"),
+    ("in.jsonl", b'{"a": ' * 50_000, "can't be read as jsonl"),
+    ("in.jsonl", b"[1" + b"0" * 400 + b"]", "can't be read as jsonl"),
+    ("in.jsonl", b'"\\ud800"', "can't be read as jsonl"),
+    ("in.dat", b"x", "ends in none of .npy, .parquet, .csv, .jsonl, .txt: name its format"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), REFUSED, ids=[f"{case[0]}-{case[2]}" for case in REFUSED])
+def test_bad_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert message in refusal(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("in.npy", {"format_": "xlsx"}, "format must be one of auto, npy"),
+        ("in.npy", {"column": "x"}, "in.npy is a .npy array, which has no column 'x'"),
+        ("nowhere.npy", {}, "input 'nowhere.npy' is not there"),
+        (".", {}, "input '.' is a folder"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, source, options, message):
+    np.save(tmp_path / "in.npy", VECTORS[:10])
+    assert message in refusal(source, **options)
+
+
+def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
+    """Standard input has no size to compare the header with."""
+    content = io.BufferedReader(io.BytesIO(npy_of(f"(2, {10**14})")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
+    assert "too large to read" in refusal("-")
