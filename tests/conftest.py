@@ -133,6 +133,12 @@ def tiny_options(make_once, pairs_folder, tiny_encoder, shared_cache) -> list[st
 
 
 @pytest.fixture(scope="session")
+def small_training(pairs_folder, tiny_encoder) -> list[str]:
+    """Options of a training that takes milliseconds per epoch."""
+    return ["--dataset", str(pairs_folder), "--encoder", str(tiny_encoder), "--device", "cpu", "--dim", "8"]
+
+
+@pytest.fixture(scope="session")
 def trained_place(make_once, shared_cache, tiny_encoder) -> Workplace:
     """A tracking store, to be read only: 2 alphas with 2 seeds trained, compared, and the best one registered."""
 

@@ -1,29 +1,25 @@
 """Many commands at once on one store: nothing is lost, doubled or passed over."""
 
 import os
-import shutil
 import sqlite3
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import psycopg
 import pytest
 
-from tests.helpers.commands import Workplace, together
+from tests.helpers.commands import together
 from tests.helpers.contention import check_succession, contend
-from tests.helpers.servers import free_port, mlflow_server
+from tests.helpers.forks import ForkedProcess
+from tests.helpers.servers import mlflow_server, postgres_database
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.run import check_tracking_server
 
 EPOCHS = 3
-TRAIN = ["train", "--epochs", str(EPOCHS), "--dim", "8", "--device", "cpu", "--dataset"]
+TRAIN = ["train", "--epochs", str(EPOCHS)]
 
 # What every command does before its first question to the store, and before its run.
 OPENING = """
@@ -62,20 +58,21 @@ def test_a_file_that_is_no_database_is_refused_at_once(workplace, monkeypatch):
     (workplace.folder / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 2000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
     mlflow.set_tracking_uri(None)
-    begun = time.monotonic()
+    pauses = []  # between attempts: those of MLflow take 100 seconds
+    monkeypatch.setattr("mlflow.store.db.utils.time", SimpleNamespace(sleep=pauses.append))
     with pytest.raises(InputError, match="can't be used"):
         check_tracking_server()
-    assert time.monotonic() - begun < 60  # MLflow tries for 100 seconds
+    assert pauses == []
 
 
 @pytest.mark.slow
-def test_four_commands_on_a_fresh_store_and_an_empty_cache(workplace, pairs_folder):
+def test_four_commands_on_a_fresh_store_and_an_empty_cache(workplace, small_training):
     """All of them encode the same sentences, write them to the same cache, and give the same numbers."""
     environment = workplace.environment | {
         "MLFLOW_EXPERIMENT_NAME": "fresh",
         "TWINSQUEEZE_CACHE": str(workplace.folder / "cache"),
     }
-    together([["-m", "twinsqueeze", *TRAIN, str(pairs_folder)]] * 4, [environment] * 4, workplace.folder)
+    together([["-m", "twinsqueeze", *TRAIN, *small_training]] * 4, [environment] * 4, workplace.folder)
     database = workplace.folder / "mlflow.db"
     assert rows(database, RUNS) == [("fresh", "FINISHED", 4)]
     for key in ("train/loss", "train/clean_loss", "dev/spearman"):
@@ -100,70 +97,33 @@ while True:
 
 
 @pytest.mark.slow
-def test_a_database_that_another_process_keeps_locking(workplace, pairs_folder, run_here):
+def test_a_database_that_another_process_keeps_locking(workplace, small_training):
     """It is locked two thirds of the time, a tenth of a second each."""
-    code, _, err = run_here(*TRAIN, str(pairs_folder))
-    assert code == 0, err
     database = workplace.folder / "mlflow.db"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(database)], stdout=subprocess.PIPE, text=True) as holder:
+    undisturbed = workplace.command(*TRAIN, *small_training)
+    with ForkedProcess(["-c", HOLD, str(database)], os.environ, workplace.folder) as holder:
         holder.stdout.readline()
-        code, _, err = run_here(*TRAIN, str(pairs_folder))
+        disturbed = workplace.command(*TRAIN, *small_training)
         holder.kill()
-    assert code == 0, err
+    assert [undisturbed.returncode, disturbed.returncode] == [0, 0], disturbed.stderr
     assert rows(database, RUNS) == [("Default", "FINISHED", 2)]
     assert [curve[2:] for curve in rows(database, CURVES.format("train/loss"))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 2
-    first, second = (
-        {c[2] for c in rows(database, "SELECT run_uuid, key, value FROM metrics") if c[0] == run}
-        for (run,) in rows(database, "SELECT run_uuid FROM runs")
-    )
+    metrics = rows(database, "SELECT run_uuid, key, step, value FROM metrics ORDER BY 2, 3, 4")
+    first, second = ([metric[1:] for metric in metrics if metric[0] == run.info.run_id] for run in workplace.runs())
     assert first == second
 
 
-def programs() -> Path | None:
-    """The folder of PostgreSQL's programs, which Debian keeps out of the path."""
-    for folder in (*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), shutil.which("initdb")):
-        if folder and (Path(folder) / "initdb").is_file():
-            return Path(folder)
-    found = shutil.which("initdb")
-    return Path(found).resolve().parent if found else None
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The address of a database in a cluster of the test's own, on loopback."""
-    where = programs()
-    if where is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    # It refuses to run as root.
-    other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    folder = Path(tempfile.mkdtemp(prefix="cluster-"))
-    if other:
-        shutil.chown(folder, "postgres")
-
-    def run(*command: str) -> None:
-        subprocess.run([*other, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60)
-
-    port = free_port()
-    data = str(folder / "data")
-    run(str(where / "initdb"), "-D", data, "-A", "trust", "-U", "mlflow", "--no-sync", "-E", "UTF8")
-    how = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    run(str(where / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log"), "-o", how, "start")
-    try:
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
-    finally:
-        run(str(where / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
-
-
 @pytest.mark.slow
-def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, shared_cache, pairs_folder):
+def test_eight_commands_against_a_server_on_postgresql(workplace, small_training):
     """Four in each of two experiments, which they make at once; then a register of each, at once as well."""
-    place = Workplace(tmp_path, shared_cache)
-    with mlflow_server(postgres, place.folder / "server", place.environment, "--workers", "2") as address:
-        environment = place.environment | {"MLFLOW_TRACKING_URI": address}
+    with (
+        postgres_database() as postgres,
+        mlflow_server(postgres, workplace.folder / "server", workplace.environment, "--workers", "2") as address,
+    ):
+        environment = workplace.environment | {"MLFLOW_TRACKING_URI": address}
         in_experiments = [environment | {"MLFLOW_EXPERIMENT_NAME": name} for name in ("left", "right")]
-        commands = [["-m", "twinsqueeze", *TRAIN, str(pairs_folder), "--seed", str(seed)] for seed in range(8)]
-        together(commands, in_experiments * 4, place.folder)
+        commands = [["-m", "twinsqueeze", *TRAIN, *small_training, "--seed", str(seed)] for seed in range(8)]
+        together(commands, in_experiments * 4, workplace.folder)
 
         with closing(psycopg.connect(postgres)) as connection, connection.cursor() as cursor:
             cursor.execute(RUNS)
@@ -174,7 +134,7 @@ def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, share
             cursor.execute("SELECT count(*), count(DISTINCT source_run_id) FROM logged_models")
             assert cursor.fetchall() == [(8, 8)]
 
-        said = together([["-m", "twinsqueeze", "register"]] * 2, in_experiments, place.folder)
+        said = together([["-m", "twinsqueeze", "register"]] * 2, in_experiments, workplace.folder)
         # One of them was judged against the other, whichever was first, and they know their numbers.
         assert sorted("There was no champion to compare with." in text for text in said) == [False, True]
         assert sorted("difference to the champion (version" in text for text in said) == [False, True]
@@ -185,9 +145,9 @@ def test_eight_commands_against_a_server_on_postgresql(postgres, tmp_path, share
         assert set(aliases) in ({"champion", "previous"}, {"champion", "challenger"})
         client.delete_registered_model("twinsqueeze")
 
-        left = contend(address, processes=2, rounds=6)
-        assert len(left) == 12
-        check_succession(client, left)
+        versions = contend(address, processes=2, rounds=6)
+        assert len(versions) == 12
+        check_succession(client, versions)
 
 
 KILLED_WRITER = """
@@ -202,13 +162,14 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(workplace, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(trained_place, tmp_path, monkeypatch):
+    place = trained_place.copy_to(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     mlflow.set_tracking_uri(None)
-    check_tracking_server()
-    file = workplace.folder / "mlflow.db"
-    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(file)], check=False)
+    file = place.folder / "mlflow.db"
+    with ForkedProcess(["-c", KILLED_WRITER, str(file)], os.environ, place.folder) as writer:
+        assert writer.wait() < 0
     assert file.with_name("mlflow.db-journal").stat().st_size > 0
     check_tracking_server()
-    with closing(sqlite3.connect(file)) as database:
-        assert database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
+    assert rows(file, "SELECT count(*) FROM sqlite_master WHERE name = 'half'") == [(0,)]
+    assert len(place.runs()) == len(trained_place.runs())

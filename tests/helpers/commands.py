@@ -3,10 +3,11 @@
 import io
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +92,17 @@ class Workplace:
         """Starts a command in a session of its own, so that signals reach only whom they are sent to."""
         return ForkedProcess(["-m", module, *arguments], self.environment | variables, self.folder)
 
-    def copy_to(self, folder: Path) -> "Workplace":
-        """A workplace whose store begins as this one; the artifacts of its runs stay where they are."""
-        shutil.copy(self.folder / "mlflow.db", folder / "mlflow.db")
+    def copy_to(self, folder: Path, *, artifacts: bool = False) -> "Workplace":
+        """A workplace whose store begins as this one; its runs keep their artifacts here unless `artifacts`."""
+        shutil.copy(self.folder / "mlflow.db", folder)
+        locations = {"experiments": "artifact_location"}
+        if artifacts:
+            shutil.copytree(self.folder / "mlruns", folder / "mlruns")
+            locations |= {"runs": "artifact_uri", "logged_models": "artifact_location"}
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+            for table, location in locations.items():
+                new = f"replace({location}, '{self.folder}', '{folder}')"
+                database.execute(f"UPDATE {table} SET {location} = {new}")
         return Workplace(folder, self.cache)
 
     def runs(self) -> list[mlflow.entities.Run]:

@@ -1,5 +1,6 @@
 """Commands on a small disk of their own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,18 +8,20 @@ import pytest
 from tests.helpers.commands import Workplace
 from tests.helpers.forks import ForkedProcess
 
-# A disk in a namespace of its own: its size and options, its folder, what is copied to it, and the command. The start
-# is the parent of a forked process, since a namespace is given to a process of one thread.
+FULL = r"No space left|disk is full|disk I/O|disk has"
+# A disk in a namespace of its own: its size and options, its folder, what is copied to it, and the command. A namespace
+# is given to a process of one thread, as a forked one is.
 PROGRAM = """
 import ctypes, os, subprocess, sys
+from pathlib import Path
 size, options, folder, source, *sys.argv[1:] = sys.argv[1:]
 user, group = os.getuid(), os.getgid()
+unshare = getattr(ctypes.CDLL(None), "unshare", None)
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
-if ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNS):
+if not unshare or unshare(CLONE_NEWUSER | CLONE_NEWNS):
     sys.exit(99)
 for name, content in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-    with open(f"/proc/self/{name}", "w") as file:
-        file.write(content)
+    Path(f"/proc/self/{name}").write_text(content)
 os.makedirs(folder, exist_ok=True)
 if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]).returncode:
     sys.exit(99)
@@ -30,8 +33,8 @@ from twinsqueeze import cli
 try:
     cli.run()
 finally:
-    sys.stdout.flush()
-    subprocess.run(["find", folder, "-mindepth", "1", "-printf", "\\nLEFT %P"])
+    for path in Path(folder).rglob("*"):
+        print("\\nLEFT", path.relative_to(folder), end="")
 """
 
 
@@ -51,3 +54,16 @@ def on_a_disk(
         pytest.skip("no namespaces here")
     out, *left = output.split("\nLEFT ")
     return code, out, errors, left
+
+
+def stopped_by_a_disk(
+    place: Workplace, folder: Path, *command: str, reason: str = FULL, **disk: str | Path
+) -> tuple[str, list[str]]:
+    """Runs a command as `on_a_disk` does, which ends with an error; its one line, and the files left on the disk."""
+    code, _, errors, left = on_a_disk(place, folder, *command, **disk)
+    assert code == 2, errors
+    assert "Traceback" not in errors
+    line = errors.splitlines()[-1]
+    assert line.startswith("twinsqueeze: ")
+    assert re.search(reason, line), line
+    return line, left

@@ -99,7 +99,9 @@ class ForkedProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        if error:
+            self.kill()
         for stream in (self.stdin, self.stdout, self.stderr):
             stream.close()
         self.wait()

@@ -1,15 +1,19 @@
 """Real servers on loopback, which end with the test."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 
 def free_port() -> int:
@@ -61,3 +65,32 @@ def mlflow_server(
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+@contextmanager
+def postgres_database() -> Iterator[str]:
+    """A database in a PostgreSQL cluster of its own, on loopback; yields its address."""
+    # Debian keeps PostgreSQL's programs out of the path.
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = debian[-1] if debian else shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+    user = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(folder, "postgres")
+
+    def run(program: str, *arguments: str) -> None:
+        command = [*user, str(Path(initdb).resolve().with_name(program)), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+    port = free_port()
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    run("initdb", "-A", "trust", "-U", "mlflow", "--no-sync", "-E", "UTF8")
+    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
