@@ -50,7 +50,9 @@ def test_encoder_without_normalization_in_half_precision(base, tmp_path):
     SentenceTransformer(modules=list(base)[:2]).half().save(str(tmp_path))
     encoder = resolve_encoder(str(tmp_path), "cpu")
     network = compressor(base.get_embedding_dimension(), 8)
-    vectors = build_sentence_transformer(encoder, network).encode(TEXTS)
+    model = build_sentence_transformer(encoder, network)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    vectors = model.encode(TEXTS)
     expected = network.compress(torch.from_numpy(encoder.load()(TEXTS).astype(np.float32)))
     np.testing.assert_allclose(vectors, expected, atol=2e-3)  # rounding error of half precision
 
