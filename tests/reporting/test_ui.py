@@ -1,20 +1,21 @@
 """MLflow's UI in a real browser."""
 
+import math
 import shutil
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.helpers.commands import Workplace
 from tests.helpers.servers import mlflow_server
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-SECONDS = 60
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,14 +24,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, shared_cache, pairs_folder) -> Workplace:
-    place = Workplace(tmp_path_factory.mktemp("ui"), shared_cache)
-    grid = "alpha: [0, 0.75]\nseed: [0, 1]\nepochs: 3\ndim: 8\n"
-    (place.folder / "grid.yaml").write_text(grid)
-    for arguments in (["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)], ["compare"]):
-        done = place.command(*arguments)
-        assert done.returncode == 0, done.stderr
-    return place
+def place(tmp_path_factory, trained_place) -> Workplace:
+    return trained_place.copy_to(tmp_path_factory.mktemp("ui"))
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +40,19 @@ def browser() -> Iterator[webdriver.Chrome]:
     options.binary_location = BROWSER
     for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1700,1400"):
         options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
+        yield browser
 
 
-def text_with(browser: webdriver.Chrome, *words: str) -> str:
-    """The page's text once it has all of the words."""
+def wait_for_element(browser: webdriver.Chrome, xpath: str, *words: str) -> WebElement:
+    """An element once it is there and its text has all of the words."""
 
-    def matching_text(_: object) -> str | None:
-        text = browser.find_element(By.TAG_NAME, "body").text
-        return text if all(word in text for word in words) else None
+    def find(_: object) -> WebElement | None:
+        element = browser.find_element(By.XPATH, xpath)
+        return element if all(word in element.text for word in words) else None
 
-    return WebDriverWait(browser, SECONDS, ignored_exceptions=[Exception]).until(matching_text)
+    ignored = [NoSuchElementException, StaleElementReferenceException]
+    return WebDriverWait(browser, math.inf, ignored_exceptions=ignored).until(find)
 
 
 def runs(place: Workplace, kind: str) -> list[str]:
@@ -67,26 +62,22 @@ def runs(place: Workplace, kind: str) -> list[str]:
 def test_comparing_runs_shows_alpha_and_spearman_by_default(place, server, browser):
     chosen = urllib.parse.quote(str(runs(place, "train")).replace("'", '"'))
     browser.get(f"{server}/#/compare-runs?runs={chosen}&experiments=%5B%220%22%5D")
-    text = text_with(browser, "Comparing 4 Runs", "dev/spearman")
+    text = wait_for_element(browser, "//body", "Comparing 4 Runs", "dev/spearman").text
     chart = text.split("Parameters:")[1].split("Run details")[0]
-    assert "alpha" in chart
-    assert "seed" in chart
-    assert "dev/spearman" in chart
+    for name in ("alpha", "seed", "dev/spearman"):
+        assert name in chart
 
 
 def test_the_report_is_displayed_as_an_artifact(place, server, browser):
     (comparison,) = runs(place, "comparison")
     browser.get(f"{server}/#/experiments/0/runs/{comparison}/artifacts/comparison/report.html")
-    frame = WebDriverWait(browser, SECONDS).until(lambda b: b.find_element(By.CSS_SELECTOR, "iframe"))
-    browser.switch_to.frame(frame)
-    text_with(browser, "best on dev", "PCA to 8, whitened")
-    loaded = "return [...document.images].map(image => image.naturalWidth)"
-    assert min(browser.execute_script(loaded)) > 100
+    browser.switch_to.frame(wait_for_element(browser, "//iframe"))
+    wait_for_element(browser, "//body", "best on dev", "PCA to 8, whitened")
+    assert min(browser.execute_script("return [...document.images].map(image => image.naturalWidth)")) > 100
     browser.switch_to.default_content()
 
 
 def test_a_parents_description_holds_the_table(place, server, browser):
     (parent,) = runs(place, "ablation")
     browser.get(f"{server}/#/experiments/0/runs/{parent}")
-    cells = (By.XPATH, "//td[contains(., 'mlp8 (best on dev)')]")
-    WebDriverWait(browser, SECONDS).until(lambda b: b.find_elements(*cells))
+    wait_for_element(browser, "//td[contains(., 'mlp8 (best on dev)')]")
