@@ -1,138 +1,139 @@
 """Disks that are full or read-only, files that are not what was written: an error or a repair, and no wrong number."""
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 
 from tests.helpers.commands import Workplace
-from tests.helpers.disks import on_a_disk
+from tests.helpers.disks import FULL, on_a_disk, stopped_by_a_disk
 from twinsqueeze import errors
+from twinsqueeze.commands.run_recording import load_experiment_data
+from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
+from twinsqueeze.evaluation.baselines import BaselineScores
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import model_loader
 from twinsqueeze.reporting import run_loader
 
-MAIN = ["main", "--epochs", "2", "--dim", "8", "--device", "cpu", "--dataset"]
+MAIN = ["main", "--epochs", "2"]
+READ_ONLY = "Read-only file system"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, shared_cache, pairs_folder) -> Workplace:
-    """Where a run is finished."""
-    place = Workplace(tmp_path_factory.mktemp("work"), shared_cache)
-    done = place.command(*MAIN, str(pairs_folder))
-    assert done.returncode == 0, done.stderr
-    return place
+def place(trained_place, tmp_path_factory) -> Workplace:
+    """A copy of a workplace with trained models, whose files the tests may damage."""
+    return trained_place.copy_to(tmp_path_factory.mktemp("copy"), artifacts=True)
 
 
 @pytest.fixture
 def run_id(place, monkeypatch) -> str:
-    """Of that run, with its store as this process's."""
+    """A training run, whose store is the current one."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     mlflow.set_tracking_uri(None)
-    return place.runs()[-1].info.run_id
+    return next(run.info.run_id for run in place.runs() if "alpha" in run.data.params)
 
 
-def flips(path: Path, places: int):
-    """Flips a bit at places spread over a file, one at a time, and mends it again."""
-    whole = path.read_bytes()
-    for i in range(places):
-        place = i * (len(whole) - 1) // (places - 1)
-        changed = bytearray(whole)
-        changed[place] ^= 1 << i % 8
-        path.write_bytes(changed)
-        yield place
-    path.write_bytes(whole)
-
-
-def artifact(place: Workplace, run_id: str, name: str) -> Path:
-    """The file itself, where MLflow keeps it."""
-    return Path(place.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / name
-
-
-def names_of(place: Workplace, run_id: str) -> list[str]:
-    """All that a run's model may be called."""
+@pytest.fixture
+def names(place, run_id) -> list[str]:
+    """The names of the run's model."""
     model_id = place.client.get_run(run_id).outputs.model_outputs[0].model_id
     return [run_id, f"runs:/{run_id}/compressor", f"models:/{model_id}"]
 
 
-def test_a_flipped_bit_of_a_runs_model_is_refused(place, run_id):
-    """In the header with what it was trained on and its ranges for int8, and in the weights."""
-    names = names_of(place, run_id)
-    files = {model_loader.resolve_model(name).checkpoint for name in names}
-    (file,) = files
-    assert {(model_loader.resolve_model(name).run_id, model_loader.resolve_model(name).model_id) for name in names} == {
-        (run_id, names[2].removeprefix("models:/"))
-    }
-    for i, _ in enumerate(flips(file, 30)):
+@pytest.fixture
+def artifacts(place, run_id) -> Path:
+    """The folder of the run's artifacts."""
+    return Path(place.client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+
+
+def flip_bits(path: Path, places: int) -> Iterator[int]:
+    """Flips a bit at places spread over a file, one at a time, and restores the file; yields the numbers from 0."""
+    whole = path.read_bytes()
+    for i in range(places):
+        changed = bytearray(whole)
+        changed[i * (len(whole) - 1) // (places - 1)] ^= 1 << i % 8
+        path.write_bytes(changed)
+        yield i
+    path.write_bytes(whole)
+
+
+def test_a_flipped_bit_of_a_runs_model_is_refused(names):
+    """In the header, which has the recipe and the ranges of int8, and in the weights."""
+    found = [model_loader.resolve_model(name) for name in names]
+    assert {(model.run_id, f"models:/{model.model_id}") for model in found} == {(names[0], names[2])}
+    (file,) = {model.checkpoint for model in found}
+    for i in flip_bits(file, 9):
         with pytest.raises(InputError, match=r"compressor\.safetensors has changed"):
             model_loader.resolve_model(names[i % len(names)])
-    assert model_loader.resolve_model(run_id).checkpoint == file
+    assert model_loader.resolve_model(names[0]).checkpoint == file
 
 
-def test_a_flipped_bit_of_a_models_description_changes_no_run(place, run_id):
-    """MLmodel has no digest: whatever becomes of it, the model is refused or belongs to the run that trained it."""
-    names = names_of(place, run_id)
-    description = model_loader.resolve_model(run_id).checkpoint.parents[1] / "MLmodel"
-    for i, _ in enumerate(flips(description, 60)):
+@pytest.mark.parametrize("places", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_flipped_bit_of_a_models_description_changes_no_run(names, places):
+    """MLmodel has no digest: the model is refused or belongs to the run that trained it."""
+    description = model_loader.resolve_model(names[0]).checkpoint.parents[1] / "MLmodel"
+    for i in flip_bits(description, places):
         try:
             found = model_loader.resolve_model(names[i % len(names)])
         except InputError:
             continue
-        assert (found.run_id, found.model_id) == (run_id, names[2].removeprefix("models:/"))
+        assert (found.run_id, f"models:/{found.model_id}") == (names[0], names[2])
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "baselines.json", "train_pair_losses.parquet"])
-def test_a_flipped_bit_of_a_runs_table_is_seen(place, run_id, name):
-    readers = {
-        "predictions.json": lambda: run_loader.read_predictions(run_id),
-        "baselines.json": lambda: run_loader._read_table(run_id, name),
-        "train_pair_losses.parquet": lambda: run_loader.read_train_losses(run_id),
-    }
-    assert len(readers[name]())
-    file = artifact(place, run_id, name)
-    for _ in flips(file, 20):
-        with pytest.raises(InputError, match=r"is not what was recorded: .* has changed"):
-            readers[name]()
+def test_a_flipped_bit_of_a_runs_table_is_refused(artifacts, run_id, name):
+    read = {
+        "predictions.json": run_loader.read_predictions,
+        "baselines.json": lambda run_id: run_loader._read_table(run_id, name),
+        "train_pair_losses.parquet": run_loader.read_train_losses,
+    }[name]
+    assert len(read(run_id))
+    file = artifacts / name
     whole = file.read_bytes()
+    for _ in flip_bits(file, 8):
+        with pytest.raises(InputError, match=r"is not what was recorded: .* has changed"):
+            read(run_id)
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="is not what was recorded"):
-        readers[name]()
+        read(run_id)
     file.write_bytes(whole)
 
 
-def test_a_damaged_table_is_left_out_of_a_comparison_and_said(place, run_id):
-    ((run,), _) = run_loader.load_runs("0")
+def test_a_damaged_table_is_left_out_of_a_comparison_with_a_note(artifacts, run_id):
+    runs, _ = run_loader.load_runs("0")
+    (run,) = [run for run in runs if run.run_id == run_id]
     (whole,), notes = run_loader.load_tables([run])
     assert whole.baselines
     assert not notes
-    for _ in flips(artifact(place, run_id, "baselines.json"), 2):
+    for _ in flip_bits(artifacts / "baselines.json", 2):
         (table,), notes = run_loader.load_tables([run])
         assert not table.baselines
         assert "baselines.json has changed" in notes[0]
 
 
-def test_a_damaged_cache_is_repaired(place, run_here, tmp_path, pairs_folder, monkeypatch):
-    """Every file of it: vectors and baselines are made again, and are what they were."""
-    cache = tmp_path / "cache"
-    shutil.copytree(place.cache, cache)
-    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(cache))
-    files = {path: path.read_bytes() for path in cache.iterdir()}
+def test_a_damaged_cache_is_repaired(run_id, pairs_folder, tiny_encoder, tmp_path, monkeypatch, capsys):
+    """All its files, of vectors and baselines, are computed again, with the same content."""
+    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(tmp_path))
+    recipe = Recipe(dataset=str(pairs_folder), encoder=str(tiny_encoder), dim=8, device="cpu")
+
+    def compute() -> tuple[list[bytes], list[BaselineScores]]:
+        data = load_experiment_data(recipe, SPLITS, None, recipe.validate_dim)
+        vectors = [data.encoded[split].embeddings.tobytes() for split in SPLITS]
+        return vectors, data.baselines(["dev", "test"], recipe.label_transform, recipe.dim)
+
+    whole = compute()
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(files) >= 3
     for i, (path, content) in enumerate(files.items()):
         path.write_bytes(content[:-7] if i % 2 else content[:99] + bytes([content[99] ^ 4]) + content[100:])
-    code, _, err = run_here(*MAIN, str(pairs_folder))
-    assert code == 0, err
-    assert "a cached file is damaged, so the result is computed again" in err
-    again, first = Workplace(tmp_path, cache).runs()[0], place.runs()[-1]
-    same = {name: value for name, value in first.data.metrics.items() if not name.startswith("system/")}
-    assert again.data.metrics == same
-    read = [path for path, content in files.items() if path.read_bytes() == content]
-    assert len(read) >= 3  # those of these pairs; the rest are other tests'
+    assert compute() == whole
+    assert "a cached file is damaged, so the result is computed again" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in files} == files
 
 
-def test_what_is_no_trouble_of_a_disk_keeps_its_traceback():
+def test_an_error_that_is_not_of_a_disk_keeps_its_traceback():
     assert errors.describe_storage_error(ValueError("the disk is fine")) is None
     assert errors.describe_storage_error(FileNotFoundError(2, "No such file")) is None
     looped = ValueError("a")
@@ -140,26 +141,12 @@ def test_what_is_no_trouble_of_a_disk_keeps_its_traceback():
     assert errors.describe_storage_error(looped) is None
 
 
-def refused(found: tuple[int, str, str, list[str]]) -> tuple[str, list[str]]:
-    """The one line of a command that the disk has stopped, and what is left on it."""
-    code, _, err, left = found
-    assert code == 2, err
-    assert "Traceback" not in err
-    line = err.splitlines()[-1]
-    assert line.startswith("twinsqueeze: ")
-    return line, left
-
-
-FULL = r"No space left|disk is full|disk I/O|disk has"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "options"), [("1m", "ro"), ("8k", "")])
-def test_a_cache_that_cannot_be_written_costs_no_run(workplace, pairs_folder, size, options):
+def test_a_cache_that_cannot_be_written_fails_no_run(workplace, small_training, size, options):
     cache = workplace.folder / "cache"
-    code, _, err, left = on_a_disk(
-        workplace, cache, *MAIN, str(pairs_folder), size=size, options=options, TWINSQUEEZE_CACHE=str(cache)
-    )
+    disk = {"size": size, "options": options, "TWINSQUEEZE_CACHE": str(cache)}
+    code, _, err, left = on_a_disk(workplace, cache, *MAIN, *small_training, **disk)
     assert code == 0, err
     assert "the cache can't be written, so the next run computes the result again" in err
     assert not [name for name in left if name.endswith(".part")]
@@ -167,13 +154,13 @@ def test_a_cache_that_cannot_be_written_costs_no_run(workplace, pairs_folder, si
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "options", "said"), [("1m", "ro", "Read-only file system"), ("100k", "", FULL)])
-def test_an_artifact_folder_that_cannot_be_written(workplace, pairs_folder, size, options, said):
-    """The record is kept, and sent once there is room: here, on the disk around that one."""
-    folder = workplace.folder / "mlruns"
-    more = {"TWINSQUEEZE_FLUSH_TIMEOUT": "3"}
-    line, _ = refused(on_a_disk(workplace, folder, *MAIN, str(pairs_folder), size=size, options=options, **more))
-    assert pd.Series(line).str.contains(said).all(), line
+@pytest.mark.parametrize(("size", "options", "reason"), [("1m", "ro", READ_ONLY), ("100k", "", FULL)])
+def test_an_artifact_folder_that_cannot_be_written_leaves_a_record_for_sync(
+    workplace, small_training, size, options, reason
+):
+    """The folder has room when `sync` runs: it is on the disk around the small one then."""
+    disk = {"size": size, "options": options, "reason": reason, "TWINSQUEEZE_FLUSH_TIMEOUT": "3"}
+    line, _ = stopped_by_a_disk(workplace, workplace.folder / "mlruns", *MAIN, *small_training, **disk)
     assert "`python -m twinsqueeze sync` sends" in line
     assert workplace.command("sync").returncode == 0
     (run,) = workplace.runs()
@@ -182,70 +169,47 @@ def test_an_artifact_folder_that_cannot_be_written(workplace, pairs_folder, size
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "options", "said"), [("1m", "ro", "Read-only file system"), ("300k", "", FULL)])
-def test_a_fresh_store_that_cannot_be_made_leaves_nothing(workplace, pairs_folder, size, options, said):
+@pytest.mark.parametrize(("size", "options", "reason"), [("1m", "ro", READ_ONLY), ("300k", "", FULL)])
+def test_a_fresh_store_that_cannot_be_made_leaves_nothing(workplace, small_training, size, options, reason):
     folder = workplace.folder / "store"
-    found = on_a_disk(
-        workplace,
-        folder,
-        *MAIN,
-        str(pairs_folder),
-        size=size,
-        options=options,
-        MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
-    )
-    line, left = refused(found)
+    disk = {"size": size, "options": options, "reason": reason, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    line, left = stopped_by_a_disk(workplace, folder, *MAIN, *small_training, **disk)
     assert "can't be used" in line
-    assert pd.Series(line).str.contains(said).all(), line
     assert set(left) <= {"mlflow.db.lock"}
 
 
-@pytest.mark.slow
-def test_a_store_whose_disk_fills_up_in_mid_run(place, pairs_folder, tmp_path):
-    folder = tmp_path / "store"
-    database = place.folder / "mlflow.db"
-    found = on_a_disk(
-        Workplace(tmp_path, place.cache),
-        folder,
-        *MAIN,
-        str(pairs_folder),
-        "--epochs",
-        "1000",
-        size=f"{database.stat().st_size // 1024 + 60}k",
-        source=database,
-        MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
-    )
-    line, _ = refused(found)
-    assert pd.Series(line).str.contains(FULL).all(), line
+@pytest.fixture
+def disk_with_store(place, tmp_path) -> dict[str, str | Path]:
+    """A disk with a copy of the trained store, which is the tracking store."""
+    return {"source": place.folder / "mlflow.db", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/store/mlflow.db"}
 
 
 @pytest.mark.slow
-def test_a_store_that_is_read_only_is_read_and_not_written(place, run_id, tmp_path):
-    folder = tmp_path / "store"
-    how = {
-        "size": "20m",
-        "options": "ro",
-        "source": place.folder / "mlflow.db",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-    }
-    here = Workplace(tmp_path, place.cache)
-    code, _, err, _ = on_a_disk(
-        here, folder, "export", "--model", run_id, "--output", "model", "--format", "safetensors", **how
-    )
+def test_a_store_whose_disk_fills_up_in_mid_run_stops_it(workplace, disk_with_store, small_training):
+    size = f"{disk_with_store['source'].stat().st_size // 1024 + 60}k"
+    command = ["main", "--epochs", "1000", *small_training]
+    disk = disk_with_store | {"size": size, "TWINSQUEEZE_FLUSH_TIMEOUT": "3"}
+    stopped_by_a_disk(workplace, workplace.folder / "store", *command, **disk)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_read_only_is_read_and_not_written(workplace, run_id, disk_with_store):
+    folder, output = workplace.folder / "store", workplace.folder / "model"
+    export = ["export", "--model", run_id, "--output", str(output), "--format", "safetensors"]
+    disk = disk_with_store | {"size": "20m", "options": "ro"}
+    code, _, err, _ = on_a_disk(workplace, folder, *export, **disk)
     assert code == 0, err
-    assert (tmp_path / "model" / "compressor.safetensors").is_file()
-    line, _ = refused(on_a_disk(here, folder, "compare", **how))
-    assert "readonly database" in line
+    assert (output / "compressor.safetensors").is_file()
+    stopped_by_a_disk(workplace, folder, "compare", reason="readonly database", **disk)
 
 
 @pytest.mark.slow
-def test_outputs_appear_whole_or_not_at_all(place, run_id):
-    """A table, figures and a report that fit only in part, and a model that does."""
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [("compare --output {disk}", "150k"), ("export --model {run_id} --output {disk}/model", "300k")],
+)
+def test_outputs_appear_whole_or_not_at_all(place, run_id, command, size):
+    """Tables, figures and a report, or a model, only a part of which fits on the disk."""
     folder = place.folder / "small"
-    line, left = refused(on_a_disk(place, folder, "compare", "--output", str(folder), size="150k"))
-    assert pd.Series(line).str.contains(FULL).all(), line
-    assert left == []
-    output = str(folder / "model")
-    line, left = refused(on_a_disk(place, folder, "export", "--model", run_id, "--output", output, size="5m"))
-    assert pd.Series(line).str.contains(FULL).all(), line
-    assert left == []
+    arguments = command.format(disk=folder, run_id=run_id).split()
+    assert stopped_by_a_disk(place, folder, *arguments, size=size)[1] == []

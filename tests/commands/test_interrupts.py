@@ -1,87 +1,74 @@
 """Real processes that are told to stop, or whose `mlflow run` is."""
 
-import os
 import signal
-import subprocess
 import time
+from contextlib import ExitStack
 from threading import Event, Thread
 
-import psutil
 import pytest
 
 from tests.helpers.commands import ROOT, Workplace
+from tests.helpers.forks import ForkedProcess
 from twinsqueeze.utils import signals
+from twinsqueeze.utils.processes import ProcessIdentity
 
-LONG = ["--epochs", "100000", "--device", "cpu"]
-
-
-def wait_for_training(process: subprocess.Popen) -> None:
-    """Returns when the first line of progress is there."""
-    for line in process.stderr:
-        if line.startswith("training: epoch"):
-            return
-    raise AssertionError("it ended before it trained")
+LONG = ["main", "--epochs", "30000"]
 
 
-def trainers(place: Workplace) -> list[psutil.Process]:
-    """Processes that train with this test's cache and store."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "twinsqueeze" in process.cmdline() and process.environ().get("MLFLOW_TRACKING_URI") == place.uri:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_until(condition, seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
+def wait_for_training(place: Workplace, process: ForkedProcess) -> None:
+    """Returns when the store has the metrics of an epoch."""
+    process.wait_for(lambda: any(run.data.metrics for run in place.runs()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, pairs_folder, number):
-    with workplace.start("main", "--dataset", str(pairs_folder), *LONG[:1], "30000", *LONG[2:]) as process:
-        wait_for_training(process)
+def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, create_store, small_training, number):
+    create_store(workplace.folder)
+    with workplace.start(*LONG, *small_training) as process:
+        wait_for_training(workplace, process)
         process.send_signal(number)
-        rest = process.stderr.read()
-        assert process.wait(30) == 128 + number
-    assert "Traceback" not in rest
+        _, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
     (run,) = workplace.runs()
     assert run.info.status == "KILLED"
     assert run.data.tags["mlflow.note.content"] == f"Killed: stopped by {number.name}."
 
 
 @pytest.mark.slow
-def test_a_second_signal_does_not_spoil_the_record(workplace, pairs_folder):
-    with workplace.start("main", "--dataset", str(pairs_folder), *LONG[:1], "30000", *LONG[2:]) as process:
-        wait_for_training(process)
+def test_a_second_signal_does_not_spoil_the_record(workplace, create_store, small_training):
+    create_store(workplace.folder)
+    with workplace.start(*LONG, *small_training) as process:
+        wait_for_training(workplace, process)
         for _ in range(5):
             process.send_signal(signal.SIGINT)
             time.sleep(0.005)
-        process.stderr.read()
-        process.wait(30)
+        process.communicate()
     assert workplace.runs()[0].info.status == "KILLED"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_training_does_not_outlive_mlflow_run(workplace, pairs_folder, number):
-    """The signal goes to `mlflow run` alone, which dies and leaves its child behind."""
-    arguments = ["run", str(ROOT), "--env-manager", "local", "-P", f"dataset={pairs_folder}", "-P", "epochs=30000"]
-    with workplace.start(*arguments, module="mlflow", cwd=workplace.folder) as process:
-        wait_for_training(process)
-        assert trainers(workplace)
-        process.send_signal(number)
-        assert wait_until(lambda: not trainers(workplace))
-        process.stderr.close()
-    (run,) = workplace.runs()
-    assert wait_until(lambda: workplace.runs()[0].info.status in {"KILLED", "FAILED"}), run.info.status
+def test_training_does_not_outlive_mlflow_run(tmp_path, create_store, shared_cache, pairs_folder, tiny_encoder):
+    """A signal goes to `mlflow run` alone, which dies and leaves its child behind."""
+    parameters = {"dataset": pairs_folder, "encoder": tiny_encoder, "dim": 8, "epochs": 30000}
+    arguments = ["run", str(ROOT), "--env-manager", "local"]
+    for name, value in parameters.items():
+        arguments += ["-P", f"{name}={value}"]
+    started = {}
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            place = Workplace(tmp_path / number.name, shared_cache)
+            place.folder.mkdir()
+            create_store(place.folder)
+            started[number] = place, stack.enter_context(place.start(*arguments, module="mlflow"))
+        for number, (place, process) in started.items():
+            wait_for_training(place, process)
+            process.send_signal(number)
+        for place, process in started.values():
+            (run,) = place.runs()
+            while ProcessIdentity.parse(run.data.tags["twinsqueeze.process"]).state == "alive":
+                time.sleep(0.1)
+            process.wait()
+            assert place.runs()[0].info.status in {"KILLED", "FAILED"}
 
 
 @pytest.fixture
@@ -99,8 +86,7 @@ def test_signals_wait_while_a_record_is_written(no_signal_yet):
 
     def write() -> None:
         with signals.defer_signals(then_stop=True):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
             written.append("all of it")
 
     with pytest.raises(signals.Interrupted) as stop:
@@ -116,7 +102,7 @@ def test_a_signal_does_not_wait_for_what_another_thread_writes(no_signal_yet):
     def write() -> None:
         with signals.defer_signals(then_stop=False):
             begun.set()
-            over.wait(60)
+            over.wait()
             signals.check_interrupted()
             found.append("all of it")
         try:
@@ -126,9 +112,9 @@ def test_a_signal_does_not_wait_for_what_another_thread_writes(no_signal_yet):
 
     writer = Thread(target=write)
     writer.start()
-    begun.wait(60)
+    begun.wait()
     with pytest.raises(signals.Interrupted):
         signal.raise_signal(signal.SIGTERM)
     over.set()
-    writer.join(60)
+    writer.join()
     assert found == ["all of it", "stopped"]

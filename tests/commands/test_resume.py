@@ -1,12 +1,13 @@
 """Real trainings that are killed, and resumed by the same command."""
 
-import os
+import json
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from contextlib import suppress
+from itertools import count, repeat
 from pathlib import Path
 
 import mlflow
@@ -16,15 +17,25 @@ import pytest
 from mlflow.entities import Run
 
 from tests.helpers.commands import Workplace
+from twinsqueeze.commands import orphaned_runs
 from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
 from twinsqueeze.training.checkpointing import SUFFIX
 from twinsqueeze.utils.processes import ProcessIdentity
 
-# Steps of one pair, so that seconds of training are few epochs to record.
-MAIN = ["main", "--device", "cpu", "--dim", "8", "--batch-size", "1", "--epochs", "120"]
-GRID = "alpha: [0, 0.75]\ndim: 8\nbatch_size: 1\nepochs: 60\ndevice: cpu\n"
-IN_WORKERS = "tests.helpers.train_in_workers"
+ALTERED = "tests.helpers.altered_command"
+ABLATION = ["ablation", "--grid", "grid.yaml"]
 KILLS = 10  # per job
+
+
+@pytest.fixture
+def write_grid(pairs_folder, tiny_encoder):
+    """Returns a function that writes a grid of two alphas on small data."""
+    common = {"alpha": [0, 0.75], "dataset": str(pairs_folder), "encoder": str(tiny_encoder), "device": "cpu"}
+
+    def write(folder: Path, **fields) -> None:
+        (folder / "grid.yaml").write_text(json.dumps(common | fields))
+
+    return write
 
 
 def finished(place: Workplace) -> dict[tuple[str, str], list[Run]]:
@@ -45,27 +56,14 @@ def result(place: Workplace, run: Run) -> tuple[bytes, dict[str, list[tuple[int,
     }
 
 
-def checkpoint_files(place: Workplace) -> list[Path]:
+def checkpoint_files(place: Workplace, pattern: str = "*") -> list[Path]:
     """Checkpoints, finished or not."""
-    return [path for path in (place.folder / "state" / "trainings").glob("*") if path.suffix != ".lock"]
+    return [path for path in (place.folder / "state" / "trainings").glob(pattern) if path.suffix != ".lock"]
 
 
 def checkpoints(place: Workplace) -> list[Path]:
     """Finished checkpoints."""
-    return [path for path in checkpoint_files(place) if path.suffix == SUFFIX]
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-
-
-def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
-    process.send_signal(number)
-    process.stderr.read()
-    process.wait(60)
-    process.stderr.close()
+    return checkpoint_files(place, f"*{SUFFIX}")
 
 
 def check_ended(place: Workplace) -> list[Run]:
@@ -81,193 +79,172 @@ def check_ended(place: Workplace) -> list[Run]:
     return killed
 
 
-def test_main_resumes_after_a_kill(workplace, run_here, pairs_folder):
-    options = [*MAIN, "--dataset", str(pairs_folder)]
-    assert workplace.runs() == []  # makes the store
-    process = workplace.start(*options)
-    wait_for(lambda: checkpoint_files(workplace), process)
-    time.sleep(np.random.default_rng(0).uniform(0, 0.5))
-    kill(process)
+def test_main_resumes_after_a_kill(workplace, create_store, small_training):
+    create_store(workplace.folder)
+    command = ["main", "--epochs", "40", *small_training]
+    with workplace.start(*command, module=ALTERED, PAUSE="epochs") as process:
+        process.wait_for(lambda: checkpoints(workplace))
+        process.wait_for(lambda: workplace.runs()[0].data.metrics)  # after the tags of its recipe
+        process.kill()
     (dead,) = workplace.runs()
     assert dead.info.status == "RUNNING"
 
-    code, _, err = run_here(*options)
-    assert code == 0, err
-    assert "an interrupted training resumes from epoch" in err
+    done = workplace.command(*command)
+    assert done.returncode == 0, done.stderr
+    assert "an interrupted training resumes from epoch" in done.stderr
     assert (
         f"run {dead.info.run_id} was RUNNING but its process is gone: marked as KILLED; `python -m twinsqueeze sync`"
-        in err
+        in done.stderr
     )
     (killed,) = check_ended(workplace)
     ((resumed,),) = finished(workplace).values()
     epoch, _, epochs = resumed.data.tags["twinsqueeze.resumed_from"].partition(" of ")
-    assert epochs == "120"
+    assert epochs == "40"
     assert resumed.data.tags["twinsqueeze.resumes_run"] == killed.info.run_id == dead.info.run_id
     assert f"resumed from {epoch}." in resumed.data.tags["mlflow.note.content"]
     note = f"Run {resumed.info.run_id} resumes from {epoch}."
     assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {note}")
 
-    assert run_here("sync")[0] == 0
+    assert workplace.command("sync").returncode == 0
     sent = workplace.client.get_run(killed.info.run_id)
     assert sent.info.status == "KILLED"
     assert sent.data.tags["mlflow.note.content"] == killed.data.tags["mlflow.note.content"]
 
-    code, _, err = run_here(*options, "--resume", "false")
-    assert code == 0, err
-    assert "interrupted" not in err
-    whole, _ = finished(workplace)["0.75", "8"]
-    assert "twinsqueeze.resumed_from" not in whole.data.tags
-    assert result(workplace, resumed) == result(workplace, whole)
-
 
 @pytest.mark.slow
-def test_a_grid_resumes_after_a_kill(workplace, run_here, pairs_folder):
+def test_a_grid_resumes_after_a_kill(workplace, create_store, write_grid):
     """It is killed when the first of two recipes of a batch is recorded."""
-    (workplace.folder / "grid.yaml").write_text(GRID)
-    options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
-    assert workplace.runs() == []
-    process = workplace.start(*options)
-    wait_for(lambda: len(workplace.runs()) == 3, process)
-    kill(process)
-    assert sorted(run.info.status for run in workplace.runs()) == ["FINISHED", "RUNNING", "RUNNING"]
+    create_store(workplace.folder)
+    write_grid(workplace.folder, dim=8, epochs=3)
+    with workplace.start(*ABLATION, module=ALTERED, PAUSE="second result") as process:
+        statuses = ["FINISHED", "RUNNING", "RUNNING"]
+        process.wait_for(lambda: sorted(run.info.status for run in workplace.runs()) == statuses)
+        process.kill()
 
-    code, _, err = run_here(*options)
-    assert code == 0, err
-    assert "1 of 2 recipes are in the experiment already" in err
+    done = workplace.command(*ABLATION)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 recipes are in the experiment already" in done.stderr
     assert len(check_ended(workplace)) == 2
     assert [len(runs) for runs in finished(workplace).values()] == [1, 1]
 
-    code, _, err = run_here(*options, "--force", "true", "--resume", "false")
-    assert code == 0, err
+    done = workplace.command(*ABLATION, "--force", "true", "--resume", "false")
+    assert done.returncode == 0, done.stderr
     for whole, resumed in finished(workplace).values():
         assert result(workplace, resumed) == result(workplace, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "number", "of", "code", "status"),
+    ("in_workers", "number", "of", "code", "status"),
     [
-        ("twinsqueeze", signal.SIGTERM, "it", 143, "KILLED"),
-        pytest.param(IN_WORKERS, signal.SIGTERM, "it", 143, "KILLED", marks=pytest.mark.slow),
-        pytest.param(IN_WORKERS, signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING", marks=pytest.mark.slow),
-        pytest.param(IN_WORKERS, signal.SIGKILL, "one of its processes", 2, "FAILED", marks=pytest.mark.slow),
+        ("", signal.SIGTERM, "it", 143, "KILLED"),
+        ("1", signal.SIGTERM, "it", 143, "KILLED"),
+        ("1", signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING"),
+        ("1", signal.SIGKILL, "one of its processes", 2, "FAILED"),
     ],
 )
 def test_a_grid_resumes_all_batches_that_trained_in_parallel(
-    workplace, pairs_folder, monkeypatch, module, number, of, code, status
+    workplace, create_store, write_grid, in_workers, number, of, code, status
 ):
     """Two shapes train in parallel, in threads or in processes; it is stopped when both have a checkpoint."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    (workplace.folder / "grid.yaml").write_text(GRID.replace("dim: 8", "dim: [8, 12]").replace("60", "300"))
-    options = ["ablation", "--grid", "grid.yaml", "--dataset", str(pairs_folder)]
-    with workplace.start(*options, module=module) as process:
-        wait_for(lambda: len(checkpoints(workplace)) == 2, process)
+    create_store(workplace.folder)
+    write_grid(workplace.folder, dim=[8, 12], epochs=40)
+    with workplace.start(*ABLATION, module=ALTERED, PAUSE="epochs", IN_WORKERS=in_workers) as process:
+        process.wait_for(lambda: len(checkpoints(workplace)) == 2)
         spawned = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
-        assert len(spawned) == (2 if module == IN_WORKERS else 0)
+        assert len(spawned) == (2 if in_workers else 0)
         stopped = process if of == "it" else spawned[0]
         stopped.send_signal(number)
-        err = process.stderr.read()
-        assert process.wait(60) == code
+        _, err = process.communicate()
+    assert process.returncode == code
     assert ("a training process was killed" in err) == (of != "it")
     (parent,) = workplace.runs()
     assert parent.info.status == status
     assert len(checkpoints(workplace)) == 2
 
-    done = workplace.command(*options)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("2 interrupted trainings resume from epoch") == 2
+    with workplace.start(*ABLATION, module=ALTERED) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err.count("2 interrupted trainings resume from epoch") == 2
     found = finished(workplace)
     assert [len(runs) for runs in found.values()] == [1] * 4
     assert {run.data.params["threads"] for (run,) in found.values()} == {"2"}
     assert checkpoint_files(workplace) == []
 
 
-def seconds_of(place: Workplace, arguments: list[str], module: str) -> tuple[float, float]:
-    """Runs a command to its end; returns when it began to train, and how long it took."""
-    start = time.monotonic()
-    with place.start(*arguments, module=module) as process:
-        trains = next(time.monotonic() - start for line in process.stderr if line.startswith("training:"))
-        process.stderr.read()
-    assert process.returncode == 0
-    return trains, time.monotonic() - start
+def train_with_kills(place: Workplace, command: list[str], in_workers: str, moments: Iterator) -> tuple[int, float]:
+    """Repeats a command, which is killed some seconds after its first line, until it ends by itself.
 
-
-def places(folder: Path, cache: Path, grid: str) -> Iterator[Workplace]:
-    """New folders, each with a store of its own."""
-    for number in count():
-        place = Workplace(folder / str(number), cache)
-        place.folder.mkdir(parents=True)
-        (place.folder / "grid.yaml").write_text(grid)
-        assert place.runs() == []
-        yield place
-
-
-def kill_often(new_places: Iterator[Workplace], arguments: list[str], module: str, seed: int) -> int:
-    """Kills a command at random moments and starts it again, until it has come to its end; and all that often.
-
-    Every fifth time it is told to stop instead.
+    Every fifth time it is told to stop instead. Without a moment it runs to its end.
 
     Returns:
-        How often a command came to its end.
+        How often it was killed, and the seconds from its first line to its end.
     """
-    whole = next(new_places)
-    trains, ends = seconds_of(whole, arguments, module)
-    faster = 1.0  # than that it goes by now
-    wanted = {recipe: result(whole, run) for recipe, (run,) in finished(whole).items()}
-    # Half a training at most, then the next goes on: so kills come everywhere, and mostly before the end.
-    moments = np.random.default_rng(seed)
-    kills = ended = 0
-    while kills < KILLS:
-        place = next(new_places)
-        for attempt in count(1):
-            moment = moments.uniform(0.8 * trains, (trains + ends) / 2)
+    for interrupted in count():
+        with place.start(*command, module=ALTERED, IN_WORKERS=in_workers) as process:
+            process.stderr.readline()
             start = time.monotonic()
-            with place.start(*arguments, module=module) as process:
-                try:
-                    _, err = process.communicate(timeout=moment / faster if kills < KILLS else None)
-                    assert process.returncode == 0, err
-                    if attempt == 1:  # else the machine may have become faster, and kills would come too late for ever
-                        faster = max(faster, ends / (time.monotonic() - start))
-                    break
-                except subprocess.TimeoutExpired:
-                    number = signal.SIGKILL if attempt % 5 else signal.SIGTERM
-                    process.send_signal(number)
-                    process.communicate()
-                    kills += number == signal.SIGKILL
-        ended += 1
-        print(f"{arguments[0]}: {kills} kills, ended {ended} times", flush=True)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(next(moments))
+            process.send_signal(signal.SIGTERM if interrupted % 5 == 4 else signal.SIGKILL)
+            _, err = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode in {-signal.SIGKILL, 128 + signal.SIGTERM}, err
+    return interrupted - interrupted // 5, time.monotonic() - start
+
+
+def kill_often(places: Iterator[Workplace], command: list[str], in_workers: str, seed: int) -> None:
+    """Repeats a training that is killed at random moments; every result is that of one that was not killed."""
+    place = next(places)
+    _, duration = train_with_kills(place, command, in_workers, repeat(None))
+    wanted = {recipe: result(place, run) for recipe, (run,) in finished(place).items()}
+    random = np.random.default_rng(seed)
+    # At most half the duration, so that a training is killed several times, and mostly before its end.
+    moments = (random.uniform(0, duration / 2) for _ in count())
+    kills = 0
+    for ended in count(1):
+        place = next(places)
+        kills += train_with_kills(place, command, in_workers, moments)[0]
+        print(f"{command[0]}: {kills} kills, ended {ended} times", flush=True)
         check_ended(place)
         found = finished(place)
         assert found.keys() == wanted.keys()
         for recipe, runs in found.items():
-            assert len(runs) == 1 or arguments[0] == "main"  # that is trained again where it was killed behind the end
-            for run in runs:
-                assert result(place, run) == wanted[recipe]
-    return ended
+            assert len(runs) == 1 or command[0] == "main"  # which trains again after a kill behind its end
+            assert all(result(place, run) == wanted[recipe] for run in runs)
+        if kills >= KILLS:
+            return
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_twenty_kills_at_random_moments(tmp_path, shared_cache, pairs_folder):
+def test_twenty_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid):
     """Of main and of a grid of two shapes, both at once, each shape in a process of its own."""
-    data = ["--dataset", str(pairs_folder)]
-    grid = GRID.replace("dim: 8", "dim: [8, 12]").replace("epochs: 60", "epochs: 200")
-    jobs = {
-        "main": ([*MAIN, "--epochs", "300"], "twinsqueeze"),
-        "grid": (["ablation", "--grid", "grid.yaml"], IN_WORKERS),
-    }
+
+    def places(name: str) -> Iterator[Workplace]:
+        for number in count():
+            place = Workplace(tmp_path / name / str(number), shared_cache)
+            place.folder.mkdir(parents=True)
+            create_store(place.folder)
+            write_grid(place.folder, dim=[8, 12], batch_size=1, epochs=100)
+            yield place
+
+    main = ["main", *small_training, "--batch-size", "1", "--epochs", "150"]
     with ThreadPoolExecutor() as pool:
-        going = [
-            pool.submit(kill_often, places(tmp_path / name, shared_cache, grid), [*job, *data], module, seed)
-            for seed, (name, (job, module)) in enumerate(jobs.items())
+        jobs = [
+            pool.submit(kill_often, places("main"), main, "", 0),
+            pool.submit(kill_often, places("grid"), ABLATION, "1", 1),
         ]
-        assert all(job.result() for job in going)
+        for job in jobs:
+            job.result()
 
 
-def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypatch):
+def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_path, monkeypatch):
+    workplace = trained_place.copy_to(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
     here = ProcessIdentity.current()
     with subprocess.Popen(["true"]) as short:
-        gone = ProcessIdentity(host=here.host, pid=short.pid, started=psutil.Process(short.pid).create_time())
+        gone = here.model_copy(update={"pid": short.pid})
     processes = {
         "gone": gone,
         "gone, of the same": gone,
@@ -276,34 +253,24 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(workplace, monkeypa
         "elsewhere": gone.model_copy(update={"host": "elsewhere"}),
         "elsewhere, of the same": gone.model_copy(update={"host": "elsewhere"}),
     }
-    texts = {name: process.model_dump_json() for name, process in processes.items()} | {
-        "garbled": "{",
-        "nobody's": None,
-    }
-    ids = {}
-    for name, text in texts.items():
+    texts = {name: process.model_dump_json() for name, process in processes.items()}
+    names = {}
+    for name, text in {**texts, "garbled": "{", "nobody's": None, "finished": texts["gone"]}.items():
         tags = {"same": str("same" in name)} | ({"twinsqueeze.process": text} if text else {})
-        ids[name] = workplace.client.create_run("0", run_name=name, tags=tags).info.run_id
-    ended = workplace.client.create_run("0", tags={"twinsqueeze.process": texts["gone"]}).info.run_id
-    workplace.client.set_terminated(ended, "FINISHED")
+        names[workplace.client.create_run("0", run_name=name, tags=tags).info.run_id] = name
+    workplace.client.set_terminated(next(run_id for run_id, name in names.items() if name == "finished"), "FINISHED")
 
     found = mark_orphans_killed("0", lambda tags: tags["same"] == "True", "Run x goes on.")
-    assert found == {
-        ids["gone, of the same"]: True,
-        ids["with a number that is another's now"]: False,
-        ids["gone"]: False,
-    }
+    orphans = {"gone": False, "gone, of the same": True, "with a number that is another's now": False}
+    assert {names[run_id]: is_same for run_id, is_same in found.items()} == orphans
     runs = {run.info.run_name: run for run in workplace.runs()}
-    killed = {name for name, run in runs.items() if run.info.status == "KILLED"}
-    assert killed == {"gone", "gone, of the same", "with a number that is another's now"}
+    assert {name for name, run in runs.items() if run.info.status == "KILLED"} == orphans.keys()
     assert runs["gone, of the same"].data.tags["mlflow.note.content"].endswith(" is gone. Run x goes on.")
     assert runs["gone"].data.tags["mlflow.note.content"].endswith(" is gone.")
     assert mark_orphans_killed("0", lambda tags: False, "") == {}
 
 
 def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsys):
-    from twinsqueeze.commands import orphaned_runs
-
     def broken(*_):
         raise mlflow.MlflowException("no answer from https://me:secret@host/")
 
@@ -318,11 +285,11 @@ def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsy
 
 def test_a_zombie_is_gone():
     with subprocess.Popen(["sleep", "60"]) as process:
-        known = ProcessIdentity(
-            host=ProcessIdentity.current().host, pid=process.pid, started=psutil.Process(process.pid).create_time()
-        )
+        started = psutil.Process(process.pid).create_time()
+        known = ProcessIdentity.current().model_copy(update={"pid": process.pid, "started": started})
         assert known.state == "alive"
-        os.kill(process.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        process.send_signal(signal.SIGKILL)
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
         assert known.state == "dead"
     assert known.state == "dead"
