@@ -24,7 +24,7 @@ from twinsqueeze.utils.processes import ProcessIdentity
 
 ALTERED = "tests.helpers.altered_command"
 ABLATION = ["ablation", "--grid", "grid.yaml"]
-KILLS = 10  # per job
+KILLS = 5  # per job
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def kill_often(places: Iterator[Workplace], command: list[str], in_workers: str,
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid):
+def test_ten_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid):
     """Of main and of a grid of two shapes, both at once, each shape in a process of its own."""
 
     def places(name: str) -> Iterator[Workplace]:
