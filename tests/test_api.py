@@ -46,7 +46,8 @@ def vectors():
         pytest.param("compressor", marks=pytest.mark.slow),  # as well
     ],
 )
-def test_examples_of_docstrings(module):
+def test_examples_of_docstrings(module, shared_cache, monkeypatch):
+    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(shared_cache))
     tests = doctest.testmod(importlib.import_module(f"twinsqueeze.{module}"))
     assert tests.attempted
     assert not tests.failed

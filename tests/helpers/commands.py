@@ -15,7 +15,7 @@ import mlflow
 import pytest
 
 from tests.helpers import shortcuts
-from tests.helpers.forks import ForkedProcess
+from tests.helpers.forks import SET_BY_IMPORTS, ForkedProcess
 from twinsqueeze import cli
 from twinsqueeze.utils import signals
 
@@ -64,7 +64,7 @@ class Workplace:
         environment = self.environment | variables
         output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
-            for name in set(os.environ) - set(environment):
+            for name in set(os.environ) - set(environment) - set(SET_BY_IMPORTS):
                 patch.delenv(name)
             for name, value in environment.items():
                 patch.setenv(name, value)

@@ -30,6 +30,15 @@ FORKS.set_forkserver_preload(
 )
 
 
+# Variables that the package sets when it is imported, unless the user has set them.
+SET_BY_IMPORTS = (
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+)
+
+
 class ForkedProcess:
     """`python -m MODULE` or `python -c PROGRAM` with arguments, as a `subprocess.Popen` whose output is piped."""
 
@@ -127,8 +136,9 @@ class _Start:
             os.close(descriptor)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor
         os.chdir(folder)
+        defaults = {name: os.environ[name] for name in SET_BY_IMPORTS if name in os.environ}
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(defaults | environment)
         if shortcuts.DRAW_FIGURES not in environment:
             shortcuts.skip_drawing(pytest.MonkeyPatch())
         option, what, *arguments = command

@@ -86,7 +86,7 @@ def test_a_bad_row_is_named_by_its_place_in_the_partition(row, message):
         list(compress_batches(iter(batches), VectorCompressor(NETWORK, "float32", None), "v", "short", None))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # Spark keeps its working directory, whatever tests run in between
 def place(tmp_path_factory, shared_cache, tiny_encoder) -> Iterator[Workplace]:
     """A workplace with models and vectors; they are deleted at the end, since they take 70 MB."""
     folder = tmp_path_factory.mktemp("spark")
@@ -104,7 +104,7 @@ def place(tmp_path_factory, shared_cache, tiny_encoder) -> Iterator[Workplace]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def session(place) -> Iterator[SparkSession]:
     if shutil.which("java") is None:
         pytest.skip("needs Java 17")
