@@ -110,7 +110,10 @@ def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
 
 
 def test_workers_yield_to_this_process(pool):
-    assert [worker.nice() for worker in pool.workers] == [min(os.nice(0) + parallel.NICENESS, 19)] * 2
+    expected = [min(os.nice(0) + parallel.NICENESS, 19)] * 2
+    while (found := [worker.nice() for worker in pool.workers]) != expected:
+        assert set(found) <= {os.nice(0), expected[0]}  # a worker that has not begun yet has this process's
+        time.sleep(0.01)
 
 
 def test_a_callback_may_end_a_training_which_is_resumed_later(pool, tmp_path):
@@ -167,13 +170,13 @@ def test_a_killed_worker_is_an_input_error_and_a_new_pool_trains_the_next(small_
 def test_the_thread_trains_if_no_process_can_be_started(monkeypatch, tmp_path):
     monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
     with start_pool() as pool:
-        assert pool == HERE
+        assert pool.function == HERE.function
 
 
 @pytest.mark.parametrize(("num_pairs", "threads"), [(MIN_PAIRS_FOR_POOL - 1, 2), (10 * MIN_PAIRS_FOR_POOL, 1)])
 def test_few_pairs_and_a_single_thread_need_no_workers(num_pairs, threads):
     with start_pool(num_pairs, threads) as pool:
-        assert pool == HERE
+        assert pool.function == HERE.function
 
 
 def has_ended(process: psutil.Process) -> bool:
