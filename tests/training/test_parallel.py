@@ -66,9 +66,9 @@ HERE = Pool(train_replicas, [])
 
 
 @contextmanager
-def start_pool(num_pairs: int = MIN_PAIRS_FOR_POOL, threads: int = 2) -> Iterator[Pool]:
+def start_pool() -> Iterator[Pool]:
     before = set(multiprocessing.active_children())
-    with training_pool(num_pairs, threads) as train:
+    with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
         workers = set(multiprocessing.active_children()) - before
         yield Pool(train, [psutil.Process(worker.pid) for worker in workers])
     assert not workers & set(multiprocessing.active_children())
@@ -169,14 +169,14 @@ def test_a_killed_worker_is_an_input_error_and_a_new_pool_trains_the_next(small_
 
 def test_the_thread_trains_if_no_process_can_be_started(monkeypatch, tmp_path):
     monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
-    with start_pool() as pool:
-        assert pool.function == HERE.function
+    with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
+        assert train is train_replicas
 
 
 @pytest.mark.parametrize(("num_pairs", "threads"), [(MIN_PAIRS_FOR_POOL - 1, 2), (10 * MIN_PAIRS_FOR_POOL, 1)])
 def test_few_pairs_and_a_single_thread_need_no_workers(num_pairs, threads):
-    with start_pool(num_pairs, threads) as pool:
-        assert pool.function == HERE.function
+    with training_pool(num_pairs, threads) as train:
+        assert train is train_replicas
 
 
 def has_ended(process: psutil.Process) -> bool:
