@@ -130,6 +130,7 @@ class _Start:
 
     def __call__(self, command: list[str], environment: dict[str, str], folder: str) -> None:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server may have been started while signals were blocked
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for standard, descriptor in enumerate(self.descriptors):
             os.dup2(descriptor, standard)
