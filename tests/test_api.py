@@ -46,8 +46,7 @@ def vectors():
         pytest.param("compressor", marks=pytest.mark.slow),  # as well
     ],
 )
-def test_examples_of_docstrings(module, shared_cache, monkeypatch):
-    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(shared_cache))
+def test_examples_of_docstrings(module):
     tests = doctest.testmod(importlib.import_module(f"twinsqueeze.{module}"))
     assert tests.attempted
     assert not tests.failed
