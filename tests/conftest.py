@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,7 +28,6 @@ from tests.helpers import shortcuts
 from tests.helpers.commands import Workplace
 from tests.helpers.forks import FORKS
 from tests.helpers.pairs import random_pairs, write_pairs
-from twinsqueeze import cli
 from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.utils import worker_pool
@@ -155,18 +153,15 @@ def trained_place(make_once, shared_cache, tiny_encoder) -> Workplace:
 
 
 @pytest.fixture(scope="session")
-def create_store(make_once) -> Callable[[Path], str]:
-    """Returns a function that copies an empty store into a folder: MLflow takes a CPU-second to create its tables."""
-
-    def fill(folder: Path) -> None:
-        folder.mkdir()
-        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+def create_store(fast_stores) -> Callable[[Path], str]:
+    """Returns a function that creates an empty store in a folder, where its artifacts will be as well."""
 
     def create(folder: Path) -> str:
-        shutil.copy(make_once("empty-store", fill) / "mlflow.db", folder / "mlflow.db")
+        uri = f"sqlite:///{folder}/mlflow.db"
+        mlflow.MlflowClient(uri).search_experiments()
         with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
             database.execute("UPDATE experiments SET artifact_location = ?", [f"{folder}/mlruns/0"])
-        return f"sqlite:///{folder}/mlflow.db"
+        return uri
 
     return create
 
@@ -175,29 +170,6 @@ def create_store(make_once) -> Callable[[Path], str]:
 def workplace(tmp_path: Path, shared_cache: Path) -> Workplace:
     """An empty folder with a tracking store of its own."""
     return Workplace(tmp_path, shared_cache)
-
-
-@pytest.fixture
-def run_here(workplace, monkeypatch, capsys):
-    """Runs the command line in this process, which saves the seconds of the imports; gives exit code and output."""
-    for name, value in workplace.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(workplace.folder)
-    shortcuts.skip_drawing(monkeypatch)
-    monkeypatch.setattr(cli.signals, "raise_on_signals", lambda: None)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["twinsqueeze", *arguments])
-        code: object = 0
-        try:
-            cli.run()
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

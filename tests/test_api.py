@@ -53,11 +53,16 @@ def test_examples_of_docstrings(module):
 
 
 def test_scores_are_those_of_the_compressor(data, result):
-    """Spearman of the test pairs by SciPy, from the public methods alone."""
+    """Against NumPy and SciPy, from the public methods alone."""
     pairs = data.splits["test"]
     first, second = (result.compressor.encode(list(texts)) for texts in (pairs.sentence1, pairs.sentence2))
-    expected = stats.spearmanr((first * second).sum(1), pairs.scores).statistic
-    assert result.scores["test"].spearman == pytest.approx(expected, abs=1e-3)  # equal cosines may round apart
+    cosines, scores = (first * second).sum(1), result.scores["test"]
+    labels = (np.tanh(4 * (pairs.scores / 5 - 0.5)) + 1) / 2
+    assert scores.mse == pytest.approx(np.square(cosines - labels).mean(), abs=1e-6)
+    assert scores.pearson == pytest.approx(stats.pearsonr(cosines, labels).statistic, abs=1e-5)
+    assert scores.spearman == pytest.approx(
+        stats.spearmanr(cosines, pairs.scores).statistic, abs=1e-3
+    )  # ties round apart
     assert set(result.scores) == {"dev", "test"}
     assert len(result.history.loss) == 2
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import save
 
 from tests.helpers.commands import ROOT
+from tests.helpers.forks import ForkedProcess
 from tests.helpers.servers import free_port, mlflow_server
-from twinsqueeze import cli
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader, model_registry
@@ -228,28 +228,29 @@ SECRETS = {
 }
 
 
-def test_a_server_that_is_not_there_is_named_without_its_password(run_here, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cret@127.0.0.1:{free_port()}")
-    mlflow.set_tracking_uri(None)
+def test_a_server_that_is_not_there_is_named_without_its_password(workplace):
+    address = f"http://me:s3cret@127.0.0.1:{free_port()}"
     for command in (["compare"], ["register"], ["export", "--model", "0" * 32, "--output", "x"]):
-        code, out, err = run_here(*command)
-        assert code == 2
-        assert "127.0.0.1" in err
-        assert "s3cret" not in out + err
+        done = workplace.command(*command, MLFLOW_TRACKING_URI=address)
+        assert done.returncode == 2
+        assert "127.0.0.1" in done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
 
 
-def test_a_traceback_has_no_password(run_here, monkeypatch, capsys):
-    def fail(**_: object) -> None:
-        raise RuntimeError("http://me:s3cret@host/")
-
-    monkeypatch.setattr(cli, "cli", fail)
-    monkeypatch.setattr(sys, "excepthook", None)
-    with pytest.raises(RuntimeError) as raised:
-        run_here()
-    sys.excepthook(raised.type, raised.value, raised.tb)
-    shown = capsys.readouterr().err
-    assert "RuntimeError: http://host/" in shown
-    assert "s3cret" not in shown
+def test_a_traceback_has_no_password(workplace):
+    program = """
+from twinsqueeze import cli
+def fail(**_):
+    raise RuntimeError("http://me:s3cret@host/")
+cli.cli = fail
+cli.run()
+"""
+    with ForkedProcess(["-c", program], workplace.environment, workplace.folder) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" in errors
+    assert "RuntimeError: http://host/" in errors
+    assert "s3cret" not in errors
 
 
 def test_a_database_with_a_password_is_not_printed(store, monkeypatch):

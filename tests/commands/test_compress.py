@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import patch
 
@@ -77,30 +78,32 @@ def command(models):
 
 
 @pytest.fixture
-def compress(run_here, workplace, command):
-    """Compresses a file of the workplace; gives the output's vectors, and what was printed."""
+def compress(workplace, command):
+    """Compresses a file; gives the output's vectors, and what was printed. `environment` has more variables."""
 
-    def run(*arguments: str, output: str = "out.npy", **options: str) -> tuple[np.ndarray, str]:
-        code, out, err = run_here(*command(*arguments, output=output, **options))
-        assert code == 0, err
+    def run(
+        *arguments: str, output: str = "out.npy", environment: Mapping[str, str] | None = None, **options: str
+    ) -> tuple[np.ndarray, str]:
+        done = workplace.command(*command(*arguments, output=output, **options), **(environment or {}))
+        assert done.returncode == 0, done.stderr
         assert list(workplace.folder.glob("*.part")) == []
         path = workplace.folder / output
         found = np.load(path) if path.suffix == ".npy" else np.stack(pq.read_table(path)["vector"].to_numpy())
-        return found, out + err
+        return found, done.stdout + done.stderr
 
     return run
 
 
 @pytest.fixture
-def refuse(run_here, workplace, command):
+def refuse(workplace, command):
     """Expects a refusal in one line that leaves the folder as it was; gives the line."""
 
     def run(*arguments: str, **options: str) -> str:
         before = {path.name: path.stat().st_mtime_ns for path in workplace.folder.iterdir()}
-        code, out, err = run_here(*command(*arguments, **options))
-        assert (code, out) == (2, "")
+        done = workplace.command(*command(*arguments, **options))
+        assert (done.returncode, done.stdout) == (2, "")
         assert {path.name: path.stat().st_mtime_ns for path in workplace.folder.iterdir()} == before
-        *progress, line = err.splitlines()
+        *progress, line = done.stderr.splitlines()
         assert all(line.startswith("compressing") or "cast" in line for line in progress)
         assert line.startswith("twinsqueeze: ")
         return line
@@ -188,9 +191,9 @@ def test_texts_are_encoded_and_compressed(compress, workplace, expected_of_texts
     np.testing.assert_allclose(found, expected_of_texts, atol=1e-6)
 
 
-def test_an_exported_folder_compresses_texts_and_vectors(run_here, compress, workplace, models, expected_of_texts):
-    code, _, err = run_here("export", "--model", str(models / "trained"), "--output", "exported")
-    assert code == 0, err
+def test_an_exported_folder_compresses_texts_and_vectors(compress, workplace, models, expected_of_texts):
+    done = workplace.command("export", "--model", str(models / "trained"), "--output", "exported")
+    assert done.returncode == 0, done.stderr
     write_rows(workplace.folder / "in.txt", TEXTS)
     for name, theirs in (("in.txt", expected_of_texts), ("in.npy", EXPECTED)):
         found, _ = compress(name, output=f"{name}-out.npy", model=str(workplace.folder / "exported"))
@@ -342,37 +345,36 @@ def test_an_interrupted_compression_leaves_no_output(start_and_halt, compress, w
     np.testing.assert_allclose(found, EXPECTED, atol=1e-6)
 
 
-def test_an_output_has_one_writer(start_and_halt, run_here, command, workplace):
+def test_an_output_has_one_writer(start_and_halt, command, workplace):
     with start_and_halt("in.npy") as process:
-        code, _, err = run_here(*command("in.npy"))
+        done = workplace.command(*command("in.npy"))
         process.kill()
-    assert code == 2
-    assert "out.npy is being written by another process" in err
+    assert done.returncode == 2
+    assert "out.npy is being written by another process" in done.stderr
 
 
 @pytest.mark.parametrize("process_is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_interrupted_compression_of_texts_encodes_only_the_rest_when_started_again(
-    start_and_halt, run_here, command, compress, workplace, monkeypatch, process_is_killed
+    start_and_halt, command, compress, workplace, monkeypatch, process_is_killed
 ):
     texts = [f"{number} men are playing chess" for number in range(60)]
     (workplace.folder / "in.txt").write_text("\n".join(texts))
-    cache = str(workplace.folder / "cache")
-    monkeypatch.setenv("TWINSQUEEZE_CACHE", cache)
+    cache = {"TWINSQUEEZE_CACHE": str(workplace.folder / "cache")}
     monkeypatch.setitem(readers.BLOCK_SIZES, "texts", 8)
     if process_is_killed:
-        with start_and_halt("in.txt", TWINSQUEEZE_CACHE=cache) as process:
+        with start_and_halt("in.txt", **cache) as process:
             process.kill()
     else:
         after_two_blocks = [None, Interrupted(signal.SIGTERM)]
         with patch("twinsqueeze.commands.compress.check_interrupted", side_effect=after_two_blocks):
-            code, _, _ = run_here(*command("in.txt"))
-        assert code == 128 + signal.SIGTERM
+            done = workplace.command(*command("in.txt"), **cache)
+        assert done.returncode == 128 + signal.SIGTERM
     assert not (workplace.folder / "out.npy").exists()
     with patch.object(SentenceTransformer, "encode", autospec=True, side_effect=SentenceTransformer.encode) as encode:
-        found, _ = compress("in.txt")
+        found, _ = compress("in.txt", environment=cache)
     assert [text for call in encode.call_args_list for text in call.args[1]] == texts[16:]
-    monkeypatch.setenv("TWINSQUEEZE_CACHE", str(workplace.folder / "other cache"))
-    whole, _ = compress("in.txt", output="whole.npy")
+    other_cache = {"TWINSQUEEZE_CACHE": str(workplace.folder / "other cache")}
+    whole, _ = compress("in.txt", output="whole.npy", environment=other_cache)
     np.testing.assert_array_equal(found, whole)
 
 
@@ -423,11 +425,10 @@ def test_memory_does_not_grow_with_the_rows(workplace, command, format_):
     assert peaks[1] - peaks[0] < 100, peaks  # MB
 
 
-def test_an_entry_point_of_mlflow_run_describes_its_run(compress, workplace, trained_place, monkeypatch):
+def test_an_entry_point_of_mlflow_run_describes_its_run(compress, workplace, trained_place):
     trained_place.copy_to(workplace.folder)
     run = workplace.client.create_run("0")
-    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    compress("in.npy")
+    compress("in.npy", environment={"MLFLOW_RUN_ID": run.info.run_id})
     ended = workplace.client.get_run(run.info.run_id)
     assert ended.info.status == "FINISHED"
     assert ended.data.tags["twinsqueeze.kind"] == "compression"
