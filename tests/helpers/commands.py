@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow import projects
 
 from tests.helpers import shortcuts
 from tests.helpers.forks import SET_BY_IMPORTS, ForkedProcess
@@ -20,6 +22,7 @@ from twinsqueeze import cli
 from twinsqueeze.utils import signals
 
 ROOT = Path(__file__).parents[2]
+PROJECT = projects.utils.load_project(str(ROOT))
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Workplace:
                 code = exit_.code
         printed = (stream.buffer.getvalue().decode() for stream in (output, errors))
         return subprocess.CompletedProcess(arguments, code, *printed)
+
+    def project_run(self, experiment_id: str, entry_point: str, **parameters: str) -> subprocess.CompletedProcess[str]:
+        """Makes a run as `mlflow run` does, and runs its command, parsed as a shell would, in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", self.uri)
+            run = projects.utils._create_run(str(ROOT), experiment_id, str(ROOT), None, entry_point, parameters)
+        command = PROJECT.get_entry_point(entry_point).compute_command(parameters, None)
+        return self.command(*shlex.split(command)[3:], MLFLOW_RUN_ID=run.info.run_id)
 
     def process(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in a process of its own, to its end."""

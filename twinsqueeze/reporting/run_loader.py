@@ -29,6 +29,7 @@ from twinsqueeze.reporting.ablation_table import (
 )
 from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.tracking import links
+from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.run import env_run_id
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, FILE_SHA256, KIND, NOTICE, TEST_DIGEST, TRAINED_RUN
 from twinsqueeze.types import FloatArray
@@ -100,7 +101,7 @@ def _search_runs(experiment_id: str, kind: str) -> list[Run]:
 
 def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
     """Parse a training run; its test scores are those of the last evaluation on the same data."""
-    params, tags = run.data.params, run.data.tags
+    params, tags = decode_params(run), run.data.tags
     recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
     metrics, test_digest = dict(run.data.metrics), tags.get(TEST_DIGEST)
     for evaluation in evaluations:

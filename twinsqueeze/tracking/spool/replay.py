@@ -18,6 +18,7 @@ from mlflow.tracking.fluent import _get_experiment_id
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
 
 # Tag with the id of the record that a run was created from: finds the run if the server's answer was lost.
@@ -82,7 +83,7 @@ class RunReplayer:
             raise InputError(f"run {run.info.run_id} has been deleted")
         self.spool.ids |= {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
         if env_run_id:
-            self.params = dict(run.data.params)
+            self.params = decode_params(run)
             is_unnamed = GENERATED_NAME.fullmatch(run.info.run_name or "")
             self._client.update_run(env_run_id, "RUNNING", self.spool.name if is_unnamed else None)
             self._send_batch(operation)
@@ -118,7 +119,7 @@ class RunReplayer:
         if found := self._client.search_logged_models([experiment_id], is_same, max_results=1):
             model = found[0]
         else:
-            params = {**operation["params"], **run.data.params}
+            params = {**operation["params"], **decode_params(run)}
             model = self._client.create_logged_model(experiment_id, name, run_id, operation["tags"] or None, params)
         outputs = run.outputs.model_outputs if run.outputs else []
         if model.model_id not in {output.model_id for output in outputs}:

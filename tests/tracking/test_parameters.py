@@ -1,0 +1,93 @@
+"""Names with spaces, quotes and other characters, as `mlflow run` passes and stores them."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
+
+from tests.helpers.commands import PROJECT
+from twinsqueeze.cli import cli
+from twinsqueeze.commands.options import PATH
+from twinsqueeze.tracking.parameters import decode_params
+
+# What an argument of a program can be.
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30) | st.lists(
+    st.sampled_from(
+        ["a", " ", "'", '"', "~", "(", "$HOME", "`", "\\", "\n", "{x}", "%20", "#", "?", "*", "-", "é", "="]
+    )
+).map("".join)
+ENTRY_POINTS = {name: PROJECT.get_entry_point(name) for name in cli.commands if name != "sync"}
+STRINGS = [
+    (name, parameter.name)
+    for name, entry_point in ENTRY_POINTS.items()
+    for parameter in entry_point.parameters.values()
+    if parameter.type == "string"
+]
+NAME = '~it\'s (2) #1? 50%20 é {x} "$HOME" & `a`\\b;*'
+
+
+def stored_run(params: dict[str, str], source_type: str) -> Run:
+    data = RunData([], [Param(*item) for item in params.items()], [RunTag("mlflow.source.type", source_type)])
+    return Run(RunInfo("0" * 32, "0", "user", "RUNNING", 0, None, "active"), data)
+
+
+@pytest.mark.parametrize(("name", "parameter"), STRINGS)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(value=names)
+def test_every_text_is_passed_on_and_read_back(name, parameter, value):
+    entry_point, command = ENTRY_POINTS[name], cli.commands[name]
+    (option,) = (option for option in command.params if option.name == parameter)
+    value = value if option.type is not click.BOOL else "false"
+    passed = {each.name: "x" for each in entry_point.parameters.values() if each.default is None} | {parameter: value}
+    declared, undeclared = entry_point.compute_parameters(passed | {"undeclared": value}, None)
+    decoded = decode_params(stored_run(declared | undeclared, "PROJECT"))
+    assert (decoded[parameter], decoded["undeclared"]) == (value, value)
+    arguments = shlex.split(entry_point.compute_command(passed, None))
+    parsed = command.make_context(name, arguments[4:]).params[parameter]
+    assert parsed == {PATH: Path(value), click.BOOL: False}.get(option.type, value)
+
+
+@pytest.mark.parametrize("value", ["'a b'", "a b", "'", "a 'b", ""])
+def test_parameters_that_the_command_stored_are_taken_as_they_are(value):
+    assert decode_params(stored_run({"dataset": value}, "LOCAL")) == {"dataset": value}
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "'a' 'b'"])
+def test_what_is_not_quoted_is_taken_as_it_is(value):
+    assert decode_params(stored_run({"dataset": value}, "PROJECT")) == {"dataset": value}
+
+
+def test_commands_accept_such_names_of_files_and_experiments(workplace, tiny_encoder, pairs_folder):
+    folder = workplace.folder
+    encoder, data = (
+        str(shutil.copytree(source, folder / f"{source.name} {NAME}")) for source in (tiny_encoder, pairs_folder)
+    )
+    fields = {"dataset": data, "encoder": encoder, "epochs": "1", "dim": "8"}
+    (folder / f"{NAME}.yaml").write_text(json.dumps(fields))
+    np.save(folder / f"{NAME}.npy", np.eye(64))
+    experiment = workplace.client.create_experiment(NAME)
+
+    def project_run(entry_point: str, **parameters: str) -> str:
+        done = workplace.project_run(experiment, entry_point, **parameters)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    project_run("main", **fields)
+    (run,) = workplace.client.search_runs([experiment])
+    assert run.data.params["encoder"] == shlex.quote(encoder)
+    assert workplace.client.get_logged_model(run.outputs.model_outputs[0].model_id).params["encoder"] == encoder
+    assert "1 of 1 recipes are in the experiment already" in project_run("ablation", grid=f"{NAME}.yaml")
+    project_run("compare", experiment=NAME, output=f"{NAME} tables")
+    assert (folder / f"{NAME} tables" / "report.html").is_file()
+    project_run("register", experiment=NAME, dataset=Path(data).name)
+    project_run("export", model="models:/twinsqueeze@champion", output=NAME)
+    project_run("compress", model=NAME, input=f"{NAME}.npy", output=f"{NAME} small.npy")
+    assert np.load(folder / f"{NAME} small.npy").shape == (64, 8)
+    assert {run.info.status for run in workplace.client.search_runs([experiment])} == {"FINISHED"}
