@@ -20,7 +20,7 @@ BUSY_LOOP = "import select, sys\nwhile not select.select([sys.stdin], [], [], 0)
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
     """Keep `count` cores busy."""
-    loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP], stdin=subprocess.PIPE) for _ in range(count)]  # noqa: S603 - a constant
+    loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP], stdin=subprocess.PIPE) for _ in range(count)]
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def main(loops: int, runs: int, arguments: tuple[str, ...]) -> None:
     with busy_loops(loops):
         for number in range(1, runs + 1):
             start = time.perf_counter()
-            status = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode  # noqa: S603 - as given
+            status = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
             seconds = time.perf_counter() - start
             result = f"failed with exit status {status}" if status else "passed"
             click.echo(f"Run {number} of {runs} beside {loops} busy loops: {result} in {seconds:.0f} s.")

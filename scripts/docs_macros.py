@@ -1,0 +1,155 @@
+"""Macros of the documentation: tables and numbers of experiments/results, recipe fields, presets, repository files."""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from twinsqueeze.recipe import PRESETS, Recipe
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+METRICS = {"spearman": "Spearman", "neighbor_recall": "neighbor recall", "recall_at_10": "recall@10", "mse": "MSE"}
+# Rows of the README's table. FAISS's best: the baseline with the best dev Spearman of those in 32 bytes or less.
+HEADLINES = (
+    {"label": "uncompressed", "model": "uncompressed"},
+    {"label": "**`best`**", "model": "linear128-product4, teacher_alpha 2", "alpha": 0, "form": "asymmetric"},
+    {"label": "**`best-16`**", "model": "linear64-product4, epochs 60", "form": "asymmetric"},
+    {"label": "FAISS OPQ+PQ, its best in our tables", "model": "FAISS OPQ+PQ, float queries, 32 bytes"},
+    {"label": "PCA to 32 floats", "model": "PCA to 32"},
+    {"label": "`published`, the defaults", "model": "mlp32", "alpha": 0.75, "experiment": "neftune"},
+)
+HEADLINE_COLUMNS = ("bytes", "test/spearman", "test/neighbor_recall")
+
+
+def define_env(env: Any) -> None:
+    """Gives mkdocs-macros the functions that pages call."""
+    for macro in (row, score_table, score, csv_table, headlines, recipe_fields, presets, repository_file):
+        env.macro(macro)
+    env.variables["repository"] = repository()
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the figures of experiments/results that pages show, as experiments/NAME.png (a hook of MkDocs)."""
+    from mkdocs.structure.files import File  # noqa: PLC0415 - the tests import this module without MkDocs
+
+    text = "".join(page.content_string for page in files.documentation_pages())
+    for name in sorted(set(re.findall(r"\(\.\./experiments/([^)]+)\)", text))):
+        files.append(File.generated(config, f"experiments/{name}", abs_src_path=str(RESULTS / name)))
+    return files
+
+
+@cache
+def results(experiment: str) -> pd.DataFrame:
+    """Returns the table that `compare` wrote for an experiment."""
+    return pd.read_csv(RESULTS / experiment / "table.csv")
+
+
+def repository() -> str:
+    """Returns the project's address, from pyproject.toml."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"])
+
+
+def row(label: str, model: str, **where: Any) -> dict[str, Any]:
+    """Returns a row for `score_table`. `where`: alpha, form (int8, binary or asymmetric) and experiment."""
+    return {"label": label, "model": model, **where}
+
+
+def score_table(experiment: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Returns a Markdown table of rows from `row`; `columns` are bytes and names such as test/spearman."""
+    lines = ["| | " + " | ".join(_title(column) for column in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for each in rows:
+        where = {"experiment": experiment, **each}
+        label = where.pop("label")
+        lines.append(f"| {label} | " + " | ".join(score(column=column, **where) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def score(
+    experiment: str, model: str, column: str, alpha: float | None = None, form: str = "", digits: int | None = None
+) -> str:
+    """Returns a result as text, such as `0.8297 ± 0.0012`; with `digits`, the rounded mean alone."""
+    table = results(experiment)
+    found = table[(table["model"] == model) & (True if alpha is None else table["alpha"] == alpha)]
+    if found.empty:
+        raise KeyError(f"{experiment} has no row {model!r} with alpha {alpha}")
+    values = found.iloc[0]
+    if column == "bytes":
+        size = {"int8": 1, "binary": 1 / 8}.get(form)
+        return f"{int(values['bytes'] if size is None else values['dim'] * size):,}"
+    if column.endswith("_gain"):
+        mean, low, high = (values[column + end] for end in ("", "_low", "_high"))
+        return "" if pd.isna(mean) else f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+    name = f"{column}_{form}" if form else column
+    mean, deviation = values[name], values.get(f"{name}_sd")
+    if digits is not None:
+        return f"{mean:.{digits}f}"
+    if "recall" in column:
+        return f"{mean:.2f}"
+    return f"{mean:.4f}" + ("" if pd.isna(deviation) else f" ± {deviation:.4f}")
+
+
+def csv_table(name: str) -> str:
+    """Returns a file of experiments/results as a Markdown table; columns of numbers are aligned right."""
+    table = pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False)
+    lines = ["| " + " | ".join(table.columns) + " |", "|---|" + "---:|" * (len(table.columns) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(values) + " |" for values in table.to_numpy())])
+
+
+def headlines() -> str:
+    """Returns the README's table of results."""
+    return score_table("best", HEADLINES, HEADLINE_COLUMNS)
+
+
+def recipe_fields() -> str:
+    """Returns a table of all fields of the recipe."""
+    lines = ["| field | default | values | meaning |", "|---|---|---|---|"]
+    for name, field in Recipe.model_json_schema()["properties"].items():
+        allowed = ", ".join(field["enum"]) if "enum" in field else str(field.get("allowed") or _bounds(field))
+        lines.append(f"| `{name}` | {field['default']} | {allowed} | {field['description'].replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def presets() -> str:
+    """Returns a table of the presets: the fields that differ from the defaults."""
+    recipes = {name: Recipe.preset(name) for name in PRESETS}
+    fields = [name for name in Recipe.model_fields if len({getattr(r, name) for r in recipes.values()}) > 1]
+    lines = ["| | " + " | ".join(f"`{name}`" for name in recipes) + " |", "|---|" + "---:|" * len(recipes)]
+    lines.append("| bytes per vector | " + " | ".join(str(r.bytes_per_vector) for r in recipes.values()) + " |")
+    lines += [f"| `{name}` | " + " | ".join(f"{getattr(r, name)}" for r in recipes.values()) + " |" for name in fields]
+    return "\n".join(lines)
+
+
+def repository_file(name: str) -> str:
+    """Returns a Markdown file of the repository; links to files outside the site become links to the repository."""
+    pages = {page["source"]: target for target, page in _included().items()}
+
+    def link(match: re.Match[str]) -> str:
+        path = match[1]
+        return f"]({pages.get(path, f'{repository()}/blob/main/{path}')})"
+
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", link, (ROOT / name).read_text(encoding="utf-8"))
+
+
+def _included() -> dict[str, dict[str, str]]:
+    extra = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=yaml.BaseLoader)["extra"]  # noqa: S506 - reads text alone
+    return dict(extra["included"])
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    low, high = field.get("minimum"), field.get("maximum")
+    if high is not None:
+        return f"{low} to {high}"
+    return f"above {field['exclusiveMinimum']}" if "exclusiveMinimum" in field else f"at least {low}"
+
+
+def _title(column: str) -> str:
+    split, _, metric = column.rpartition("/")
+    if metric.endswith("_gain"):
+        return f"gain on {split}"
+    return f"{split} {METRICS.get(metric, metric)}".strip()

@@ -1,0 +1,157 @@
+"""Runs the commands of README.md and docs/ and writes their output, and the README's table, into these files.
+
+    python -m scripts.make_docs [--check | --tables]
+
+A block of `sh` or `python` that a block of `text` follows is run in a copy of the checkout, and the `text` block becomes
+what it prints on standard output. Pages are run in the order of mkdocs.yml and share the copy, as a reader would. STS-B
+comes from the Hub, or from the folder TWINSQUEEZE_STSB. --check writes nothing: it fails if the words of a block have
+changed, whatever its numbers. --tables writes the table alone, in seconds.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from scripts.docs_macros import ROOT, headlines
+from tests.helpers import hub
+
+BLOCK = re.compile(r"```(sh|python)\n(?P<code>(?:(?!```).)*?)```\n\n```text\n(?P<output>.*?)```\n", re.DOTALL)
+TABLE = re.compile(r"(<!-- results: [^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
+INSTALL = re.compile(r"^pip install [^&\n]*&& ")
+# What differs between two runs: numbers, ids, the width of columns and rules.
+VARYING = re.compile(r"[0-9a-f]{32}|[+-]?\d[\d,.]*")
+
+
+@dataclass
+class Runner:
+    """Runs blocks in a copy of the checkout; a block that was run already is not run again."""
+
+    folder: Path
+    environment: dict[str, str]
+    outputs: dict[str, str] = field(default_factory=dict)
+
+    def run(self, language: str, code: str) -> str:
+        """Returns what a block prints; exits with its error messages if it fails."""
+        if code not in self.outputs:
+            print(code, flush=True)
+            shell = ["bash", "-euo", "pipefail", "-c", INSTALL.sub("", code)]
+            command = [sys.executable, "-c", code] if language == "python" else shell
+            done = subprocess.run(
+                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise SystemExit(f"{done.stdout}{done.stderr}\nfailed:\n{code}")
+            home = done.stdout.replace(str(self.folder), "~/twinsqueeze")
+            self.outputs[code] = "".join(f"{line.rstrip()}\n" for line in home.strip("\n").split("\n"))
+        return self.outputs[code]
+
+
+def main() -> None:
+    """Writes or checks the generated parts of README.md and docs/."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if an output has other words")
+    parser.add_argument("--tables", action="store_true", help="write the README's table alone")
+    arguments = parser.parse_args()
+    readme = ROOT / "README.md"
+    if not arguments.check:
+        readme.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    if not arguments.tables:
+        with ExitStack() as stack:
+            runner = Runner(*prepare(stack))
+            stale = [change for page in pages() for change in update(page, runner, check=arguments.check)]
+        if arguments.check and stale:
+            raise SystemExit("\n".join([*stale, "run `python -m scripts.make_docs` and commit what it writes"]))
+
+
+def pages() -> Iterator[Path]:
+    """Yields README.md and the site's pages in the order of mkdocs.yml."""
+    yield ROOT / "README.md"
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506 - text
+
+    def leaves(node: Any) -> Iterator[str]:
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from [child] if isinstance(child, str) else leaves(child)
+
+    for page in leaves(config["nav"]):
+        yield ROOT / "docs" / page
+
+
+def with_table(text: str) -> str:
+    """Returns the README's text with its table of results."""
+    return TABLE.sub(lambda match: f"{match[1]}{headlines()}\n{match[2]}", text)
+
+
+def update(page: Path, runner: Runner, *, check: bool) -> list[str]:
+    """Runs the blocks of a page; writes their output, or returns how the words differ."""
+    text = page.read_text(encoding="utf-8")
+    changes: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        output = runner.run(match[1], match["code"])
+        old, new = (words(each) for each in (match["output"], output))
+        if old != new:
+            changes.extend([f"{page.relative_to(ROOT)}: {match['code']}", *difflib.unified_diff(old, new, lineterm="")])
+        return match[0].removesuffix(f"{match['output']}```\n") + f"{output}```\n"
+
+    new = BLOCK.sub(replace, text)
+    if not check:
+        page.write_text(new, encoding="utf-8")
+    return changes
+
+
+def words(output: str) -> list[str]:
+    """Returns the lines of an output without what varies from run to run."""
+    lines = (VARYING.sub("0", line) for line in output.split("\n"))
+    return [" ".join(re.sub(r"[─━-]{2,}", "-", line).split()) for line in lines]
+
+
+def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
+    """Returns a copy of the checkout's files, and an environment with a store, a cache and a state of its own."""
+    root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder = root / "twinsqueeze"
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TWINSQUEEZE_"))}
+    environment = kept | {
+        "COLUMNS": "100",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "TWINSQUEEZE_CACHE": str(root / "cache"),
+        "TWINSQUEEZE_STATE": str(root / "state"),
+    }
+    if stsb := os.environ.get("TWINSQUEEZE_STSB"):
+        environment |= {"HF_ENDPOINT": stack.enter_context(serve_stsb(Path(stsb), root)), "HF_HUB_OFFLINE": "0"}
+        environment |= {"HF_HOME": str(root / "hub")}
+    return folder, environment
+
+
+def serve_stsb(stsb: Path, root: Path) -> Any:
+    """Serves a folder with STS-B as the Hub does: scores from 0 to 1."""
+    data = root / "served" / "sentence-transformers" / "stsb" / "data"
+    data.mkdir(parents=True)
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        pairs = pd.read_csv(stsb / f"{split}.csv")
+        pairs.assign(score=pairs["score"] / 5).to_parquet(data / f"{name}-00000-of-00001.parquet")
+    return hub.serve(root / "served")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""README.md and docs/ show commands, files and results that exist."""
+
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from scripts import docs_macros, make_docs
+from tests.helpers.commands import ROOT
+from twinsqueeze.cli import cli
+
+PAGES = [*make_docs.pages(), ROOT / "CONTRIBUTING.md", ROOT / "RELIABILITY.md"]
+GUIDES = [page for page in PAGES if page.parent.name == "guides"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SITE = "https://twinsqueeze.github.io/twinsqueeze/"
+COMMAND = re.compile(r"(?:python -m twinsqueeze|^twinsqueeze|(mlflow) run \.)(?: ([^|&;>\n]*))?", re.MULTILINE)
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code(page: Path) -> str:
+    """The shell commands of a page, one a line."""
+    return "\n".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)).replace("\\\n", " ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_and_their_options_exist(page):
+    for by_mlflow, arguments in COMMAND.findall(code(page)):
+        words = shlex.split(arguments)
+        if by_mlflow:
+            name = words[words.index("-e") + 1] if "-e" in words else "main"
+            given = {f"--{value.partition('=')[0]}" for flag, value in pairwise(words) if flag == "-P"}
+        else:
+            name = next((word for word in words if not word.startswith("-")), None)
+            given = {word for word in words if word.startswith("--")} - {"--help"}
+        if name:
+            known = {spelling for option in cli.commands[name].params for spelling in option.opts}
+            assert given <= known, f"{name} {arguments}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_of_the_repository_exist(page):
+    text = page.read_text(encoding="utf-8").replace("{{ repository }}", docs_macros.repository())
+    named = re.findall(r"(?<![\w/$])((?:experiments|scripts|tests|examples|benchmarks|twinsqueeze)/[\w./-]*\w)", text)
+    linked = re.findall(rf"{docs_macros.repository()}/(?:blob|tree)/main/([^)#\s]+)", text)
+    modules = [f"{name.replace('.', '/')}" for name in re.findall(r"-m ((?:benchmarks|scripts)\.\w+)", text)]
+    names = {*named, *linked} - {"experiments/results"}
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    assert [name for name in modules if not ((ROOT / name).is_dir() or (ROOT / f"{name}.py").exists())] == []
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    assert make_docs.with_table(README) == README
+
+
+def test_links_of_the_readme_are_absolute_and_lead_to_pages():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert all(link.startswith("https://") for link in links)
+    pages = {link.removeprefix(SITE).partition("#")[0].strip("/") for link in links if link.startswith(SITE)}
+    assert [page for page in pages if not (ROOT / "docs" / f"{page}.md").exists()] == []
+
+
+def test_the_test_command_stands_where_ci_reads_it():
+    assert (
+        '```sh\npip install -r requirements.txt -e ".[test]" && python -m pytest\n```'
+        in README.partition("## Test it\n")[2]
+    )
+
+
+def test_environment_variables_are_described():
+    code = "".join(path.read_text("utf-8") for path in ROOT.glob("twinsqueeze/**/*.py"))
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(TWINSQUEEZE_[A-Z_]+)`", page))
+    assert described - {"TWINSQUEEZE_STSB"} == set(re.findall(r"\"(TWINSQUEEZE_[A-Z_]+)\"", code))
+
+
+def test_a_result_is_the_one_of_the_table():
+    """Against the table that `compare` formats itself."""
+    table = (ROOT / "experiments" / "results" / "neftune" / "table.md").read_text(encoding="utf-8")
+    best = next(line for line in table.split("\n") if "(best on dev)" in line)
+    columns = ("dev/spearman", "dev/spearman_gain", "test/spearman", "test/spearman_gain")
+    assert all(f"| {docs_macros.score('neftune', 'mlp32', column, alpha=0.75)} |" in best for column in columns)
+    assert "| 0.28 ± " in best
+    assert docs_macros.score("neftune", "mlp32", "test/neighbor_recall", alpha=0.75) == "0.28"
