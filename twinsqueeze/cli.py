@@ -6,14 +6,16 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
 from twinsqueeze import __version__
 from twinsqueeze.commands.options import (
     PATH,
+    SectionedGroup,
     bool_option,
+    choices,
     experiment_option,
     model_option,
     option,
@@ -26,6 +28,8 @@ from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import PRESETS, Recipe, load_preset
 from twinsqueeze.utils import processes, signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
+
+DEVICES = get_args(Recipe.model_fields["device"].annotation)
 
 
 def run() -> None:
@@ -75,8 +79,13 @@ def _fail_env_run(reason: str, status: str = "FAILED") -> None:
 
 
 @click.group(
+    cls=SectionedGroup,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # `mlflow run` passes --batch_size
+    },
     epilog="\b\n"  # click keeps the lines of such a paragraph
     "The same commands are entry points of the MLproject:\n"
     "  mlflow run . -P alpha=0.75\n"
@@ -119,7 +128,7 @@ def train_command(**options: Any) -> None:
 
 
 @cli.command("best", epilog="Example: twinsqueeze best --recipe best-16 --dataset stsb")
-@option("recipe", f"The preset: {', '.join(PRESETS)}. Other options override its fields.", default="best")
+@option("recipe", "The preset. Other options override its fields.", default="best", metavar=choices(PRESETS))
 @training_options(preset=True)
 def best_command(recipe: str, **options: Any) -> None:
     """Train a preset recipe and evaluate it on dev and test.
@@ -139,9 +148,9 @@ def _train(*, on_test: bool, resume: bool, score_max: float | None = None, **fie
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
 @model_option
 @option("dataset", "As for main, or `same` for the data that the model was trained on.", default="same", metavar="TEXT")
-@option("split", "Pairs to evaluate on: train, dev or test.", default="test")
+@option("split", "Pairs to evaluate on.", default="test", metavar=choices(("train", "dev", "test")))
 @option("encoder", "The sentence encoder.  [default: the encoder of the training]", metavar="TEXT")
-@option("device", str(Recipe.model_fields["device"].description), default="auto")
+@option("device", str(Recipe.model_fields["device"].description), default="auto", metavar=choices(DEVICES))
 @score_max_option
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
@@ -153,7 +162,7 @@ def evaluate_command(**options: Any) -> None:
 @cli.command("ablation", epilog="Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb")
 @option("grid", "A YAML file that maps recipe fields to lists of values.", required=True, metavar="FILE")
 @option("dataset", "As for main, or `grid` for the file's.", default="grid")
-@option("device", "As for main, or `grid` for the file's.", default="grid")
+@option("device", "As for main, or `grid` for the file's.", default="grid", metavar=choices(("grid", *DEVICES)))
 @bool_option("force", "Train recipes again that the experiment has already trained on the same data.")
 @resume_option
 @score_max_option
@@ -184,7 +193,10 @@ def compare_command(experiment: str, **options: Any) -> None:
 @cli.command("register", epilog="Example: twinsqueeze register --experiment ablation")
 @experiment_option
 @option(
-    "metric", "Metric to select and compare by: dev/spearman, dev/pearson, dev/mse or dev/mae.", default="dev/spearman"
+    "metric",
+    "Metric to select and compare by.",
+    default="dev/spearman",
+    metavar=choices(("dev/spearman", "dev/pearson", "dev/mse", "dev/mae")),
 )
 @option("dataset", "Name of the runs' data; `any` if the experiment has runs on one dataset only.", default="any")
 @bool_option("rollback", "Restore the previous champion; registers nothing.")
@@ -206,6 +218,7 @@ def register_command(experiment: str, **options: Any) -> None:
     "folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, verified against "
     "PyTorch.",
     default="folder",
+    metavar=choices(("folder", "safetensors", "onnx")),
 )
 @bool_option("overwrite", "Replace an earlier export.")
 def export_command(model: str, output: Path, **options: Any) -> None:
@@ -233,12 +246,13 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     "float32; int8 (calibrated on the train sentences); product (the codes of a product quantizer); binary or ubinary "
     "(one bit per dimension); auto for the precision of the training.",
     default="auto",
+    metavar=choices(("auto", "float32", "int8", "product", "binary", "ubinary")),
 )
 @option(
     "format",
-    "Input format: npy, parquet, csv, jsonl, txt, or auto for the file's suffix. Standard input is npy or one text per "
-    "line.",
+    "Input format; auto for the file's suffix. Standard input is npy or one text per line.",
     default="auto",
+    metavar=choices(("auto", "npy", "parquet", "csv", "jsonl", "txt")),
 )
 @option(
     "column",
@@ -247,7 +261,9 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     default="auto",
 )
 @option("encoder", "Encoder of texts: same, for the encoder of the training, or as for main.", default="same")
-@option("device", "Where texts are encoded: auto, cpu or cuda. Vectors are compressed on the CPU.", default="auto")
+@option(
+    "device", "Where texts are encoded. Vectors are compressed on the CPU.", default="auto", metavar=choices(DEVICES)
+)
 @bool_option("overwrite", "Replace an existing output.")
 def compress_command(**options: Any) -> None:
     """Compress a file of vectors or texts with a trained model.

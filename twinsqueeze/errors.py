@@ -4,8 +4,10 @@ import errno
 import os
 import re
 import reprlib
+import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 # Errors of disks and databases that the user can fix.
 STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
@@ -35,15 +37,28 @@ def describe_storage_error(error: BaseException) -> str | None:
     return None
 
 
+def describe_connection_error(error: BaseException) -> str | None:
+    """Describe why an HTTP request got no answer, without the chain of the HTTP libraries; None for other errors."""
+    if "Max retries exceeded" not in str(error):  # urllib3
+        return None
+    for cause in _error_chain(error):
+        if isinstance(cause, TimeoutError):
+            return "no answer in time"
+        if isinstance(cause, ConnectionError | socket.gaierror):
+            return (cause.strerror or str(cause)).lower()
+    return None
+
+
 def _error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all its causes and contexts, each once."""
+    """Yield an error, all its causes and contexts, and the errors in their arguments, each once."""
     pending, seen = [error], set()
     while pending:
         current = pending.pop()
         if id(current) not in seen:
             seen.add(id(current))
             yield current
-            pending += [cause for cause in (current.__context__, current.__cause__) if cause]
+            causes = (current.__context__, current.__cause__, *current.args)
+            pending += [cause for cause in causes if isinstance(cause, BaseException)]
 
 
 def one_line(error: object, limit: int = 300) -> str:
@@ -61,3 +76,9 @@ def truncate_repr(value: object, limit: int = 100) -> str:
     except ValueError:  # Python refuses to print an integer of over 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def suggest(given: object, possible: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" with the possible value that is closest to a mistyped one, or nothing."""
+    close = get_close_matches(str(given), possible, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from twinsqueeze.errors import InputError, truncate_repr
+from twinsqueeze.errors import InputError, suggest, truncate_repr
 
 # The presets in twinsqueeze/recipes/. `published` has the defaults.
 PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
@@ -226,7 +226,9 @@ class Recipe(BaseModel):
 def load_preset(name: str) -> dict[str, Any]:
     """Returns the fields of a preset that differ from the defaults; raises an `InputError` if it does not exist."""
     if name not in PRESETS:
-        raise InputError(f"recipe must be one of {', '.join(PRESETS)}, not {truncate_repr(name)}")
+        raise InputError(
+            f"recipe must be one of {', '.join(PRESETS)}, not {truncate_repr(name)}{suggest(name, PRESETS)}"
+        )
     text = files("twinsqueeze").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
     fields: dict[str, Any] = yaml.safe_load(text)
     return fields
@@ -237,8 +239,10 @@ def _format_error(error: ValidationError, recipe: type[Recipe]) -> str:
     name = str(first["loc"][0])
     fields = recipe.model_json_schema()["properties"]
     if name not in fields:
-        return f"{truncate_repr(name)} is not a field of the recipe; the fields are {', '.join(fields)}"
-    return f"{name} must be {_describe_allowed(fields[name])}, not {truncate_repr(first['input'])}"
+        hint = suggest(name, fields)
+        return f"{truncate_repr(name)} is not a field of the recipe{hint}; the fields are {', '.join(fields)}"
+    hint = suggest(first["input"], fields[name].get("enum", ()))
+    return f"{name} must be {_describe_allowed(fields[name])}, not {truncate_repr(first['input'])}{hint}"
 
 
 def _describe_allowed(schema: Mapping[str, Any]) -> str:

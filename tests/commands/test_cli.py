@@ -1,18 +1,27 @@
 """Mistakes of users: one line on standard error, exit code 2, nothing made."""
 
+import re
 import socket
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
+from typing import get_args
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from tests.helpers.commands import ROOT
 from tests.helpers.pairs import write_pairs
 from twinsqueeze import cli
+from twinsqueeze.commands import export
+from twinsqueeze.data import sentence_pairs
+from twinsqueeze.evaluation.metrics import METRICS
+from twinsqueeze.inference import readers
+from twinsqueeze.model import precision
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as tracking_run
 
@@ -54,7 +63,8 @@ def made(workplace) -> set[str]:
         ("--neighbor-temperature 0", "neighbor_temperature must be a finite number above 0"),
         ("--label-transform none", "label_transform must be tanh or linear"),
         ("--device gpu", "device must be auto, cpu or cuda"),
-        ("--alhpa 1", "No such option '--alhpa'"),  # with click's suggestion behind it
+        ("--alhpa 1", "No such option '--alhpa'. (Did you mean one of: '--alpha',"),
+        ("--loss pearsn", "loss must be mse or pearson, not 'pearsn' (did you mean 'pearson'?)"),
         ("stray", "unexpected extra argument"),
         ("--score-max five", "'five' is not a valid float"),
     ],
@@ -80,7 +90,9 @@ def test_bad_values_of_a_training(workplace, command, arguments, message):
         ("evaluate --model nonsense --device tpu", "device must be"),
         ("ablation", "Missing option '--grid'"),
         ("ablation --grid absent.yaml", "grid 'absent.yaml' not found"),
-        ("compare-me", "No such command 'compare-me'"),
+        ("mian", "No such command 'mian'. Did you mean 'main'?"),
+        ("best --recipe bst-16", "floats, not 'bst-16' (did you mean 'best-16'?)"),
+        ("main --dataset dmo", "folder with train, dev and test (did you mean 'demo'?)"),
         ("register --metric dev/f1", "metric must be one of dev/mse, dev/mae, dev/pearson, dev/spearman, not"),
         ("register --metric test/spearman", "test is never used for selection"),
         ("register --rollback perhaps", "'perhaps' is not a valid boolean"),
@@ -226,6 +238,30 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_recipe_field_in_a_section_with_its_choices():
+    printed = CliRunner().invoke(cli.cli, ["main", "--help"]).output
+    for name, field in Recipe.model_fields.items():
+        values = get_args(field.annotation)
+        assert f"--{name.replace('_', '-')} {f'[{chr(124).join(values)}]' if values else ''}" in printed
+    sections = [line.removesuffix(":") for line in printed.splitlines() if re.fullmatch(r"\w.*:", line)]
+    assert sections == ["Common options", "Optimizer", "Architecture", "Quantizer", "Loss", "Neighborhood loss"]
+
+
+@pytest.mark.parametrize(
+    ("command", "values"),
+    [
+        ("evaluate", sentence_pairs.SPLITS),
+        ("register", [f"dev/{name}" for name in METRICS]),
+        ("export", export.FORMATS),
+        ("compress", ("auto", *readers.FORMATS)),
+        ("compress", ("auto", *precision.PRECISIONS)),
+    ],
+)
+def test_help_shows_the_choices_that_a_command_takes(command, values):
+    printed = CliRunner().invoke(cli.cli, [command, "--help"]).output
+    assert sorted(values) in [sorted(found.split("|")) for found in re.findall(r"\[(\S+\|\S+)\]", printed)]
 
 
 def test_the_installed_command_is_there():

@@ -1,8 +1,9 @@
 """Options that commands share. Imports neither PyTorch nor MLflow."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -14,21 +15,62 @@ Decorator = Callable[[Command], Command]
 PRESET_INDEPENDENT = ("seed", "encoder", "dataset", "device")
 PATH = click.Path(path_type=Path)
 METAVARS: dict[Any, str] = {float: "NUMBER", int: "INTEGER", str: "TEXT"}
+# Sections of a command's help, with the options in each; all others are in the first section.
+SECTIONS = {
+    "Optimizer": ("batch_size", "lr", "lr_schedule", "weight_decay"),
+    "Architecture": ("architecture", "init"),
+    "Quantizer": ("quantizer", "subvector_dim"),
+    "Loss": ("loss", "label_transform"),
+    "Neighborhood loss": (
+        "neighbor_weight", "num_neighbors", "neighbor_temperature", "teacher", "teacher_alpha", "synthetic_sentences",
+    ),
+}  # fmt: skip
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists the options by `SECTIONS`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, in the sections that this command has."""
+        sections = {name: section for section, names in SECTIONS.items() for name in names}
+        records = defaultdict(list)
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                records[sections.get(str(parameter.name), "")].append(record)
+        for section in ("", *SECTIONS):
+            if records[section]:
+                title = section or ("Common options" if len(records) > len(SECTIONS) else "Options")
+                with formatter.section(title):
+                    formatter.write_dl(records[section])
+
+
+class SectionedGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = SectionedCommand
 
 
 def option(name: str, help_: str, **settings: Any) -> Decorator:
-    """An option, spelled --batch-size by people and --batch_size by `mlflow run -P batch_size=`.
+    """An option that shows its default; `settings` are those of `click.option`.
 
-    It shows its default; `settings` are those of `click.option`.
+    People spell it --batch-size, and `mlflow run -P batch_size=` spells it --batch_size: see `token_normalize_func`.
     """
-    spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", name])
     shown = settings.get("default") is not None
-    return click.option(*spellings, **{"metavar": "NAME", "show_default": shown, "help": help_, **settings})
+    spelling = f"--{name.replace('_', '-')}"
+    return click.option(spelling, name, **{"metavar": "NAME", "show_default": shown, "help": help_, **settings})
+
+
+def choices(values: Sequence[str]) -> str:
+    """The values of an option for its help, such as `[mlp|linear]`; the commands check them."""
+    return f"[{'|'.join(values)}]"
+
+
+TRUE_FALSE = choices(("true", "false"))
 
 
 def bool_option(name: str, help_: str) -> Decorator:
     """An option that is false until it is given, alone or with a value, since `mlflow run` passes a value always."""
-    return option(name, help_, type=bool, is_flag=False, flag_value="true", default=False, metavar="[BOOLEAN]")
+    return option(name, help_, type=bool, is_flag=False, flag_value="true", default="false", metavar=TRUE_FALSE)
 
 
 def training_options(*, preset: bool = False) -> Decorator:
@@ -37,7 +79,7 @@ def training_options(*, preset: bool = False) -> Decorator:
     def decorate(command: Command) -> Command:
         command = resume_option(score_max_option(command))
         for name, field in reversed(Recipe.model_fields.items()):
-            metavar = METAVARS.get(field.annotation, "NAME")
+            metavar = METAVARS.get(field.annotation) or choices(get_args(field.annotation))
             if preset and name not in PRESET_INDEPENDENT:
                 command = option(name, f"{field.description}  [default: the preset's]", metavar=metavar)(command)
             else:
@@ -55,5 +97,9 @@ score_max_option = option(
     "score_max", "Highest score; the lowest is 0.  [default: 5; STS-B from the Hub: 1]", type=float, metavar="NUMBER"
 )
 resume_option = option(
-    "resume", "Resume an interrupted training bit for bit; false: restart.", type=bool, default=True, metavar="BOOLEAN"
+    "resume",
+    "Resume an interrupted training bit for bit; false: restart.",
+    type=bool,
+    default="true",
+    metavar=TRUE_FALSE,
 )

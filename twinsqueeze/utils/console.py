@@ -12,6 +12,8 @@ from twinsqueeze.utils.text import escape_lines
 
 PLAIN_LINES = 10
 SECONDS_BETWEEN_LINES = 10
+# Fits 80 columns with the values of a training beside it.
+BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 # Called with the number done, the total or None, and values to show beside them.
 Advance = Callable[[int, int | None, Mapping[str, str]], None]
 
@@ -27,8 +29,9 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         nonlocal bar, lines, last_line
         if sys.stderr.isatty():
             if bar is None:
-                bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True)
-            bar.set_postfix(values, refresh=done == bar.n)
+                shape = {"bar_format": BAR_FORMAT} if total else {}
+                bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True, **shape)
+            bar.set_postfix_str(_join(values), refresh=done == bar.n)
             bar.update(done - bar.n)
         elif total is None:
             if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
@@ -37,8 +40,8 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         elif done * PLAIN_LINES // total > lines or done == total:
             lines = done * PLAIN_LINES // total
             seconds_left = (time.monotonic() - started) / done * (total - done)
-            shown = "".join(f", {name} {value}" for name, value in values.items())
-            print(f"{title}: {unit} {done} of {total}{shown}, {seconds_left:.0f} s left", file=sys.stderr, flush=True)
+            shown = "".join(f", {value}" for value in (_join(values), f"{seconds_left:.0f} s left") if value)
+            print(f"{title}: {unit} {done} of {total}{shown}", file=sys.stderr, flush=True)
 
     try:
         yield advance
@@ -47,9 +50,13 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
             bar.close()
 
 
+def _join(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
 def info(text: str) -> None:
-    """Print a message on standard error."""
-    print(escape_lines(text), file=sys.stderr, flush=True)
+    """Print a message on standard error, above a progress bar."""
+    tqdm.write(escape_lines(text), file=sys.stderr)
 
 
 def warn(text: str) -> None:

@@ -2,6 +2,8 @@
 
 import re
 
+from twinsqueeze.errors import describe_connection_error
+
 
 def escape_control_chars(text: str) -> str:
     """Return the text on one line, with escapes for control characters and those that change the writing direction."""
@@ -33,4 +35,5 @@ def redact_credentials(text: str) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Return an error's message without credentials, on one line of at most 500 characters; its type if it is empty."""
-    return " ".join(redact_credentials(str(error)).split())[:500] or type(error).__name__
+    text = describe_connection_error(error) or str(error)
+    return " ".join(redact_credentials(text).split())[:500] or type(error).__name__
