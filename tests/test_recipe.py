@@ -46,7 +46,7 @@ def test_a_bad_value_is_named_in_one_line(field, value):
 
 
 def test_an_unknown_field_is_named():
-    with pytest.raises(InputError, match=r"'alhpa' is not a field of the recipe; the fields are alpha, dim"):
+    with pytest.raises(InputError, match=r"'alhpa' is not a field of the recipe \(did you mean 'alpha'\?\); the"):
         Recipe.parse({"alhpa": 1})
 
 
@@ -81,7 +81,7 @@ def test_what_is_given_with_the_command_overrides_the_file(tmp_path):
         ("", "is empty"),
         ("- 1\n", "is not a mapping"),
         ("alpha: [0\n", "can't be read as YAML"),
-        ("alhpa: [0]\n", "'alhpa' is not a field of the recipe; the fields are alpha, dim"),
+        ("alhpa: [0]\n", "'alhpa' is not a field of the recipe (did you mean 'alpha'?); the fields are alpha, dim"),
         ("alpha: []\n", "alpha has no value"),
         ("alpha: [0, -1]\n", "alpha must be a finite number of at least 0, not -1"),
         ("alpha: [0, .nan]\n", "alpha must be a finite number"),

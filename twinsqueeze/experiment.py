@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
 from operator import attrgetter
 from types import MappingProxyType
 
@@ -71,18 +70,8 @@ class ExperimentData:
         if key not in self._baselines:
             evaluators = {split: self.evaluator(split, label_transform) for split in splits}
             task = BaselineTask(self.encoded["train"].embeddings, evaluators)
-            scored = count()
-            with _progress(self.reporter, "evaluating baselines", "baseline") as advance:
-
-                def on_scored(baseline: str) -> None:
-                    advance(next(scored), None, {"now": baseline})
-
-                self._baselines[key] = cached_baselines(task, dim, self._cache, self._on_fitting, on_scored)
+            self._baselines[key] = cached_baselines(task, dim, self._cache, partial(_progress, self.reporter))
         return self._baselines[key]
-
-    def _on_fitting(self, baseline: str) -> None:
-        check_interrupted()
-        self.reporter.info(f"fitting the baseline {baseline}; it is cached for these sentences")
 
 
 DataByRecipe = Mapping[Recipe, ExperimentData]

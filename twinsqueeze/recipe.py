@@ -241,8 +241,7 @@ def _format_error(error: ValidationError, recipe: type[Recipe]) -> str:
     if name not in fields:
         hint = suggest(name, fields)
         return f"{truncate_repr(name)} is not a field of the recipe{hint}; the fields are {', '.join(fields)}"
-    hint = suggest(first["input"], fields[name].get("enum", ()))
-    return f"{name} must be {_describe_allowed(fields[name])}, not {truncate_repr(first['input'])}{hint}"
+    return f"{name} must be {_describe_allowed(fields[name])}, not {truncate_repr(first['input'])}"
 
 
 def _describe_allowed(schema: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Baselines against scikit-learn, sentence-transformers and FAISS, and what is cached between runs."""
 
+from collections import defaultdict
+from contextlib import contextmanager
 from itertools import permutations
 
 import faiss
@@ -18,6 +20,7 @@ from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, mis
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.evaluation.metrics import METRICS, RetrievalScores
 from twinsqueeze.reporting.ablation_table import SCORES, baseline_family
+from twinsqueeze.utils.console import SILENT
 from twinsqueeze.utils.disk_cache import DiskCache
 
 DIM = 8
@@ -167,7 +170,7 @@ def test_opq_beats_pq_on_correlated_dimensions(tmp_path, monkeypatch):
     train, others = vectors[:600], vectors[600:]
     errors = {
         name: np.square(transform(others) - others).sum()
-        for name, _, transform in faiss_baselines.product_quantizers(train, DiskCache(tmp_path), lambda _: None)
+        for name, _, transform in faiss_baselines.product_quantizers(train, DiskCache(tmp_path), SILENT.progress)
     }
     assert errors["FAISS OPQ+PQ"] < 0.9 * errors["FAISS PQ"]
 
@@ -176,10 +179,17 @@ def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, foun
     def refuse(*_):
         raise AssertionError("computed again")
 
-    trained = []
+    steps = defaultdict(list)
+
+    @contextmanager
+    def progress(title, _unit):
+        yield lambda done, total, _values: steps[title].append((done, total))
+
     other_splits = BaselineTask(task.train, {"test": task.evaluators["dev"]})
-    cached_baselines(other_splits, DIM, cache, trained.append)
-    assert not trained  # quantizers depend on the train sentences alone
+    cached_baselines(other_splits, DIM, cache, progress)
+    assert list(steps) == ["evaluating baselines"]  # quantizers depend on the train sentences alone
+    (done,) = steps.values()
+    assert done == [(i, len(done)) for i in range(1, len(done) + 1)]
     monkeypatch.setattr(baselines, "score_baselines", refuse)
     assert {row.name: row for row in cached_baselines(task, DIM, cache)} == found
     for changed, dim in ((task, DIM + 1), (BaselineTask(task.train + 1, task.evaluators), DIM)):
@@ -202,7 +212,7 @@ def test_training_quantizers_prints_nothing_and_does_not_depend_on_the_thread_co
 ):
     monkeypatch.setattr(faiss_baselines, "CODE_SIZES", (32,))
     faiss.omp_set_num_threads(2)
-    quantizers = faiss_baselines.product_quantizers(task.train, DiskCache(tmp_path), lambda _: None)
+    quantizers = faiss_baselines.product_quantizers(task.train, DiskCache(tmp_path), SILENT.progress)
     assert [name for name, *_ in quantizers] == ["FAISS PQ", "FAISS OPQ+PQ"]
     assert faiss.omp_get_max_threads() == 2
     for file in tmp_path.iterdir():

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import BLAS_LOCK
+from twinsqueeze.utils.console import SILENT, OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
 
 Transform = Callable[[FloatArray], FloatArray]
@@ -95,7 +97,7 @@ def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
             yield Baseline(f"{name}, {label}", dim, bytes_per_vector(precision, dim), True, stored)
 
 
-def full_dim_encodings(train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]) -> Iterator[Baseline]:
+def full_dim_encodings(train: FloatArray, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
     """Yield baselines with all d dimensions: floats, int8, signs and FAISS's product quantizers, fitted on `train`."""
     dimension = train.shape[1]
     yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_identity])
@@ -104,7 +106,7 @@ def full_dim_encodings(train: FloatArray, cache: DiskCache, on_training: Callabl
     yield Baseline(name, None, size, False, signs)
     yield Baseline(f"{name}, {FLOAT_QUERIES}", None, size, True, signs, lambda vectors: vectors - center)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
-    for name, size, reconstruct in product_quantizers(train, cache, on_training):
+    for name, size, reconstruct in product_quantizers(train, cache, progress):
         yield Baseline(f"{name}, {size} bytes", None, size, True, [reconstruct])
         yield Baseline(f"{name}, {FLOAT_QUERIES}, {size} bytes", None, size, True, [reconstruct], _identity)
 
@@ -137,9 +139,9 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 
 
 def score_baselines(
-    baselines: Iterable[Baseline], evaluators: Mapping[str, Evaluator], on_scored: Callable[[str], None]
+    baselines: Iterable[Baseline], evaluators: Mapping[str, Evaluator], on_scored: Callable[[], None]
 ) -> list[BaselineScores]:
-    """Score baselines on every split."""
+    """Score baselines on every split; `on_scored` is called after each draw on a split."""
     results = []
     for baseline in baselines:
         scores, deviations = {}, {}
@@ -148,8 +150,8 @@ def score_baselines(
             queries = baseline.query_transform(vectors) if baseline.query_transform else None
             draws = []
             for transform in baseline.transforms:
-                on_scored(baseline.name)
                 draws.append(evaluator.score_vectors(transform(vectors), queries))
+                on_scored()
             table = np.array([list(draw.values()) for draw in draws])
             deviation = table.std(0, ddof=1) if len(table) > 1 else np.zeros(table.shape[1])
             scores[split] = dict(zip(draws[0], table.mean(0).tolist(), strict=True))
@@ -159,29 +161,35 @@ def score_baselines(
 
 
 def cached_baselines(
-    task: BaselineTask,
-    dim: int,
-    cache: DiskCache,
-    on_training: Callable[[str], None] = lambda _: None,
-    on_scored: Callable[[str], None] = lambda _: None,
+    task: BaselineTask, dim: int, cache: DiskCache, progress: OpenProgress = SILENT.progress
 ) -> list[BaselineScores]:
-    """Return the scores of all baselines, computed once for equal vectors, pairs and labels.
-
-    The callbacks get the name of a quantizer to be trained, and of a baseline before each draw is scored on a split.
-    """
+    """Return the scores of all baselines, computed once for equal vectors, pairs and labels."""
     digest = task.digest
 
-    def load_or_score(settings: str, baselines: Iterator[Baseline]) -> list[BaselineScores]:
-        settings_digest = hashlib.sha256(f"{CACHE_VERSION}\0{settings}\0{digest}".encode()).hexdigest()
-        key = f"baselines-{settings_digest}.json"
-        if (payload := cache.get(key)) is not None:
-            return [BaselineScores(**row) for row in json.loads(payload)]
-        results = score_baselines(baselines, task.evaluators, on_scored)
-        cache.put(key, json.dumps([asdict(row) for row in results]).encode())
-        return results
+    def cache_key(settings: str) -> str:
+        text = f"{CACHE_VERSION}\0{settings}\0{digest}"
+        return f"baselines-{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     # Both are generators, which fit nothing if the cache has their scores.
-    full_dim = full_dim_encodings(task.train, cache, on_training)
-    uncompressed, *encoded = load_or_score(f"faiss {faiss_version()}", full_dim)
-    reduced = load_or_score(f"scikit-learn {version('scikit-learn')}, {dim}", dimension_reductions(task.train, dim))
+    groups = {
+        cache_key(f"faiss {faiss_version()}"): full_dim_encodings(task.train, cache, progress),
+        cache_key(f"scikit-learn {version('scikit-learn')}, {dim}"): dimension_reductions(task.train, dim),
+    }
+    rows: dict[str, list[BaselineScores]] = {}
+    missing: dict[str, list[Baseline]] = {}
+    for key, group in groups.items():
+        if (payload := cache.get(key)) is not None:
+            rows[key] = [BaselineScores(**row) for row in json.loads(payload)]
+        else:
+            missing[key] = list(group)
+    steps, num_draws = count(1), sum(len(baseline.transforms) for group in missing.values() for baseline in group)
+    with progress("evaluating baselines", "step") as advance:
+
+        def on_scored() -> None:
+            advance(next(steps), num_draws * len(task.evaluators), {})
+
+        for key, unscored in missing.items():
+            rows[key] = score_baselines(unscored, task.evaluators, on_scored)
+            cache.put(key, json.dumps([asdict(row) for row in rows[key]]).encode())
+    (uncompressed, *encoded), reduced = (rows[key] for key in groups)
     return sorted([uncompressed, *reduced, *encoded], key=lambda row: row.search_only)

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.console import OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
 
 PQ, OPQ = "FAISS PQ", "FAISS OPQ+PQ"
@@ -36,13 +37,13 @@ def faiss_version() -> str | None:
 
 
 def product_quantizers(
-    train: FloatArray, cache: DiskCache, on_training: Callable[[str], None]
+    train: FloatArray, cache: DiskCache, progress: OpenProgress
 ) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
     """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at the sizes of 16, 32 and 64 bytes that divide d.
 
     Each is a name without the size, bytes per code, and a function that encodes and decodes vectors. Nothing is
     yielded if FAISS is not installed or there are fewer than 256 vectors (N, d) to train on, and no OPQ for fewer than
-    d. `on_training` is called with the name of each quantizer that the cache lacks, before they are trained.
+    d.
     """
     if not faiss_version() or len(train) < NUM_CENTROIDS:
         return
@@ -58,9 +59,7 @@ def product_quantizers(
             keys[name, size] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
     payloads = {config: payload for config, key in keys.items() if (payload := cache.get(key)) is not None}
     missing = [config for config in keys if config not in payloads]
-    for name, size in missing:
-        on_training(f"{name}, {size} bytes")
-    for config, payload in _train(faiss, train, missing).items():
+    for config, payload in _train(faiss, train, missing, progress).items():
         cache.put(keys[config], payload)
         payloads[config] = payload
     for name, size in keys:
@@ -73,7 +72,7 @@ def _reconstruct(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
         return np.asarray(index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32))))
 
 
-def _train(faiss: Any, train: FloatArray, configs: Sequence[_Config]) -> dict[_Config, bytes]:
+def _train(faiss: Any, train: FloatArray, configs: Sequence[_Config], progress: OpenProgress) -> dict[_Config, bytes]:
     """Train quantizers in parallel, one per core, the slowest first; return them serialized."""
 
     def train_one(config: _Config) -> bytes:
@@ -82,9 +81,17 @@ def _train(faiss: Any, train: FloatArray, configs: Sequence[_Config]) -> dict[_C
         index.train(train)
         return bytes(faiss.serialize_index(index))
 
-    slowest_first = configs[::-1]
-    with _single_threaded(faiss), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(slowest_first, pool.map(train_one, slowest_first), strict=True))
+    trained = {}
+    with (
+        progress("fitting FAISS's quantizers", "quantizer") as advance,
+        _single_threaded(faiss),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        futures = {pool.submit(train_one, config): config for config in configs[::-1]}
+        for future in as_completed(futures):
+            trained[futures[future]] = future.result()
+            advance(len(trained), len(configs), {})
+    return trained
 
 
 def _build_index(faiss: Any, dimension: int, name: str, code_size: int) -> Any:

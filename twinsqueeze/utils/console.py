@@ -16,6 +16,8 @@ SECONDS_BETWEEN_LINES = 10
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 # Called with the number done, the total or None, and values to show beside them.
 Advance = Callable[[int, int | None, Mapping[str, str]], None]
+# Called with a title and a unit; shows the progress while the context is open.
+OpenProgress = Callable[[str, str], AbstractContextManager[Advance]]
 
 
 @contextmanager
@@ -29,8 +31,8 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         nonlocal bar, lines, last_line
         if sys.stderr.isatty():
             if bar is None:
-                shape = {"bar_format": BAR_FORMAT} if total else {}
-                bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True, **shape)
+                shape = BAR_FORMAT if total else None
+                bar = tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True, bar_format=shape)
             bar.set_postfix_str(_join(values), refresh=done == bar.n)
             bar.update(done - bar.n)
         elif total is None:
@@ -67,7 +69,7 @@ def warn(text: str) -> None:
 class Reporter(NamedTuple):
     """Where the library reports progress and messages, so that it never prints by itself."""
 
-    progress: Callable[[str, str], AbstractContextManager[Advance]]
+    progress: OpenProgress
     info: Callable[[str], None]
     warn: Callable[[str], None]
 
