@@ -182,12 +182,10 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
             run_plots.plot_loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png"
         )
         later = ("dev", "test")
-        scatter = run_plots.plot_predictions(
-            {split: {split: (labels[split], predicted[split])} for split in later}, "label"
-        )
+        scatter = run_plots.plot_run_predictions({split: (labels[split], predicted[split]) for split in later}, "tanh")
         mlflow.log_figure(scatter, "scatter.png")
         errors = {split: np.square(predicted[split] - labels[split]) for split in ("train", "dev")}
-        mlflow.log_figure(run_plots.plot_pair_losses({"": errors}), "losses.png")
+        mlflow.log_figure(run_plots.plot_run_losses(errors), "losses.png")
         mlflow.pytorch.log_state_dict(model.state_dict(), "model")
     epoch_seconds = statistics.median(took)
     return epoch_seconds, time.perf_counter() - start - sum(took)

@@ -1,11 +1,13 @@
 """Trained runs as tables read them from the tracking store."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.reporting.ablation_table import ComparisonKey, TrainedRun
+from twinsqueeze.reporting.ablation_table import SEARCH_SCORES, ComparisonKey, TrainedRun, metric_name
 
 KEY = ComparisonKey("data", "test", "encoder", "tanh", "mse")
+SCORE_BY_PRECISION = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -16,3 +18,15 @@ def trained(spearman: float, *, key: ComparisonKey = KEY, hours: int = 0, on_tes
     parsed = Recipe(**recipe)
     name = f"{parsed.name}-{hours}"
     return TrainedRun(name, f"http://x/{name}", START + timedelta(hours=hours), parsed, key, "data", None, metrics)
+
+
+def run_with_search_scores(spearman: float, **recipe):
+    """A run whose search scores depend only on precision and seed."""
+    run = trained(spearman, **recipe)
+    scores = {
+        metric_name(split, score, precision): value + run.recipe.seed / 100
+        for precision, value in SCORE_BY_PRECISION.items()
+        for split in ("dev", "test")
+        for score in SEARCH_SCORES
+    }
+    return replace(run, metrics=scores | run.metrics)

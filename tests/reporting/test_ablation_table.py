@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tests.helpers.trained_runs import KEY, trained
-from twinsqueeze.reporting import formats
+from twinsqueeze.reporting import formats, report
 from twinsqueeze.reporting.ablation_table import BaselineRow, ComparisonKey, TrainedRun, build_tables
 from twinsqueeze.reporting.statistics import SeedStats
 
@@ -58,7 +58,7 @@ def test_names_of_data_and_encoder_make_no_difference():
 
 def test_the_newest_run_of_a_repeated_recipe_is_used():
     (table,) = build_tables([trained(0.9, hours=2), trained(0.8, hours=1), trained(0.7, hours=3)], {})
-    assert table.rows[0].values("dev/spearman") == [0.7]
+    assert table.rows[0].scores["dev/spearman"].mean == 0.7
     assert table.notes[0].startswith("2 runs repeated")
 
 
@@ -97,7 +97,7 @@ def test_every_format_of_a_table(runs):
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search
     assert r"0.8040 $\pm$ 0.0114" in text
 
-    page = formats.to_html([(table, [])], ["<b>"], "now")
+    page = report.to_html([(table, [])], ["<b>"], "now")
     assert 'href="http://x/mlp32-alpha0.75-seed3-0"' in page
     assert "&lt;b&gt;" in page
 

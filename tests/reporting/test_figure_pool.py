@@ -15,7 +15,7 @@ from tests.helpers.forks import ForkedProcess
 from twinsqueeze.reporting import figure_pool, run_plots
 from twinsqueeze.utils import worker_pool
 
-HISTOGRAM = partial(run_plots.plot_pair_losses, {"": {"dev": np.linspace(1e-4, 0.5, 300)}})
+HISTOGRAM = partial(run_plots.plot_run_losses, {"dev": np.linspace(1e-4, 0.5, 300)})
 SQUARE = partial(Figure, figsize=(0.2, 0.2), facecolor="red")
 # Renders a figure in workers and prints their ids, and renders another after Ctrl-C.
 PROGRAM = """

@@ -1,32 +1,17 @@
-import statistics
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.helpers.trained_runs import KEY, trained
+from tests.helpers.trained_runs import KEY, run_with_search_scores, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
-from twinsqueeze.reporting import formats, search_table
-from twinsqueeze.reporting.ablation_table import PRECISIONS, SEARCH_SCORES, BaselineRow, build_tables, metric_name
+from twinsqueeze.reporting import formats, report, search_table
+from twinsqueeze.reporting.ablation_table import SEARCH_SCORES, BaselineRow, build_tables, metric_name
 from twinsqueeze.reporting.search_table import VectorFormat
 from twinsqueeze.reporting.statistics import SeedStats
 
-SCORE_BY_PRECISION = {"float32": 0.3, "int8": 0.2, "binary": 0.1, "asymmetric": 0.4}
 SIGN_QUANTIZED = {"quantizer": "sign", "architecture": "linear"}
-
-
-def run_with_search_scores(spearman: float, **recipe):
-    """A run whose search scores depend only on precision and seed."""
-    run = trained(spearman, **recipe)
-    scores = {
-        metric_name(split, score, precision): value + run.recipe.seed / 100
-        for precision, value in SCORE_BY_PRECISION.items()
-        for split in ("dev", "test")
-        for score in SEARCH_SCORES
-    }
-    return replace(run, metrics=scores | run.metrics)
 
 
 @pytest.fixture
@@ -66,7 +51,7 @@ def test_every_format_has_both_tables(table):
     assert "FAISS" not in scores
     assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
     assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
-    assert "FAISS PQ, 16 bytes" in formats.to_html([(table, [])], [], "now")
+    assert "FAISS PQ, 16 bytes" in report.to_html([(table, [])], [], "now")
     assert formats.to_latex([table]).count("FAISS PQ, 16 bytes") == 2
     assert formats.to_dataframe([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
 
@@ -112,48 +97,3 @@ def test_product_codes_take_a_byte_per_subvector():
     rows = search_table.rows_from_tables([table])
     assert [(row.name.partition(",")[0], row.bytes) for row in rows] == 2 * [("linear64-product8", 8)]
     assert model_card.vector_sizes(table.rows[0].recipe) == {"product": 8, "float32": 256, "int8": 64, "binary": 8}
-
-
-def test_the_quality_figure_plots_every_method_at_its_bytes(table):
-    figure = search_table.quality_figure(search_table.rows_from_tables([table]))()
-    titles = ["Spearman on test", "neighbor recall on test", "recall@10 on test"]
-    assert [axes.get_title() for axes in figure.axes] == titles
-    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
-    assert lines["FAISS PQ"].get_xydata().tolist() == [[16, 0.6], [64, 0.6]]
-    assert lines["trained mlp, int8"].get_xydata() == pytest.approx(np.array([[8, 0.2], [32, 0.205]]))
-    trained_colors = {lines[f"trained mlp, {precision}"].get_color() for precision in PRECISIONS}
-    assert len(trained_colors) == 1
-    assert not trained_colors & {line.get_color() for name, line in lines.items() if not name.startswith("trained")}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
-
-
-def test_the_pareto_figure_plots_every_size_of_every_method(table):
-    other = KEY._replace(loss="pearson")
-    (best,) = build_tables([run_with_search_scores(0.9, dim=64, key=other, **SIGN_QUANTIZED)], {})
-    figure = search_table.pareto_figure(search_table.rows_from_tables([table, best]))
-    titles = ["dev", "test", "dev, upper right enlarged", "test, upper right enlarged"]
-    assert [axes.get_title() for axes in figure.axes] == titles
-    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    assert lines["trained mlp, float32"].get_xydata() == pytest.approx(np.array([[0.3, 0.85], [0.305, 0.8]]))
-    assert lines["trained linear (quantized), binary"].get_xydata() == pytest.approx(np.array([[0.3, 0.9]]))
-    assert lines["FAISS PQ"].get_xydata().tolist() == [[0.6, 0.6], [0.6, 0.6]]
-    float_queries = lines["trained linear (quantized), binary, float queries"]
-    assert float_queries.get_xydata() == pytest.approx(np.array([[0.4, 0.4]]))
-    assert (float_queries.get_marker(), float_queries.get_markerfacecolor()) == ("^", "white")
-    dev, _, enlarged, _ = figure.axes
-    written = [text.get_text() for axes in (dev, enlarged) for text in axes.texts]
-    assert sorted(written) == sorted(["32", "128", "8", "32", "1", "4", "8", "8", "1,536", "16", "64"])
-    points = np.concatenate([line.get_xydata() for line in dev.get_lines()])
-    assert points == pytest.approx(np.concatenate([line.get_xydata() for line in enlarged.get_lines()]))
-    assert enlarged.get_xlim()[0] == pytest.approx(statistics.quantiles(points[:, 0], n=4, method="inclusive")[0])
-    assert enlarged.get_ylim()[0] == pytest.approx(statistics.median(points[:, 1]))
-    annotated = {tuple(text.xy) for text in enlarged.texts}
-    assert annotated == {(x, y) for x, y in points if x >= enlarged.get_xlim()[0] and y >= enlarged.get_ylim()[0]}
-
-
-def test_points_of_equal_size_are_not_joined(table):
-    runs = [run_with_search_scores(0.9, dim=64, lr=lr, **SIGN_QUANTIZED) for lr in (1e-3, 2e-3)]
-    rows = search_table.rows_from_tables([table, *build_tables(runs, {})])
-    for figure in (search_table.pareto_figure(rows), search_table.quality_figure(rows)()):
-        lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
-        assert (lines["trained linear (quantized), binary"], lines["trained mlp, float32"]) == ("None", "-")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.reporting import formats, run_loader, terminal
+from twinsqueeze.reporting import formats, report, run_loader, terminal
 from twinsqueeze.reporting.ablation_figures import build_sections
 from twinsqueeze.reporting.ablation_table import SELECTION_METRIC
 from twinsqueeze.tracking import links
@@ -31,7 +31,7 @@ def compare(experiment: str, *, output: Path | None = None, overwrite: bool = Fa
         run.log_params({"experiment": experiment, "compared_runs": len(runs)})
         run.set_description(formats.summary(tables, notes))
         origin = f"{len(runs)} runs of experiment {experiment_id}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-        formats.write_report(Path(folder), build_sections(tables), notes, origin)
+        report.write_report(Path(folder), build_sections(tables), notes, origin)
         run.log_artifacts(Path(folder), "comparison")
         if output:
             _copy_files(Path(folder), output)

@@ -90,7 +90,7 @@ class RunRecorder:
         """Logs a trained compressor with its scores, figures, tables and description; `draw` renders the figures."""
         recipe, history, train_losses = evaluated.recipe, evaluated.training.history, evaluated.train_losses
         curves = partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss)
-        losses = {"train": train_losses, "dev": evaluated.results["dev"].losses}
+        losses = {"train": train_losses} | {split: result.losses for split, result in evaluated.results.items()}
         with self._log_figures({"loss_curves": curves, **_figures(evaluated, losses)}, draw):
             model = serialize_checkpoint(evaluated.compressor, evaluated.metadata)
             example = self._data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
@@ -171,15 +171,12 @@ def load_experiment_data(
 
 
 def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
-    results, label_transform = evaluation.results, evaluation.recipe.label_transform
-    predictions = {
-        f"{split}: {len(r.labels):,} pairs": {split: (r.labels, r.predicted)} for split, r in results.items()
-    }
+    predictions = {split: (result.labels, result.predicted) for split, result in evaluation.results.items()}
     return {
         "predicted_against_label": partial(
-            run_plots.plot_predictions, predictions, f"label ({label_transform} of the human score)"
+            run_plots.plot_run_predictions, predictions, evaluation.recipe.label_transform
         ),
-        "pair_losses": partial(run_plots.plot_pair_losses, {"": losses}),
+        "pair_losses": partial(run_plots.plot_run_losses, losses),
         "quality_against_bytes": search_table.quality_figure(_search_rows(evaluation)),
     }
 

@@ -1,37 +1,32 @@
-"""The figures of ablation tables, drawn from the metrics and artifacts of their runs."""
+"""The figures of ablation tables with their captions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
-from itertools import cycle
-from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.reporting import run_loader, run_plots, search_table
-from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, AblationTable, BaselineRow, Row
-from twinsqueeze.reporting.formats import ReportFigure, Section
+from twinsqueeze.reporting import ablation_plots, method_plots, run_loader, run_plots, search_table
+from twinsqueeze.reporting.ablation_plots import alpha_label
+from twinsqueeze.reporting.ablation_table import (
+    EVALUATED_SPLITS,
+    SELECTION_METRIC,
+    AblationTable,
+    BaselineRow,
+    Row,
+)
+from twinsqueeze.reporting.report import ReportFigure, Section
 from twinsqueeze.reporting.statistics import SeedStats
-from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
-from twinsqueeze.utils.signals import check_interrupted
-from twinsqueeze.utils.text import escape_mathtext
 
 MAX_FAMILIES = 12  # compressors with figures of their own; those with most runs come first
-LOSSES = {"noisy": "train/loss", "clean": "train/clean_loss"}
-SAMPLE_SIZE = 300
-DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINE_COLORS = (run_plots.BLUE, run_plots.VERMILION, *run_plots.BASELINE_COLORS)
+MAX_ALPHAS = 8  # lines of a panel
 
 
 def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
     """Draw the figures of all tables. Curves and predictions are read from the tracking store."""
-    sections = [(table, [*_quality_figures(tables, table), *_dim_figures(table)]) for table in tables]
+    sections = [(table, table_figures(tables, table)) for table in tables]
     families = [
         (table, figures, name, rows)
         for table, figures in sections
@@ -43,48 +38,81 @@ def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
     largest = nlargest(MAX_FAMILIES, families, key=lambda family: sum(len(row.runs) for row in family[-1]))
     with console.progress("drawing", "compressor") as advance:
         for done, (table, figures, name, rows) in enumerate(largest, 1):
-            prefix = "" if len(table.families()) == 1 else f"{name.replace(', ', '-').replace(' ', '')}-"
-            for figure in _family_figures(table, rows):
-                figures.append(replace(figure, name=f"{prefix}{figure.name}", caption=f"{name}. {figure.caption}"))
+            for figure in (*score_figures(table, rows), *_run_figures(rows)):
+                full_name = f"{family_prefix(table, name)}{figure.name}"
+                figures.append(replace(figure, name=full_name, caption=f"{name}. {figure.caption}"))
             advance(done, len(largest), {})
     return sections
 
 
-def _family_figures(table: AblationTable, rows: Sequence[Row]) -> list[ReportFigure]:
-    """Figures of rows that differ by alpha alone; the first has the lowest alpha."""
+def family_prefix(table: AblationTable, name: str) -> str:
+    """The prefix of the file names of a family's figures; none if the table has no other family."""
+    return "" if len(table.families()) == 1 else f"{name.replace(', ', '-').replace(' ', '')}-"
+
+
+def score_figures(table: AblationTable, rows: Sequence[Row]) -> list[ReportFigure]:
+    """Figures of the scores of rows that differ by alpha alone; the first has the lowest alpha."""
     splits = _measured_splits(rows)
-    points = {row.recipe.alpha: row.scores for row in rows}
-    references = [b for b in table.score_baselines if b.dim in {None, rows[0].recipe.dim}]
+    best = _best(rows)
+    baselines = _series_baselines(table.score_baselines, {None, rows[0].recipe.dim})
+    lines = {rows[0].name: {row.recipe.alpha: row.scores for row in rows}}
+    titles = {
+        split: f"Spearman on {split}: {best.gains[split].mean:+.4f} at alpha {best.recipe.alpha:g}"
+        for split in splits
+        if split in best.gains
+    }
     return [
         ReportFigure(
-            "training_loss",
-            "Train loss with noise (the training objective) and without; mean of the seeds in a band from the lowest "
-            "to the highest seed.",
-            _plot_train_losses(rows),
-        ),
-        ReportFigure(
             "spearman_against_alpha",
-            "Spearman against alpha with 95% intervals of the mean over seeds; baselines (no labels) as horizontal "
-            "lines.",
-            _plot_spearman("alpha", {rows[0].name: points}, splits, references),
+            "Spearman against alpha with 95% intervals of the mean over seeds. Horizontal lines: baselines (no "
+            "labels), of each method the best on dev.",
+            ablation_plots.plot_spearman("alpha", lines, splits, list(baselines.values()), titles),
         ),
-        *_pair_figures(rows, splits),
         ReportFigure(
             f"train_against_{splits[-1]}",
-            f"{splits[-1]} scores against the final train loss, means and 95% intervals over seeds. If a higher train "
-            "loss meant better generalization, the error would fall and Spearman rise from left to right.",
-            _plot_scores_vs_train_losses(rows, splits[-1]),
+            f"Scores on {splits[-1]} against the final train loss, means and 95% intervals over seeds; numbers are "
+            "alphas. If a higher train loss meant better generalization, the error would fall and Spearman rise from "
+            "left to right.",
+            ablation_plots.plot_scores_vs_train_losses(rows, splits[-1]),
         ),
     ]
 
 
+def _run_figures(rows: Sequence[Row]) -> list[ReportFigure]:
+    """Figures of the curves and pairs of rows that differ by alpha alone, read from the tracking store."""
+    best = _best(rows)
+    shown = shown_alphas(rows, best)
+    note = f" Of {len(rows)} alphas, {len(shown)} are drawn." if len(shown) < len(rows) else ""
+    return [
+        ReportFigure(
+            "training_loss",
+            "Train loss with noise (the training objective) and without; mean of the seeds in a band from the lowest "
+            f"to the highest seed. The best alpha on dev is in color.{note}",
+            ablation_plots.plot_train_losses(shown, best),
+        ),
+        *_pair_figures(shown, best, _measured_splits(rows), note),
+    ]
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    return max(rows, key=lambda row: row.scores[SELECTION_METRIC].mean)
+
+
 def _measured_splits(rows: Sequence[Row]) -> list[str]:
-    return [split for split in EVALUATED_SPLITS if all(row.values(f"{split}/spearman") for row in rows)]
+    return [split for split in EVALUATED_SPLITS if all(row.seeds(split) for row in rows)]
 
 
-def _pair_figures(rows: Sequence[Row], splits: Sequence[str]) -> list[ReportFigure]:
+def shown_alphas(rows: Sequence[Row], best: Row) -> list[Row]:
+    """At most `MAX_ALPHAS` of the rows: the lowest, the highest, the best, and others at equal distances."""
+    if len(rows) <= MAX_ALPHAS:
+        return list(rows)
+    places = np.linspace(0, len(rows) - 1, MAX_ALPHAS - 1).round().astype(int)
+    return [row for i, row in enumerate(rows) if i in places or row is best]
+
+
+def _pair_figures(rows: Sequence[Row], best: Row, splits: Sequence[str], note: str) -> list[ReportFigure]:
     """Figures of the pairs of the last split that all runs predicted, for the first seed of every alpha."""
-    runs = {_alpha_label(row): row.runs[0] for row in rows}
+    runs = {alpha_label(row): row.runs[0] for row in rows}
     try:
         tables = {name: run_loader.read_predictions(run.run_id) for name, run in runs.items()}
         train_losses = {name: run_loader.read_train_losses(run.run_id) for name, run in runs.items()}
@@ -93,26 +121,32 @@ def _pair_figures(rows: Sequence[Row], splits: Sequence[str]) -> list[ReportFigu
         return []
     split = next(s for s in reversed(splits) if all((table["split"] == s).any() for table in tables.values()))
     pairs = {name: table[table["split"] == split] for name, table in tables.items()}
-    losses = {"train": train_losses, split: {name: table["squared_error"].to_numpy() for name, table in pairs.items()}}
-    base, *others = runs
-    size = min(SAMPLE_SIZE, len(pairs[base]))
-    sample = {name: table.sample(size, random_state=0) for name, table in pairs.items()}
-    points = {name: (table["label"].to_numpy(), table["predicted"].to_numpy()) for name, table in sample.items()}
-    predictions = {f"{name} and {base}": {base: points[base], name: points[name]} for name in others}
-    histograms = {f"{s}, {name}": {base: losses[s][base], name: losses[s][name]} for name in others for s in losses}
-    shown = f"seed {runs[base].recipe.seed}: each alpha beside {base}"
+    losses = {name: table["squared_error"].to_numpy() for name, table in pairs.items()}
+    predictions = {name: (table["label"].to_numpy(), table["predicted"].to_numpy()) for name, table in pairs.items()}
+    styles = ablation_plots.alpha_styles(rows, best)
+    seed, count = rows[0].recipe.seed, len(pairs[alpha_label(best)])
+    label = f"label ({best.recipe.label_transform} of the human score)"
+    title = f"Predicted cosine on {split} ({count:,} pairs)"
     return [
         ReportFigure(
             "predicted_against_label",
-            f"Predicted cosine against the label for {size} {split} pairs, {shown}.",
-            run_plots.plot_predictions(predictions, "label", columns=3),
+            f"Mean predicted cosine of all {split} pairs by label, seed {seed}; the bands hold the middle 80% of the "
+            f"pairs.{note}",
+            run_plots.plot_predictions({title: predictions}, label, styles, [alpha_label(best)]),
         ),
         ReportFigure(
             "pair_losses",
-            f"Squared errors of train and {split} pairs on log scales, {shown}.",
-            run_plots.plot_pair_losses(histograms, columns=2),
+            f"Distribution of the squared errors of all train and {split} pairs, seed {seed}.{note}",
+            run_plots.plot_pair_losses(
+                {"Squared errors on train": train_losses, f"Squared errors on {split}": losses}, styles
+            ),
         ),
     ]
+
+
+def table_figures(tables: Sequence[AblationTable], table: AblationTable) -> list[ReportFigure]:
+    """Figures of all compressors of a table."""
+    return [*_quality_figures(tables, table), *_dim_figures(table)]
 
 
 def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> list[ReportFigure]:
@@ -120,17 +154,20 @@ def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> l
     comparable = [t for t in tables if t.comparison_key[:3] == table.comparison_key[:3] and t is not table]
     rows = search_table.rows_from_tables([table, *comparable])
     note = " Includes the compressors of the other tables on these data." if comparable else ""
+    stored = "Queries and documents are stored alike. Dots are ways to store vectors."
     return [
         ReportFigure(
             "quality_against_bytes",
-            "Spearman, neighbor recall and recall@10 against bytes per vector. Each trained compressor is shown at its "
-            f"best alpha by Spearman on dev; the others are baselines (no labels).{note}",
+            f"Spearman and neighbor recall against bytes per vector. {stored} Lines join the best of every size on "
+            "dev, without sizes worse than smaller ones. TwinSqueeze: each compressor at its best alpha on dev; the "
+            f"others are baselines (no labels).{note}",
             search_table.quality_figure(rows)(),
         ),
         ReportFigure(
             "spearman_against_neighbor_recall",
-            "Spearman against neighbor recall on dev and test; the second row enlarges the upper right. Numbers are "
-            f"bytes per vector.{note}",
+            f"Spearman against neighbor recall; numbers are bytes per vector. {stored} A line of a baseline joins its "
+            "best of every size on dev; a line of TwinSqueeze joins what no other of the same size or less exceeds on "
+            f"dev in both.{note}",
             search_table.pareto_figure(rows),
         ),
     ]
@@ -138,95 +175,36 @@ def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> l
 
 def _dim_figures(table: AblationTable) -> list[ReportFigure]:
     """Spearman against dim, a line per alpha, if the best compressor was trained at several dims."""
-    lines: dict[str, dict[float, Mapping[str, SeedStats]]] = {}
-    rows = []
-    for row in sorted(table.rows, key=lambda row: (row.recipe.alpha, row.recipe.dim)):
-        if row.family.model_copy(update={"dim": table.best.recipe.dim}) == table.best.family:
-            lines.setdefault(_alpha_label(row), {})[row.recipe.dim] = row.scores
-            rows.append(row)
+    rows = [
+        row
+        for row in sorted(table.rows, key=lambda row: (row.recipe.alpha, row.recipe.dim))
+        if row.family.model_copy(update={"dim": table.best.recipe.dim}) == table.best.family
+    ]
+    alphas = {row.recipe.alpha: row for row in rows if row.recipe.dim == table.best.recipe.dim}
+    lines: dict[str, dict[float, Mapping[str, SeedStats]]] = {
+        alpha_label(row): {r.recipe.dim: r.scores for r in rows if r.recipe.alpha == row.recipe.alpha}
+        for row in sorted(shown_alphas(list(alphas.values()), table.best), key=lambda row: row is not table.best)
+    }
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
         return []
-    for baseline in table.score_baselines:
-        if baseline.dim is not None:
-            lines.setdefault(baseline.family, {})[baseline.dim] = baseline.scores
-    references = [baseline for baseline in table.score_baselines if baseline.dim is None]
-    figure = _plot_spearman("dim", lines, _measured_splits(rows), references)
+    for dim in sorted({baseline.dim for baseline in table.score_baselines if baseline.dim is not None}):
+        for label, baseline in _series_baselines(table.score_baselines, {dim}).items():
+            lines.setdefault(label, {})[dim] = baseline.scores
+    references = list(_series_baselines(table.score_baselines, {None}).values())
+    figure = ablation_plots.plot_spearman("dim", lines, _measured_splits(rows), references, {})
     for axes in figure.axes:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
-    caption = "Spearman against the output dimension, with 95% intervals of the mean over seeds."
+    caption = (
+        "Spearman against the output dimension, with 95% intervals of the mean over seeds. PCA: the better on dev of "
+        "plain and whitened PCA."
+    )
     return [ReportFigure("spearman_against_dim", caption, figure)]
 
 
-def _plot_train_losses(rows: Sequence[Row]) -> Figure:
-    """Losses over the epochs that all seeds of a row share."""
-    figure, axes_list = run_plots.panels(len(LOSSES), legend=[_alpha_label(row) for row in rows])
-    for axes, (title, metric) in zip(axes_list, LOSSES.items(), strict=True):
-        for row, color, dash in zip(rows, _alpha_colors(len(rows)), cycle(DASHES), strict=False):
-            check_interrupted()
-            seeds = pd.concat([run_loader.read_curve(run, metric) for run in row.runs], axis=1, join="inner")
-            axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=color, alpha=0.2, lw=0)
-            axes.plot(seeds.index, seeds.mean(axis=1), color=color, ls=dash, lw=1.3, label=_alpha_label(row))
-        axes.set(title=f"train loss, {title}", xlabel="epoch", ylabel="loss", yscale="log")
-        run_plots.set_log_ticks(axes.yaxis)
-    run_plots.draw_legend(figure)
-    return figure
-
-
-def _plot_spearman(
-    hyperparameter: str,
-    lines: Mapping[str, Mapping[float, Mapping[str, SeedStats]]],
-    splits: Sequence[str],
-    references: Sequence[BaselineRow],
-) -> Figure:
-    """Spearman with 95% intervals, by name and value of the hyperparameter; references are horizontal lines."""
-    figure, axes_list = run_plots.panels(len(splits), legend=[*lines, *(baseline.name for baseline in references)])
-    for axes, split in zip(axes_list, splits, strict=True):
-        metric = f"{split}/spearman"
-        for (name, points), color, marker in zip(lines.items(), cycle(LINE_COLORS), cycle(MARKERS), strict=False):
-            y, errors = _error_bars([scores[metric] for scores in points.values()])
-            label = escape_mathtext(name)
-            axes.errorbar(list(points), y, errors, color=color, marker=marker, ms=4, capsize=3, label=label)
-        measured = {b.name: b.scores[metric].mean for b in references if metric in b.scores}
-        styles = zip(cycle(run_plots.BASELINE_COLORS), cycle(DASHES), strict=False)
-        for (name, value), (color, dash) in zip(measured.items(), styles, strict=False):
-            axes.axhline(value, color=color, ls=dash, lw=1.1, label=escape_mathtext(name))
-        axes.set(title=split, xlabel=hyperparameter, ylabel="Spearman")
-    run_plots.draw_legend(figure)
-    return figure
-
-
-def _plot_scores_vs_train_losses(rows: Sequence[Row], split: str) -> Figure:
-    """Scores against final train losses, a panel per pair and a point per alpha with 95% intervals."""
-    scores = {f"{split} mean squared error": f"{split}/mse", f"{split} Spearman": f"{split}/spearman"}
-    names = [_alpha_label(row) for row in rows]
-    figure, axes_list = run_plots.panels(len(scores) * len(LOSSES), columns=len(LOSSES), legend=names)
-    cells = [(*score, *loss) for score in scores.items() for loss in LOSSES.items()]
-    for axes, (score, score_metric, loss, loss_metric) in zip(axes_list, cells, strict=True):
-        x, x_errors = _error_bars([row.scores[loss_metric] for row in rows])
-        y, y_errors = _error_bars([row.scores[score_metric] for row in rows])
-        axes.plot(x, y, color=run_plots.GRAY, lw=0.8)
-        for i, (color, marker) in enumerate(zip(_alpha_colors(len(rows)), cycle(MARKERS), strict=False)):
-            errors = y_errors[:, [i]], x_errors[:, [i]]
-            axes.errorbar(x[i], y[i], *errors, color=color, marker=marker, ms=6, capsize=2, lw=1, label=names[i])
-        axes.set(xlabel=f"final train loss, {loss}", ylabel=score, xscale="log")
-        run_plots.set_log_ticks(axes.xaxis)
-    run_plots.draw_legend(figure)
-    return figure
-
-
-def _error_bars(stats: Sequence[SeedStats]) -> tuple[FloatArray, FloatArray]:
-    """(A,) means, and (2, A) lengths of the 95% intervals below and above them."""
-    means = np.array([s.mean for s in stats])
-    low, high = np.array([s.interval for s in stats]).T
-    return means, np.stack([means - low, high - means])
-
-
-def _alpha_label(row: Row) -> str:
-    return f"alpha {row.recipe.alpha:g}"
-
-
-def _alpha_colors(count: int) -> list[Any]:
-    """Colors from dark to light, which color-blind readers and grayscale prints can order; without the lightest."""
-    return [colormaps["cividis"](place) for place in np.linspace(0, 0.88, count)]
+def _series_baselines(baselines: Iterable[BaselineRow], dims: set[int | None]) -> dict[str, BaselineRow]:
+    """The best baseline on dev of every series of figures, among those of some dims; None: of no dim."""
+    found = [row for row in baselines if row.dim in dims and SELECTION_METRIC in row.scores]
+    found.sort(key=lambda row: row.scores[SELECTION_METRIC].mean)
+    return {label: row for row in found if (label := method_plots.find_series(row.family))}

@@ -104,20 +104,16 @@ class Row:
     family: Recipe  # the fields that rows at other values of alpha share
     runs: Sequence[TrainedRun]
     gains: Mapping[str, MeanDifference]  # by split: Spearman minus Spearman at alpha 0, if the table has such a row
+    scores: Mapping[str, SeedStats]  # over seeds by metric, such as "dev/mse" and "train/loss"
 
     @property
     def recipe(self) -> Recipe:
         """Recipe of the first seed."""
         return self.runs[0].recipe
 
-    @cached_property
-    def scores(self) -> Mapping[str, SeedStats]:
-        """Statistics over seeds by metric, such as "dev/mse" and "train/loss"."""
-        return {metric: SeedStats.of(self.values(metric)) for metric in _METRICS}
-
-    def values(self, metric: str) -> list[float]:
-        """The finite values of a metric, by rising seed."""
-        return _finite_values(self.runs, metric)
+    def seeds(self, split: str) -> int:
+        """Number of seeds that were measured on a split."""
+        return self.scores[metric_name(split, "spearman")].count
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,8 @@ def _build_table(runs: Sequence[TrainedRun], baselines: Sequence[BaselineRow], r
     for recipe, group in groups.items():
         family = _comparable_recipe(recipe, alpha=0.0)
         gains = _spearman_gains(group, groups[family]) if recipe != family and family in groups else {}
-        rows.append(Row(names[family], family, group, gains))
+        scores = {metric: SeedStats.of(_finite_values(group, metric)) for metric in _METRICS}
+        rows.append(Row(names[family], family, group, gains, scores))
     order = attrgetter("architecture", "precision", "dim", *DISTINGUISHING_FIELDS)
     rows.sort(key=lambda row: (order(row.family), row.recipe.alpha))
     first, key = runs[0], runs[0].comparison_key
@@ -196,7 +193,7 @@ def _notes(rows: Sequence[Row], repeated: int) -> list[str]:
         notes.append(f"No run at alpha 0 of {', '.join(sorted(without_reference))}: no Spearman gain.")
     if single := sum(len(row.runs) == 1 for row in rows):
         notes.append(f"{_count(single, 'row')} with a single seed: no standard deviation and no interval.")
-    if untested := sum(len(row.runs) - len(row.values("test/spearman")) for row in rows):
+    if untested := sum(len(row.runs) - row.seeds("test") for row in rows):
         command = "`mlflow run . --env-manager local -e evaluate -P model=RUN_ID`"
         notes.append(f"{_count(untested, 'run')} without test scores: evaluate with {command}.")
     return notes

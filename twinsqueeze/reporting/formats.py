@@ -1,19 +1,20 @@
-"""Tables of runs and ablations as text, Markdown, CSV, LaTeX and a self-contained HTML page."""
+"""Tables of runs and ablations as text, Markdown, CSV and LaTeX."""
 
-import io
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
+from jinja2 import Environment, PackageLoader, select_autoescape
 
 from twinsqueeze.reporting import search_table
-from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, EVALUATED_SPLITS, PAIR_SCORES, AblationTable, metric_name
+from twinsqueeze.reporting.ablation_table import (
+    COLUMN_NAMES,
+    EVALUATED_SPLITS,
+    PAIR_SCORES,
+    AblationTable,
+    Row,
+    metric_name,
+)
 from twinsqueeze.reporting.search_table import TextTable
 from twinsqueeze.reporting.statistics import NO_VALUES, MeanDifference, SeedStats
 from twinsqueeze.utils.text import escape_control_chars, escape_markdown
@@ -23,25 +24,6 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
 
 COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
 MAX_DESCRIPTION_LENGTH = 8000  # MLflow truncates longer ones
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of a report with its file name, without suffix, and its caption."""
-
-    name: str
-    caption: str
-    figure: Figure
-
-    @cached_property
-    def png(self) -> bytes:
-        """The figure as a PNG file."""
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=150)
-        return buffer.getvalue()
-
-
-Section = tuple[AblationTable, list[ReportFigure]]  # a table of a report and its figures
 
 
 def scores_sentence(split: str, result: "EvaluationResult") -> str:
@@ -62,7 +44,7 @@ def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLI
     rows = []
     for row in table.rows:
         name = f"{row.name} (best on dev)" if row is table.best else row.name
-        cells = [name, f"{row.recipe.alpha:g}", f"{row.recipe.bytes_per_vector:,}", f"{len(row.runs)}"]
+        cells = [name, f"{row.recipe.alpha:g}", f"{row.recipe.bytes_per_vector:,}", _count_seeds(row, splits)]
         cells += _score_cells(row.scores, row.gains, splits)
         rows.append([*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()])
     for baseline in table.score_baselines:
@@ -70,6 +52,14 @@ def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLI
         cells = [baseline.name, "", f"{baseline.bytes:,}", f"{draws} draws" if draws > 1 else ""]
         rows.append([*cells, *_score_cells(baseline.scores, {}, splits), "", ""])
     return [*header, "train loss, noisy", "train loss, clean"], rows
+
+
+def _count_seeds(row: Row, splits: Sequence[str]) -> str:
+    """The number of seeds, by split if it differs."""
+    counts = {split: row.seeds(split) for split in splits}
+    if len(set(counts.values())) == 1:
+        return f"{counts[splits[0]]}"
+    return ", ".join(f"{count} {split}" for split, count in counts.items())
 
 
 def _score_cells(
@@ -116,17 +106,22 @@ def to_markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
 
 
 def _render(template: str, **values: object) -> str:
-    environment = Environment(
+    environment = template_environment()
+    environment.filters["md"] = escape_markdown
+    functions = (ablation_scores, compact_scores, markdown_table)
+    environment.globals |= {function.__name__: function for function in functions} | {"search_table": search_table}
+    return environment.get_template(template).render(values)
+
+
+def template_environment() -> Environment:
+    """The templates of reports; values are escaped in HTML alone."""
+    return Environment(
         loader=PackageLoader("twinsqueeze.reporting"),
-        autoescape=template.endswith(".html.jinja"),
+        autoescape=select_autoescape(["html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["md"] = escape_markdown
-    functions = (ablation_scores, compact_scores, markdown_table, b64encode)
-    environment.globals |= {function.__name__: function for function in functions} | {"search_table": search_table}
-    return environment.get_template(template).render(values)
 
 
 def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
@@ -137,7 +132,8 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
         for row in table.rows:
             record = shared | {"model": row.name, "best": row is table.best, "bytes": row.recipe.bytes_per_vector}
             record |= {name: getattr(row.recipe, name) for name in ("alpha", "dim", "epochs", "batch_size", "lr")}
-            record |= {"seeds": len(row.runs), **_means_and_deviations(row.scores)}
+            record |= {"seeds": len(row.runs)} | {f"{split}/seeds": row.seeds(split) for split in EVALUATED_SPLITS}
+            record |= _means_and_deviations(row.scores)
             for split, gain in row.gains.items():
                 column = f"{split}/spearman_gain"
                 record |= {column: gain.mean, f"{column}_low": gain.low, f"{column}_high": gain.high}
@@ -145,7 +141,7 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
         for baseline in table.baselines:
             record = shared | {"model": baseline.name, "best": False, "bytes": baseline.bytes, "dim": baseline.dim}
             records.append(record | _means_and_deviations(baseline.scores))
-    integers = ("bytes", "dim", "epochs", "batch_size", "seeds")
+    integers = ("bytes", "dim", "epochs", "batch_size", "seeds", *(f"{split}/seeds" for split in EVALUATED_SPLITS))
     return pd.DataFrame(records).astype(dict.fromkeys(integers, "Int64"))  # int64 cannot hold the baselines' gaps
 
 
@@ -174,21 +170,3 @@ def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     style = frame.style.format(escape="latex").hide(axis="index")
     text: str = style.to_latex(hrules=True, column_format="l" + "r" * (len(header) - 1))
     return text.replace("±", "$\\pm$")
-
-
-def to_html(sections: Sequence[Section], notes: Sequence[str], origin: str) -> str:
-    """A self-contained HTML page; `origin` is a sentence about the runs and the date of the report."""
-    return _render("report.html.jinja", sections=sections, notes=notes, origin=origin)
-
-
-def write_report(folder: Path, sections: Sequence[Section], notes: Sequence[str], origin: str) -> None:
-    """Write table.md, table.tex, table.csv, report.html and a PNG per figure."""
-    tables = [table for table, _ in sections]
-    (folder / "table.md").write_text(to_markdown(tables, notes), encoding="utf-8")
-    (folder / "table.tex").write_text(to_latex(tables), encoding="utf-8")
-    to_dataframe(tables).to_csv(folder / "table.csv", index=False)
-    for i, (_, figures) in enumerate(sections, 1):
-        prefix = f"{i}-" if len(sections) > 1 else ""
-        for shown in figures:
-            (folder / f"{prefix}{shown.name}.png").write_bytes(shown.png)
-    (folder / "report.html").write_text(to_html(sections, notes, origin), encoding="utf-8")

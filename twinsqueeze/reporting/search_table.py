@@ -1,6 +1,5 @@
 """The search table: neighbor recall and retrieval scores against bytes per vector, for every method and precision."""
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib.figure import Figure
 
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
-from twinsqueeze.reporting import run_plots
+from twinsqueeze.reporting import method_plots
 from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
     COLUMN_NAMES,
@@ -24,7 +23,7 @@ from twinsqueeze.reporting.ablation_table import (
     baseline_family,
     metric_name,
 )
-from twinsqueeze.reporting.run_plots import TRAINED, MethodCurve
+from twinsqueeze.reporting.method_plots import TRAINED, MethodPoints
 from twinsqueeze.reporting.statistics import NO_VALUES, SeedStats
 
 if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
@@ -49,7 +48,7 @@ class SearchRow:
     """A way to store vectors, with statistics by metric without precision, such as "test/mrr"."""
 
     name: str
-    method: str  # the name without the size; figures join the rows of a method
+    method: str  # the name without the size, by which figures choose the series
     bytes: int
     is_trained: bool
     search_only: bool  # left out of tables of scores
@@ -148,29 +147,40 @@ def format_run(rows: Sequence[SearchRow], splits: Collection[str]) -> TextTable:
 
 def quality_figure(rows: Sequence[SearchRow]) -> "partial[Figure]":
     """A call that plots quality against bytes per vector on the last measured split; it can be pickled."""
-    split = _measured_splits(rows)[-1]
-    scores = ("spearman", "neighbor_recall", "recall_at_10")
-    titles = {metric_name(split, score): f"{COLUMN_NAMES[score]} on {split}" for score in scores}
-    return partial(run_plots.plot_quality_vs_bytes, _method_curves(rows), titles)
+    splits = _measured_splits(rows)
+    scores = ("spearman", "neighbor_recall")
+    titles = {metric_name(splits[-1], score): f"{COLUMN_NAMES[score]} on {splits[-1]}" for score in scores}
+    titles = {metric: title[0].upper() + title[1:] for metric, title in titles.items()}
+    return partial(method_plots.plot_quality_vs_bytes, _method_points(rows), titles, _selection_split(splits))
 
 
 def pareto_figure(rows: Sequence[SearchRow]) -> Figure:
     """Spearman against neighbor recall, a column per split."""
-    return run_plots.plot_spearman_vs_neighbor_recall(_method_curves(rows), _measured_splits(rows))
+    splits = _measured_splits(rows)
+    return method_plots.plot_spearman_vs_neighbor_recall(_method_points(rows), splits, _selection_split(splits))
 
 
 def _measured_splits(rows: Sequence[SearchRow]) -> list[str]:
     return [split for split in SPLITS if any(isfinite(row.score(f"{split}/spearman").mean) for row in rows)]
 
 
-def _method_curves(rows: Sequence[SearchRow]) -> dict[str, MethodCurve]:
-    methods = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (not row.is_trained, row.bytes)):
-        methods[row.method].append(row)
+def _selection_split(splits: Sequence[str]) -> str:
+    """The split whose scores select what is emphasized: dev if it was measured."""
+    return "dev" if "dev" in splits else splits[-1]
+
+
+def _method_points(rows: Sequence[SearchRow]) -> dict[str, MethodPoints]:
+    """The rows of each measured series of figures, except those with float queries, which few methods have."""
+    groups: dict[str, list[SearchRow]] = {label: [] for label in method_plots.SERIES}
+    for row in sorted(rows, key=lambda row: row.bytes):
+        label = method_plots.find_series(row.method)
+        if label and not row.method.endswith(FLOAT_QUERIES):
+            groups[label].append(row)
     metrics = [metric_name(split, score) for split in SPLITS for score in SEARCH_SCORES]
     return {
-        name: MethodCurve(
+        label: MethodPoints(
             [row.bytes for row in group], {metric: [row.score(metric).mean for row in group] for metric in metrics}
         )
-        for name, group in methods.items()
+        for label, group in groups.items()
+        if group
     }

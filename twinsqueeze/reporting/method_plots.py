@@ -1,0 +1,149 @@
+"""Figures that compare methods by their scores and bytes per vector."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from twinsqueeze.reporting.run_plots import (
+    DARK,
+    LIGHT,
+    MEDIUM,
+    STRONG,
+    TITLE_Y,
+    Style,
+    draw_legend,
+    panels,
+    set_log_ticks,
+    share_y,
+)
+from twinsqueeze.types import FloatArray
+
+TRAINED = "trained"  # names of trained methods begin with this word
+
+
+class Series(NamedTuple):
+    """A line of the figures that compare methods."""
+
+    methods: tuple[str, ...]  # the beginnings of its methods' names
+    style: Style
+    label_offset: tuple[float, float]  # of the bytes beside its points, in points
+
+
+# Every figure that compares methods draws these, as far as they were measured.
+SERIES = {
+    "TwinSqueeze": Series((TRAINED,), {"color": STRONG, "marker": "o", "ls": "-", "lw": 2, "zorder": 3}, (5, -3)),
+    "FAISS OPQ+PQ": Series(("FAISS OPQ+PQ",), {"color": DARK, "marker": "D", "ls": "--"}, (5, -3)),
+    "signs": Series(("rotated signs", "signs of"), {"color": MEDIUM, "marker": "^", "ls": ":"}, (-4, -11)),
+    "PCA": Series(("PCA",), {"color": LIGHT, "marker": "s", "ls": "-"}, (3, -11)),
+    "uncompressed": Series(("uncompressed",), {"color": DARK, "marker": "*", "ls": "-."}, (-6, 6)),
+}
+
+
+def find_series(method: str) -> str | None:
+    """Return the label of the series that draws a method, or None if no figure does."""
+    return next((label for label, series in SERIES.items() if method.startswith(series.methods)), None)
+
+
+class MethodPoints(NamedTuple):
+    """Bytes per vector of a series' N points, and N scores by metric, such as "test/mrr"."""
+
+    bytes: Sequence[int]
+    scores: Mapping[str, Sequence[float]]
+
+    def size_front(self, metric: str) -> list[int]:
+        """The point with the highest score of every size, by rising size, without sizes worse than smaller ones.
+
+        Scores that agree to two decimals are equal.
+        """
+        scores = np.nan_to_num(np.round(self.scores[metric], 2), nan=-np.inf)
+        front: list[int] = []
+        for _, size in groupby(np.argsort(self.bytes, kind="stable").tolist(), key=lambda i: self.bytes[i]):
+            best = max(size, key=lambda i: scores[i])
+            if not front or scores[best] >= scores[front[-1]]:
+                front.append(best)
+        return front
+
+
+def pareto_front(points: FloatArray) -> list[int]:
+    """Return the rows of (N, K) points that no other row exceeds in one column and equals or exceeds in the others."""
+    finite = np.flatnonzero(np.isfinite(points).all(axis=1))
+    return [
+        int(i)
+        for i in finite
+        if not any((points[j] >= points[i]).all() and (points[j] > points[i]).any() for j in finite)
+    ]
+
+
+def plot_quality_vs_bytes(methods: Mapping[str, MethodPoints], titles: Mapping[str, str], selected_on: str) -> Figure:
+    """Plot scores against bytes per vector, a line per series and a panel per metric, whose titles are by metric.
+
+    Lines join the best points of every size on the split `selected_on`, without sizes that are worse than a smaller
+    one; the others are dots.
+    """
+    figure, axes_list = panels(len(titles), legend=list(methods))
+    for axes, (metric, title) in zip(axes_list, titles.items(), strict=True):
+        selection_metric = f"{selected_on}/{metric.rpartition('/')[2]}"
+        for label, points in methods.items():
+            xy = np.column_stack([points.bytes, points.scores[metric]])
+            _plot_series(axes, label, xy, [points.size_front(selection_metric)])
+        axes.set_title(title, y=TITLE_Y)
+        axes.set_xlabel("bytes per vector")
+        axes.set_xscale("log", base=2)
+        set_log_ticks(axes.xaxis, LogLocator(base=4, numticks=12), "{x:,.0f}")
+    draw_legend(figure, list(methods))
+    return figure
+
+
+def plot_spearman_vs_neighbor_recall(
+    methods: Mapping[str, MethodPoints], splits: Sequence[str], selected_on: str
+) -> Figure:
+    """Plot Spearman against neighbor recall, a panel per split, with bytes per vector beside the ends of lines.
+
+    A line of trained compressors is the Pareto front of a size. A line of a baseline joins its best points of every
+    size, as does that of trained compressors if no size has several points on its front. Both are chosen on the split
+    `selected_on`.
+    """
+    figure, axes_list = panels(len(splits), height=4.2, legend=list(methods))
+    for axes, split in zip(axes_list, splits, strict=True):
+        for label, points in methods.items():
+            xy = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", "spearman")])
+            lines = _trade_offs(points, selected_on) if label == "TwinSqueeze" else []
+            lines = lines or [points.size_front(f"{selected_on}/spearman")]
+            _plot_series(axes, label, xy, lines)
+            for end in {points.bytes[i]: i for line in lines for i in (line[0], line[-1])}.values():
+                axes.annotate(
+                    f"{points.bytes[end]:,}", (xy[end, 0], xy[end, 1]), xytext=SERIES[label].label_offset,
+                    textcoords="offset points", fontsize=7, color=SERIES[label].style["color"], zorder=4,
+                )  # fmt: skip
+        axes.margins(x=0.1)
+        axes.set(xlabel="neighbor recall (ten nearest)", ylabel="Spearman")
+        axes.set_title(f"Spearman and neighbor recall on {split}", y=TITLE_Y)
+    share_y(axes_list)
+    draw_legend(figure, list(methods))
+    return figure
+
+
+def _trade_offs(points: MethodPoints, split: str) -> list[list[int]]:
+    """The Pareto front of every size by rising neighbor recall, without what smaller points exceed.
+
+    Empty if no size has several points on its front.
+    """
+    scores = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", "spearman")])
+    front = pareto_front(np.column_stack([scores, -np.asarray(points.bytes)]))
+    front.sort(key=lambda i: (points.bytes[i], scores[i, 0]))
+    lines = [list(line) for _, line in groupby(front, key=lambda i: points.bytes[i])]
+    return lines if len(lines) < len(front) else []
+
+
+def _plot_series(axes: Axes, label: str, points: FloatArray, lines: Sequence[Sequence[int]]) -> None:
+    """Plot (N, 2) points of a series: lines through some, and pale dots for the others."""
+    style = {"ms": 5, "lw": 1.2, **SERIES[label].style}
+    others = sorted(set(range(len(points))) - {i for line in lines for i in line})
+    axes.plot(*points[others].T, ls="none", marker=".", ms=4, color=style["color"], alpha=0.35)
+    for i, line in enumerate(lines):
+        axes.plot(*points[list(line)].T, label="" if i else label, **style)

@@ -1,0 +1,119 @@
+"""The report of `compare`: its tables in every format, its figures, and a self-contained HTML page."""
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from twinsqueeze.recipe import FLOAT_QUERIES
+from twinsqueeze.reporting import formats, method_plots, search_table
+from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, SELECTION_METRIC, AblationTable, BaselineRow
+from twinsqueeze.reporting.search_table import TextTable
+from twinsqueeze.reporting.statistics import NO_VALUES
+
+MAX_NAMED = 3  # baselines in the conclusion
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of a report with its file name, without suffix, and its caption."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+
+Section = tuple[AblationTable, list[ReportFigure]]  # a table of a report and its figures
+
+
+def conclusion(table: AblationTable) -> str:
+    """Sentences on the best compressor: its scores, what its noise adds, and the baselines that are ahead of it."""
+    best = table.best
+    size = best.recipe.bytes_per_vector
+    scores = [
+        f"{best.scores[f'{split}/spearman'].format()} on {split} ({best.seeds(split)} seeds)"
+        for split in EVALUATED_SPLITS
+        if best.seeds(split)
+    ]
+    sentences = [
+        f"Best on dev: {best.name} at alpha {best.recipe.alpha:g}, {size:,} bytes per vector: Spearman "
+        f"{' and '.join(scores)}."
+    ]
+    if best.gains:
+        gains = [f"{gain.format()} on {split}" for split, gain in best.gains.items()]
+        sentences.append(f"Spearman gain over alpha 0: {' and '.join(gains)}.")
+    small = [row for row in _symmetric(table.baselines) if row.bytes <= size]
+    ahead = [row for row in small if _on_dev(row) > best.scores[SELECTION_METRIC].mean]
+    ahead.sort(key=_on_dev, reverse=True)
+    if ahead:
+        names = ", ".join(f"{row.name} {_on_dev(row):.4f}" for row in ahead[:MAX_NAMED])
+        sentences.append(f"Better on dev among baselines of at most {size:,} bytes: {names}.")
+    elif small:
+        sentences.append(f"No baseline of at most {size:,} bytes is better on dev.")
+    return " ".join(sentences)
+
+
+def key_results(table: AblationTable) -> TextTable:
+    """The best compressor beside a baseline of each series of figures: the best on dev of its size or less."""
+    best = table.best
+    header = ["vectors", "bytes", "dev Spearman", "test Spearman", "test neighbor recall"]
+    rows = [(f"{best.name}, alpha {best.recipe.alpha:g}", best.recipe.bytes_per_vector, best.scores)]
+    for label in method_plots.SERIES:
+        series = [row for row in _symmetric(table.baselines) if method_plots.find_series(row.family) == label]
+        series = [row for row in series if row.name == label] or series  # uncompressed: float32
+        if series:
+            small = [row for row in series if row.bytes <= best.recipe.bytes_per_vector]
+            shown = max(small, key=_on_dev) if small else min(series, key=lambda row: row.bytes)
+            rows.append((shown.name, shown.bytes, shown.scores))
+    metrics = {"dev/spearman": 4, "test/spearman": 4, "test/neighbor_recall": 2}
+    return header, [
+        [name, f"{size:,}", *(scores.get(metric, NO_VALUES).format(digits) for metric, digits in metrics.items())]
+        for name, size, scores in rows
+    ]
+
+
+def _symmetric(baselines: Sequence[BaselineRow]) -> list[BaselineRow]:
+    return [row for row in baselines if SELECTION_METRIC in row.scores and FLOAT_QUERIES not in row.name]
+
+
+def _on_dev(row: BaselineRow) -> float:
+    return row.scores[SELECTION_METRIC].mean
+
+
+def split_scores(table: AblationTable, split: str) -> TextTable:
+    """The scores of one split, without the train losses."""
+    header, rows = formats.ablation_scores(table, [split])
+    return header[:-2], [row[:-2] for row in rows]
+
+
+def to_html(sections: Sequence[Section], notes: Sequence[str], origin: str) -> str:
+    """A self-contained HTML page; `origin` is a sentence about the runs and the date of the report."""
+    environment = formats.template_environment()
+    functions = (conclusion, key_results, split_scores, b64encode)
+    environment.globals |= {function.__name__: function for function in functions}
+    environment.globals |= {"search_table": search_table, "splits": EVALUATED_SPLITS}
+    return environment.get_template("report.html.jinja").render(sections=sections, notes=notes, origin=origin)
+
+
+def write_report(folder: Path, sections: Sequence[Section], notes: Sequence[str], origin: str) -> None:
+    """Write table.md, table.tex, table.csv, report.html and a PNG per figure."""
+    tables = [table for table, _ in sections]
+    (folder / "table.md").write_text(formats.to_markdown(tables, notes), encoding="utf-8")
+    (folder / "table.tex").write_text(formats.to_latex(tables), encoding="utf-8")
+    formats.to_dataframe(tables).to_csv(folder / "table.csv", index=False)
+    for i, (_, figures) in enumerate(sections, 1):
+        prefix = f"{i}-" if len(sections) > 1 else ""
+        for shown in figures:
+            (folder / f"{prefix}{shown.name}.png").write_bytes(shown.png)
+    (folder / "report.html").write_text(to_html(sections, notes, origin), encoding="utf-8")
