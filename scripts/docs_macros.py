@@ -97,7 +97,8 @@ def score(
 def csv_table(name: str) -> str:
     """Returns a file of experiments/results as a Markdown table; columns of numbers are aligned right."""
     table = pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False)
-    lines = ["| " + " | ".join(table.columns) + " |", "|---|" + "---:|" * (len(table.columns) - 1)]
+    numeric = [all(re.fullmatch(r"[\d.,]*", value) for value in table[column]) for column in table.columns]
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "".join("---:|" if each else "---|" for each in numeric)]
     return "\n".join([*lines, *("| " + " | ".join(values) + " |" for values in table.to_numpy())])
 
 

@@ -5,7 +5,8 @@
 A block of `sh` or `python` that a block of `text` follows is run in a copy of the checkout, and the `text` block becomes
 what it prints on standard output. Pages are run in the order of mkdocs.yml and share the copy, as a reader would. STS-B
 comes from the Hub, or from the folder TWINSQUEEZE_STSB. --check writes nothing: it fails if the words of a block have
-changed, whatever its numbers. --tables writes the table alone, in seconds.
+changed, whatever its numbers. --tables writes the table alone, in seconds. With TWINSQUEEZE_CACHE set to a folder, a
+second run encodes nothing.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def words(output: str) -> list[str]:
 
 
 def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
-    """Returns a copy of the checkout's files, and an environment with a store, a cache and a state of its own."""
+    """Returns a copy of the checkout's files, and an environment with a store and a state of its own."""
     root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder = root / "twinsqueeze"
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -134,7 +135,7 @@ def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),
-        "TWINSQUEEZE_CACHE": str(root / "cache"),
+        "TWINSQUEEZE_CACHE": os.environ.get("TWINSQUEEZE_CACHE", str(root / "cache")),
         "TWINSQUEEZE_STATE": str(root / "state"),
     }
     if stsb := os.environ.get("TWINSQUEEZE_STSB"):

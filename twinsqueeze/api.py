@@ -77,7 +77,7 @@ def train(recipe: Recipe, data: PairDataset, *, progress: bool = False) -> Train
     Raises:
         InputError: If the encoder or the device can't be used, or the training diverges.
 
-    Example:
+    Examples:
         >>> import twinsqueeze as ts
         >>> result = ts.train(ts.Recipe(alpha=0.75, epochs=2), ts.load_pairs("demo"))
         >>> len(result.history.loss)
@@ -109,7 +109,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: b
     Raises:
         InputError: If an encoder or a device can't be used, or a training diverges.
 
-    Example:
+    Examples:
         >>> import twinsqueeze as ts
         >>> recipes = [ts.Recipe(alpha=alpha, epochs=1) for alpha in (0, 0.75)]
         >>> table = ts.compare_recipes(recipes, ts.load_pairs("demo"))
@@ -142,10 +142,9 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
     Raises:
         InputError: If the tracking server does not answer, or has not received everything at the end.
 
-    Example:
-        with ts.track("my experiment"):
-            result = ts.train(ts.Recipe(), data)
-        print(result.run_id)
+    Examples:
+        >>> with ts.track("my experiment"):  # doctest: +SKIP
+        ...     result = ts.train(ts.Recipe(), data)
     """
     from twinsqueeze.tracking import run  # noqa: PLC0415 - as in `train`
 

@@ -23,7 +23,7 @@ class Compressor:
 
     Made by `train` or `Compressor.load`.
 
-    Example:
+    Examples:
         >>> import numpy as np, twinsqueeze as ts
         >>> recipe = ts.Recipe(dim=8, epochs=1)
         >>> compressor = ts.train(recipe, ts.load_pairs("demo")).compressor

@@ -42,7 +42,7 @@ class Recipe(BaseModel):
 
     Numbers may be given as text, since MLflow and the command line pass text.
 
-    Example:
+    Examples:
         >>> Recipe(alpha=0.5, dim=16).name
         'mlp16-alpha0.5-seed0'
         >>> Recipe.preset("best", seed=1).bytes_per_vector

@@ -91,7 +91,7 @@ def load_pairs(dataset: str, *, splits: Sequence[str] = SPLITS, score_max: float
     Raises:
         InputError: If the dataset is not found, or a row is invalid. The message names the split and the row.
 
-    Example:
+    Examples:
         >>> data = load_pairs("demo")
         >>> {split: len(pairs) for split, pairs in data.splits.items()}
         {'train': 1600, 'dev': 320, 'test': 320}
