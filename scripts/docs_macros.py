@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 import yaml
 
+from twinsqueeze.cli import cli
 from twinsqueeze.recipe import PRESETS, Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ HEADLINE_COLUMNS = ("bytes", "test/spearman", "test/neighbor_recall")
 
 def define_env(env: Any) -> None:
     """Gives mkdocs-macros the functions that pages call."""
-    for macro in (row, score_table, score, csv_table, headlines, recipe_fields, presets, repository_file):
+    for macro in (row, score_table, score, csv_table, headlines, commands, recipe_fields, presets, repository_file):
         env.macro(macro)
     env.variables["repository"] = repository()
 
@@ -105,6 +107,16 @@ def csv_table(name: str) -> str:
 def headlines() -> str:
     """Returns the README's table of results."""
     return score_table("best", HEADLINES, HEADLINE_COLUMNS)
+
+
+def commands() -> str:
+    """Returns the help of every command."""
+    root = click.Context(cli, info_name="twinsqueeze", terminal_width=84)
+    texts = []
+    for name, command in sorted(cli.commands.items()):
+        context = click.Context(command, info_name=name, parent=root, terminal_width=84)
+        texts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(texts)
 
 
 def recipe_fields() -> str:

@@ -131,7 +131,7 @@ def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
             shutil.copy(ROOT / name, folder / name)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TWINSQUEEZE_"))}
     environment = kept | {
-        "COLUMNS": "100",
+        "COLUMNS": "80",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),
