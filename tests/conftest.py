@@ -56,18 +56,10 @@ def small_dev() -> EncodedPairs:
 
 @pytest.fixture(scope="session")
 def stsb_folder() -> Path:
-    """The real STS-B, for tests with the marker `stsb`."""
-    folder = os.environ.get("TWINSQUEEZE_STSB")
-    assert folder, "tests marked stsb need TWINSQUEEZE_STSB, the folder with STS-B's train.csv, dev.csv and test.csv"
-    return Path(folder).resolve()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not os.environ.get("TWINSQUEEZE_STSB"):
-        absent = pytest.mark.skip(reason="STS-B is not here: set TWINSQUEEZE_STSB to its folder")
-        for item in items:
-            if item.get_closest_marker("stsb"):
-                item.add_marker(absent)
+    """The real STS-B."""
+    if "TWINSQUEEZE_STSB" not in os.environ:
+        pytest.skip("needs TWINSQUEEZE_STSB, the folder with STS-B's train.csv, dev.csv and test.csv")
+    return Path(os.environ["TWINSQUEEZE_STSB"]).resolve()
 
 
 @pytest.fixture(scope="session")
@@ -131,9 +123,9 @@ def tiny_options(make_once, pairs_folder, tiny_encoder, shared_cache) -> list[st
 
 
 @pytest.fixture(scope="session")
-def small_training(pairs_folder, tiny_encoder) -> list[str]:
-    """Options of a training that takes milliseconds per epoch."""
-    return ["--dataset", str(pairs_folder), "--encoder", str(tiny_encoder), "--device", "cpu", "--dim", "8"]
+def small_training(tiny_options) -> list[str]:
+    """The same options, to 8 dimensions."""
+    return [*tiny_options, "--dim", "8"]
 
 
 @pytest.fixture(scope="session")
@@ -146,8 +138,7 @@ def trained_place(make_once, shared_cache, tiny_encoder) -> Workplace:
         grid = {"dataset": str(data), "encoder": str(tiny_encoder), "device": "cpu", "dim": 8, "epochs": 3}
         (folder / "grid.yaml").write_text(json.dumps(grid | {"alpha": [0, 0.75], "seed": [0, 1]}))
         for command in (["ablation", "--grid", "grid.yaml"], ["compare"], ["register"]):
-            done = place.command(*command)
-            assert done.returncode == 0, done.stderr
+            place.run(*command)
 
     return Workplace(make_once("trained", train), shared_cache)
 
@@ -164,6 +155,17 @@ def create_store(fast_stores) -> Callable[[Path], str]:
         return uri
 
     return create
+
+
+@pytest.fixture
+def use_store(monkeypatch) -> Callable[[str], None]:
+    """Returns a function that makes a store the current one of this process."""
+
+    def use(uri: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(None)
+
+    return use
 
 
 @pytest.fixture

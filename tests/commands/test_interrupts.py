@@ -20,30 +20,25 @@ def wait_for_training(place: Workplace, process: ForkedProcess) -> None:
     process.wait_for(lambda: any(run.data.metrics for run in place.runs()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, create_store, small_training, number):
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [
+        (signal.SIGINT, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGTERM, 1), (signal.SIGINT, 5))),
+    ],
+)
+def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, create_store, small_training, number, times):
     create_store(workplace.folder)
     with workplace.start(*LONG, *small_training) as process:
         wait_for_training(workplace, process)
-        process.send_signal(number)
-        _, err = process.communicate()
-    assert process.returncode == 128 + number
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.005)
+        _, err = process.finish(128 + number)
     assert "Traceback" not in err
     (run,) = workplace.runs()
     assert run.info.status == "KILLED"
     assert run.data.tags["mlflow.note.content"] == f"Killed: stopped by {number.name}."
-
-
-@pytest.mark.slow
-def test_a_second_signal_does_not_spoil_the_record(workplace, create_store, small_training):
-    create_store(workplace.folder)
-    with workplace.start(*LONG, *small_training) as process:
-        wait_for_training(workplace, process)
-        for _ in range(5):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.005)
-        process.communicate()
-    assert workplace.runs()[0].info.status == "KILLED"
 
 
 @pytest.mark.slow

@@ -1,11 +1,8 @@
 """Many commands at once on one store: nothing is lost, doubled or passed over."""
 
 import os
-import sqlite3
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import mlflow
 import psycopg
@@ -15,6 +12,7 @@ from tests.helpers.commands import together
 from tests.helpers.contention import check_succession, contend
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.servers import mlflow_server, postgres_database
+from tests.helpers.stores import query
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.run import check_tracking_server
 
@@ -33,11 +31,6 @@ with run.start_run("run", "train") as logger:
 """
 
 
-def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
-
-
 RUNS = "SELECT e.name, r.status, count(*) FROM runs r JOIN experiments e USING (experiment_id) GROUP BY 1, 2 ORDER BY 1"
 CURVES = (
     "SELECT key, run_uuid, count(*), count(DISTINCT step), min(step), max(step) FROM metrics "
@@ -50,14 +43,13 @@ def test_processes_that_open_a_fresh_store_at_once(workplace):
     """MLflow itself fails here more often than not; the experiment is made by all of them, too."""
     environment = workplace.environment | {"MLFLOW_EXPERIMENT_NAME": "fresh"}
     together([["-c", OPENING]] * 4, [environment] * 4, workplace.folder)
-    assert rows(workplace.folder / "mlflow.db", RUNS) == [("fresh", "FINISHED", 4)]
-    assert rows(workplace.folder / "mlflow.db", "SELECT count(*) FROM metrics") == [(4,)]
+    assert query(workplace.folder, RUNS) == [("fresh", "FINISHED", 4)]
+    assert query(workplace.folder, "SELECT count(*) FROM metrics") == [(4,)]
 
 
-def test_a_file_that_is_no_database_is_refused_at_once(workplace, monkeypatch):
+def test_a_file_that_is_no_database_is_refused_at_once(workplace, use_store, monkeypatch):
     (workplace.folder / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 2000)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
-    mlflow.set_tracking_uri(None)
+    use_store(workplace.uri)
     pauses = []  # between attempts: those of MLflow take 100 seconds
     monkeypatch.setattr("mlflow.store.db.utils.time", SimpleNamespace(sleep=pauses.append))
     with pytest.raises(InputError, match="can't be used"):
@@ -73,11 +65,13 @@ def test_four_commands_on_a_fresh_store_and_an_empty_cache(workplace, small_trai
         "TWINSQUEEZE_CACHE": str(workplace.folder / "cache"),
     }
     together([["-m", "twinsqueeze", *TRAIN, *small_training]] * 4, [environment] * 4, workplace.folder)
-    database = workplace.folder / "mlflow.db"
-    assert rows(database, RUNS) == [("fresh", "FINISHED", 4)]
+    assert query(workplace.folder, RUNS) == [("fresh", "FINISHED", 4)]
     for key in ("train/loss", "train/clean_loss", "dev/spearman"):
-        assert [curve[2:] for curve in rows(database, CURVES.format(key))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 4
-    assert len(rows(database, "SELECT DISTINCT value FROM metrics WHERE key = 'dev/spearman' AND step = 3")) == 1
+        curves = query(workplace.folder, CURVES.format(key))
+        assert [curve[2:] for curve in curves] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 4
+    assert (
+        len(query(workplace.folder, "SELECT DISTINCT value FROM metrics WHERE key = 'dev/spearman' AND step = 3")) == 1
+    )
     assert not list((workplace.folder / "cache").glob("*.part"))
 
 
@@ -99,18 +93,17 @@ while True:
 @pytest.mark.slow
 def test_a_database_that_another_process_keeps_locking(workplace, small_training):
     """It is locked two thirds of the time, a tenth of a second each."""
-    database = workplace.folder / "mlflow.db"
-    undisturbed = workplace.command(*TRAIN, *small_training)
-    with ForkedProcess(["-c", HOLD, str(database)], os.environ, workplace.folder) as holder:
+    workplace.run(*TRAIN, *small_training)
+    with ForkedProcess(["-c", HOLD, str(workplace.folder / "mlflow.db")], os.environ, workplace.folder) as holder:
         holder.stdout.readline()
-        disturbed = workplace.command(*TRAIN, *small_training)
+        workplace.run(*TRAIN, *small_training)
         holder.kill()
-    assert [undisturbed.returncode, disturbed.returncode] == [0, 0], disturbed.stderr
-    assert rows(database, RUNS) == [("Default", "FINISHED", 2)]
-    assert [curve[2:] for curve in rows(database, CURVES.format("train/loss"))] == [(EPOCHS, EPOCHS, 1, EPOCHS)] * 2
-    metrics = rows(database, "SELECT run_uuid, key, step, value FROM metrics ORDER BY 2, 3, 4")
-    first, second = ([metric[1:] for metric in metrics if metric[0] == run.info.run_id] for run in workplace.runs())
-    assert first == second
+    disturbed, undisturbed = workplace.runs()
+    assert {run.info.status for run in (disturbed, undisturbed)} == {"FINISHED"}
+    points = "SELECT key, step, value FROM metrics WHERE run_uuid = ?"
+    found, expected = (query(workplace.folder, points, run.info.run_id) for run in (disturbed, undisturbed))
+    assert found == expected
+    assert [step for key, step, _ in found if key == "train/loss"] == list(range(1, EPOCHS + 1))
 
 
 @pytest.mark.slow
@@ -162,14 +155,13 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(trained_place, tmp_path, monkeypatch):
+def test_a_writer_that_was_killed_within_a_transaction_stops_nobody(trained_place, tmp_path, use_store):
     place = trained_place.copy_to(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
-    mlflow.set_tracking_uri(None)
+    use_store(place.uri)
     file = place.folder / "mlflow.db"
     with ForkedProcess(["-c", KILLED_WRITER, str(file)], os.environ, place.folder) as writer:
         assert writer.wait() < 0
     assert file.with_name("mlflow.db-journal").stat().st_size > 0
     check_tracking_server()
-    assert rows(file, "SELECT count(*) FROM sqlite_master WHERE name = 'half'") == [(0,)]
+    assert query(place.folder, "SELECT count(*) FROM sqlite_master WHERE name = 'half'") == [(0,)]
     assert len(place.runs()) == len(trained_place.runs())

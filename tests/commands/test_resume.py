@@ -17,6 +17,7 @@ import pytest
 from mlflow.entities import Run
 
 from tests.helpers.commands import Workplace
+from tests.helpers.stores import query
 from twinsqueeze.commands import orphaned_runs
 from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
 from twinsqueeze.training.checkpointing import SUFFIX
@@ -29,7 +30,6 @@ KILLS = 5  # per job
 
 @pytest.fixture
 def write_grid(pairs_folder, tiny_encoder):
-    """Returns a function that writes a grid of two alphas on small data."""
     common = {"alpha": [0, 0.75], "dataset": str(pairs_folder), "encoder": str(tiny_encoder), "device": "cpu"}
 
     def write(folder: Path, **fields) -> None:
@@ -41,29 +41,20 @@ def write_grid(pairs_folder, tiny_encoder):
 def finished(place: Workplace) -> dict[tuple[str, str], list[Run]]:
     """Finished trainings by alpha and dim, newest first."""
     found: dict[tuple[str, str], list[Run]] = {}
-    for run in place.runs():
-        if run.info.status == "FINISHED" and run.data.tags["twinsqueeze.kind"] == "train":
+    for run in place.runs("train"):
+        if run.info.status == "FINISHED":
             found.setdefault((run.data.params["alpha"], run.data.params["dim"]), []).append(run)
     return found
 
 
-def result(place: Workplace, run: Run) -> tuple[bytes, dict[str, list[tuple[int, float]]]]:
+def result(place: Workplace, run: Run) -> tuple[bytes, list[tuple]]:
     """The model's file, and every point of every metric."""
-    (file,) = place.model(run).rglob("*.safetensors")
-    return file.read_bytes(), {
-        name: sorted((point.step, point.value) for point in place.client.get_metric_history(run.info.run_id, name))
-        for name in run.data.metrics
-    }
+    points = "SELECT key, step, value FROM metrics WHERE run_uuid = ?"
+    return place.checkpoint(run).read_bytes(), query(place.folder, points, run.info.run_id)
 
 
-def checkpoint_files(place: Workplace, pattern: str = "*") -> list[Path]:
-    """Checkpoints, finished or not."""
+def checkpoints(place: Workplace, pattern: str = f"*{SUFFIX}") -> list[Path]:
     return [path for path in (place.folder / "state" / "trainings").glob(pattern) if path.suffix != ".lock"]
-
-
-def checkpoints(place: Workplace) -> list[Path]:
-    """Finished checkpoints."""
-    return checkpoint_files(place, f"*{SUFFIX}")
 
 
 def check_ended(place: Workplace) -> list[Run]:
@@ -75,7 +66,7 @@ def check_ended(place: Workplace) -> list[Run]:
         endings = (f"Killed: its process {process.pid} on ", "Killed: stopped by SIGTERM.")
         assert run.data.tags["mlflow.note.content"].startswith(endings)
         assert run.info.end_time
-    assert checkpoint_files(place) == []
+    assert checkpoints(place, "*") == []
     return killed
 
 
@@ -89,12 +80,10 @@ def test_main_resumes_after_a_kill(workplace, create_store, small_training):
     (dead,) = workplace.runs()
     assert dead.info.status == "RUNNING"
 
-    done = workplace.command(*command)
-    assert done.returncode == 0, done.stderr
-    assert "an interrupted training resumes from epoch" in done.stderr
+    err = workplace.run(*command).stderr
+    assert "an interrupted training resumes from epoch" in err
     assert (
-        f"run {dead.info.run_id} was RUNNING but its process is gone: marked as KILLED; `python -m twinsqueeze sync`"
-        in done.stderr
+        f"{dead.info.run_id} was RUNNING but its process is gone: marked as KILLED; `python -m twinsqueeze sync`" in err
     )
     (killed,) = check_ended(workplace)
     ((resumed,),) = finished(workplace).values()
@@ -105,7 +94,7 @@ def test_main_resumes_after_a_kill(workplace, create_store, small_training):
     note = f"Run {resumed.info.run_id} resumes from {epoch}."
     assert killed.data.tags["mlflow.note.content"].endswith(f" is gone. {note}")
 
-    assert workplace.command("sync").returncode == 0
+    workplace.run("sync")
     sent = workplace.client.get_run(killed.info.run_id)
     assert sent.info.status == "KILLED"
     assert sent.data.tags["mlflow.note.content"] == killed.data.tags["mlflow.note.content"]
@@ -121,14 +110,11 @@ def test_a_grid_resumes_after_a_kill(workplace, create_store, write_grid):
         process.wait_for(lambda: sorted(run.info.status for run in workplace.runs()) == statuses)
         process.kill()
 
-    done = workplace.command(*ABLATION)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 2 recipes are in the experiment already" in done.stderr
+    assert "1 of 2 recipes are in the experiment already" in workplace.run(*ABLATION).stderr
     assert len(check_ended(workplace)) == 2
     assert [len(runs) for runs in finished(workplace).values()] == [1, 1]
 
-    done = workplace.command(*ABLATION, "--force", "true", "--resume", "false")
-    assert done.returncode == 0, done.stderr
+    workplace.run(*ABLATION, "--force", "true", "--resume", "false")
     for whole, resumed in finished(workplace).values():
         assert result(workplace, resumed) == result(workplace, whole)
 
@@ -155,21 +141,19 @@ def test_a_grid_resumes_all_batches_that_trained_in_parallel(
         assert len(spawned) == (2 if in_workers else 0)
         stopped = process if of == "it" else spawned[0]
         stopped.send_signal(number)
-        _, err = process.communicate()
-    assert process.returncode == code
+        _, err = process.finish(code)
     assert ("a training process was killed" in err) == (of != "it")
     (parent,) = workplace.runs()
     assert parent.info.status == status
     assert len(checkpoints(workplace)) == 2
 
     with workplace.start(*ABLATION, module=ALTERED) as process:
-        _, err = process.communicate()
-    assert process.returncode == 0, err
+        _, err = process.finish()
     assert err.count("2 interrupted trainings resume from epoch") == 2
     found = finished(workplace)
     assert [len(runs) for runs in found.values()] == [1] * 4
     assert {run.data.params["threads"] for (run,) in found.values()} == {"2"}
-    assert checkpoint_files(workplace) == []
+    assert checkpoints(workplace, "*") == []
 
 
 def train_with_kills(place: Workplace, command: list[str], in_workers: str, moments: Iterator) -> tuple[int, float]:
@@ -239,9 +223,9 @@ def test_ten_kills_at_random_moments(tmp_path, shared_cache, create_store, small
             job.result()
 
 
-def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_path, monkeypatch):
+def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_path, use_store):
     workplace = trained_place.copy_to(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+    use_store(workplace.uri)
     here = ProcessIdentity.current()
     with subprocess.Popen(["true"]) as short:
         gone = here.model_copy(update={"pid": short.pid})

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import permutations
+from unittest.mock import Mock
 
 import faiss
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from scipy import stats
 from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from sklearn.random_projection import GaussianRandomProjection
 
 from tests.helpers.pairs import random_pairs
+from tests.helpers.search import nearest, recall
 from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import Evaluator
@@ -61,14 +62,7 @@ def expected_scores(stored: np.ndarray, task: BaselineTask) -> tuple[float, floa
     stored = np.asarray(stored, dtype=np.float64)
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
     spearman = stats.spearmanr((unit[pairs.first] * unit[pairs.second]).sum(1).round(6), pairs.scores)[0]
-    nearest = [
-        NearestNeighbors(n_neighbors=10, metric="cosine").fit(v).kneighbors()[1] for v in (pairs.embeddings, unit)
-    ]
-    return spearman, recall_of(*nearest)
-
-
-def recall_of(reference, nearest):
-    return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(reference, nearest, strict=True)])
+    return spearman, recall(nearest(pairs.embeddings), nearest(unit))
 
 
 def quantize(transform, task):
@@ -79,13 +73,9 @@ def quantize(transform, task):
 
 
 def test_bytes_per_vector_and_families(found):
-    expected = {
-        "uncompressed": (256, "uncompressed"),
-        "uncompressed, int8": (64, "uncompressed, int8"),
-        "PCA to 8, whitened": (32, "PCA, whitened"),
-        "signs of 64, centered": (8, "signs of 64, centered"),
-        "signs of 64, centered, float queries": (8, "signs of 64, centered, float queries"),
-    }
+    sizes = {"uncompressed": 256, "uncompressed, int8": 64, "signs of 64, centered": 8}
+    sizes["signs of 64, centered, float queries"] = 8
+    expected = {name: (size, name) for name, size in sizes.items()} | {"PCA to 8, whitened": (32, "PCA, whitened")}
     for name, family in (("first 8", "first"), ("random projection to 8", "random projection"), ("PCA to 8", "PCA")):
         for precision, size in (("", 32), (", int8", 8), (", signs", 1)):
             expected[name + precision] = size, family + precision
@@ -110,10 +100,10 @@ def test_int8_and_signs_match_sentence_transformers(found, task):
         signs = "signs of 64, centered" if name == "uncompressed" else f"{name}, signs"
         for row, vectors in zip((f"{name}, int8", signs), quantize(transform, task), strict=True):
             scores = found[row].scores["dev"]
-            spearman, recall = expected_scores(vectors, task)
-            assert scores["spearman"] == pytest.approx(spearman, abs=0.01), row
+            expected = expected_scores(vectors, task)
+            assert scores["spearman"] == pytest.approx(expected[0], abs=0.01), row
             if not row.endswith("8, signs"):  # signs tie, and the order of ties is arbitrary
-                assert scores["neighbor_recall"] == pytest.approx(recall, abs=0.01), row
+                assert scores["neighbor_recall"] == pytest.approx(expected[1], abs=0.01), row
 
 
 def test_quantized_random_projections_match_scikit_learn(found, task):
@@ -155,10 +145,9 @@ def test_float_queries_are_compared_with_vectors_that_faiss_decodes(found, task)
     scores = found["FAISS PQ, float queries, 16 bytes"].scores["dev"]
     assert scores["spearman"] == pytest.approx(np.mean(spearmans), abs=0.002)
     np.fill_diagonal(table, -1)
-    reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(split.embeddings).kneighbors()[1]
-    recall = recall_of(reference, np.argsort(-table, 1)[:, :10])
-    assert scores["neighbor_recall"] == pytest.approx(recall, abs=0.002)
-    assert recall > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
+    expected = recall(nearest(split.embeddings), np.argsort(-table, 1)[:, :10])
+    assert scores["neighbor_recall"] == pytest.approx(expected, abs=0.002)
+    assert expected > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
 
 
 def test_opq_beats_pq_on_correlated_dimensions(tmp_path, monkeypatch):
@@ -176,9 +165,6 @@ def test_opq_beats_pq_on_correlated_dimensions(tmp_path, monkeypatch):
 
 
 def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, found, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("computed again")
-
     steps = defaultdict(list)
 
     @contextmanager
@@ -190,7 +176,7 @@ def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, foun
     assert list(steps) == ["evaluating baselines"]  # quantizers depend on the train sentences alone
     (done,) = steps.values()
     assert done == [(i, len(done)) for i in range(1, len(done) + 1)]
-    monkeypatch.setattr(baselines, "score_baselines", refuse)
+    monkeypatch.setattr(baselines, "score_baselines", Mock(side_effect=AssertionError("computed again")))
     assert {row.name: row for row in cached_baselines(task, DIM, cache)} == found
     for changed, dim in ((task, DIM + 1), (BaselineTask(task.train + 1, task.evaluators), DIM)):
         with pytest.raises(AssertionError, match="computed again"):
@@ -198,11 +184,7 @@ def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, foun
 
 
 def test_another_dim_recomputes_only_dimension_reductions(task, cache, found, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("computed again")
-        yield
-
-    monkeypatch.setattr(baselines, "full_dim_encodings", refuse)
+    monkeypatch.setattr(baselines, "full_dim_encodings", lambda *_: (pytest.fail("computed again") for _ in "1"))
     rows = cached_baselines(task, 4, cache)
     assert [row for row in rows if row.dim is None] == [row for row in found.values() if row.dim is None]
 

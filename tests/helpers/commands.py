@@ -62,6 +62,11 @@ class Workplace:
         logged = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
         return Path(mlflow.artifacts.download_artifacts(logged.artifact_location))
 
+    def checkpoint(self, run: mlflow.entities.Run) -> Path:
+        """The file with the weights of a run's model."""
+        (file,) = self.model(run).rglob("*.safetensors")
+        return file
+
     def command(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in this process, which saves the seconds of the imports; `variables` of the environment."""
         environment = self.environment | variables
@@ -93,6 +98,12 @@ class Workplace:
         command = PROJECT.get_entry_point(entry_point).compute_command(parameters, None)
         return self.command(*shlex.split(command)[3:], MLFLOW_RUN_ID=run.info.run_id)
 
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command as `command` does, which must succeed."""
+        done = self.command(*arguments, **variables)
+        assert done.returncode == 0, done.stderr
+        return done
+
     def process(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in a process of its own, to its end."""
         with self.start(*arguments, **variables) as process:
@@ -116,9 +127,9 @@ class Workplace:
                 database.execute(f"UPDATE {table} SET {location} = {new}")
         return Workplace(folder, self.cache)
 
-    def runs(self) -> list[mlflow.entities.Run]:
-        """All runs, the newest first."""
-        return list(self.client.search_runs(["0"]))
+    def runs(self, kind: str | None = None) -> list[mlflow.entities.Run]:
+        """All runs or those of a kind, the newest first."""
+        return list(self.client.search_runs(["0"], f"tags.twinsqueeze.kind = '{kind}'" if kind else ""))
 
 
 def together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], folder: Path) -> list[str]:
@@ -140,8 +151,7 @@ def together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[s
             process.stdin.flush()
         outputs = []
         for process in started:
-            output, errors = process.communicate()
-            assert process.returncode == 0, errors
+            output, errors = process.finish()
             assert "Traceback" not in errors
             outputs.append(output)
     return outputs

@@ -19,6 +19,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import pytest
 
 from tests.helpers import shortcuts
@@ -28,8 +29,6 @@ FORKS.set_forkserver_preload(
     ["torch", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
     + [f"twinsqueeze.{name}" for name in ("cli", "api", "commands.train", "commands.ablation", "commands.compress")]
 )
-
-
 # Variables that the package sets when it is imported, unless the user has set them.
 SET_BY_IMPORTS = (
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
@@ -37,6 +36,13 @@ SET_BY_IMPORTS = (
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
 )
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # if no init process reaps orphans
+    except psutil.NoSuchProcess:
+        return True
 
 
 class ForkedProcess:
@@ -49,8 +55,7 @@ class ForkedProcess:
         pipes = [os.pipe() for _ in range(3)]
         ours = pipes[0][1], pipes[1][0], pipes[2][0]
         theirs = pipes[0][0], pipes[1][1], pipes[2][1]
-        target_arguments = (self.args, dict(environment), str(folder))
-        self._process = FORKS.Process(target=_Start(theirs), args=target_arguments)
+        self._process = FORKS.Process(target=_Start(theirs), args=(self.args, dict(environment), str(folder)))
         self._process.start()
         for descriptor in theirs:
             os.close(descriptor)
@@ -71,9 +76,6 @@ class ForkedProcess:
         """The exit status, negative for a signal; None while it runs."""
         return self._process.exitcode
 
-    def poll(self) -> int | None:
-        return self.returncode
-
     def wait(self, timeout: float | None = None) -> int:
         if not wait([self._process.sentinel], timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
@@ -81,7 +83,7 @@ class ForkedProcess:
         return self._process.exitcode  # type: ignore[return-value] # it has ended
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
+        if self.returncode is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -97,10 +99,16 @@ class ForkedProcess:
         self.wait()
         return output, errors[0]
 
+    def finish(self, code: int = 0) -> tuple[str, str]:
+        """Waits for the end with an exit status; what it printed on both streams."""
+        output, errors = self.communicate()
+        assert self.returncode == code, errors
+        return output, errors
+
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Waits until a condition holds; fails with the process's errors if it ends before."""
         while not condition():
-            if self.poll() is not None:
+            if self.returncode is not None:
                 assert condition(), self.stderr.read()
                 return
             time.sleep(0.02)

@@ -7,16 +7,7 @@ import numpy as np
 from twinsqueeze.data.encoder import EncodedPairs
 from twinsqueeze.data.sentence_pairs import ScoredPairs
 
-SUBJECTS = [
-    "a cat",
-    "the old man",
-    "my sister",
-    "a small dog",
-    "the teacher",
-    "our neighbour",
-    "a tired nurse",
-    "the cook",
-]
+SUBJECTS = ["a cat", "the man", "my sister", "a small dog", "the teacher", "our neighbour", "a tired nurse", "the cook"]
 VERBS = ["is eating", "carries", "has lost", "wants to buy", "is painting", "throws away"]
 OBJECTS = ["an apple", "a red chair", "the newspaper", "a box of nails", "some bread", "the kitchen table"]
 

@@ -1,5 +1,6 @@
 """Real servers on loopback, which end with the test."""
 
+import logging
 import os
 import shutil
 import signal
@@ -7,13 +8,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from werkzeug.serving import make_server
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 
 def free_port() -> int:
@@ -33,34 +39,38 @@ def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
             time.sleep(0.1)
 
 
-def start_mlflow(*arguments: str, folder: Path, environment: Mapping[str, str], health: str) -> subprocess.Popen:
-    """Starts `python -m mlflow` in a session of its own, and waits until the URL `health` answers."""
-    folder.mkdir(exist_ok=True)
-    log = folder / "server.log"
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    wait_until_healthy(health, process, log)
-    return process
+@contextmanager
+def serve(application: Callable[..., Any]) -> Iterator[str]:
+    """Yields the address of a WSGI server in this process."""
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
 def mlflow_server(
-    backend: str, folder: Path, environment: Mapping[str, str], *options: str, command: str = "server"
+    backend: str,
+    folder: Path,
+    environment: Mapping[str, str],
+    *options: str,
+    command: str = "server",
+    port: int | None = None,
 ) -> Iterator[str]:
-    """`mlflow server` (or `ui`) on a database; yields its address."""
-    port = free_port()
+    """`mlflow server` (or `ui`) on a database, in a session of its own; yields its address when it answers."""
+    folder.mkdir(exist_ok=True)
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     arguments = [command, "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", backend, *options]
     environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = start_mlflow(*arguments, folder=folder, environment=environment, health=f"{address}/health")
+    with (folder / "server.log").open("a") as log:
+        streams = {"stdout": log, "stderr": log, "start_new_session": True}
+        server = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments], cwd=folder, env=environment, **streams)
     try:
+        wait_until_healthy(f"{address}/health", server, folder / "server.log")
         yield address
     finally:
         os.killpg(server.pid, signal.SIGKILL)

@@ -12,15 +12,13 @@ from tests.helpers.commands import Workplace
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.outages import Faults, FirstAnswersLost, Server, proxy
 from tests.helpers.pairs import write_pairs
+from tests.helpers.stores import contents_by_name, run_contents, run_ids
 
 pytestmark = pytest.mark.slow
 
 TRAINING = ["main", "--dataset", "pairs", "--encoder", "./encoder", "--device", "cpu", "--dim", "8"]
 # A run, and a parent with children.
-COMMANDS = {
-    "main": [*TRAINING, "--epochs", "3"],
-    "ablation": ["ablation", "--grid", "grid.yaml", "--force", "true"],
-}
+COMMANDS = {"main": [*TRAINING, "--epochs", "3"], "ablation": ["ablation", "--grid", "grid.yaml", "--force", "true"]}
 NUM_RUNS = {"main": 1, "ablation": 3}
 CURVES = ("train/loss", "train/clean_loss", "dev/mse", "dev/mae", "dev/pearson", "dev/spearman")
 
@@ -45,14 +43,14 @@ def server(place) -> Iterator[Server]:
 
 @pytest.fixture
 def new_runs(server):
-    """Returns a function that lists the runs since the beginning of the test."""
-    before = set(server.runs())
-    return lambda: [run_id for run_id in server.runs() if run_id not in before]
+    """Returns a function that returns the ids of the runs since the beginning of the test."""
+    before = run_ids(server.folder)
+    return lambda: run_ids(server.folder) - before
 
 
 def start(place: Workplace, uri: str, *arguments: str, flush_timeout: int = 60) -> ForkedProcess:
-    variables = {"MLFLOW_TRACKING_URI": uri, "TWINSQUEEZE_FLUSH_TIMEOUT": str(flush_timeout)}
-    return place.start(*arguments, module="tests.helpers.retry_soon", **variables)
+    variables = {"MLFLOW_TRACKING_URI": uri, "TWINSQUEEZE_FLUSH_TIMEOUT": str(flush_timeout), "RETRY_SOON": "1"}
+    return place.start(*arguments, module="tests.helpers.altered_command", **variables)
 
 
 def sync(place: Workplace, uri: str, *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -60,13 +58,6 @@ def sync(place: Workplace, uri: str, *arguments: str, code: int = 0) -> tuple[st
     done = place.command("sync", *arguments, MLFLOW_TRACKING_URI=uri, TWINSQUEEZE_FLUSH_TIMEOUT="0" if code else "60")
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
-
-
-def finish(process: ForkedProcess, code: int = 0) -> tuple[str, str]:
-    """What a process prints until its end."""
-    out, err = process.communicate()
-    assert process.returncode == code, err
-    return out, err
 
 
 def wait_for_line(process: ForkedProcess, pattern: str) -> None:
@@ -81,22 +72,15 @@ def records(place: Workplace) -> list:
     return list((place.folder / "state" / "records").glob("[!.]*"))
 
 
-def by_name(server: Server, run_ids: list[str]) -> dict:
-    contents = [server.contents(run_id) for run_id in run_ids]
-    named = {dict(content["tags"])["mlflow.runName"]: content for content in contents}
-    assert len(named) == len(contents)
-    return named
-
-
 @pytest.fixture(scope="module")
 def undisturbed(place, server) -> dict[str, dict]:
     """What the server has of each kind of run where nothing went wrong."""
     found = {}
     for name, arguments in COMMANDS.items():
-        before = server.runs()
+        before = run_ids(server.folder)
         with start(place, server.uri, *arguments) as process:
-            finish(process)
-        found[name] = by_name(server, [run_id for run_id in server.runs() if run_id not in before])
+            process.finish()
+        found[name] = contents_by_name(server.folder, run_ids(server.folder) - before)
         assert len(found[name]) == NUM_RUNS[name]
     assert found["main"]["mlp8-alpha0.75-seed0"]["models"]
     return found
@@ -114,11 +98,11 @@ def test_a_server_that_is_stopped_and_started_again_has_everything_once(place, s
         server.stop()
         wait_for_line(process, ".*fails")
         server.start()
-        out, err = finish(process)
+        out, err = process.finish()
     assert "is back" in err
     assert "mlp8-alpha0.75-seed0" in out
     (run_id,) = new_runs()
-    contents = server.contents(run_id)
+    contents = run_contents(server.folder, run_id)
     assert contents["status"] == [("FINISHED", "active")]
     check_every_epoch_is_there_once(contents["metrics"], 1500)
     assert len(contents["files"]) == 7
@@ -126,23 +110,18 @@ def test_a_server_that_is_stopped_and_started_again_has_everything_once(place, s
     assert records(place) == []
 
 
-# With these seeds one of the three questions that a command begins with is answered: after three that are not, it says
-# that the server does not answer, and records nothing that could be lost or doubled. An ablation reads the runs first.
-@pytest.mark.parametrize(
-    ("name", "seed", "known"),
-    [("main", 1, ()), ("ablation", 3, ("POST api mlflow runs search",))],
-    ids=["main", "ablation"],
-)
-def test_answers_that_are_lost_double_nothing(place, server, undisturbed, new_runs, name, seed, known):
+def test_answers_that_are_lost_double_nothing(place, server, undisturbed, new_runs):
     """Of every kind of request the first is taken by the server, and the client never hears of it."""
-    faults = FirstAnswersLost(seed, known)
-    with proxy(server.port, faults) as uri, start(place, uri, *COMMANDS[name]) as process:
-        finish(process)
+    # An ablation reads the runs first. With this seed the server answers one of its three requests before a run begins:
+    # after three failures it would end, with nothing recorded that could be lost or doubled.
+    faults = FirstAnswersLost(3, known=["POST api mlflow runs search"])
+    with proxy(server.port, faults) as uri, start(place, uri, *COMMANDS["ablation"]) as process:
+        process.finish()
     kinds = " ".join(faults.kinds)
     for kind in ("runs create", "metrics", "params", "tags", "log-inputs", "outputs", "logged-models", "PUT file"):
         assert kind in kinds
     assert faults.done[Faults.LOSE] >= len(faults.kinds) - 1
-    assert by_name(server, new_runs()) == undisturbed[name]
+    assert contents_by_name(server.folder, new_runs()) == undisturbed["ablation"]
     assert records(place) == []
 
 
@@ -156,20 +135,19 @@ def test_training_goes_on_while_the_server_fails(place, server, undisturbed, new
         wait_for_results(process)  # printed before the server is waited for
         faults.fault = Faults.PASS
         faults.stop_hanging.set()
-        finish(process)
+        process.finish()
     assert faults.done[fault] > 0
-    assert by_name(server, new_runs()) == undisturbed["main"]
+    assert contents_by_name(server.folder, new_runs()) == undisturbed["main"]
     assert records(place) == []
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_what_a_server_that_never_returned_has_not_is_sent_later(place, server, undisturbed, new_runs, name):
-    faults, count = Faults(), NUM_RUNS[name]
+def test_what_a_server_that_never_returned_has_not_is_sent_later(place, server, undisturbed, new_runs):
+    faults, count = Faults(), NUM_RUNS["ablation"]
     with proxy(server.port, faults) as uri:
-        with start(place, uri, *COMMANDS[name], flush_timeout=1) as process:
+        with start(place, uri, *COMMANDS["ablation"], flush_timeout=1) as process:
             wait_for_line(process, "training: epoch")  # a grid reads what the server has before it trains
             faults.fault = Faults.CUT
-            out, err = finish(process, code=2)
+            out, err = process.finish(2)
         assert "Traceback" not in err
         last = err.strip().splitlines()[-1]
         assert str(place.folder / "state" / "records") in last
@@ -185,7 +163,7 @@ def test_what_a_server_that_never_returned_has_not_is_sent_later(place, server, 
         faults.fault = Faults.PASS
         out, _ = sync(place, uri)
     assert out.count("Sent ") == count
-    assert by_name(server, new_runs()) == undisturbed[name]
+    assert contents_by_name(server.folder, new_runs()) == undisturbed["ablation"]
     assert records(place) == []
     assert "everything has been sent" in sync(place, server.uri)[0]
 
@@ -195,18 +173,18 @@ def test_a_killed_command_leaves_a_record_that_sync_ends(place, server, new_runs
     faults = Faults()
     with proxy(server.port, faults) as uri:
         with start(place, uri, *TRAINING, "--epochs", "100000") as process:
-            process.wait_for(lambda: server.query("SELECT 1 FROM metrics WHERE run_uuid = ?", *new_runs()[:1] or [""]))
+            process.wait_for(lambda: any(run_contents(server.folder, run_id)["metrics"] for run_id in new_runs()))
             faults.fault = Faults.CUT
             process.wait_for(lambda: faults.done[Faults.CUT] > 1)
             assert "its command is running" in sync(place, uri, "--list")[0]
             process.kill()
         faults.fault = Faults.PASS
         (run_id,) = new_runs()
-        before = server.contents(run_id)
+        before = run_contents(server.folder, run_id)
         assert before["status"] == [("RUNNING", "active")]
         sync(place, uri)
         assert "everything has been sent" in sync(place, uri)[0]
-    contents = server.contents(run_id)
+    contents = run_contents(server.folder, run_id)
     assert contents["status"] == [("KILLED", "active")]
     assert dict(contents["tags"])["mlflow.note.content"] == "Killed: the process that recorded the run is gone."
     losses = sorted(step for key, step, _ in contents["metrics"] if key == "train/loss")
@@ -222,7 +200,7 @@ def test_a_run_that_was_deleted_is_refused_and_its_record_discarded(place, serve
             faults.fault = Faults.CUT
             wait_for_line(process, "waiting for the tracking server")
             process.send_signal(signal.SIGINT)  # instead of the rest of the hour
-            _, err = finish(process, code=130)
+            _, err = process.finish(130)
         assert "python -m twinsqueeze sync" in err
         faults.fault = Faults.PASS
         (run_id,) = new_runs()
@@ -234,7 +212,7 @@ def test_a_run_that_was_deleted_is_refused_and_its_record_discarded(place, serve
         sync(place, uri, "--discard", "0" * 32, code=2)
         assert run_id in sync(place, uri, "--discard", run_id)[0]
     assert records(place) == []
-    assert new_runs() == [run_id]
+    assert new_runs() == {run_id}
 
 
 def test_a_locked_store_loses_nothing(place):
@@ -247,7 +225,7 @@ def test_a_locked_store_loses_nothing(place):
             assert any("database is locked" in line for line in process.stderr)
             wait_for_results(process)
             other.execute("ROLLBACK")
-            finish(process)
+            process.finish()
             metrics = other.execute("SELECT key, step, value FROM metrics").fetchall()
     (run,) = place.runs()
     assert run.info.status == "FINISHED"

@@ -1,7 +1,6 @@
 """Records that a store did not take, sent later: in this process, with a replayer that fails on demand."""
 
 import math
-from pathlib import Path
 from unittest.mock import Mock
 
 import mlflow
@@ -11,6 +10,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from safetensors.numpy import save
 
+from tests.helpers.stores import contents_by_name, run_ids
 from twinsqueeze.commands import orphaned_runs, sync
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking import links
@@ -53,10 +53,9 @@ def fault(monkeypatch) -> Fault:
 
 
 @pytest.fixture
-def client(tmp_path, monkeypatch, state, fault, create_store) -> mlflow.MlflowClient:
+def client(tmp_path, monkeypatch, state, fault, create_store, use_store) -> mlflow.MlflowClient:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", create_store(tmp_path))
-    mlflow.set_tracking_uri(None)
+    use_store(create_store(tmp_path))
     return mlflow.MlflowClient()
 
 
@@ -79,37 +78,11 @@ def write(fault: Fault, *, away: bool = False) -> None:
     run_module.flush()
 
 
-def contents(client: mlflow.MlflowClient, but: dict[str, dict] | None = None) -> dict[str, dict]:
-    """All runs by their ids, except those that are known, without what differs from one recording to the next."""
-    found = {}
-    for run in client.search_runs(["0"]):
-        points = [client.get_metric_history(run.info.run_id, name) for name in run.data.metrics]
-        files = Path(run.info.artifact_uri.removeprefix("file://"))
-        models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
-        found[run.info.run_id] = {
-            "name": run.info.run_name,
-            "status": run.info.status,
-            "params": run.data.params,
-            "tags": {k: v for k, v in run.data.tags.items() if k not in {"twinsqueeze.record", "mlflow.parentRunId"}},
-            "metrics": sorted((p.key, p.step, p.value) for history in points for p in history),
-            "inputs": [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs],
-            "files": {p.relative_to(files).as_posix(): p.read_bytes() for p in files.rglob("*") if p.is_file()},
-            "models": [
-                (m.name, m.status, m.params, m.tags, sorted((x.key, x.step, x.value) for x in m.metrics))
-                for m in models
-            ],
-        }
-    return {run_id: content for run_id, content in found.items() if run_id not in (but or {})}
-
-
-def by_name(found: dict[str, dict]) -> list[dict]:
-    return sorted(found.values(), key=lambda content: content["name"])
-
-
-def test_each_thing_is_sent_once_now_or_later_although_answers_are_lost(client, fault, capsys):
+def test_each_thing_is_sent_once_now_or_later_although_answers_are_lost(client, fault, tmp_path, capsys):
     write(fault)
-    undisturbed = contents(client)
-    assert [(content["name"], len(content["metrics"])) for content in by_name(undisturbed)] == [("a", 31), ("b", 1)]
+    known = run_ids(tmp_path)
+    undisturbed = contents_by_name(tmp_path, known)
+    assert {name: len(content["metrics"]) for name, content in undisturbed.items()} == {"a": 31, "b": 1}
 
     with pytest.raises(InputError, match=r"2 runs are stored in .* `python -m twinsqueeze sync` sends"):
         write(fault, away=True)
@@ -124,11 +97,11 @@ def test_each_thing_is_sent_once_now_or_later_although_answers_are_lost(client, 
     assert pending_runs() == []
     sync.sync()
     assert "everything has been sent" in capsys.readouterr().out
-    later = contents(client, undisturbed)
-    assert by_name(later) == by_name(undisturbed)
+    assert contents_by_name(tmp_path, run_ids(tmp_path) - known) == undisturbed
 
+    known = run_ids(tmp_path)
     write(fault)
-    assert by_name(contents(client, undisturbed | later)) == by_name(undisturbed)
+    assert contents_by_name(tmp_path, run_ids(tmp_path) - known) == undisturbed
     assert pending_runs() == []
 
 

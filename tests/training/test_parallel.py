@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from tests.helpers.checkpoints import CheckpointFolder
 from tests.helpers.commands import ROOT
-from tests.helpers.forks import FORKS, ForkedProcess
+from tests.helpers.forks import FORKS, ForkedProcess, has_ended
 from tests.helpers.recipes import each_recipe, make_pairs, make_recipes
 from tests.helpers.results import same_bits
 from twinsqueeze.errors import InputError
@@ -90,15 +91,10 @@ def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
     pairs = make_pairs(dimension)
     batches = [make_recipes([0, 0.75], [seed, seed + 1], **fields) for seed in (0, 2, 4)]
     epochs: dict[int, list[EpochMetrics]] = {0: [], 2: [], 4: []}
-    teacher_epochs: list[tuple[int, int]] = []
+    on_teacher_epoch = Mock()
 
     def train_batch(recipes) -> list[TrainingResult]:
-        return pool.train(
-            recipes,
-            pairs,
-            on_epoch=epochs[recipes[0].seed].append,
-            on_teacher_epoch=lambda *done: teacher_epochs.append(done),
-        )
+        return pool.train(recipes, pairs, on_epoch=epochs[recipes[0].seed].append, on_teacher_epoch=on_teacher_epoch)
 
     for recipes, results in map_threaded(iter(batches), train_batch, 2):
         assert all(map(same_bits, results, HERE.train(recipes, pairs)))
@@ -106,7 +102,7 @@ def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
         progress = epochs[recipes[0].seed]
         assert [each.epoch for each in progress] == list(range(1, recipes[0].epochs + 1))
         assert progress[-1].loss.tolist() == [result.history.loss[-1] for result in results]
-    assert bool(teacher_epochs) == batches[0][0].needs_teacher
+    assert on_teacher_epoch.called == batches[0][0].needs_teacher
 
 
 def test_workers_yield_to_this_process(pool):
@@ -172,23 +168,16 @@ def test_a_killed_worker_is_an_input_error_and_a_new_pool_trains_the_next(small_
         assert len(pool.train(make_recipes(), pairs)) == 1
 
 
-def test_the_thread_trains_if_no_process_can_be_started(monkeypatch, tmp_path):
-    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
-    with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
-        assert train is train_replicas
-
-
 @pytest.mark.parametrize(("num_pairs", "threads"), [(MIN_PAIRS_FOR_POOL - 1, 2), (10 * MIN_PAIRS_FOR_POOL, 1)])
 def test_few_pairs_and_a_single_thread_need_no_workers(num_pairs, threads):
     with training_pool(num_pairs, threads) as train:
         assert train is train_replicas
 
 
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE  # where no init process reaps orphans
-    except psutil.NoSuchProcess:
-        return True
+def test_this_process_trains_if_no_process_can_be_started(monkeypatch, tmp_path):
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(tmp_path / "absent"))
+    with training_pool(MIN_PAIRS_FOR_POOL, 2) as train:
+        assert train is train_replicas
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

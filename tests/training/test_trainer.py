@@ -33,6 +33,7 @@ RESIDUAL_WITHOUT_DECAY = RESIDUAL | {"weight_decay": 0.0}
         (2, {}, 0),
         (1, {}, 0),
         (3, {}, 0),
+        (3, {"batch_size": 10**6, "dim": 10}, 0),  # larger than the data
         (3, LINEAR_SHORT, 0),
         (3, LINEAR_SHORT | NEIGHBORS, 0),
         (3, LINEAR_SHORT | NEIGHBORS | {"num_neighbors": 2}, 0),
