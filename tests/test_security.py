@@ -108,7 +108,7 @@ def store(create_store, tmp_path, use_store) -> mlflow.MlflowClient:
     rng = np.random.default_rng(0)
     layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
     with start_run("run", "train") as run:
-        model = log_compressor(run, save(layer), np.ones((1, 8), np.float32), 4, {})
+        model = log_compressor(run, save(layer), np.ones((1, 8), np.float32), {})
     model_registry.promote(model_registry.add_version(run.model_id(model), "", {}), None)
     return mlflow.MlflowClient()
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pytest
 import torch
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
+from sentence_transformers import SentenceTransformer
 
 from tests.helpers.commands import ROOT, Workplace
 from tests.helpers.models import metadata_for, product_network, write_model
@@ -148,6 +150,26 @@ def test_texts_are_encoded_by_the_workers(session, place):
     assert sorted(order) == list(range(40))
     expected = compressed(place, "few.txt", model="text-model")[order]
     np.testing.assert_allclose(np.stack(found["compressed"].to_numpy()), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("result_type", [None, "array<float>", "array<double>", "array<string>"])
+def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, tiny_encoder, result_type):
+    uri = "models:/twinsqueeze@champion"
+    options = {"result_type": result_type} if result_type else {}
+    texts = ["A man is playing a guitar.", "", "Two dogs run through the snow."]
+    encoded = SentenceTransformer(str(tiny_encoder), device="cpu").encode(texts)
+    frame = session.createDataFrame([*zip(texts, encoded.tolist(), strict=True)], ["text", "vector"])
+    mlflow.set_tracking_uri(trained_place.uri)
+    run_id = trained_place.client.get_model_version_by_alias("twinsqueeze", "champion").tags["twinsqueeze.trained_run"]
+    model_id = trained_place.client.get_run(run_id).outputs.model_outputs[0].model_id
+    expected = mlflow.pyfunc.load_model(uri).predict(texts)
+    for model, column in ((uri, "text"), (f"models:/{model_id}", "vector")):
+        compressed = frame.select(mlflow.pyfunc.spark_udf(session, model, **options)(column))
+        assert compressed.schema[0].dataType.simpleString() == (result_type or "array<float>")
+        found = np.array([row[0] for row in compressed.collect()], np.float64)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 from mlflow.pyfunc import scoring_server
@@ -106,6 +107,20 @@ def test_every_model_returns_the_vectors_of_encoder_and_compressor(text_model, c
     folder = SentenceTransformer(str(exported / "folder"), device="cpu", local_files_only=True)
     for found in (text_model.predict(TEXTS), compressor.predict(encoded), folder.encode(TEXTS)):
         np.testing.assert_allclose(found, vectors, atol=1e-6)
+
+
+def test_text_model_takes_any_column_of_texts(text_model, vectors):
+    array = np.array(TEXTS)
+    columns = [array, array[:, None], pd.Series(TEXTS, index=range(7, 12)), pd.Series(TEXTS, dtype="string")]
+    for data in (*columns, pd.DataFrame({"any name": TEXTS})):
+        np.testing.assert_allclose(text_model.predict(data), vectors, atol=1e-6)
+
+
+def test_spark_infers_an_array_of_floats_per_row(text_model, compressor):
+    """What `mlflow.pyfunc.spark_udf` does without `result_type`."""
+    for model in (text_model, compressor):
+        inferred = mlflow.pyfunc._infer_spark_udf_return_type(model.metadata.get_output_schema())
+        assert inferred.simpleString() == "array<float>"
 
 
 @pytest.mark.parametrize("file", ["compressor.py", "sentence_encoder.py"])

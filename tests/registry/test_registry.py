@@ -107,7 +107,7 @@ def test_description_is_the_model_card(trained_place, tiny_encoder):
 def test_model_card_names_the_license_of_the_default_encoder(trained_place):
     _, metadata = read_checkpoint(trained_place.checkpoint(trained_run(trained_place, 1)), "model")
     metadata.recipe = metadata.recipe.model_copy(update={"encoder": "all-MiniLM-L6-v2"})
-    assert "- Encoder all-MiniLM-L6-v2: Apache 2.0\n" in render_model_card(metadata, 384, 256)
+    assert "- Encoder all-MiniLM-L6-v2: Apache 2.0\n" in render_model_card(metadata, 384, None)
 
 
 @pytest.fixture(scope="module")

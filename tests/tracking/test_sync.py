@@ -69,7 +69,7 @@ def write(fault: Fault, *, away: bool = False) -> None:
         data = run.log_input("train", "pairs", "0123abcd", "/nowhere")
         for step in range(1, 30):
             run.log_metrics({"train/loss": 1 / step}, step)
-        model = log_compressor(run, save(layer), rng.normal(size=(3, 8)).astype(np.float32), 4, {"alpha": 0.75})
+        model = log_compressor(run, save(layer), rng.normal(size=(3, 8)).astype(np.float32), {"alpha": 0.75})
         run.log_metrics({"dev/mse": 0.1, "dev/mae": 0.3}, 30, model, data)
         run.log_table("predictions.json", pd.DataFrame({"a": [1, 2]}))
         run.log_table("losses.parquet", pd.DataFrame({"a": [1.5, 2.5]}))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from tests.helpers.trained_runs import KEY, trained
 from twinsqueeze.model.checkpoint import CheckpointMetadata
+from twinsqueeze.model.sentence_transformer import TextModelInfo
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.reporting import formats, report, search_table, terminal
@@ -43,7 +44,8 @@ def test_markdown_holds_names_as_text(table):
     names = dict.fromkeys(["dataset", "dataset_digest", "encoder_fingerprint", "version"], HOSTILE)
     metadata = CheckpointMetadata(recipe=recipe, score_max=None, **names)
     tables = [formats.to_markdown([table], [HOSTILE]), formats.summary([table], [HOSTILE])]
-    for text in [*tables, render_model_card(metadata, 384, max_seq_length=256)]:
+    text_model = TextModelInfo(256, {HOSTILE: HOSTILE}, HOSTILE, {HOSTILE: 3})
+    for text in [*tables, render_model_card(metadata, 384, text_model)]:
         assert not COMMANDS.search(text)
         assert "\n# head" not in text
         assert not re.search(r"(?<!\\)(<script|\[x)", text)

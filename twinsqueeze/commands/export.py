@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.onnx import check_onnx_installed, export_compressor, export_text_model
+from twinsqueeze.model.sentence_transformer import describe_text_model
 from twinsqueeze.registry.model_card import render_model_card
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.model_files import CARD_FILE
@@ -69,10 +70,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str) -> None:  # noqa: A002 - as above
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
-    max_length = None
+    text_model = None
     if format != "safetensors":
         sentence_transformer, _ = load_sentence_transformer_for(model, resolved)
-        max_length = sentence_transformer.max_seq_length
+        text_model = describe_text_model(sentence_transformer)
         if format == "folder":
             sentence_transformer.save(str(folder), create_model_card=False)
         else:
@@ -82,5 +83,5 @@ def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str)
     if resolved.model_card:
         shutil.copyfile(resolved.model_card, folder / CARD_FILE)
     elif metadata:
-        card = render_model_card(metadata, compressor.input_dim, max_length, run_id=resolved.run_id)
+        card = render_model_card(metadata, compressor.input_dim, text_model, run_id=resolved.run_id)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.model.sentence_transformer import describe_text_model
 from twinsqueeze.registry import model_registry, promotion
 from twinsqueeze.registry.model_card import ModelSelection, render_model_card
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
@@ -51,7 +52,7 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     if metadata is None:
         raise InputError(f"the checkpoint of run {run_id} has no metadata: register a run that `main` trained")
     model, _ = load_sentence_transformer_for(run_id, resolved)
-    render_card = partial(render_model_card, metadata, compressor.input_dim, model.max_seq_length, run_id=run_id)
+    render_card = partial(render_model_card, metadata, compressor.input_dim, describe_text_model(model), run_id=run_id)
     champion = model_registry.find_alias(CHAMPION)
     decision = promotion.compare_with_champion(selection, champion)
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:

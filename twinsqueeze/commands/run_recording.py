@@ -94,7 +94,7 @@ class RunRecorder:
         with self._log_figures({"loss_curves": curves, **_figures(evaluated, losses)}, draw):
             model = serialize_checkpoint(evaluated.compressor, evaluated.metadata)
             example = self._data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
-            model_id = log_compressor(self.run, model, example, recipe.dim, recipe.model_dump())
+            model_id = log_compressor(self.run, model, example, recipe.model_dump())
             squared_errors = pd.DataFrame({"squared_error": train_losses.astype(np.float32)})
             self.run.log_table("train_pair_losses.parquet", squared_errors)
             self._log_scores(evaluated, model_id, recipe.epochs)

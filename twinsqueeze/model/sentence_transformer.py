@@ -3,6 +3,8 @@
 Its modules belong to sentence-transformers, so loading it needs neither this package nor `trust_remote_code`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -14,6 +16,38 @@ from twinsqueeze.utils.files import expand_user, is_dir
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+# Name of sentence-transformers for the number of tokens of a prompt.
+PROMPT_LENGTH = "prompt_length"
+
+
+@dataclass(frozen=True)
+class TextModelInfo:
+    """What users of a text model need to know about its inputs."""
+
+    max_seq_length: int | None
+    prompts: Mapping[str, str]  # texts that are prepended to a text, by name
+    default_prompt: str | None  # the name of the prompt that is prepended if none is chosen
+    excluded_lengths: Mapping[str, int]  # tokens of each prompt, if the vectors leave them out
+
+
+def describe_text_model(model: "SentenceTransformer") -> TextModelInfo:
+    """Returns what a model card says about a text model's inputs."""
+    prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    default = model.default_prompt_name if model.default_prompt_name in prompts else None
+    lengths = prompt_lengths(model) if poolings_without_prompt(model) else {}
+    return TextModelInfo(model.max_seq_length, prompts, default, lengths)
+
+
+def poolings_without_prompt(model: "SentenceTransformer") -> list[nn.Module]:
+    """Returns the modules that leave a prompt's tokens out of a text's vector."""
+    return [module for module in model if getattr(module, "include_prompt", True) is False]
+
+
+def prompt_lengths(model: "SentenceTransformer") -> dict[str, int]:
+    """Returns the number of tokens of each prompt of a model, by the prompt's text."""
+    prompts = [prompt for prompt in model.prompts.values() if prompt]
+    return {prompt: int(model.preprocess([""], prompt=prompt).get(PROMPT_LENGTH, 0)) for prompt in prompts}
 
 
 def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorNetwork) -> "SentenceTransformer":

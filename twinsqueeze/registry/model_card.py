@@ -1,7 +1,9 @@
 """Renders the model card: use, training data, recipe, scores next to baselines, license and limitations."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from math import isnan, nan
 
@@ -9,6 +11,7 @@ from jinja2 import Environment
 
 from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.model.checkpoint import CheckpointMetadata
+from twinsqueeze.model.sentence_transformer import TextModelInfo
 from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
 from twinsqueeze.reporting.ablation_table import (
     ASYMMETRIC,
@@ -69,14 +72,14 @@ class ModelSelection:
 def render_model_card(
     metadata: CheckpointMetadata,
     input_dim: int,
-    max_seq_length: int | None,
+    text_model: TextModelInfo | None,
     *,
     run_id: str | None = None,
     selection: ModelSelection | None = None,
 ) -> str:
     """Render a model card, Markdown. It leaves out what is None: without a selection, also the scores."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - no HTML
-    environment.filters["md"] = escape_markdown
+    environment.filters |= {"md": escape_markdown, "quote": partial(json.dumps, ensure_ascii=False)}
     template = environment.from_string(files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
         metadata=metadata,
@@ -85,7 +88,7 @@ def render_model_card(
         input_bytes=f"{bytes_per_vector('float32', input_dim):,}",
         sizes=vector_sizes(metadata.recipe),
         float_queries=FLOAT_QUERIES,
-        max_seq_length=max_seq_length,
+        text_model=text_model,
         selection=selection,
         scores_table=selection and _scores_table(selection),
         precision_table=selection and precision_table(selection.row),

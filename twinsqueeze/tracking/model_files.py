@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import numpy as np
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
 
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
@@ -25,11 +25,13 @@ COMPRESSOR_NAME = "compressor"
 SENTENCE_TRANSFORMER_NAME = "text_model"
 PYFUNC = Path(__file__).parent / "pyfunc"
 EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
+# A vector per row. From a tensor of two dimensions `mlflow.pyfunc.spark_udf` would infer an array of arrays per row.
+EMBEDDINGS = Schema([ColSpec(Array(DataType.float), "embedding")])
 # The model card in a model's folder.
 CARD_FILE = "README.md"
 
 
-def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, dim: int, params: Mapping[str, Any]) -> str:
+def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, params: Mapping[str, Any]) -> str:
     """Log a compressor as a model that loads without this package, PyTorch and pickle; return its name in the run.
 
     `checkpoint` is a safetensors file, `example` (n, encoder's dimension) float32, and `params` is the recipe.
@@ -42,7 +44,9 @@ def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, dim: 
             str(folder),
             python_model=str(PYFUNC / "compressor.py"),
             artifacts={"compressor": str(path)},
-            signature=ModelSignature(inputs=_vectors(example.shape[1]), outputs=_vectors(dim)),
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1]))]), outputs=EMBEDDINGS
+            ),
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "safetensors")],
         )
@@ -71,7 +75,7 @@ def save_sentence_transformer(
             code_paths=[str(PYFUNC / "sentence_encoder.py")],
             signature=ModelSignature(
                 inputs=Schema([ColSpec(AnyType())]),  # with a string column, a server converts any input to text
-                outputs=_vectors(model.get_embedding_dimension() or -1),
+                outputs=EMBEDDINGS,
             ),
             input_example=list(EXAMPLE_TEXTS),
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
@@ -81,7 +85,3 @@ def save_sentence_transformer(
     # Load and serve it by our module instead of MLflow's.
     described.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = "sentence_encoder"
     described.save(str(folder / "MLmodel"))
-
-
-def _vectors(dim: int) -> Schema:
-    return Schema([TensorSpec(np.dtype(np.float32), (-1, dim))])
