@@ -65,7 +65,7 @@ def test_the_pareto_front_has_the_points_that_none_exceeds():
 
 def test_the_front_of_sizes_leaves_out_sizes_that_are_worse_than_smaller_ones():
     points = MethodPoints([16, 32, 32, 64, 128, 8], {"dev/mrr": [0.5, 0.6, 0.7, 0.65, 0.698, NAN]})
-    assert points.size_front("dev/mrr") == [5, 0, 2, 4]  # 0.698 is 0.7 to two decimals
+    assert points.size_front("dev/mrr") == [5, 0, 2, 4]  # 0.698 is as good as 0.7
 
 
 def test_the_quality_figure_has_a_panel_per_score_and_the_best_of_every_size(rows):

@@ -165,9 +165,8 @@ def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> l
         ),
         ReportFigure(
             "spearman_against_neighbor_recall",
-            f"Spearman against neighbor recall; numbers are bytes per vector. {stored} A line of a baseline joins its "
-            "best of every size on dev; a line of TwinSqueeze joins what no other of the same size or less exceeds on "
-            f"dev in both.{note}",
+            f"Spearman against neighbor recall; numbers are bytes per vector. {stored} Lines join what no other of the "
+            f"same method and size or less exceeds on dev in both.{note}",
             search_table.pareto_figure(rows),
         ),
     ]

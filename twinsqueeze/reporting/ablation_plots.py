@@ -33,7 +33,7 @@ def plot_train_losses(rows: Sequence[Row], best: Row) -> Figure:
             seeds = pd.concat([run_loader.read_curve(run, metric) for run in row.runs], axis=1, join="inner")
             axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=style["color"], alpha=0.2, lw=0)
             axes.plot(seeds.index, seeds.mean(axis=1), label=name, **style)
-        axes.set(title=f"Train loss, {title}", ylabel=rows[0].recipe.loss, yscale="log")
+        axes.set(title=f"Train loss, {title}", ylabel=run_plots.LOSS_NAMES[rows[0].recipe.loss], yscale="log")
         run_plots.set_epoch_axis(axes)
         run_plots.set_log_ticks(axes.yaxis)
     run_plots.share_y(axes_list)

@@ -187,19 +187,20 @@ def _spearman_gains(noisy: Sequence[TrainedRun], noise_free: Sequence[TrainedRun
 def _notes(rows: Sequence[Row], repeated: int) -> list[str]:
     notes = []
     if repeated:
-        notes.append(f"{_count(repeated, 'run')} repeated with the same recipe and seed: the newest is used.")
+        notes.append(f"{count(repeated, 'run')} repeated with the same recipe and seed: the newest is used.")
     without_reference = {row.name for row in rows} - {row.name for row in rows if row.recipe.alpha == 0}
     if without_reference:
         notes.append(f"No run at alpha 0 of {', '.join(sorted(without_reference))}: no Spearman gain.")
     if single := sum(len(row.runs) == 1 for row in rows):
-        notes.append(f"{_count(single, 'row')} with a single seed: no standard deviation and no interval.")
+        notes.append(f"{count(single, 'row')} with a single seed: no standard deviation and no interval.")
     if untested := sum(len(row.runs) - row.seeds("test") for row in rows):
         command = "`mlflow run . --env-manager local -e evaluate -P model=RUN_ID`"
-        notes.append(f"{_count(untested, 'run')} without test scores: evaluate with {command}.")
+        notes.append(f"{count(untested, 'run')} without test scores: evaluate with {command}.")
     return notes
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 row" and "2 rows"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

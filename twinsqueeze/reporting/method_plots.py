@@ -23,6 +23,7 @@ from twinsqueeze.reporting.run_plots import (
 )
 from twinsqueeze.types import FloatArray
 
+EQUAL_SCORES = 0.005  # scores that differ by less are drawn as equally good
 TRAINED = "trained"  # names of trained methods begin with this word
 
 
@@ -56,15 +57,12 @@ class MethodPoints(NamedTuple):
     scores: Mapping[str, Sequence[float]]
 
     def size_front(self, metric: str) -> list[int]:
-        """The point with the highest score of every size, by rising size, without sizes worse than smaller ones.
-
-        Scores that agree to two decimals are equal.
-        """
-        scores = np.nan_to_num(np.round(self.scores[metric], 2), nan=-np.inf)
+        """The point with the highest score of every size, by rising size, without sizes worse than smaller ones."""
+        scores = np.nan_to_num(self.scores[metric], nan=-np.inf)
         front: list[int] = []
         for _, size in groupby(np.argsort(self.bytes, kind="stable").tolist(), key=lambda i: self.bytes[i]):
             best = max(size, key=lambda i: scores[i])
-            if not front or scores[best] >= scores[front[-1]]:
+            if all(scores[best] >= scores[i] - EQUAL_SCORES for i in front):
                 front.append(best)
         return front
 
@@ -104,16 +102,14 @@ def plot_spearman_vs_neighbor_recall(
 ) -> Figure:
     """Plot Spearman against neighbor recall, a panel per split, with bytes per vector beside the ends of lines.
 
-    A line of trained compressors is the Pareto front of a size. A line of a baseline joins its best points of every
-    size, as does that of trained compressors if no size has several points on its front. Both are chosen on the split
-    `selected_on`.
+    Lines join the points that none of their size or less exceeds in both scores on the split `selected_on`: for
+    trained compressors a line for every size if a size has several, and otherwise one line from size to size.
     """
     figure, axes_list = panels(len(splits), height=4.2, legend=list(methods))
     for axes, split in zip(axes_list, splits, strict=True):
         for label, points in methods.items():
             xy = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", "spearman")])
-            lines = _trade_offs(points, selected_on) if label == "TwinSqueeze" else []
-            lines = lines or [points.size_front(f"{selected_on}/spearman")]
+            lines = _trade_offs(points, selected_on, by_size=label == "TwinSqueeze")
             _plot_series(axes, label, xy, lines)
             for end in {points.bytes[i]: i for line in lines for i in (line[0], line[-1])}.values():
                 axes.annotate(
@@ -128,16 +124,17 @@ def plot_spearman_vs_neighbor_recall(
     return figure
 
 
-def _trade_offs(points: MethodPoints, split: str) -> list[list[int]]:
-    """The Pareto front of every size by rising neighbor recall, without what smaller points exceed.
+def _trade_offs(points: MethodPoints, split: str, *, by_size: bool) -> list[list[int]]:
+    """Lines through the points that none of their size or less exceeds in Spearman and neighbor recall.
 
-    Empty if no size has several points on its front.
+    `by_size`: a line for every size, by rising neighbor recall, if a size has several points. Otherwise one line joins
+    the points with the highest Spearman of their size.
     """
     scores = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", "spearman")])
     front = pareto_front(np.column_stack([scores, -np.asarray(points.bytes)]))
     front.sort(key=lambda i: (points.bytes[i], scores[i, 0]))
     lines = [list(line) for _, line in groupby(front, key=lambda i: points.bytes[i])]
-    return lines if len(lines) < len(front) else []
+    return lines if by_size and len(lines) < len(front) else [[max(line, key=lambda i: scores[i, 1]) for line in lines]]
 
 
 def _plot_series(axes: Axes, label: str, points: FloatArray, lines: Sequence[Sequence[int]]) -> None:

@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 
 from twinsqueeze.recipe import FLOAT_QUERIES
 from twinsqueeze.reporting import formats, method_plots, search_table
-from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, SELECTION_METRIC, AblationTable, BaselineRow
+from twinsqueeze.reporting.ablation_table import (
+    EVALUATED_SPLITS,
+    SELECTION_METRIC,
+    AblationTable,
+    BaselineRow,
+    count,
+)
 from twinsqueeze.reporting.search_table import TextTable
 from twinsqueeze.reporting.statistics import NO_VALUES
 
@@ -42,7 +48,7 @@ def conclusion(table: AblationTable) -> str:
     best = table.best
     size = best.recipe.bytes_per_vector
     scores = [
-        f"{best.scores[f'{split}/spearman'].format()} on {split} ({best.seeds(split)} seeds)"
+        f"{best.scores[f'{split}/spearman'].format()} on {split} ({count(best.seeds(split), 'seed')})"
         for split in EVALUATED_SPLITS
         if best.seeds(split)
     ]

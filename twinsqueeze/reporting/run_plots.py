@@ -23,6 +23,7 @@ LEGEND_LETTER, LEGEND_KEY = 0.068, 0.6
 TITLE_Y = 1.0
 MIN_LOSS = 1e-8  # smaller losses are drawn here: a loss of 0 has no logarithm
 LABEL_BINS = 10
+LOSS_NAMES = {"mse": "mean squared error", "pearson": "1 - Pearson correlation"}
 
 Style = Mapping[str, Any]  # of a line
 
@@ -48,7 +49,7 @@ def plot_loss_curves(
     dev_loss = dev["mse"] if loss_name == "mse" else 1 - dev["pearson"]
     left.plot(epochs, dev_loss, color=STRONG, lw=2, marker=marker, label="dev")
     left.set(yscale="log", ylabel="loss")
-    left.set_title("Mean squared error" if loss_name == "mse" else "1 - Pearson correlation", y=TITLE_Y)
+    left.set_title(f"Loss: {LOSS_NAMES[loss_name]}", y=TITLE_Y)
     set_log_ticks(left.yaxis)
     right.plot(epochs, dev["spearman"], color=STRONG, lw=2, marker=marker, label="Spearman")
     right.plot(epochs, dev["pearson"], color=DARK, ls="--", marker=marker, label="Pearson")
