@@ -95,8 +95,10 @@ def test_what_is_no_grid_is_refused(tmp_path, text, message):
 
 
 def test_a_grid_that_is_not_there_or_not_text_is_refused(tmp_path):
-    with pytest.raises(InputError, match="not found"):
-        load_grid(str(tmp_path / "absent.yaml"))
+    with pytest.raises(InputError, match=r"'absent.yaml' not found: pass a YAML file, or one of best, best-16, "):
+        load_grid("absent.yaml")
+    with pytest.raises(InputError, match=re.escape("not found (did you mean 'published'?)")):
+        load_grid("publshed")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="can't be read as YAML"):
         load_grid(str(tmp_path / "binary.yaml"))
@@ -104,4 +106,5 @@ def test_a_grid_that_is_not_there_or_not_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("name", "count"), [("neftune", 90), ("published", 25), ("dimensions", 50), ("quick", 4)])
 def test_the_projects_grids(name, count):
-    assert len(load_grid(str(ROOT / "experiments" / f"{name}.yaml"))) == count
+    assert len(load_grid(name)) == count
+    assert load_grid(name) == load_grid(str(ROOT / "experiments" / f"{name}.yaml"))

@@ -90,7 +90,7 @@ def _fail_env_run(reason: str, status: str = "FAILED") -> None:
     "The same commands are entry points of the MLproject:\n"
     "  mlflow run . -P alpha=0.75\n"
     "  mlflow run . -e evaluate -P model=RUN_ID\n"
-    "  mlflow run . -e ablation -P grid=experiments/published.yaml\n"
+    "  mlflow run . -e ablation -P grid=published\n"
     "  mlflow run . -e compare\n"
     "  mlflow run . -e register",
 )
@@ -159,8 +159,13 @@ def evaluate_command(**options: Any) -> None:
     module.evaluate(module.EvaluationOptions(**options))
 
 
-@cli.command("ablation", epilog="Example: twinsqueeze ablation --grid experiments/published.yaml --dataset stsb")
-@option("grid", "A YAML file that maps recipe fields to lists of values.", required=True, metavar="FILE")
+@cli.command("ablation", epilog="Example: twinsqueeze ablation --grid published --dataset stsb")
+@option(
+    "grid",
+    "A YAML file that maps recipe fields to lists of values, or the name of a file of experiments/, such as quick.",
+    required=True,
+    metavar="FILE",
+)
 @option("dataset", "As for main, or `grid` for the file's.", default="grid")
 @option("device", "As for main, or `grid` for the file's.", default="grid", metavar=choices(("grid", *DEVICES)))
 @bool_option("force", "Train recipes again that the experiment has already trained on the same data.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from twinsqueeze.errors import InputError, one_line, truncate_repr
+from twinsqueeze.errors import InputError, one_line, suggest, truncate_repr
 from twinsqueeze.recipe import Recipe, load_preset
 
 MAX_COMBINATIONS = 2000
@@ -25,11 +25,24 @@ class _GridLoader(yaml.SafeLoader):
         return node
 
 
+def find_grid(name: str) -> Path:
+    """Returns the file of a grid: a grid of the package by its name, such as `published`, or the file called so."""
+    return _packaged_grids().get(name) or Path(name)
+
+
+def _packaged_grids() -> dict[str, Path]:
+    folder = Path(__file__).with_name("grids")  # a wheel has the files of experiments/ there (pyproject.toml)
+    if not folder.is_dir():
+        folder = Path(__file__).parents[1] / "experiments"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"), key=lambda file: file.stem)}
+
+
 def load_grid(file: str, **overrides: Any) -> list[Recipe]:
     """Returns the recipes of a grid: every combination of its values, the first field varying slowest.
 
-    The file is a YAML mapping of recipe fields to a value or a list of values. `recipe` names a preset as the base, and
-    `overrides` replace fields of the file. Raises `InputError` for any other file.
+    The grid is a file or a name as for `find_grid`: a YAML mapping of recipe fields to a value or a list of values.
+    `recipe` names a preset as the base, and `overrides` replace fields of the file. Raises `InputError` for any other
+    file.
     """
     content = _read_mapping(file)
     try:
@@ -45,11 +58,14 @@ def load_grid(file: str, **overrides: Any) -> list[Recipe]:
 
 def _read_mapping(file: str) -> dict[Any, Any]:
     try:
-        with Path(file).open(encoding="utf-8") as stream:
+        with find_grid(file).open(encoding="utf-8") as stream:
             text = stream.read(MAX_CHARACTERS + 1)
         content = _GridLoader(text).get_single_data() if len(text) <= MAX_CHARACTERS else None
     except FileNotFoundError:
-        raise InputError(f"grid {file!r} not found: pass a YAML file such as experiments/published.yaml") from None
+        names = _packaged_grids()
+        raise InputError(
+            f"grid {file!r} not found{suggest(file, names)}: pass a YAML file, or one of {', '.join(names)}"
+        ) from None
     except Exception as error:  # PyYAML also raises IndexError, KeyError, AttributeError and RecursionError
         raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
     if len(text) > MAX_CHARACTERS:

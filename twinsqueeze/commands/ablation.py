@@ -16,6 +16,7 @@ from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import DataByRecipe, EvaluatedTraining, ExperimentData
+from twinsqueeze.grid import find_grid
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_loader, terminal
 from twinsqueeze.reporting.ablation_table import AblationTable, TrainedRun
@@ -53,7 +54,7 @@ def run_ablation(
         recipes, lambda recipe: load_experiment_data(recipe, SPLITS, score_max, recipe.validate_dim)
     )
     with _start_grid(Path(grid).stem, recipes, data, {"grid": grid}) as parent:
-        parent.log_artifact(Path(grid))
+        parent.log_artifact(find_grid(grid))
         loaded, _ = run_loader.load_runs(parent.experiment_id)
         finished = {} if force else run_loader.finished_recipes(loaded)
         missing = [recipe for recipe in recipes if _fingerprint(recipe, data) not in finished]
