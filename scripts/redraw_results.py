@@ -1,4 +1,4 @@
-"""Redraws the figures of `compare` that need only its table.csv, after a change of the plots.
+"""Redraws the files of figures that need only the table.csv of `compare`, after a change of the plots.
 
     python scripts/redraw_results.py experiments/results/neftune
 
@@ -79,7 +79,7 @@ def read_tables(file: Path) -> list[AblationTable]:
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 def main(folders: tuple[Path, ...]) -> None:
-    """Redraws the figures in each folder from its table.csv."""
+    """Redraws the figures that are in each folder from its table.csv."""
     for folder in folders:
         tables = read_tables(folder / "table.csv")
         for i, table in enumerate(tables, 1):
@@ -90,8 +90,9 @@ def main(folders: tuple[Path, ...]) -> None:
                         figures[f"{family_prefix(table, name)}{figure.name}"] = figure
             for name, figure in figures.items():
                 path = folder / f"{f'{i}-' if len(tables) > 1 else ''}{name}.png"
-                path.write_bytes(figure.png)
-                print(path)
+                if path.exists():
+                    path.write_bytes(figure.png)
+                    print(path)
 
 
 if __name__ == "__main__":
