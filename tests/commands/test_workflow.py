@@ -1,7 +1,6 @@
 """The commands main, train, best and evaluate, and what they leave in MLflow."""
 
 import json
-import subprocess
 from itertools import permutations, product
 
 import mlflow.models
@@ -12,11 +11,12 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from tests.helpers.commands import Workplace
 from tests.helpers.isolation import run_without
+from tests.helpers.search import nearest, recall
 from tests.helpers.shortcuts import DRAW_FIGURES
+from tests.helpers.vectors import compress, unit_rows
 from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.synthetic import embed_synthetic
@@ -30,22 +30,6 @@ EPOCHS = 12
 RECIPE = ["--epochs", str(EPOCHS), "--dim", "8", "--lr", "1e-3", "--seed", "3"]
 
 
-def finished(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def unit_rows(vectors):
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def compress(weights, vectors):
-    """The unit vectors that the layers of an mlp make, computed with NumPy."""
-    for i in (0, 2, 4):
-        vectors = (np.maximum(vectors, 0) if i else vectors) @ weights[f"{i}.weight"].T + weights[f"{i}.bias"]
-    return unit_rows(vectors)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, shared_cache) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("work"), shared_cache)
@@ -53,7 +37,7 @@ def place(tmp_path_factory, shared_cache) -> Workplace:
 
 @pytest.fixture(scope="module")
 def main_output(place, tiny_options):
-    return finished(place.command("main", *tiny_options, *RECIPE, **{DRAW_FIGURES: "1"})).stdout
+    return place.run("main", *tiny_options, *RECIPE, **{DRAW_FIGURES: "1"}).stdout
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +130,6 @@ def test_search_quality_is_measured_at_every_precision(main_run, model_folder, e
             "_int8": quantize_embeddings(vectors[split], "int8", ranges=ranges),
             "_binary": 2.0 * np.unpackbits(quantize_embeddings(vectors[split], "ubinary"), axis=1)[:, :8] - 1,
         }
-        _, reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(pairs.embeddings).kneighbors()
         for suffix, quantized in stored.items():
             unit = unit_rows(quantized.astype(np.float64))
             predicted = (unit[pairs.first] * unit[pairs.second]).sum(1)
@@ -154,9 +137,8 @@ def test_search_quality_is_measured_at_every_precision(main_run, model_folder, e
             assert metrics[f"{split}/spearman{suffix}"] == pytest.approx(expected, abs=2e-2), suffix
             assert f"{split}/mrr{suffix}" not in metrics  # of these pairs only a sentence with itself scores 4 or more
             if suffix != "_binary":  # where signs tie, any of the tied are the nearest
-                _, found = NearestNeighbors(n_neighbors=10, metric="cosine").fit(unit).kneighbors()
-                recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(reference, found, strict=True)])
-                assert metrics[f"{split}/neighbor_recall{suffix}"] == pytest.approx(recall, abs=0.02)
+                expected = recall(nearest(pairs.embeddings), nearest(unit))
+                assert metrics[f"{split}/neighbor_recall{suffix}"] == pytest.approx(expected, abs=0.02)
 
 
 def test_artifacts_are_figures_and_tables(place, main_run, data):
@@ -223,9 +205,9 @@ def test_the_model_says_what_it_takes_and_needs(model_folder, main_run, weights,
 @pytest.fixture(scope="module")
 def repeated(place, tiny_options, main_run):
     """The runs of the same recipe trained by train, then evaluated by evaluate."""
-    finished(place.command("train", *tiny_options, *RECIPE))
+    place.run("train", *tiny_options, *RECIPE)
     trained = place.runs()[0]
-    finished(place.command("evaluate", "--model", trained.info.run_id))
+    place.run("evaluate", "--model", trained.info.run_id)
     return trained, place.runs()[0]
 
 
@@ -243,17 +225,17 @@ def test_train_then_evaluate_gives_the_metrics_of_main_to_the_last_bit(main_run,
 def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_folder, weights, tiny_options, tmp_path):
     """A folder that MLflow wrote, and one with nothing but the layers under other names."""
     expected = repeated[1].data.metrics
-    finished(place.command("evaluate", "--model", str(model_folder)))
+    place.run("evaluate", "--model", str(model_folder))
     assert place.runs()[0].data.metrics == expected
     save_file({f"net.fc{name}": tensor for name, tensor in weights.items()}, tmp_path / "weights.safetensors")
-    done = finished(place.command("evaluate", "--model", str(tmp_path), *tiny_options))
+    done = place.run("evaluate", "--model", str(tmp_path), *tiny_options)
     assert f"model '{tmp_path}' has no calibration for int8: its int8 scores are left out" in done.stderr
     assert place.runs()[0].data.metrics == {n: value for n, value in expected.items() if not n.endswith("_int8")}
 
 
 def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, tiny_options, encoded):
     """Scores of the run, and of an evaluation of its model, from an index with the codebooks of the model's file."""
-    done = finished(workplace.command("best", "--dim", "16", "--synthetic-sentences", "300", *tiny_options))
+    done = workplace.run("best", "--dim", "16", "--synthetic-sentences", "300", *tiny_options)
     assert (
         "training: epoch 0 of 15, teacher 20 of 20 epochs" in done.stderr or "training: epoch 15 of 15" in done.stderr
     )
@@ -261,7 +243,7 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, tiny_option
     metrics = run.data.metrics
     assert run.data.params["quantizer"] == "product"
     assert not [name for name in metrics if name.endswith(("_int8", "_binary"))]
-    weights = load_file(workplace.model(run) / "artifacts" / "compressor.safetensors")
+    weights = load_file(workplace.checkpoint(run))
     codebooks = weights["codebooks"]
     num_subvectors, _, subvector_dim = codebooks.shape
     dev = encoded["dev"]
@@ -278,7 +260,7 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, tiny_option
     ways = [(unit[a] * restored[b]).sum(1) for a, b in permutations((dev.first, dev.second))]
     asymmetric = np.mean([stats.spearmanr(way, dev.scores)[0] for way in ways])
     assert metrics["dev/spearman_asymmetric"] == pytest.approx(asymmetric, abs=1e-4)
-    finished(workplace.command("evaluate", "--model", run.info.run_id))
+    workplace.run("evaluate", "--model", run.info.run_id)
     evaluated = workplace.runs()[0].data.metrics
     assert evaluated == {name: metrics[name] for name in evaluated}
 
@@ -289,14 +271,14 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     """By scikit-learn's components of the train sentences and the synthetic ones together."""
     monkeypatch.setattr("twinsqueeze.data.synthetic.MAX_WORDS", 300)
     options = ["--architecture", "linear", "--init", "pca", "--dim", "4", "--epochs", "1", "--lr", "1e-12"]
-    done = finished(workplace.command("train", *tiny_options, *options, "--synthetic-sentences", "80"))
+    done = workplace.run("train", *tiny_options, *options, "--synthetic-sentences", "80")
     assert "encoding synthetic sentences" in done.stderr
     assert "sentence 380 of 380" in done.stderr
     (run,) = workplace.runs()
     assert run.data.params["synthetic_sentences"] == "80"
     encoder = resolve_encoder(str(tiny_encoder), "cpu")
     synthetic = embed_synthetic(80, data.splits["train"], encoder, DiskCache(shared_cache))
-    weights = load_file(workplace.model(run) / "artifacts" / "compressor.safetensors")
+    weights = load_file(workplace.checkpoint(run))
     rows, train = unit_rows(weights["0.weight"]), encoded["train"].embeddings
     for vectors, same in ((np.concatenate([train, synthetic]), True), (train, False)):
         cosines = np.abs(np.sum(rows * PCA(4).fit(vectors).components_, axis=1))
@@ -305,7 +287,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
 
 @pytest.mark.slow
 def test_the_demo_is_called_no_benchmark_everywhere(workplace):
-    done = finished(workplace.command("train", "--dataset", "demo", "--epochs", "1"))
+    done = workplace.run("train", "--dataset", "demo", "--epochs", "1")
     assert done.stderr.count("no benchmark") == 2  # at the start and at the end
     (run,) = workplace.runs()
     assert "no benchmark" in run.data.tags["mlflow.note.content"]
@@ -321,12 +303,11 @@ def test_the_demo_is_called_no_benchmark_everywhere(workplace):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(workplace, tiny_options, tmp_path):
     (tmp_path / "file").write_text("in the way")
     place = Workplace(workplace.folder, tmp_path / "file" / "cache")
-    done = finished(place.command("train", *tiny_options, "--epochs", "1"))
+    done = place.run("train", *tiny_options, "--epochs", "1")
     assert "the cache can't be written" in done.stderr
     assert place.runs()[0].info.status == "FINISHED"
 
 
-@pytest.mark.stsb
 @pytest.mark.slow
 def test_the_figures_of_the_study_are_met(stsb_folder, shared_cache):
     """Spearman of the encoder's cosines, and the means over seeds that the published recipe gives on STS-B."""

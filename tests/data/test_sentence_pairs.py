@@ -340,7 +340,6 @@ def test_docstring_pairs_are_a_summary_with_its_own_paragraph_and_with_another(t
     assert sorted(rows_of(load_pairs(str(tmp_path / "made")).splits["test"])) == sorted(own + others)
 
 
-@pytest.mark.stsb
 def test_stsb_has_its_published_size(stsb_folder):
     data = load_pairs(str(stsb_folder))
     assert [len(data.splits[name]) for name in SPLITS] == [5749, 1500, 1379]

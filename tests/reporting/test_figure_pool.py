@@ -1,41 +1,18 @@
 import multiprocessing
 import os
-import signal
-import time
 from functools import partial
 from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
-import psutil
 import pytest
 from matplotlib.figure import Figure
 
-from tests.helpers.forks import ForkedProcess
 from twinsqueeze.reporting import figure_pool, run_plots
 from twinsqueeze.utils import worker_pool
 
 HISTOGRAM = partial(run_plots.plot_run_losses, {"dev": np.linspace(1e-4, 0.5, 300)})
 SQUARE = partial(Figure, figsize=(0.2, 0.2), facecolor="red")
-# Renders a figure in workers and prints their ids, and renders another after Ctrl-C.
-PROGRAM = """
-import multiprocessing, signal, sys
-from pathlib import Path
-from functools import partial
-from matplotlib.figure import Figure
-from twinsqueeze.reporting import figure_pool
-with figure_pool.render_pool(figure_pool.MIN_RUNS_FOR_POOL) as render:
-    with render({Path("first.png"): partial(Figure, figsize=(0.2, 0.2), facecolor="red")}):
-        pass
-    try:
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-        signal.pause()
-    except KeyboardInterrupt:
-        with render({Path("second.png"): partial(Figure, figsize=(0.2, 0.2), facecolor="red")}):
-            pass
-        print("rendered", flush=True)
-        signal.pause()
-"""
 
 
 def pixels(path):
@@ -125,23 +102,3 @@ def test_no_figure_is_written_after_an_error(render, tmp_path):
         pass
     assert last.exists()
     assert not list(absent.iterdir())
-
-
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE  # if no init process reaps orphans
-    except psutil.NoSuchProcess:
-        return True
-
-
-def test_workers_ignore_ctrl_c_and_do_not_outlive_a_killed_process(tmp_path):
-    with ForkedProcess(["-c", PROGRAM], os.environ, tmp_path) as process:
-        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.stdout.readline() == "rendered\n"
-        assert pixels(tmp_path / "second.png") == pixels(tmp_path / "first.png")
-        assert workers
-        process.kill()
-        assert process.stderr.read() == ""
-    while not all(has_ended(worker) for worker in workers):
-        time.sleep(0.02)

@@ -93,8 +93,8 @@ def check_every_epoch_is_there_once(metrics: list[tuple], epochs: int) -> None:
 
 
 def test_a_server_that_is_stopped_and_started_again_has_everything_once(place, server, new_runs):
-    with start(place, server.uri, *TRAINING, "--epochs", "1500") as process:
-        wait_for_line(process, "training: epoch 300 of")
+    with start(place, server.uri, *TRAINING, "--epochs", "500") as process:
+        wait_for_line(process, "training: epoch 100 of")
         server.stop()
         wait_for_line(process, ".*fails")
         server.start()
@@ -104,7 +104,7 @@ def test_a_server_that_is_stopped_and_started_again_has_everything_once(place, s
     (run_id,) = new_runs()
     contents = run_contents(server.folder, run_id)
     assert contents["status"] == [("FINISHED", "active")]
-    check_every_epoch_is_there_once(contents["metrics"], 1500)
+    check_every_epoch_is_there_once(contents["metrics"], 500)
     assert len(contents["files"]) == 7
     assert len(contents["models"]) == len(contents["outputs"]) == 1
     assert records(place) == []

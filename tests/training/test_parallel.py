@@ -86,7 +86,14 @@ def pool(request) -> Iterator[Pool]:
         yield started
 
 
-@pytest.mark.parametrize(("dimension", "fields"), each_recipe())
+@pytest.mark.parametrize(
+    ("pool", "dimension", "fields"),
+    [
+        pytest.param("spawn" if case.marks else "forkserver", *case.values, id=case.id, marks=case.marks)
+        for case in each_recipe()
+    ],
+    indirect=["pool"],
+)
 def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
     pairs = make_pairs(dimension)
     batches = [make_recipes([0, 0.75], [seed, seed + 1], **fields) for seed in (0, 2, 4)]

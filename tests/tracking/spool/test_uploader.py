@@ -60,17 +60,6 @@ def test_failures_are_retried_in_order_and_reported_once_unless_it_is_one(thread
     assert pending_runs() == []
 
 
-def test_the_timeout_ends_and_the_record_says_what_was_sent(thread):
-    replayer = FakeReplayer(*[OSError("away")] * 10_000)
-    enqueue(thread, replayer, "a", "b", "end")
-    assert thread.wait(0.3) == thread.failure == "away"
-    thread.stop()
-    reopened = RunSpool.read(replayer.spool.folder, lock=True)
-    assert (reopened.num_sent, reopened.ids) == (1, {"sent": ["a"]})
-    assert [operation["op"] for operation in reopened.operations] == ["a", "b", "end"]
-    reopened.release()
-
-
 def test_a_refused_record_holds_up_no_other(thread, messages):
     refused, other = FakeReplayer(InputError("deleted")), FakeReplayer()
     enqueue(thread, refused, "a", "b", "end")
