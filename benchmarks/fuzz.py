@@ -49,7 +49,8 @@ def grids(data: bytes, folder: Path) -> None:
 
 def vectors(data: bytes, folder: Path, suffix: str = "") -> None:
     """Vectors or texts; without a suffix the first byte chooses one."""
-    from twinsqueeze.inference.readers import FORMATS, read_blocks
+    from twinsqueeze.data.row_blocks import read_blocks
+    from twinsqueeze.data.table_files import FORMATS
 
     suffix, data = (suffix, data) if suffix else _chosen(data, FORMATS)
     file = folder / f"vectors.{suffix}"

@@ -11,8 +11,8 @@ from pyspark.sql import SparkSession
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed on the driver
 
+from twinsqueeze.data.table_columns import VECTORS
 from twinsqueeze.errors import InputError
-from twinsqueeze.inference.columns import VECTORS
 from twinsqueeze.inference.spark import compress_frame, select_frame_column
 
 

@@ -17,10 +17,11 @@ from safetensors.numpy import save
 
 from benchmarks import fuzz
 from twinsqueeze.data.encoder import resolve_encoder
+from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
+from twinsqueeze.data.table_files import FORMATS
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.grid import load_grid
-from twinsqueeze.inference.readers import FORMATS, read_blocks
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_loader import resolve_model

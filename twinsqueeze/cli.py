@@ -3,6 +3,8 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +18,11 @@ from twinsqueeze.commands.options import (
     SectionedGroup,
     bool_option,
     choices,
+    dataset_options,
     experiment_option,
     model_option,
     option,
     resume_option,
-    score_max_option,
     training_options,
 )
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
@@ -140,9 +142,16 @@ def best_command(recipe: str, **options: Any) -> None:
     _train(**load_preset(recipe) | given, on_test=True)
 
 
-def _train(*, on_test: bool, resume: bool, score_max: float | None = None, **fields: Any) -> None:
-    recipe = Recipe.parse(fields)
-    _lazy_import("commands.train").train(recipe, score_max=score_max, on_test=on_test, resume=resume)
+def _train(*, on_test: bool, resume: bool, **options: Any) -> None:
+    load = _pair_loader(options)
+    recipe = Recipe.parse(options)
+    _lazy_import("commands.train").train(recipe, load=load, on_test=on_test, resume=resume)
+
+
+def _pair_loader(options: dict[str, Any]) -> Callable[..., Any]:
+    """Returns `load_pairs` with the `dataset_options`, which are taken out of the options."""
+    dataset = {name: options.pop(name) for name in ("score_max", "columns") if name in options}
+    return partial(_lazy_import("data.sentence_pairs").load_pairs, **dataset)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
@@ -151,7 +160,7 @@ def _train(*, on_test: bool, resume: bool, score_max: float | None = None, **fie
 @option("split", "Pairs to evaluate on.", default="test", metavar=choices(("train", "dev", "test")))
 @option("encoder", "The sentence encoder.  [default: the encoder of the training]", metavar="TEXT")
 @option("device", str(Recipe.model_fields["device"].description), default="auto", metavar=choices(DEVICES))
-@score_max_option
+@dataset_options
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
@@ -170,7 +179,7 @@ def evaluate_command(**options: Any) -> None:
 @option("device", "As for main, or `grid` for the file's.", default="grid", metavar=choices(("grid", *DEVICES)))
 @bool_option("force", "Train recipes again that the experiment has already trained on the same data.")
 @resume_option
-@score_max_option
+@dataset_options
 def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> None:
     """Train every combination of a grid, one run each.
 
@@ -179,7 +188,8 @@ def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> No
     """
     given = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != "grid"}
     recipes = load_grid(grid, **given)
-    _lazy_import("commands.ablation").run_ablation(grid, recipes, **options)
+    load = _pair_loader(options)
+    _lazy_import("commands.ablation").run_ablation(grid, recipes, load=load, **options)
 
 
 @cli.command("compare", epilog="Example: twinsqueeze compare --output results")
@@ -234,7 +244,8 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 @cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
 @option(
     "input",
-    "Vectors or texts, one per row: .npy, .parquet, .csv, .jsonl or .txt; - for standard input.",
+    "Vectors or texts, one per row: .npy, .parquet, .csv, .tsv, .jsonl or .txt, also gzipped; or a folder of such "
+    "files; - for standard input.",
     required=True,
     metavar="FILE",
 )
@@ -257,12 +268,12 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     "format",
     "Input format; auto for the file's suffix. Standard input is npy or one text per line.",
     default="auto",
-    metavar=choices(("auto", "npy", "parquet", "csv", "jsonl", "txt")),
+    metavar=choices(("auto", "npy", "parquet", "csv", "tsv", "jsonl", "txt")),
 )
 @option(
     "column",
-    "Column or key to compress; auto for the only possible one. A .csv of numbers alone counts as vectors unless a "
-    "column of texts is named.",
+    "Column or key to compress, or a pattern such as 'v*' for the columns of the vectors' numbers; auto for the only "
+    "possible choice.",
     default="auto",
 )
 @option("encoder", "Encoder of texts: same, for the encoder of the training, or as for main.", default="same")

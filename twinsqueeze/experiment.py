@@ -39,7 +39,6 @@ class ExperimentData:
     encoder: SentenceEncoder
     encoded: dict[str, EncodedPairs]  # by split
     device: torch.device  # of training and evaluation
-    score_max: float | None  # as the user passed it
     reporter: Reporter
     _cache: DiskCache
     _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
@@ -92,19 +91,18 @@ def prepare_data(
     pairs: PairDataset,
     encoder: SentenceEncoder,
     *,
-    score_max: float | None = None,
     validate_dim: Callable[[int], None] = lambda _: None,
     reporter: Reporter = SILENT,
 ) -> ExperimentData:
     """Encodes the sentences of train and of the splits to evaluate on; vectors come from the cache where it has them.
 
-    The encoder's device is also that of the compressors. `score_max` is as given to `load_pairs`. `validate_dim` is
-    called with the encoder's dimension before anything is encoded, and may raise `InputError`.
+    The encoder's device is also that of the compressors. `validate_dim` is called with the encoder's dimension before
+    anything is encoded, and may raise `InputError`.
     """
     cache, device = DiskCache(), resolve_device(encoder.device)
     with _encoding_progress(reporter, "encoding", cache) as advance:
         encoded = embed_pairs(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=advance)
-    return ExperimentData(pairs, encoder, encoded, device, score_max, reporter, cache)
+    return ExperimentData(pairs, encoder, encoded, device, reporter, cache)
 
 
 @contextmanager
@@ -230,7 +228,8 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
         recipe=recipe,
         dataset=data.pairs.name,
         dataset_digest=data.pairs.digest,
-        score_max=data.score_max,
+        score_max=data.pairs.score_max,
+        columns=dict(data.pairs.columns),
         encoder_fingerprint=data.encoder.fingerprint,
         version=__version__,
         int8_ranges=int8_calibration_ranges(placed.compress(vectors).cpu().numpy()),

@@ -22,7 +22,7 @@ from tests.helpers.disks import on_a_disk
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.models import metadata_for, product_network, write_model
 from tests.helpers.vectors import as_lists, unit_vectors, write_rows
-from twinsqueeze.inference import readers
+from twinsqueeze.data import row_blocks
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.utils.signals import Interrupted
@@ -294,14 +294,14 @@ HALTING_COMMAND = """
 import itertools, signal
 from twinsqueeze import cli
 from twinsqueeze.commands import compress
-from twinsqueeze.inference import readers
+from twinsqueeze.data import row_blocks
 numbers = itertools.count(1)
 def halt():
     if next(numbers) == 2:
         print("halted", flush=True)
         signal.pause()
 compress.check_interrupted = halt
-readers.BLOCK_SIZES["texts"] = 8
+row_blocks.BLOCK_SIZES["texts"] = 8
 cli.run()
 """
 
@@ -360,7 +360,7 @@ def test_an_interrupted_compression_of_texts_encodes_only_the_rest_when_started_
     texts = [f"{number} men are playing chess" for number in range(60)]
     (workplace.folder / "in.txt").write_text("\n".join(texts))
     cache = {"TWINSQUEEZE_CACHE": str(workplace.folder / "cache")}
-    monkeypatch.setitem(readers.BLOCK_SIZES, "texts", 8)
+    monkeypatch.setitem(row_blocks.BLOCK_SIZES, "texts", 8)
     if process_is_killed:
         with start_and_halt("in.txt", **cache) as process:
             process.kill()

@@ -14,6 +14,7 @@ import pytest
 from tests.helpers import hub
 from tests.helpers.commands import ROOT
 from tests.helpers.forks import ForkedProcess
+from tests.helpers.pairs import rows_of
 from tests.helpers.servers import free_port
 from twinsqueeze.data import hub as hub_client
 from twinsqueeze.data import sentence_pairs
@@ -42,10 +43,6 @@ def write(folder: Path, suffix: str, rows=ROWS, names=SPLITS) -> Path:
         else:
             table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
     return folder
-
-
-def rows_of(pairs):
-    return list(zip(pairs.sentence1, pairs.sentence2, pairs.scores, strict=True))
 
 
 def refusal(dataset, **options):
@@ -129,7 +126,7 @@ JSON_LINE = b'{"sentence1": %s, "sentence2": "b", "score": %d}\n'
         ("train.jsonl", b'{"sentence1": "a", ', "can't be read as jsonl"),  # truncated
         ("train.jsonl", JSON_LINE % (b"null", 3) + JSON_LINE % (b'"c"', 2), "row 1: sentence1 is None, not a text"),
         ("train.jsonl", JSON_LINE % (b"7", 3) + JSON_LINE % (b"8", 2), "row 1: sentence1 is 7, not a text"),
-        ("train.parquet", b"PAR1 and no more", "can't be read as parquet"),
+        ("train.parquet", b"PAR1 and no more", "not a .parquet file"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path, name, content, message):

@@ -45,3 +45,8 @@ def scored_pairs(*rows):
     """Return pairs of sentences with scores spread evenly from 0 to 5."""
     first, second = zip(*rows, strict=True)
     return ScoredPairs(first, second, np.linspace(0, 5, len(rows)))
+
+
+def rows_of(pairs: ScoredPairs) -> list[tuple[str, str, float]]:
+    """Return the pairs of a split as rows."""
+    return list(zip(pairs.sentence1, pairs.sentence2, pairs.scores, strict=True))

@@ -1,5 +1,6 @@
 """Vectors, and files of them by other programs."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def compress(weights: Mapping[str, np.ndarray], vectors: np.ndarray) -> np.ndarr
     for i in (0, 2, 4):
         vectors = (np.maximum(vectors, 0) if i else vectors) @ weights[f"{i}.weight"].T + weights[f"{i}.bias"]
     return unit_rows(vectors)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
 
 
 def as_lists(vectors: np.ndarray) -> pa.Array:

@@ -1,7 +1,7 @@
 """The command ablation: a grid of recipes trained in batches, one run each under a parent run."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from twinsqueeze.commands import run_recording
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints, plan_with_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import SPLITS
+from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import DataByRecipe, EvaluatedTraining, ExperimentData
 from twinsqueeze.grid import find_grid
@@ -44,15 +44,18 @@ class _LoggedGrid:
 
 
 def run_ablation(
-    grid: str, recipes: Sequence[Recipe], *, score_max: float | None = None, force: bool = False, resume: bool = True
+    grid: str,
+    recipes: Sequence[Recipe],
+    *,
+    load: Callable[[str], PairDataset] = load_pairs,
+    force: bool = False,
+    resume: bool = True,
 ) -> None:
     """Trains every recipe of a grid in a run of its own, under a parent run with the ablation table.
 
     Unless `force`, recipes that a finished run of the experiment has trained on the same data are not trained again.
     """
-    data = experiment.load_data(
-        recipes, lambda recipe: load_experiment_data(recipe, SPLITS, score_max, recipe.validate_dim)
-    )
+    data = experiment.load_data(recipes, lambda recipe: load_experiment_data(recipe, load, recipe.validate_dim))
     with _start_grid(Path(grid).stem, recipes, data, {"grid": grid}) as parent:
         parent.log_artifact(find_grid(grid))
         loaded, _ = run_loader.load_runs(parent.experiment_id)

@@ -1,4 +1,4 @@
-"""The command compress: a file of vectors or texts in, a file of compressed vectors out."""
+"""The command compress: files of vectors or texts in, a file of compressed vectors out."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
+from twinsqueeze.data.npy_rows import NpyRows
+from twinsqueeze.data.row_blocks import Block, read_blocks
+from twinsqueeze.data.table_files import STANDARD_INPUT
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
-from twinsqueeze.inference.readers import STANDARD_INPUT, Block, NpyRows, read_blocks
 from twinsqueeze.inference.writers import check_output, write_blocks
 from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.recipe import bytes_per_vector
@@ -22,7 +24,7 @@ from twinsqueeze.types import AnyArray
 from twinsqueeze.utils import console
 from twinsqueeze.utils.compute import map_threaded, resolve_device
 from twinsqueeze.utils.disk_cache import DiskCache
-from twinsqueeze.utils.files import expand_user, file_sha256, is_file
+from twinsqueeze.utils.files import expand_user, file_sha256, is_dir, is_file
 from twinsqueeze.utils.signals import check_interrupted
 from twinsqueeze.utils.text import escape_markdown
 
@@ -53,12 +55,14 @@ class CompressOptions:
 
 
 def compress(options: CompressOptions) -> None:
-    """Compress a file; row i of the output belongs to row i of the input."""
+    """Compress a file or a folder of files; row i of the output belongs to row i of the input."""
     source, output = expand_user(options.input), expand_user(options.output)
     check_output(output, overwrite=options.overwrite)
     if is_file(source) and output.exists() and output.samefile(source):
         raise InputError(f"output {str(output)!r} is the input: name another file")
-    blocks = read_blocks(options.input, options.format, options.column)
+    if is_dir(source) and output.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"output {str(output)!r} is in the input folder: name another folder")
+    blocks = read_blocks(options.input, options.format, options.column, lambda how: console.info(f"compressing {how}"))
     first = next(blocks)
     resolved = resolve_model(options.model)
     compressor, metadata = load_compressor(resolved.checkpoint, options.model, options.precision)

@@ -1,11 +1,13 @@
 """The command evaluate: a trained compressor evaluated on one split, in a run of its own."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from twinsqueeze import experiment
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import SPLITS
+from twinsqueeze.data.sentence_pairs import SPLITS, load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
@@ -27,6 +29,7 @@ class EvaluationOptions:
     split: str = "test"
     encoder: str | None = None
     score_max: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
 
 
@@ -56,12 +59,12 @@ def evaluate(options: EvaluationOptions) -> None:
 def _load_data(
     options: EvaluationOptions, recipe: Recipe, metadata: CheckpointMetadata | None, input_dim: int
 ) -> ExperimentData:
-    dataset, score_max = options.dataset, options.score_max
+    dataset, score_max, columns = options.dataset, options.score_max, options.columns
     if dataset == SAME_DATASET:
         if metadata is None:
             raise InputError(f"model {options.model!r} does not record its training data: pass --dataset")
         dataset = metadata.dataset if recipe.dataset == "auto" else recipe.dataset
-        score_max = score_max or metadata.score_max
+        score_max, columns = score_max or metadata.score_max, columns or metadata.columns
     encoder = options.encoder or recipe.encoder
 
     def validate_dim(encoder_dim: int) -> None:
@@ -75,7 +78,8 @@ def _load_data(
     # contains it.
     splits = SPLITS[: SPLITS.index(options.split) + 1]
     source = Recipe.parse({"dataset": dataset, "encoder": encoder, "device": options.device})
-    data = load_experiment_data(source, splits, score_max, validate_dim)
+    load = partial(load_pairs, splits=splits, score_max=score_max, columns=columns)
+    data = load_experiment_data(source, load, validate_dim)
     if metadata and metadata.encoder_fingerprint != data.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
     return data

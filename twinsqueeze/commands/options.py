@@ -1,5 +1,6 @@
 """Options that commands share. Imports neither PyTorch nor MLflow."""
 
+import csv
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,10 +75,10 @@ def bool_option(name: str, help_: str) -> Decorator:
 
 
 def training_options(*, preset: bool = False) -> Decorator:
-    """Adds `resume`, `score_max`, and every field of the recipe; `preset`: by default as the preset of `--recipe`."""
+    """Adds `resume`, `dataset_options`, and every recipe field; `preset`: by default as the preset of `--recipe`."""
 
     def decorate(command: Command) -> Command:
-        command = resume_option(score_max_option(command))
+        command = resume_option(dataset_options(command))
         for name, field in reversed(Recipe.model_fields.items()):
             metavar = METAVARS.get(field.annotation) or choices(get_args(field.annotation))
             if preset and name not in PRESET_INDEPENDENT:
@@ -89,12 +90,33 @@ def training_options(*, preset: bool = False) -> Decorator:
     return decorate
 
 
+def dataset_options(command: Command) -> Command:
+    """Adds the options that say how the rows of a dataset are read."""
+    return columns_option(score_max_option(command))
+
+
+def parse_columns(value: str | None) -> dict[str, str]:
+    """Parse names such as "sentence1=text1,score=label"; a name with a comma stands in quotes with its "score="."""
+    cells = next(csv.reader([value], skipinitialspace=True), []) if value else []
+    columns = dict(cell.partition("=")[::2] for cell in cells)
+    if not all(all(item) for item in columns.items()) or len(columns) < len(cells):
+        raise click.BadParameter(f"pass names such as sentence1=text1,sentence2=text2,score=label, not {value!r}")
+    return columns
+
+
 model_option = option("model", "A run id, a model URI or a folder.", required=True, metavar="MODEL")
 experiment_option = option(
     "experiment", "Name or id of the experiment; `current` is the experiment of new runs.", default="current"
 )
 score_max_option = option(
     "score_max", "Highest score; the lowest is 0.  [default: 5; STS-B from the Hub: 1]", type=float, metavar="NUMBER"
+)
+columns_option = option(
+    "columns",
+    "The dataset's own names of columns, such as sentence1=text1,sentence2=text2,score=label.  [default: sentence1, "
+    "sentence2, score]",
+    metavar="NAMES",
+    callback=lambda _context, _option, value: parse_columns(value),
 )
 resume_option = option(
     "resume",

@@ -17,7 +17,7 @@ import torch
 
 from twinsqueeze import __version__
 from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
+from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
 from twinsqueeze.evaluation.metrics import METRICS, Scores
@@ -158,16 +158,16 @@ class RunRecorder:
 
 
 def load_experiment_data(
-    recipe: Recipe, splits: Sequence[str], score_max: float | None, validate_dim: Callable[[int], None]
+    recipe: Recipe, load: Callable[[str], PairDataset], validate_dim: Callable[[int], None]
 ) -> ExperimentData:
-    """Loads the data of a recipe, checks that the tracking server answers, and encodes the sentences."""
+    """Loads a recipe's dataset by its name, checks that the tracking server answers, and encodes the sentences."""
     device = resolve_device(recipe.device).type
-    pairs = load_pairs(recipe.dataset, splits=splits, score_max=score_max)
+    pairs = load(recipe.dataset)
     if pairs.notice:
         console.warn(pairs.notice)
     encoder = resolve_encoder(recipe.encoder, device)
     check_tracking_server()
-    return prepare_data(pairs, encoder, score_max=score_max, validate_dim=validate_dim, reporter=console.TERMINAL)
+    return prepare_data(pairs, encoder, validate_dim=validate_dim, reporter=console.TERMINAL)
 
 
 def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
@@ -202,7 +202,9 @@ def _describe_training(evaluated: EvaluatedTraining, data: ExperimentData) -> st
 def environment_params(data: ExperimentData) -> dict[str, Any]:
     """Returns what determines a result besides the recipe: data, encoder, versions and machine."""
     packages = ("torch", "numpy", "mlflow", "sentence-transformers")
+    columns = ",".join(f"{ours}={theirs}" for ours, theirs in data.pairs.columns.items())
     return {
+        **({"columns": columns} if columns else {}),
         "dataset_digest": data.pairs.digest,
         "encoder_fingerprint": short_fingerprint(data),
         "used_device": data.device.type,

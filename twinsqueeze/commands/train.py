@@ -1,19 +1,23 @@
 """The commands main, train and best: one training, recorded in MLflow."""
 
+from collections.abc import Callable
+from functools import partial
+
 from twinsqueeze import experiment
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import SPLITS
+from twinsqueeze.data.sentence_pairs import SPLITS, PairDataset, load_pairs
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST
 
 
-def train(recipe: Recipe, *, score_max: float | None = None, on_test: bool, resume: bool = True) -> None:
+def train(recipe: Recipe, *, load: Callable[..., PairDataset] = load_pairs, on_test: bool, resume: bool = True) -> None:
     """Trains a compressor, records the run and prints its scores. Unless `on_test`, test is not read."""
-    data = load_experiment_data(recipe, SPLITS if on_test else SPLITS[:2], score_max, recipe.validate_dim)
+    load_splits = partial(load, splits=SPLITS if on_test else SPLITS[:2])
+    data = load_experiment_data(recipe, load_splits, recipe.validate_dim)
     recorder, evaluated = train_and_log(recipe, data, resume=resume)
     recorder.print_summary(evaluated)
 

@@ -15,8 +15,8 @@ from pyspark.sql import DataFrame, types
 from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
 
 from twinsqueeze.data.encoder import BATCH_SIZE, SentenceEncoder
+from twinsqueeze.data.table_columns import NUMBERS, TEXTS, VECTORS, RowConverter, arrow_types, select_columns
 from twinsqueeze.errors import InputError
-from twinsqueeze.inference.columns import TEXTS, arrow_kinds, arrow_values, select_column
 from twinsqueeze.inference.compression import VectorCompressor, load_compressor
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 
@@ -55,9 +55,11 @@ def compress_frame(
 
 def select_frame_column(frame: DataFrame, column: str | None) -> tuple[str, str]:
     """Return the column to compress and its kind."""
-    kinds = arrow_kinds(to_arrow_schema(frame.schema))
-    column = select_column("the frame", kinds, column)
-    return column, kinds[column]
+    types = arrow_types(to_arrow_schema(frame.schema))
+    selection = select_columns("the frame", types, column)
+    if selection.kind == NUMBERS:
+        raise InputError(f"{selection.description}: make them one column by array() first")
+    return selection.columns[0], selection.kind
 
 
 def compress_batches(
@@ -70,7 +72,8 @@ def compress_batches(
     for batch in batches:
         if not batch.num_rows:
             continue
-        values = arrow_values(batch[column], compressor.network.input_dim, name, first_row)
+        kind = TEXTS if archive else VECTORS
+        values = RowConverter(name, kind, compressor.network.input_dim).from_arrow([batch[column]], first_row)
         if isinstance(values, list):
             model = _load_model(str(archive))
             rows = compressor.quantize(model.encode(values, batch_size=BATCH_SIZE, show_progress_bar=False))

@@ -21,6 +21,7 @@ class CheckpointMetadata(BaseModel):
     dataset: str
     dataset_digest: str
     score_max: float | None
+    columns: dict[str, str] = {}
     encoder_fingerprint: str
     version: str
     int8_ranges: Int8Ranges | None = None

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import unquote
 
 import platformdirs
 
@@ -13,7 +15,12 @@ CHECKPOINT_FILE = "compressor.safetensors"
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path with ~ expanded; unlike `Path.expanduser`, an unknown ~user stays unexpanded."""
+    """Return a path with ~ expanded, or the path of a file:/ URI.
+
+    Unlike with `Path.expanduser`, an unknown ~user stays unexpanded.
+    """
+    if uri := re.match(r"file:(?=/(?!/))|file://(?:localhost)?(?=/)", str(path)):
+        return Path(unquote(str(path)[uri.end() :]))
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 

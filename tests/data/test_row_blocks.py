@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.vectors import unit_vectors, write_rows
+from tests.helpers.vectors import npy_bytes, unit_vectors, write_rows
+from twinsqueeze.data import row_blocks
+from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.errors import InputError
-from twinsqueeze.inference import readers
-from twinsqueeze.inference.readers import read_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "t
     + [(f"texts.{suffix}", 500) for suffix in ("parquet", "csv", "jsonl", "txt")],
 )
 def test_blocks_have_all_rows_in_order(tmp_path, monkeypatch, name, num_rows):
-    monkeypatch.setattr(readers, "BLOCK_SIZES", {"vectors": 300, "texts": 300})
+    monkeypatch.setattr(row_blocks, "BLOCK_SIZES", {"vectors": 300, "texts": 300})
     rows = TEXTS * (num_rows // 5) if name.startswith("texts") else unit_vectors(num_rows, 5)
     write_rows(tmp_path / name, np.asfortranarray(rows) if name == "fortran.npy" else rows)
     column = "row" if name in {"texts.parquet", "texts.csv", "texts.jsonl"} else None
@@ -52,12 +52,6 @@ def test_strings_of_jsonl_are_texts(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, TEXTS)))
     (block,) = read_blocks("in.jsonl")
     assert block.rows == TEXTS
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=True)
-    return file.getvalue()
 
 
 def npy_header(header: str) -> bytes:
@@ -80,7 +74,7 @@ def list_column(*last_rows: list[float | None] | None) -> pa.Array:
 
 
 VECTORS = unit_vectors(3000, 64)
-NPY, PARQUET = npy(VECTORS), parquet(pa.array(list(VECTORS)))
+NPY, PARQUET = npy_bytes(VECTORS), parquet(pa.array(list(VECTORS)))
 THIRD = len(PARQUET) // 3
 DAMAGED_PARQUET = PARQUET[:THIRD] + np.random.default_rng(0).bytes(THIRD) + PARQUET[2 * THIRD :]
 LETTER = b"vectors, they said, but it is a letter\n" * 10
@@ -92,15 +86,15 @@ REFUSED = [
     ("in.npy", NPY[: len(NPY) // 3], "in.npy is damaged, truncated or"),
     ("in.npy", NPY[:20], "truncated"),
     ("in.npy", LETTER, "not a .npy"),
-    ("in.npy", npy(np.zeros((0, 384), np.float32)), "is an array of float32 values and of shape (0, 384)"),
-    ("in.npy", npy(np.zeros(384, np.float32)), f"of shape (384,): {ROWS_OF_AN_ARRAY}"),
+    ("in.npy", npy_bytes(np.zeros((0, 384), np.float32)), "is an array of float32 values and of shape (0, 384)"),
+    ("in.npy", npy_bytes(np.zeros(384, np.float32)), f"of shape (384,): {ROWS_OF_AN_ARRAY}"),
     (
         "in.npy",
-        npy(np.zeros((3, 4), complex)),
+        npy_bytes(np.zeros((3, 4), complex)),
         f"an array of complex128 values and of shape (3, 4): {ROWS_OF_AN_ARRAY}",
     ),
-    ("in.npy", npy(np.array([["a"]])), ROWS_OF_AN_ARRAY),
-    ("in.npy", npy(np.array([{}], object)), "in.npy is an array of object values"),
+    ("in.npy", npy_bytes(np.array([["a"]])), ROWS_OF_AN_ARRAY),
+    ("in.npy", npy_bytes(np.array([{}], object)), "in.npy is an array of object values"),
     ("in.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)"), "in.npy is damaged"),
     ("in.npy", npy_header("-" * 3000 + "1"), "in.npy"),
     ("in.npy", npy_header("  1\n 2"), "in.npy is damaged"),
@@ -133,14 +127,14 @@ REFUSED = [
     ("in.jsonl", b'"a"\n{\n', "row 1 of in.jsonl can't be read as jsonl"),
     ("in.jsonl", b'"a"\n[1, 2]\n', "row 1 of in.jsonl is not a text"),
     ("in.jsonl", b"[1, 2, 3]\n[1]\n", "row 1 of in.jsonl is not a list of 3 numbers"),
-    ("in.jsonl", b'[1, "2"]\n', "row 0 of in.jsonl can't be read as jsonl: [1, '2'] is neither a text nor a list of"),
+    ("in.jsonl", b'[1, "2"]\n', "row 0 of in.jsonl is not a list of numbers: [1, '2']"),
     ("in.jsonl", b'{"a": 1}\n', "in.jsonl has neither texts nor lists of numbers; its columns are a"),
-    ("in.jsonl", b'{"t": "x"}\n{"u": "y"}\n', "row 1 of in.jsonl can't be read as jsonl: no 't' among u"),
+    ("in.jsonl", b'{"t": "x"}\n{"u": 1}\n', "row 1 of in.jsonl is missing"),
     ("in.jsonl", b"[" * 100_000, "can't be read as jsonl"),
     ("in.jsonl", b'{"a": ' * 50_000, "can't be read as jsonl"),
-    ("in.jsonl", b"[1" + b"0" * 400 + b"]", "can't be read as jsonl"),
-    ("in.jsonl", b'"\\ud800"', "can't be read as jsonl"),
-    ("in.dat", b"x", "ends in none of .npy, .parquet, .csv, .jsonl, .txt: name its format"),
+    ("in.jsonl", b"[1" + b"0" * 400 + b"]", "row 0 of in.jsonl is not a list of numbers: [1000"),
+    ("in.jsonl", b'"\\ud800"', "row 0 of in.jsonl has half of a surrogate pair"),
+    ("in.dat", b"x", "ends in none of .npy, .parquet, .csv, .jsonl, .txt, .tsv: name its format"),
 ]
 
 
@@ -156,11 +150,12 @@ def test_bad_files_are_refused(tmp_path, name, content, message):
         ("in.npy", {"format_": "xlsx"}, "format must be one of auto, npy"),
         ("in.npy", {"column": "x"}, "in.npy is a .npy array, which has no column 'x'"),
         ("nowhere.npy", {}, "input 'nowhere.npy' is not there"),
-        (".", {}, "input '.' is a folder"),
+        ("empty", {}, "input 'empty' is a folder without files of rows"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, source, options, message):
     np.save(tmp_path / "in.npy", VECTORS[:10])
+    (tmp_path / "empty").mkdir()
     assert message in refusal(source, **options)
 
 
