@@ -81,3 +81,31 @@ def test_a_parents_description_holds_the_table(place, server, browser):
     (parent,) = runs(place, "ablation")
     browser.get(f"{server}/#/experiments/0/runs/{parent}")
     wait_for_element(browser, "//td[contains(., 'mlp8 (best on dev)')]")
+
+
+def test_the_report_fits_1280_pixels_and_its_tables_are_sorted_by_a_click(place, browser):
+    browser.set_window_size(1280, 900)
+    browser.get(place.download(runs(place, "comparison")[0], "comparison/report.html").as_uri())
+    tables = browser.find_elements(By.TAG_NAME, "table")
+    rights = [table.rect["x"] + table.rect["width"] for table in tables if table.is_displayed()]
+    assert max(rights) <= browser.execute_script("return document.documentElement.clientWidth")
+
+    table = browser.find_element(By.CSS_SELECTOR, "#table1-dev + .scroll table")
+    names = [cell.text for cell in table.find_elements(By.TAG_NAME, "th")]
+
+    def click(name: str) -> list[str]:
+        column = names.index(name)
+        table.find_elements(By.TAG_NAME, "button")[column].click()
+        return [
+            row.find_elements(By.TAG_NAME, "td")[column].text
+            for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+        ]
+
+    scores = [float(text.split()[0]) for text in click("Spearman")]
+    assert scores == sorted(scores, reverse=True)
+    assert [float(text.split()[0]) for text in click("Spearman")] == sorted(scores)
+    first, second = click("model"), click("model")
+    assert first == second[::-1]
+    assert first[0].casefold() < first[-1].casefold()
+    alphas = click("alpha")
+    assert alphas == sorted(alphas, reverse=True)  # "0.75", "0", and baselines without one at the end
