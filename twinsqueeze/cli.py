@@ -24,6 +24,7 @@ from twinsqueeze.commands.options import (
     option,
     resume_option,
     training_options,
+    verbose_option,
 )
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
@@ -142,10 +143,10 @@ def best_command(recipe: str, **options: Any) -> None:
     _train(**load_preset(recipe) | given, on_test=True)
 
 
-def _train(*, on_test: bool, resume: bool, **options: Any) -> None:
+def _train(*, on_test: bool, resume: bool, verbose: bool, **options: Any) -> None:
     load = _pair_loader(options)
     recipe = Recipe.parse(options)
-    _lazy_import("commands.train").train(recipe, load=load, on_test=on_test, resume=resume)
+    _lazy_import("commands.train").train(recipe, load=load, on_test=on_test, resume=resume, verbose=verbose)
 
 
 def _pair_loader(options: dict[str, Any]) -> Callable[..., Any]:
@@ -161,6 +162,7 @@ def _pair_loader(options: dict[str, Any]) -> Callable[..., Any]:
 @option("encoder", "The sentence encoder.  [default: the encoder of the training]", metavar="TEXT")
 @option("device", str(Recipe.model_fields["device"].description), default="auto", metavar=choices(DEVICES))
 @dataset_options
+@verbose_option
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
@@ -180,6 +182,7 @@ def evaluate_command(**options: Any) -> None:
 @bool_option("force", "Train recipes again that the experiment has already trained on the same data.")
 @resume_option
 @dataset_options
+@verbose_option
 def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> None:
     """Train every combination of a grid, one run each.
 
@@ -189,13 +192,15 @@ def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> No
     given = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != "grid"}
     recipes = load_grid(grid, **given)
     load = _pair_loader(options)
-    _lazy_import("commands.ablation").run_ablation(grid, recipes, load=load, **options)
+    module = _lazy_import("commands.ablation")
+    module.run_ablation(grid, recipes, module.AblationOptions(load=load, **options))
 
 
 @cli.command("compare", epilog="Example: twinsqueeze compare --output results")
 @experiment_option
 @option("output", "Folder for the tables, figures and the report.  [default: none]", type=PATH, metavar="FOLDER")
 @bool_option("overwrite", "Write to an output folder that is not empty; files of the same names are replaced.")
+@verbose_option
 def compare_command(experiment: str, **options: Any) -> None:
     """Build the ablation table of an experiment's runs, with figures and a report.
 

@@ -207,7 +207,7 @@ def main(dataset: str, grid: str, epochs: int) -> None:
         plain_runs = [plain_run(recipes[len(recipes) // 2], epochs)]
         with timed(OF_A_GRID) as seconds:
             start = time.perf_counter()
-            ablation.run_ablation(file, recipes)
+            ablation.run_ablation(file, recipes, ablation.AblationOptions())
             ours = time.perf_counter() - start
         same_work = _again_with_baselines(file, recipes[0].dataset)
         together = batching.MAX_BATCH_SIZE["cpu"]
@@ -241,7 +241,7 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
     for file in DiskCache().folder.glob("embeddings-*"):
         file.unlink()
     start = time.perf_counter()
-    ablation.run_ablation(grid, load_grid(grid, dataset=dataset), force=True)
+    ablation.run_ablation(grid, load_grid(grid, dataset=dataset), ablation.AblationOptions(force=True))
     return time.perf_counter() - start
 
 

@@ -197,7 +197,8 @@ def test_a_comparison_logs_the_table_in_every_format(compared):
     for child in place.runs("train"):
         assert f"/runs/{child.info.run_id}" in page
     assert "| mlp8" in run.data.tags["mlflow.note.content"]
-    assert "test: search quality" in output
+    assert "Best on dev: mlp8 at alpha" in output
+    assert max(len(line) for line in output.partition("Next:")[0].splitlines()) <= 80
 
 
 def test_an_output_folder_is_not_overwritten_by_default(compared):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -17,9 +18,8 @@ from tests.helpers.commands import ROOT
 from tests.helpers.pairs import write_pairs
 from twinsqueeze import cli
 from twinsqueeze.commands import export
-from twinsqueeze.data import sentence_pairs
+from twinsqueeze.data import sentence_pairs, table_files
 from twinsqueeze.evaluation.metrics import METRICS
-from twinsqueeze.inference import readers
 from twinsqueeze.model import precision
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links
@@ -255,7 +255,7 @@ def test_help_lists_every_recipe_field_in_a_section_with_its_choices():
         ("evaluate", sentence_pairs.SPLITS),
         ("register", [f"dev/{name}" for name in METRICS]),
         ("export", export.FORMATS),
-        ("compress", ("auto", *readers.FORMATS)),
+        ("compress", ("auto", *table_files.FORMATS)),
         ("compress", ("auto", *precision.PRECISIONS)),
     ],
 )
@@ -290,15 +290,23 @@ def test_a_process_of_its_own_is_refused_in_one_line_too(workplace):
 def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
     """People type the first, `mlflow run` the second."""
     asked = []
-    monkeypatch.setattr("twinsqueeze.commands.ablation.run_ablation", lambda *_, force, **__: asked.append(force))
+    run_ablation = "twinsqueeze.commands.ablation.run_ablation"
+    monkeypatch.setattr(run_ablation, lambda _grid, _recipes, options: asked.append(options.force))
     for arguments in ([*given, "--grid", QUICK], ["--grid", QUICK, *given]):
         cli.cli(["ablation", *arguments], standalone_mode=False)
     assert asked == [value, value]
 
 
-def test_the_next_commands_stay_in_the_runs_experiment(workplace):
-    elsewhere = workplace.client.create_experiment("elsewhere")
-    default, other = (workplace.client.create_run(experiment).info for experiment in ("0", elsewhere))
-    assert links.mlflow_run_command(default, "register") == "mlflow run . --env-manager local -e register"
-    command = links.mlflow_run_command(other, "evaluate", model="x")
-    assert command == f"mlflow run . --env-manager local --experiment-id {elsewhere} -e evaluate -P model=x"
+@pytest.mark.parametrize(
+    ("program", "is_of_project", "experiment", "expected"),
+    [
+        ("/usr/bin/twinsqueeze", False, "7", "twinsqueeze evaluate --model 'a b'"),
+        ("/x/twinsqueeze/__main__.py", False, "7", "python -m twinsqueeze evaluate --model 'a b'"),
+        ("x", True, "0", "mlflow run . --env-manager local -e evaluate -P 'model=a b'"),
+        ("x", True, "7", "mlflow run . --env-manager local --experiment-id 7 -e evaluate -P 'model=a b'"),
+    ],
+)
+def test_the_next_command_is_spelled_as_the_one_before(monkeypatch, program, is_of_project, experiment, expected):
+    monkeypatch.setattr(sys, "argv", [program])
+    run = SimpleNamespace(is_of_project=is_of_project, experiment_id=experiment)
+    assert links.next_command(run, "evaluate", model="a b") == expected

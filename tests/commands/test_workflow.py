@@ -1,6 +1,7 @@
 """The commands main, train, best and evaluate, and what they leave in MLflow."""
 
 import json
+import re
 from itertools import permutations, product
 
 import mlflow.models
@@ -37,7 +38,7 @@ def place(tmp_path_factory, shared_cache) -> Workplace:
 
 @pytest.fixture(scope="module")
 def main_output(place, tiny_options):
-    return place.run("main", *tiny_options, *RECIPE, **{DRAW_FIGURES: "1"}).stdout
+    return place.run("main", *tiny_options, *RECIPE, **{DRAW_FIGURES: "1"})
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +161,26 @@ def test_data_are_inputs_with_digest_and_source(main_run, data, pairs_folder):
     assert all(str(pairs_folder) in item.source for item in inputs.values())
 
 
-def test_the_end_shows_a_table_and_the_next_commands(main_output, main_run, place):
-    lines = [line.split() for line in main_output.splitlines() if line.strip()]
-    assert ["mlp8-alpha0.75-seed3", "32"] in [line[:2] for line in lines]
-    assert "uncompressed" in [line[0] for line in lines]
-    assert f"mlflow run . --env-manager local -e evaluate -P model={main_run.info.run_id}" in main_output
-    assert "mlflow run . --env-manager local -e register" in main_output
-    assert f"mlflow ui --backend-store-uri {place.uri}" in main_output
+def test_main_prints_its_data_first_and_a_headline_a_table_and_the_next_commands_last(
+    main_output, main_run, place, tiny_encoder
+):
+    assert main_output.stderr.splitlines()[:3] == [
+        "Data:    sentences, 60 train, 24 dev, 24 test pairs",
+        f"Encoder: {tiny_encoder}, 64 floats",
+        "Run:     mlp8-alpha0.75-seed3 on cpu",
+    ]
+    lines, metrics = main_output.stdout.splitlines(), main_run.data.metrics
+    scores = f"dev {metrics['dev/spearman']:.4f}, test {metrics['test/spearman']:.4f}"
+    assert lines[0].startswith(f"8 floats, 32 bytes: Spearman {scores} ")
+    sizes = {tuple(re.split(r" {2,}", line)[:2]) for line in lines}
+    assert {("uncompressed", "256"), ("this model", "32"), ("this model, int8", "8")} <= sizes
+    assert len(lines) < 30
+    assert lines[-4:] == [
+        "Next:",
+        "  register the best run  twinsqueeze register",
+        f"  start MLflow's UI      mlflow ui --backend-store-uri {place.uri}",
+        f"  look at the run        http://127.0.0.1:5000/#/experiments/0/runs/{main_run.info.run_id}",
+    ]
 
 
 def test_the_model_loads_where_twinsqueeze_is_not(place, model_folder, encoded, tmp_path):

@@ -89,7 +89,7 @@ def test_pictures_are_drawn_whatever_names_are(table):
 
 
 def test_the_terminal_gets_no_commands(table, capsys):
-    terminal.print_table(table)
+    terminal.print_ablation([table], verbose=True)
     console.print_result(HOSTILE)
     console.warn(HOSTILE)
     terminal.print_next_steps([("look", HOSTILE)])

@@ -43,33 +43,47 @@ class _LoggedGrid:
     failures: list[str] = field(default_factory=list)
 
 
-def run_ablation(
-    grid: str,
-    recipes: Sequence[Recipe],
-    *,
-    load: Callable[[str], PairDataset] = load_pairs,
-    force: bool = False,
-    resume: bool = True,
-) -> None:
-    """Trains every recipe of a grid in a run of its own, under a parent run with the ablation table.
+@dataclass(frozen=True)
+class AblationOptions:
+    """The options of the command; `load` loads a dataset by its name.
 
     Unless `force`, recipes that a finished run of the experiment has trained on the same data are not trained again.
     """
-    data = experiment.load_data(recipes, lambda recipe: load_experiment_data(recipe, load, recipe.validate_dim))
-    with _start_grid(Path(grid).stem, recipes, data, {"grid": grid}) as parent:
+
+    load: Callable[[str], PairDataset] = load_pairs
+    force: bool = False
+    resume: bool = True
+    verbose: bool = False
+
+
+def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions) -> None:
+    """Trains every recipe of a grid in a run of its own, under a parent run with the ablation table."""
+    name = Path(grid).stem
+
+    def load(recipe: Recipe) -> ExperimentData:
+        return load_experiment_data(recipe, options.load, recipe.validate_dim, f"{name}, {len(recipes)} trainings")
+
+    data = experiment.load_data(recipes, load)
+    with _start_grid(name, recipes, data, {"grid": grid}) as parent:
         parent.log_artifact(find_grid(grid))
         loaded, _ = run_loader.load_runs(parent.experiment_id)
-        finished = {} if force else run_loader.finished_recipes(loaded)
+        finished = {} if options.force else run_loader.finished_recipes(loaded)
         missing = [recipe for recipe in recipes if _fingerprint(recipe, data) not in finished]
         if len(missing) < len(recipes):
             console.info(
                 f"{len(recipes) - len(missing)} of {len(recipes)} recipes are in the experiment already and are not "
                 "trained again (--force true trains them)"
             )
-        logged = _train_and_log(missing, data, resume=resume)
+        logged = _train_and_log(missing, data, resume=options.resume)
         tables, notes = _build_tables(loaded, logged, {_fingerprint(recipe, data) for recipe in recipes})
         parent.set_description(formats.summary(tables, notes))
-    _print_summary(parent, tables, data)
+    terminal.print_ablation(tables, verbose=options.verbose)
+    for notice in dict.fromkeys(d.pairs.notice for d in data.values() if d.pairs.notice):
+        console.warn(notice)
+    report = links.next_command(parent, "compare", output="report")
+    register = links.next_command(parent, "register")
+    steps = [("figures and a report", report), ("register the best run", register), *links.ui_steps(parent)]
+    terminal.print_next_steps(steps)
 
 
 def train_grid_and_log(recipes: Sequence[Recipe], data: DataByRecipe) -> dict[Recipe, EvaluatedTraining]:
@@ -158,17 +172,3 @@ def _build_tables(
     tables, missing = run_loader.load_tables(runs, own_baselines)
     notes = [f"{len(logged.failures)} of {len(fingerprints)} trainings diverged."] if logged.failures else []
     return tables, [*notes, *missing]
-
-
-def _print_summary(parent: RunLogger, tables: Sequence[AblationTable], data: DataByRecipe) -> None:
-    for table in tables:
-        terminal.print_table(table)
-    for notice in dict.fromkeys(d.pairs.notice for d in data.values() if d.pairs.notice):
-        console.warn(notice)
-    terminal.print_next_steps(
-        [
-            ("tables, figures and a report", links.mlflow_run_command(parent, "compare")),
-            ("register the best run", links.mlflow_run_command(parent, "register")),
-            *links.ui_steps(parent),
-        ]
-    )

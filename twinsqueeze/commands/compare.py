@@ -8,14 +8,13 @@ from pathlib import Path
 from twinsqueeze.errors import InputError
 from twinsqueeze.reporting import formats, report, run_loader, terminal
 from twinsqueeze.reporting.ablation_figures import build_sections
-from twinsqueeze.reporting.ablation_table import SELECTION_METRIC
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
 from twinsqueeze.utils.signals import defer_signals
 
 
-def compare(experiment: str, *, output: Path | None = None, overwrite: bool = False) -> None:
+def compare(experiment: str, *, output: Path | None = None, overwrite: bool = False, verbose: bool = False) -> None:
     """Compare the finished training runs of an experiment in tables, figures and a report, also copied to `output`."""
     if output:
         _check_output(output, overwrite)
@@ -23,8 +22,7 @@ def compare(experiment: str, *, output: Path | None = None, overwrite: bool = Fa
     experiment_id, runs, skipped = run_loader.load_experiment(experiment)
     tables, missing = run_loader.load_tables(runs)
     notes = [*skipped, *missing]
-    for table in tables:
-        terminal.print_table(table)
+    terminal.print_ablation(tables, verbose=verbose)
     for note in notes:
         console.info(note)
     with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
@@ -35,14 +33,10 @@ def compare(experiment: str, *, output: Path | None = None, overwrite: bool = Fa
         run.log_artifacts(Path(folder), "comparison")
         if output:
             _copy_files(Path(folder), output)
-    by_spearman = sorted(tables[0].best.runs, key=lambda run: run.metrics[SELECTION_METRIC])
-    median = by_spearman[len(by_spearman) // 2].run_id
-    steps = [
-        *([("read the report", str(output / "report.html"))] if output else []),
-        ("evaluate the best again", links.mlflow_run_command(run, "evaluate", model=median)),
-        ("register the best", links.mlflow_run_command(run, "register")),
-    ]
-    terminal.print_next_steps([*steps, *links.ui_steps(run)])
+    read = [("read the report", str(output / "report.html"))] if output else []
+    elsewhere = {} if experiment == "current" else {"experiment": experiment}
+    register = "register the best run", links.next_command(run, "register", **elsewhere)
+    terminal.print_next_steps([*read, register, *links.ui_steps(run)])
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

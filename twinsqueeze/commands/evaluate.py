@@ -13,6 +13,7 @@ from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_loader import resolve_model
+from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import console
@@ -31,6 +32,7 @@ class EvaluationOptions:
     score_max: float | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
+    verbose: bool = False
 
 
 def evaluate(options: EvaluationOptions) -> None:
@@ -41,23 +43,24 @@ def evaluate(options: EvaluationOptions) -> None:
     resolved = resolve_model(model)
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
     recipe = metadata.recipe if metadata else Recipe()
-    data = _load_data(options, recipe, metadata, compressor.input_dim)
+    name = recipe.name if metadata else Path(model).name
+    run_name = f"{name}-{split}"
+    data = _load_data(options, recipe, metadata, compressor.input_dim, run_name)
     if not metadata or metadata.int8_ranges is None:
         console.info(f"model {model!r} has no calibration for int8: its int8 scores are left out")
-    name = recipe.name if metadata else Path(model).name
     params = recipe.model_dump(exclude={"dataset", "device"}) if metadata else {}
     params |= {"model": model, "split": split, "encoder": data.encoder.name, "dim": compressor.dim}
     params |= {"label_transform": recipe.label_transform}
     tags = {TRAINED_RUN: resolved.run_id} if resolved.run_id else {}
-    with start_run(f"{name}-{split}", "evaluation") as run:
+    with start_run(run_name, "evaluation") as run:
         recorder = RunRecorder(run, data, [split], params, tags)
         evaluation = experiment.evaluate(name, compressor, metadata, data, [split])
         recorder.log_evaluation(evaluation, resolved.model_id)
-    recorder.print_summary(evaluation)
+    recorder.print_summary(evaluation, links.ui_steps(run), verbose=options.verbose)
 
 
 def _load_data(
-    options: EvaluationOptions, recipe: Recipe, metadata: CheckpointMetadata | None, input_dim: int
+    options: EvaluationOptions, recipe: Recipe, metadata: CheckpointMetadata | None, input_dim: int, run_name: str
 ) -> ExperimentData:
     dataset, score_max, columns = options.dataset, options.score_max, options.columns
     if dataset == SAME_DATASET:
@@ -79,7 +82,7 @@ def _load_data(
     splits = SPLITS[: SPLITS.index(options.split) + 1]
     source = Recipe.parse({"dataset": dataset, "encoder": encoder, "device": options.device})
     load = partial(load_pairs, splits=splits, score_max=score_max, columns=columns)
-    data = load_experiment_data(source, load, validate_dim)
+    data = load_experiment_data(source, load, validate_dim, run_name)
     if metadata and metadata.encoder_fingerprint != data.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
     return data

@@ -75,10 +75,10 @@ def bool_option(name: str, help_: str) -> Decorator:
 
 
 def training_options(*, preset: bool = False) -> Decorator:
-    """Adds `resume`, `dataset_options`, and every recipe field; `preset`: by default as the preset of `--recipe`."""
+    """Adds the options of a training and all recipe fields; `preset`: by default those of the preset of `--recipe`."""
 
     def decorate(command: Command) -> Command:
-        command = resume_option(dataset_options(command))
+        command = verbose_option(resume_option(dataset_options(command)))
         for name, field in reversed(Recipe.model_fields.items()):
             metavar = METAVARS.get(field.annotation) or choices(get_args(field.annotation))
             if preset and name not in PRESET_INDEPENDENT:
@@ -118,6 +118,7 @@ columns_option = option(
     metavar="NAMES",
     callback=lambda _context, _option, value: parse_columns(value),
 )
+verbose_option = bool_option("verbose", "Print all scores and baselines, not only the most important.")
 resume_option = option(
     "resume",
     "Resume an interrupted training bit for bit; false: restart.",

@@ -74,7 +74,13 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     console.print_result(selection.summary, f"{registered} version {version.number}, {alias}. {decision.reason}")
     if notice:
         console.warn(notice)
-    terminal.print_next_steps([*_usage_steps(alias), _undo_step(run, version, alias), *links.ui_steps(run)])
+    steps = _usage_steps(run, alias)
+    if not decision.promoted:
+        call = f"set_registered_model_alias('{NAME}', '{CHAMPION}', '{version.number}')"
+        steps.append(("promote it anyway", f'python -c "import mlflow; mlflow.MlflowClient().{call}"'))
+    elif champion:
+        steps.append(("undo the promotion", links.next_command(run, "register", rollback="true")))
+    terminal.print_next_steps([*steps, *links.ui_steps(run)])
 
 
 def _add_version(
@@ -110,19 +116,12 @@ def _roll_back() -> None:
         run.log_params({"rollback": "true", "version": restored.number})  # spelled as `mlflow run -P` logs it
         run.set_description(text)
     console.print_result(text)
-    terminal.print_next_steps([*_usage_steps(CHAMPION), *links.ui_steps(run)])
+    terminal.print_next_steps([*_usage_steps(run, CHAMPION), *links.ui_steps(run)])
 
 
-def _usage_steps(alias: str) -> list[tuple[str, str]]:
+def _usage_steps(run: RunLogger, alias: str) -> list[tuple[str, str]]:
     uri = f"models:/{NAME}@{alias}"
     return [
         ("serve it", f"mlflow models serve -m {uri} --env-manager local -p 5001"),
-        ("write its files", f"python -m twinsqueeze export --model {uri} --output model"),
+        ("write its files", links.next_command(run, "export", model=uri, output="model")),
     ]
-
-
-def _undo_step(run: RunLogger, version: Version, alias: str) -> tuple[str, str]:
-    if alias == CHAMPION:
-        return "undo the promotion", links.mlflow_run_command(run, "register", rollback="true")
-    call = f"set_registered_model_alias('{NAME}', '{CHAMPION}', '{version.number}')"
-    return "promote it anyway", f'python -c "import mlflow; mlflow.MlflowClient().{call}"'

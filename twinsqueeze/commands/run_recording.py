@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,6 @@ from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table,
 from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
-from twinsqueeze.tracking import links
 from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -142,32 +141,39 @@ class RunRecorder:
         ]
         self.run.set_description("\n\n".join(paragraphs))
 
-    def print_summary(self, evaluation: Evaluation) -> None:
-        """Prints the scores and the next steps."""
-        terminal.print_results(evaluation.results, _search_rows(evaluation))
+    def print_summary(self, evaluation: Evaluation, next_steps: Sequence[tuple[str, str]], *, verbose: bool) -> None:
+        """Prints the scores, all of them if `verbose`, and the next steps."""
+        terminal.print_run(_vector_format(evaluation), evaluation.results, _search_rows(evaluation), verbose=verbose)
         if missing := missing_baselines_note(evaluation.baselines):
             console.info(missing)
         if self._data.pairs.notice:
             console.warn(self._data.pairs.notice)
-        steps = links.ui_steps(self.run)
-        if isinstance(evaluation, EvaluatedTraining):
-            again = links.mlflow_run_command(self.run, "evaluate", model=self.run.run_id)
-            register = links.mlflow_run_command(self.run, "register")
-            steps = [("evaluate it again", again), ("register the best run", register), *steps]
-        terminal.print_next_steps(steps)
+        terminal.print_next_steps(next_steps)
 
 
 def load_experiment_data(
-    recipe: Recipe, load: Callable[[str], PairDataset], validate_dim: Callable[[int], None]
+    recipe: Recipe, load: Callable[[str], PairDataset], validate_dim: Callable[[int], None], run_name: str
 ) -> ExperimentData:
-    """Loads a recipe's dataset by its name, checks that the tracking server answers, and encodes the sentences."""
+    """Loads a recipe's dataset by its name, checks that the tracking server answers, and encodes the sentences.
+
+    Before they are encoded, it prints what data, encoder and device the run has.
+    """
     device = resolve_device(recipe.device).type
     pairs = load(recipe.dataset)
-    if pairs.notice:
-        console.warn(pairs.notice)
     encoder = resolve_encoder(recipe.encoder, device)
     check_tracking_server()
-    return prepare_data(pairs, encoder, validate_dim=validate_dim, reporter=console.TERMINAL)
+
+    @cache
+    def print_setup(dim: int) -> None:
+        validate_dim(dim)
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in pairs.splits.items())
+        console.info(f"Data:    {pairs.name}, {sizes} pairs")
+        console.info(f"Encoder: {encoder.name}, {dim} floats")
+        console.info(f"Run:     {run_name} on {device}")
+        if pairs.notice:
+            console.warn(pairs.notice)
+
+    return prepare_data(pairs, encoder, validate_dim=print_setup, reporter=console.TERMINAL)
 
 
 def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
@@ -182,9 +188,12 @@ def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[s
 
 
 def _search_rows(evaluation: Evaluation) -> list[SearchRow]:
+    return search_table.rows_from_run(_vector_format(evaluation), evaluation.results, evaluation.baselines)
+
+
+def _vector_format(evaluation: Evaluation) -> VectorFormat:
     network = evaluation.compressor
-    vectors = VectorFormat(evaluation.name, network.precision, network.dim, network.bytes_per_vector)
-    return search_table.rows_from_run(vectors, evaluation.results, evaluation.baselines)
+    return VectorFormat(evaluation.name, network.precision, network.dim, network.bytes_per_vector)
 
 
 def _describe_training(evaluated: EvaluatedTraining, data: ExperimentData) -> str:

@@ -10,16 +10,24 @@ from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.sentence_pairs import SPLITS, PairDataset, load_pairs
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST
 
 
-def train(recipe: Recipe, *, load: Callable[..., PairDataset] = load_pairs, on_test: bool, resume: bool = True) -> None:
+def train(
+    recipe: Recipe, *, load: Callable[..., PairDataset] = load_pairs, on_test: bool, resume: bool, verbose: bool
+) -> None:
     """Trains a compressor, records the run and prints its scores. Unless `on_test`, test is not read."""
     load_splits = partial(load, splits=SPLITS if on_test else SPLITS[:2])
-    data = load_experiment_data(recipe, load_splits, recipe.validate_dim)
+    data = load_experiment_data(recipe, load_splits, recipe.validate_dim, recipe.name)
     recorder, evaluated = train_and_log(recipe, data, resume=resume)
-    recorder.print_summary(evaluated)
+    run = recorder.run
+    if on_test:
+        step = "register the best run", links.next_command(run, "register")
+    else:
+        step = "evaluate it on test", links.next_command(run, "evaluate", model=run.run_id)
+    recorder.print_summary(evaluated, [step, *links.ui_steps(run)], verbose=verbose)
 
 
 def train_and_log(

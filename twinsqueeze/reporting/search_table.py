@@ -54,6 +54,11 @@ class SearchRow:
     search_only: bool  # left out of tables of scores
     scores: Mapping[str, SeedStats]
 
+    @property
+    def sizeless_name(self) -> str:
+        """The name without the bytes, such as "FAISS PQ" for "FAISS PQ, 32 bytes"."""
+        return self.name.removesuffix(f", {self.bytes} bytes")
+
     def score(self, metric: str) -> SeedStats:
         """A metric's statistics; without values if it was not measured."""
         return self.scores.get(metric, NO_VALUES)
@@ -131,11 +136,18 @@ def format_rows(
     rows: Sequence[SearchRow], splits: Collection[str] = EVALUATED_SPLITS, scores: Sequence[str] = SEARCH_SCORES
 ) -> TextTable:
     """The table on some splits as text."""
-    metrics = [(metric_name(split, score), 4 if score in PAIR_SCORES else 2) for split in splits for score in scores]
+    return format_columns(rows, [(split, score) for split in splits for score in scores])
+
+
+def format_columns(rows: Sequence[SearchRow], columns: Sequence[tuple[str, str]]) -> TextTable:
+    """The scores of rows as text; a column is a split, named if there are several, and a score."""
+    several = len({split for split, _ in columns}) > 1
+    header = [f"{split} {COLUMN_NAMES[score]}" if several else COLUMN_NAMES[score] for split, score in columns]
+    metrics = [(metric_name(split, score), 4 if score in PAIR_SCORES else 2) for split, score in columns]
     cells = [
         [row.name, f"{row.bytes:,}", *(row.score(metric).format(digits) for metric, digits in metrics)] for row in rows
     ]
-    return ["vectors", "bytes", *split_columns(splits, [COLUMN_NAMES[score] for score in scores])], cells
+    return ["vectors", "bytes", *header], cells
 
 
 def format_run(rows: Sequence[SearchRow], splits: Collection[str]) -> TextTable:

@@ -1,57 +1,158 @@
-"""Results on standard output: tables and next steps."""
+"""Results on standard output: headlines, tables that fit the terminal, and next steps."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from twinsqueeze.reporting import formats, search_table
-from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, EVALUATED_SPLITS, AblationTable
-from twinsqueeze.reporting.search_table import SearchRow
+from twinsqueeze.recipe import FLOAT_QUERIES
+from twinsqueeze.reporting import formats, report, search_table
+from twinsqueeze.reporting.ablation_table import (
+    COLUMN_NAMES,
+    EVALUATED_SPLITS,
+    SELECTION_METRIC,
+    AblationTable,
+    count,
+)
+from twinsqueeze.reporting.headline import headline, strongest_baselines
+from twinsqueeze.reporting.search_table import SearchRow, TextTable, VectorFormat
 from twinsqueeze.utils.console import print_result
 from twinsqueeze.utils.text import escape_control_chars
 
 if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
+MAX_ROWS = 12
+MAX_TRAINED_ROWS = 8  # of an ablation
+MAX_STEPS = 3
+MIN_COLUMNS = 4  # a narrower terminal wraps names
+# Scores of a run beside Spearman, and columns of an ablation, by falling importance.
+OTHER_SCORES = ("neighbor_recall", "recall_at_10", "mrr", "recall_at_1", "pearson", "mse", "mae")
+ABLATION_COLUMNS = (
+    "model", "alpha", "bytes", "dev Spearman", "test Spearman", "test neighbor recall", "seeds", "dev Spearman gain",
+    "test Spearman gain",
+)  # fmt: skip
 
-def print_results(results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow]) -> None:
-    """Print a run's scores and search quality, two tables per split."""
+
+def print_run(
+    vectors: VectorFormat, results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow], *, verbose: bool
+) -> None:
+    """Print a run's headline and its most important rows; if `verbose`, also all scores."""
+    splits = list(results)
+    trained = [replace(row, name=_own_name(row, vectors)) for row in rows if row.is_trained]
+    ours = next(row for row in trained if not row.search_only)
+    _print_lines(*headline(vectors, ours, rows, splits), "")
+    baselines = strongest_baselines(
+        rows,
+        list(dict.fromkeys(row.bytes for row in trained)),
+        f"{splits[0]}/spearman",
+        MAX_ROWS - len(trained),
+        float_queries=any(row.name.endswith(FLOAT_QUERIES) for row in trained),
+    )
+    # The size has a column of its own.
+    shown = sorted([*trained, *(replace(row, name=row.sizeless_name) for row in baselines)], key=lambda row: -row.bytes)
+    columns = [*((split, "spearman") for split in splits), *((splits[-1], score) for score in OTHER_SCORES)]
+    measured = [column for column in columns if any(isfinite(row.score("/".join(column)).mean) for row in shown)]
+    header, cells = search_table.format_columns(shown, measured)
+    _print_table((header, cells), {i for i, row in enumerate(shown) if row.is_trained})
+    if verbose:
+        _print_all_scores(results, rows)
+
+
+def _own_name(row: SearchRow, vectors: VectorFormat) -> str:
+    return row.name.replace(vectors.name, "this model", 1).removesuffix(", float32")
+
+
+def _print_all_scores(results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow]) -> None:
+    """Print two tables per split."""
     for split, result in results.items():
-        _print_table(f"{split}: {len(result.labels):,} pairs", *search_table.format_run(rows, [split]))
+        _print_lines("", f"{split}: {len(result.labels):,} pairs")
+        _print_table(search_table.format_run(rows, [split]))
         intervals = [f"{COLUMN_NAMES[name]} {i.low:.4f} to {i.high:.4f}" for name, i in result.intervals.items()]
-        print_result(f"95% intervals over pairs: {', '.join(intervals)}", "")
-        _print_table(f"{split}: search quality", *search_table.format_rows(rows, [split]))
-        print()
+        _print_lines(f"95% intervals over pairs: {', '.join(intervals)}", "", f"{split}: search quality")
+        _print_table(search_table.format_rows(rows, [split]))
 
 
-def print_table(table: AblationTable) -> None:
-    """Print an ablation's scores and search quality, a table each per split."""
-    print_result(table.title, *([table.notice] if table.notice else []))
-    for split in EVALUATED_SPLITS:
-        _print_table(split, *formats.compact_scores(table, [split]))
-    rows = search_table.rows_from_tables([table])
-    for split in EVALUATED_SPLITS:
-        _print_table(f"{split}: search quality", *search_table.format_rows(rows, [split]))
-        print()
-    print_result(*table.notes, "")
+def print_ablation(tables: Sequence[AblationTable], *, verbose: bool) -> None:
+    """Print a headline per table, and the most important rows of the first; if `verbose`, all rows of all."""
+    for i, table in enumerate(tables):
+        _print_lines(table.title, *([table.notice] if table.notice else []), report.conclusion(table), "")
+        if not i or verbose:
+            shown = table if verbose else _key_rows(table)
+            _print_ablation_scores(shown)
+            if hidden := len(table.rows) - len(shown.rows):
+                _print_lines(f"{count(hidden, 'more row')} of trained compressors: --verbose prints all.")
+            _print_lines(*table.notes, "")
+        if verbose:
+            rows = search_table.rows_from_tables([table])
+            for split in EVALUATED_SPLITS:
+                _print_lines(f"{split}: search quality")
+                _print_table(search_table.format_rows(rows, [split]))
+                print()
     sys.stdout.flush()  # before the figures, which take seconds
 
 
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left", box=None)
-    for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape_control_chars, row))
-    console = Console(highlight=False, markup=False, emoji=False)  # names may contain brackets and colons
-    console.width = max(console.width, 150)  # a narrower terminal wraps lines; rich would truncate cells instead
+def _key_rows(table: AblationTable) -> AblationTable:
+    """The table with its best rows on dev and the baselines to compare them with."""
+    ranked = sorted(table.rows, key=lambda row: row.scores[SELECTION_METRIC].mean, reverse=True)
+    rows = [row for row in table.rows if row in ranked[:MAX_TRAINED_ROWS]]
+    limit = min(MAX_ROWS - len(rows), MAX_ROWS // 2)
+    size = table.best.recipe.bytes_per_vector
+    chosen = strongest_baselines(
+        search_table.rows_from_tables([table]), [size], SELECTION_METRIC, limit, float_queries=False
+    )
+    names = {row.name for row in chosen}
+    baselines = [replace(each, search_only=False) for each in table.baselines if each.name in names]
+    return replace(table, rows=rows, baselines=baselines)
+
+
+def _print_ablation_scores(table: AblationTable) -> None:
+    header, rows = formats.ablation_scores(table)
+    columns = [header.index(name) for name in ABLATION_COLUMNS]
+    best = {i for i, row in enumerate(table.rows) if row is table.best}
+    _print_table(([header[i] for i in columns], [[row[i] for i in columns] for row in rows]), best)
+
+
+def _print_table(content: TextTable, highlighted: Collection[int] = ()) -> None:
+    """Print a table without the rightmost columns that do not fit."""
+    header, rows = content
+    console = _console()
+    unlimited = console.options.update(width=1000)
+    for number in range(len(header), MIN_COLUMNS - 1, -1):
+        table = _make_table(header[:number], [row[:number] for row in rows], highlighted)
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            break
     console.print(table)
 
 
+def _make_table(header: Sequence[str], rows: Sequence[Sequence[str]], highlighted: Collection[int]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for i, column in enumerate(header):
+        first, _, rest = column.partition(" ")
+        name = f"{first}\n{rest}".strip()
+        table.add_column(name, justify="right" if i else "left", vertical="bottom", no_wrap=i > 0, overflow="fold")
+    for i, row in enumerate(rows):
+        table.add_row(*map(escape_control_chars, row), style="bold green" if i in highlighted else None)
+    return table
+
+
+def _print_lines(*lines: str) -> None:
+    """Print lines, wrapped between words."""
+    console = _console()
+    for line in lines:
+        console.print(escape_control_chars(line))
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)  # names may contain brackets and colons
+
+
 def print_next_steps(steps: Sequence[tuple[str, str]]) -> None:
-    """Print next steps with their exact commands or addresses."""
-    width = max(len(step) for step, _ in steps)
-    print_result("Next:", *(f"  {step:<{width}}  {command}" for step, command in steps))
+    """Print the first of the next steps with their exact commands or addresses."""
+    shown = steps[:MAX_STEPS]
+    width = max(len(step) for step, _ in shown)
+    print_result("", "Next:", *(f"  {step:<{width}}  {command}" for step, command in shown))

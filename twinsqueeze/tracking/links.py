@@ -1,5 +1,7 @@
 """Addresses of the tracking store and its UI, and the commands to type next."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import mlflow
@@ -23,17 +25,21 @@ def run_url(experiment_id: str, run_id: str | None = None) -> str:
     return f"{base}/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
 
 
-def mlflow_run_command(run: RunLogger, entry_point: str, **parameters: str) -> str:
-    """The command that runs an entry point in a run's experiment."""
-    experiment = "" if run.experiment_id == "0" else f" --experiment-id {run.experiment_id}"
-    options = "".join(f" -P {name}={value}" for name, value in parameters.items())
-    return f"mlflow run . --env-manager local{experiment} -e {entry_point}{options}"
+def next_command(run: RunLogger, command: str, **options: str) -> str:
+    """A command for a run's experiment, spelled as the one that made the run: by `mlflow run` or directly."""
+    if run.is_of_project:
+        experiment = [] if run.experiment_id == "0" else ["--experiment-id", run.experiment_id]
+        parameters = [part for name, value in options.items() for part in ("-P", f"{name}={value}")]
+        return shlex.join(["mlflow", "run", ".", "--env-manager", "local", *experiment, "-e", command, *parameters])
+    program = ["twinsqueeze"] if Path(sys.argv[0]).stem == "twinsqueeze" else ["python", "-m", "twinsqueeze"]
+    return shlex.join([*program, command, *(part for name, value in options.items() for part in (f"--{name}", value))])
 
 
 def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
     """The steps to see a run in MLflow's UI, each with its command or address."""
     uri = mlflow.get_tracking_uri()
     shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'
-    start = [] if uri.startswith("http") else [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}")]
     look = ("look at the run", run_url(run.experiment_id, run.run_id))
-    return [*start, look, ("compare it with others", run_url(run.experiment_id))]
+    if uri.startswith("http"):
+        return [look, ("compare it with others", run_url(run.experiment_id))]
+    return [("start MLflow's UI", f"mlflow ui --backend-store-uri {shown}"), look]

@@ -127,6 +127,7 @@ def _start(name: str, kind: str, parent: RunLogger | None) -> RunLogger:
     begin = {"op": "begin", "run_id": run_id, "experiment_id": parent and parent.experiment_id, "tags": tags}
     spool = RunSpool.create(name, uri, begin)
     run = RunLogger(spool, parent.uploader if parent else Uploader(uri))
+    run.is_of_project = run_id is not None
     run.uploader.enqueue(run.replayer, begin)
     if parent:
         return run

@@ -37,6 +37,7 @@ class RunLogger:
         self.spool = spool
         self.uploader = uploader
         self.replayer = RunReplayer(spool)
+        self.is_of_project = False  # whether `mlflow run` made the run
         self._tags: dict[str, str] = {}
         self._metrics: dict[str, float] = {}
         self._tables: list[dict[str, str]] = []
