@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,12 @@ from twinsqueeze.recipe import PRESETS, Recipe
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 METRICS = {"spearman": "Spearman", "neighbor_recall": "neighbor recall", "recall_at_10": "recall@10", "mse": "MSE"}
-# Rows of the README's table. FAISS and PCA: the best on dev in at most 32 and 128 bytes.
-HEADLINES = (
-    {"label": "uncompressed", "model": "uncompressed"},
-    {"label": "**`best`**", "model": "linear128-product4, teacher_alpha 2", "alpha": 0, "form": "asymmetric"},
-    {"label": "**`best-16`**", "model": "linear64-product4, epochs 60", "form": "asymmetric"},
-    {"label": "FAISS OPQ+PQ", "model": "FAISS OPQ+PQ, float queries, 32 bytes"},
-    {"label": "PCA to 128 dimensions, int8", "model": "PCA to 128, int8"},
-    {"label": "`published`, the defaults", "model": "mlp32", "alpha": 0.75, "experiment": "neftune"},
-)
-HEADLINE_COLUMNS = ("bytes", "test/spearman", "test/neighbor_recall")
+SHOWN = yaml.safe_load((ROOT / "scripts" / "docs_results.yaml").read_text(encoding="utf-8"))
 
 
 def define_env(env: Any) -> None:
     """Gives mkdocs-macros the functions that pages call."""
-    for macro in (row, score_table, score, csv_table, headlines, commands, recipe_fields, presets, repository_file):
+    for macro in (results_table, number, score, csv_table, commands, recipe_fields, presets, repository_file):
         env.macro(macro)
     env.variables["repository"] = repository()
 
@@ -57,19 +47,21 @@ def repository() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"])
 
 
-def row(label: str, model: str, **where: Any) -> dict[str, Any]:
-    """Returns a row for `score_table`. `where`: alpha, form (int8, binary or asymmetric) and experiment."""
-    return {"label": label, "model": model, **where}
-
-
-def score_table(experiment: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Returns a Markdown table of rows from `row`; `columns` are bytes and names such as test/spearman."""
-    lines = ["| | " + " | ".join(_title(column) for column in columns) + " |", "|---|" + "---:|" * len(columns)]
-    for each in rows:
-        where = {"experiment": experiment, **each}
-        label = where.pop("label")
-        lines.append(f"| {label} | " + " | ".join(score(column=column, **where) for column in columns) + " |")
+def results_table(name: str) -> str:
+    """Returns a table of docs_results.yaml as Markdown."""
+    table = SHOWN["tables"][name]
+    columns = table["columns"]
+    lines = ["| | " + " | ".join(map(_title, columns)) + " |", "|---|" + "---:|" * len(columns)]
+    for label, model, *where in table["rows"]:
+        found = {"experiment": table["experiment"], "model": model} | (where[0] if where else {})
+        lines.append(f"| {label} | " + " | ".join(score(column=column, **found) for column in columns) + " |")
     return "\n".join(lines)
+
+
+def number(name: str) -> str:
+    """Returns a number of docs_results.yaml as text."""
+    experiment, model, column, *where = SHOWN["numbers"][name]
+    return score(experiment, model, column, **(where[0] if where else {}))
 
 
 def score(
@@ -102,11 +94,6 @@ def csv_table(name: str) -> str:
     numeric = [all(re.fullmatch(r"[\d.,]*", value) for value in table[column]) for column in table.columns]
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "".join("---:|" if each else "---|" for each in numeric)]
     return "\n".join([*lines, *("| " + " | ".join(values) + " |" for values in table.to_numpy())])
-
-
-def headlines() -> str:
-    """Returns the README's table of results."""
-    return score_table("best", HEADLINES, HEADLINE_COLUMNS)
 
 
 def commands() -> str:

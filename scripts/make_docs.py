@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from scripts.docs_macros import ROOT, headlines
+from scripts.docs_macros import ROOT, results_table
 from tests.helpers import hub
 
 BLOCK = re.compile(r"```(sh|python)\n(?P<code>(?:(?!```).)*?)```\n\n```text\n(?P<output>.*?)```\n", re.DOTALL)
@@ -92,7 +92,7 @@ def pages() -> Iterator[Path]:
 
 def with_table(text: str) -> str:
     """Returns the README's text with its table of results."""
-    return TABLE.sub(lambda match: f"{match[1]}{headlines()}\n{match[2]}", text)
+    return TABLE.sub(lambda match: f"{match[1]}{results_table('headlines')}\n{match[2]}", text)
 
 
 def update(page: Path, runner: Runner, *, check: bool) -> list[str]:
@@ -129,8 +129,8 @@ def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TWINSQUEEZE_"))}
-    environment = kept | {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TWINSQUEEZE_"))}
+    environment = inherited | {
         "COLUMNS": "80",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
