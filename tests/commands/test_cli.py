@@ -66,6 +66,8 @@ def made(workplace) -> set[str]:
         ("--alhpa 1", "No such option '--alhpa'. (Did you mean one of: '--alpha',"),
         ("stray", "unexpected extra argument"),
         ("--score-max five", "'five' is not a valid float"),
+        ("--columns score", "pass names such as sentence1=text1,sentence2=text2,score=label, not 'score'"),
+        ("--columns text=a --dataset demo", "columns can rename sentence1, sentence2, score, not 'text'"),
     ],
 )
 def test_bad_values_of_a_training(workplace, command, arguments, message):

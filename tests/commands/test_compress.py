@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import faiss
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +190,18 @@ def test_texts_are_encoded_and_compressed(compress, workplace, expected_of_texts
         monkeypatch.setattr("sys.stdin", file)
         found, _ = compress(name, *arguments)
     np.testing.assert_allclose(found, expected_of_texts, atol=1e-6)
+
+
+def test_a_folder_is_compressed_and_what_was_guessed_is_said_once(compress, refuse, workplace):
+    for i in range(3):
+        part = pd.DataFrame(VECTORS[i * 20 : i * 20 + 20])
+        workplace.folder.joinpath("parts").mkdir(exist_ok=True)
+        part.to_csv(workplace.folder / "parts" / f"part-{i}.csv.gz", index=False)
+    assert "output 'parts/out.npy' is in the input folder" in refuse("parts", output="parts/out.npy")
+    found, printed = compress("parts")
+    np.testing.assert_allclose(found, EXPECTED[:60], atol=1e-6)
+    guess = "compressing the 64 columns '0' to '63' of parts/part-0.csv.gz as one vector per row; the first line is the"
+    assert printed.count("one vector per row") == printed.count(guess) == 1
 
 
 def test_an_exported_folder_compresses_texts_and_vectors(compress, workplace, models, expected_of_texts):

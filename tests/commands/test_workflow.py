@@ -2,10 +2,12 @@
 
 import json
 import re
-from itertools import permutations, product
+from itertools import chain, permutations, product
+from urllib.parse import quote
 
 import mlflow.models
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -217,10 +219,23 @@ def test_the_model_says_what_it_takes_and_needs(model_folder, main_run, weights,
 
 
 @pytest.fixture(scope="module")
-def repeated(place, tiny_options, main_run):
-    """The runs of the same recipe trained by train, then evaluated by evaluate."""
-    place.run("train", *tiny_options, *RECIPE)
+def renamed_pairs(pairs_folder, tmp_path_factory):
+    """The same pairs as a gzipped copy of a dataset that has other names for the columns."""
+    folder = tmp_path_factory.mktemp("renamed") / pairs_folder.name
+    folder.mkdir()
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        table = pd.read_csv(pairs_folder / f"{split}.csv", dtype=str)
+        table.set_axis(["text1", "text2", "label"], axis=1).to_csv(folder / f"{name}.CSV.gz", compression="gzip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repeated(place, tiny_options, renamed_pairs, main_run):
+    """The runs of the same recipe trained by train on renamed columns, then evaluated by evaluate."""
+    options = {"--dataset": f"file://{renamed_pairs}", "--columns": "sentence1=text1,sentence2=text2,score=label"}
+    place.run("train", *tiny_options, *RECIPE, *chain.from_iterable(options.items()))
     trained = place.runs()[0]
+    assert trained.data.params["columns"] == options["--columns"]
     place.run("evaluate", "--model", trained.info.run_id)
     return trained, place.runs()[0]
 
@@ -239,7 +254,7 @@ def test_train_then_evaluate_gives_the_metrics_of_main_to_the_last_bit(main_run,
 def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_folder, weights, tiny_options, tmp_path):
     """A folder that MLflow wrote, and one with nothing but the layers under other names."""
     expected = repeated[1].data.metrics
-    place.run("evaluate", "--model", str(model_folder))
+    place.run("evaluate", "--model", f"file://{quote(str(model_folder))}")
     assert place.runs()[0].data.metrics == expected
     save_file({f"net.fc{name}": tensor for name, tensor in weights.items()}, tmp_path / "weights.safetensors")
     done = place.run("evaluate", "--model", str(tmp_path), *tiny_options)

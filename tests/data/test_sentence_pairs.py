@@ -126,6 +126,17 @@ JSON_LINE = b'{"sentence1": %s, "sentence2": "b", "score": %d}\n'
         ("train.jsonl", b'{"sentence1": "a", ', "can't be read as jsonl"),  # truncated
         ("train.jsonl", JSON_LINE % (b"null", 3) + JSON_LINE % (b'"c"', 2), "row 1: sentence1 is None, not a text"),
         ("train.jsonl", JSON_LINE % (b"7", 3) + JSON_LINE % (b"8", 2), "row 1: sentence1 is 7, not a text"),
+        (
+            "train.jsonl",
+            JSON_LINE % (b'"\\ud800"', 3) + JSON_LINE % (b'"c"', 2),
+            "sentence1 has half of a surrogate pair",
+        ),
+        (
+            "train.jsonl",
+            JSON_LINE % (b'"[0.1, 0.2]"', 3) + JSON_LINE % (b'"c"', 2),
+            "sentence1 is a list of numbers, not",
+        ),
+        ("train.jsonl", b"[\n" + JSON_LINE % (b'"a"', 3), "can't be read as jsonl"),
         ("train.parquet", b"PAR1 and no more", "not a .parquet file"),
     ],
 )

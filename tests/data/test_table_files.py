@@ -236,7 +236,7 @@ def test_a_hint_says_what_else_is_missing():
     hint = "did you mean --columns sentence1=anchor,sentence2=positive? A column of scores is needed too"
     assert refusal(pairs).endswith(hint)
     SCORED.to_csv("train.csv", index=False, sep=";")
-    assert refusal(pairs).endswith("sentence1;sentence2;score: separate cells by commas, not by ';'")
+    assert "its columns are sentence1;sentence2;score: separate cells as its suffix says, not by ';'" in refusal(pairs)
     assert "columns can rename sentence1, sentence2, score, not 'text'" in refusal(pairs, columns={"text": "a"})
 
 

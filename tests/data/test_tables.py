@@ -180,7 +180,7 @@ def test_vectors_that_are_written_as_text_are_parsed_and_a_mixture_is_refused(fo
     WRITERS[suffix](pd.DataFrame({"id": range(6), "v": [*vectors[:5], "a cat sleeps"]}), name)
     assert f"row 5 of {name} is not a list of 12 numbers: 'a cat sleeps'" in refusal(name)
     WRITERS[suffix](pd.DataFrame({"id": range(7), "v": ["a cat sleeps", *vectors]}), name)
-    assert f"row 1 of {name} is not a text but a list of numbers" in refusal(name)
+    assert f"row 1 of {name} is a list of numbers, not a text" in refusal(name)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,18 @@ def test_precisions_equal_those_of_the_command(session, place, model, precision)
 
 
 @pytest.mark.slow
+def test_the_command_reads_folders_that_spark_writes(session, place):
+    expected = compressed(place, "few.parquet")
+    frame = session.read.parquet("few.parquet").repartition(3)
+    frame.write.parquet("written.parquet")
+    frame.drop("id").write.json("written.json", compression="gzip")
+    order = pq.read_table(place.folder / "written.parquet")["id"].to_numpy()
+    assert len(list((place.folder / "written.parquet").iterdir())) > 3
+    np.testing.assert_array_equal(compressed(place, "written.parquet"), expected[order])
+    np.testing.assert_array_equal(compressed(place, "written.json"), expected[order])
+
+
+@pytest.mark.slow
 def test_texts_are_encoded_by_the_workers(session, place):
     texts = [f"{number} men are playing chess" for number in range(40)]
     (place.folder / "few.txt").write_text("\n".join(texts) + "\n")

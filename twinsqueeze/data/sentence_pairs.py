@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from twinsqueeze.data.hub import fetch_dataset, hub_unavailable_reason
+from twinsqueeze.data.vector_text import text_fault
 from twinsqueeze.errors import InputError, suggest, truncate_repr
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import expand_user, is_dir, is_file
@@ -35,6 +36,7 @@ SIMILAR_SCORES = (
     "similarityscore",
     "relatednessscore",
     "relatedness",
+    "relevance",
     "rating",
     "gold",
 )
@@ -222,8 +224,8 @@ def _choose_columns(names: Sequence[str], source: str, columns: Mapping[str, str
 
 def _suggest_columns(names: Sequence[str]) -> str:
     """Return a hint that maps the columns of other datasets to ours; nothing if none is like them."""
-    if len(names) == 1 and (separator := next((mark for mark in ";\t|" if mark in names[0]), None)):
-        return f": separate cells by commas, not by {separator!r}"
+    if len(names) == 1 and (separator := next((mark for mark in ";\t|," if mark in names[0]), None)):
+        return f": separate cells as its suffix says, not by {separator!r}"
     similar = {re.sub(r"[\W_]", "", name).casefold(): name for name in reversed(names)}
     numbered = [(name, name[:-1] + after) for before, after in ("12", "ab") for name in similar if name[-1:] == before]
     pairs = [pair for pair in (*numbered, *SIMILAR_PAIRS) if set(pair) <= set(similar)]
@@ -283,6 +285,8 @@ def _check_sentences(sentences: Sequence[Any], column: str, source: str) -> tupl
             raise InputError(f"{source}, row {row}: {column} is {truncate_repr(text)}, not a text")
         if not text.strip():
             raise InputError(f"{source}, row {row}: {column} is empty")
+        if fault := text_fault(text):
+            raise InputError(f"{source}, row {row}: {column} {fault}: {truncate_repr(text)}")
     return tuple(sentences)
 
 

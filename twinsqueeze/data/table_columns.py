@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from twinsqueeze.data.vector_text import IS_NUMBER, MIN_NUMBERS, looks_like_vector, parse_vector, to_vector
+from twinsqueeze.data.vector_text import IS_NUMBER, MIN_NUMBERS, looks_like_vector, parse_vector, text_fault, to_vector
 from twinsqueeze.errors import InputError, suggest, truncate_repr
 from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.text import escape_control_chars
@@ -22,7 +22,6 @@ UNNAMED = "value"  # the column of a table that has one without a name, as Spark
 # Row numbers, as pandas writes them.
 INDEX_COLUMN = re.compile(r"|Unnamed: 0|__index_level_\d+__")
 LOOKS_LIKE_ID = re.compile(r"(?:.*[_ ]|)(?:id|idx|index|row|key|label|score|target|class)", re.IGNORECASE)
-SURROGATE = re.compile("[\ud800-\udfff]")
 TRAILING_NUMBER = re.compile(r"(.*?)(\d+)")
 
 
@@ -246,10 +245,8 @@ class RowConverter:
             raise self._fault(row, "is missing")
         if not isinstance(value, str):
             raise self._fault(row, f"is not a text, unlike the rows before it: {truncate_repr(value)}")
-        if looks_like_vector(value):
-            raise self._fault(row, f"is not a text but a list of numbers, unlike other rows: {truncate_repr(value)}")
-        if SURROGATE.search(value):
-            raise self._fault(row, "has half of a surrogate pair, which tokenizers refuse: correct or remove it")
+        if fault := text_fault(value):
+            raise self._fault(row, f"{fault}: {truncate_repr(value)}")
         return value
 
     def _to_vector(self, values: Any) -> AnyArray | None:

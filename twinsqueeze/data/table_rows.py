@@ -240,7 +240,10 @@ def _parse_jsonl(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if not line.strip():
             continue
-        value = json.loads(line)
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{error}; each line must be an object") from error
         has_names = isinstance(value, dict) if has_names is None else has_names
         if isinstance(value, list) and value and isinstance(value[0], dict):
             raise ValueError("it is an array: write one object per line")

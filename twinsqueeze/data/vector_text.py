@@ -18,6 +18,7 @@ OPENING = r"(?:[\w.]{1,20}\()?[\[({\s]{0,20}"
 ELEMENT = rf"(?:[\w.]{{1,20}}\()?['\"]?(?:{NUMBER}|{GAP})['\"]?\)?"
 START = re.compile(rf"{OPENING}{ELEMENT}(?:[\s,;\])}}]|$)", re.IGNORECASE)
 DECORATION = re.compile(r"\b[\w.]{1,20}\(|\b\w{1,20}=[^\s,)]+|[\[\](){},;'\"]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 MIN_NUMBERS = 8  # without a bracket: "10 000" and "1,2" are no vectors
 
 
@@ -30,6 +31,15 @@ def looks_like_vector(text: str) -> bool:
     if not all(map(IS_NUMBER_OR_GAP.fullmatch, tokens)):
         return False
     return len(tokens) >= (2 if "[" in start[0] else MIN_NUMBERS)
+
+
+def text_fault(text: str) -> str | None:
+    """Return why a text can't be encoded as a sentence; None if it can."""
+    if looks_like_vector(text):
+        return "is a list of numbers, not a text"
+    if SURROGATE.search(text):
+        return "has half of a surrogate pair, which tokenizers refuse"
+    return None
 
 
 def parse_vector(text: str) -> AnyArray | None:
