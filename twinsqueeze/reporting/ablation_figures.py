@@ -21,7 +21,7 @@ from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.utils import console
 
 MAX_FAMILIES = 12  # compressors with figures of their own; those with most runs come first
-MAX_ALPHAS = 8  # lines of a panel
+MAX_ALPHAS = 7  # lines of a panel, which may have one more for the labels
 
 
 def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
