@@ -55,7 +55,7 @@ class Runner:
             )
             if done.returncode:
                 raise SystemExit(f"{done.stdout}{done.stderr}\nfailed:\n{code}")
-            home = done.stdout.replace(str(self.folder), "/home/you/twinsqueeze")
+            home = done.stdout.replace(str(self.folder.parent), "/home/you")
             self.outputs[code] = "".join(f"{line.rstrip()}\n" for line in home.strip("\n").split("\n"))
         return self.outputs[code]
 

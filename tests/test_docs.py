@@ -1,5 +1,6 @@
 """README.md and docs/ show commands, files and results that exist."""
 
+import os
 import re
 import shlex
 from itertools import pairwise
@@ -86,3 +87,18 @@ def test_a_result_is_the_one_of_the_table():
     assert all(f"| {docs_macros.score('neftune', 'mlp32', column, alpha=0.75)} |" in best for column in columns)
     assert "| 0.28 ± " in best
     assert docs_macros.score("neftune", "mlp32", "test/neighbor_recall", alpha=0.75) == "0.28"
+
+
+@pytest.mark.parametrize(
+    ("shown", "stale"), [("3 words in 0.25 s\n", False), ("4 words in 12.5 s\n", False), ("3 pages\n", True)]
+)
+def test_an_output_is_current_if_its_words_are(shown, stale, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_docs, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    text = "# Page\n\n```sh\necho 3 words in 0.25 s\n```\n\n```text\n{}```\n\nEnd.\n"
+    page.write_text(text.format(shown))
+    runner = make_docs.Runner(tmp_path, dict(os.environ))
+    assert bool(make_docs.update(page, runner, check=True)) == stale
+    assert page.read_text() == text.format(shown)
+    make_docs.update(page, runner, check=False)
+    assert page.read_text() == text.format("3 words in 0.25 s\n")
