@@ -85,8 +85,7 @@ def compress(workplace, command):
     def run(
         *arguments: str, output: str = "out.npy", environment: Mapping[str, str] | None = None, **options: str
     ) -> tuple[np.ndarray, str]:
-        done = workplace.command(*command(*arguments, output=output, **options), **(environment or {}))
-        assert done.returncode == 0, done.stderr
+        done = workplace.run(*command(*arguments, output=output, **options), **(environment or {}))
         assert list(workplace.folder.glob("*.part")) == []
         path = workplace.folder / output
         found = np.load(path) if path.suffix == ".npy" else np.stack(pq.read_table(path)["vector"].to_numpy())
@@ -205,8 +204,7 @@ def test_a_folder_is_compressed_and_what_was_guessed_is_said_once(compress, refu
 
 
 def test_an_exported_folder_compresses_texts_and_vectors(compress, workplace, models, expected_of_texts):
-    done = workplace.command("export", "--model", str(models / "trained"), "--output", "exported")
-    assert done.returncode == 0, done.stderr
+    workplace.run("export", "--model", str(models / "trained"), "--output", "exported")
     write_rows(workplace.folder / "in.txt", TEXTS)
     for name, theirs in (("in.txt", expected_of_texts), ("in.npy", EXPECTED)):
         found, _ = compress(name, output=f"{name}-out.npy", model=str(workplace.folder / "exported"))
@@ -218,8 +216,7 @@ def test_vectors_are_read_from_a_pipe(workplace, command):
     with ForkedProcess(arguments, workplace.environment, workplace.folder, stdin=True) as process:
         process.stdin.buffer.write((workplace.folder / "in.npy").read_bytes())
         process.stdin.close()
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
+        process.finish()
     np.testing.assert_allclose(np.load(workplace.folder / "out.npy"), EXPECTED, atol=1e-6)
 
 
@@ -432,8 +429,7 @@ def test_memory_does_not_grow_with_the_rows(workplace, command, format_):
             pq.write_table(table, path, row_group_size=rows, use_dictionary=False)
         program = ["-c", PEAK_MEMORY, *command(path.name, output=f"{path.name}.npy")]
         with ForkedProcess(program, workplace.environment, workplace.folder) as process:
-            output, errors = process.communicate()
-        assert process.returncode == 0, errors
+            output, _ = process.finish()
         peaks.append(int(output.split()[-1]) / (1e6 if sys.platform == "darwin" else 1e3))
     assert peaks[1] - peaks[0] < 100, peaks  # MB
 

@@ -16,7 +16,6 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.decomposition import PCA
 
 from tests.helpers.commands import Workplace
-from tests.helpers.isolation import run_without
 from tests.helpers.search import nearest, recall
 from tests.helpers.shortcuts import DRAW_FIGURES
 from tests.helpers.vectors import compress, unit_rows
@@ -183,24 +182,6 @@ def test_main_prints_its_data_first_and_a_headline_a_table_and_the_next_commands
         f"  start MLflow's UI      mlflow ui --backend-store-uri {place.uri}",
         f"  look at the run        http://127.0.0.1:5000/#/experiments/0/runs/{main_run.info.run_id}",
     ]
-
-
-def test_the_model_loads_where_twinsqueeze_is_not(place, model_folder, encoded, tmp_path):
-    """In a process that cannot import the package and refuses pickle."""
-    program = """
-import mlflow
-model = mlflow.pyfunc.load_model(sys.argv[1])
-np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))
-assert "torch" not in sys.modules
-"""
-    np.save(tmp_path / "vectors.npy", encoded["test"].embeddings)
-    files = [str(model_folder), "vectors.npy", "out.npy"]
-    run_without(["twinsqueeze"], program, *files, folder=tmp_path, environment=place.environment)
-    vectors = np.load(tmp_path / "out.npy")
-    assert (vectors.shape, vectors.dtype) == ((len(encoded["test"].embeddings), 8), np.float32)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    files = {path.suffix for path in model_folder.rglob("*") if path.is_file()}
-    assert not files & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
 
 
 def test_the_model_says_what_it_takes_and_needs(model_folder, main_run, weights, encoded):

@@ -1,4 +1,3 @@
-import doctest
 import json
 import os
 import runpy
@@ -172,12 +171,6 @@ def test_missing_and_duplicate_splits_are_refused(tmp_path):
     assert "lacks the split test: add one of the files test" in refusal(tmp_path)
     write(tmp_path, ".jsonl", names=["train"])
     assert "two files for the split train, " in refusal(tmp_path)
-
-
-def test_the_example_in_the_docstring_is_true():
-    result = doctest.testmod(sentence_pairs)
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 # The Hub's client reads its settings when it is imported: each set of settings needs a process of its own.

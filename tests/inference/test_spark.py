@@ -125,8 +125,7 @@ def session(place) -> Iterator[SparkSession]:
 def compressed(place: Workplace, name: str, *arguments: str, model: str = "model") -> np.ndarray:
     """What the command compress makes of a file."""
     command = ["compress", "--input", name, "--model", model, "--output", "out.npy", "--overwrite", "true", *arguments]
-    done = place.command(*command)
-    assert done.returncode == 0, done.stderr
+    place.run(*command)
     return np.load(place.folder / "out.npy")
 
 
@@ -166,13 +165,13 @@ def test_texts_are_encoded_by_the_workers(session, place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("result_type", [None, "array<float>", "array<double>", "array<string>"])
-def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, tiny_encoder, result_type):
+def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, tiny_encoder, use_store, result_type):
     uri = "models:/twinsqueeze@champion"
     options = {"result_type": result_type} if result_type else {}
     texts = ["A man is playing a guitar.", "", "Two dogs run through the snow."]
     encoded = SentenceTransformer(str(tiny_encoder), device="cpu").encode(texts)
     frame = session.createDataFrame([*zip(texts, encoded.tolist(), strict=True)], ["text", "vector"])
-    mlflow.set_tracking_uri(trained_place.uri)
+    use_store(trained_place.uri)
     run_id = trained_place.client.get_model_version_by_alias("twinsqueeze", "champion").tags["twinsqueeze.trained_run"]
     model_id = trained_place.client.get_run(run_id).outputs.model_outputs[0].model_id
     expected = mlflow.pyfunc.load_model(uri).predict(texts)
@@ -181,7 +180,6 @@ def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, t
         assert compressed.schema[0].dataType.simpleString() == (result_type or "array<float>")
         found = np.array([row[0] for row in compressed.collect()], np.float64)
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    mlflow.set_tracking_uri(None)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -17,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks import serving
 from tests.helpers.commands import ROOT, Workplace
 from tests.helpers.isolation import run_without
+from tests.helpers.vectors import compress
 from twinsqueeze.commands import export
 from twinsqueeze.data.encoder import DEFAULT_ENCODER
 from twinsqueeze.errors import InputError
@@ -29,12 +31,6 @@ TEXTS = ["A man is playing a guitar.", "", " Zwei Hunde   laufen. ", "Ünïcöd�
 with_default_encoder = pytest.mark.parametrize("encoder", [DEFAULT_ENCODER], indirect=True)
 
 
-def run(place: Workplace, *arguments: str) -> str:
-    done = place.command(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def place(encoder, trained_place, make_once, pairs_folder) -> Workplace:
     """A workplace with a champion that was trained with the encoder; to be read only."""
@@ -44,8 +40,8 @@ def place(encoder, trained_place, make_once, pairs_folder) -> Workplace:
     def train(folder: Path) -> None:
         folder.mkdir()
         place = Workplace(folder, trained_place.cache)
-        run(place, "train", "--dataset", str(pairs_folder), "--epochs", "2", "--dim", "9", "--device", "cpu")
-        run(place, "register")
+        place.run("train", "--dataset", str(pairs_folder), "--epochs", "2", "--dim", "9", "--device", "cpu")
+        place.run("register")
 
     return Workplace(make_once("trained-default-encoder", train), trained_place.cache)
 
@@ -59,7 +55,7 @@ def trained(place) -> mlflow.entities.Run:
 
 @pytest.fixture(scope="module")
 def checkpoint(place, trained) -> Path:
-    return next(place.model(trained).rglob("*.safetensors"))
+    return place.checkpoint(trained)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +67,7 @@ def encoded(encoder) -> np.ndarray:
 @pytest.fixture(scope="module")
 def vectors(checkpoint, encoded) -> np.ndarray:
     """The expected vectors: the encoder's, compressed by NumPy with the weights that training logged."""
-    state, hidden = load_file(checkpoint), encoded
-    for i in (0, 2, 4):
-        hidden = (np.maximum(hidden, 0) if i else hidden) @ state[f"{i}.weight"].T + state[f"{i}.bias"]
-    return hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+    return compress(load_file(checkpoint), encoded)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +76,8 @@ def exported(encoder, place, make_once) -> Path:
 
     def export_all(folder: Path) -> None:
         for name in export.FORMATS:
-            output = run(place, "export", "--model", URI, "--output", str(folder / name), "--format", name)
-            assert "compressor.safetensors" in output
+            done = place.run("export", "--model", URI, "--output", str(folder / name), "--format", name)
+            assert "compressor.safetensors" in done.stdout
 
     return make_once(f"exported-{encoder.folder.name}", export_all)
 
@@ -129,8 +122,6 @@ def test_code_that_is_stored_with_a_model_imports_nothing_of_this_package(file):
     assert not [line for line in lines if line.lstrip().startswith(("import ", "from ")) and "twinsqueeze" in line]
 
 
-@pytest.mark.slow
-@with_default_encoder
 def test_models_load_where_this_package_is_not_installed(place, trained, exported, encoded, vectors, tmp_path):
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     np.save(tmp_path / "encoded.npy", encoded)
@@ -249,23 +240,24 @@ def test_export_can_be_evaluated_and_has_the_trained_weights_in_every_format(
         assert (exported / name / "compressor.safetensors").read_bytes() == checkpoint.read_bytes()
         assert "## Limitations" in (exported / name / "README.md").read_text()
     copy = place.copy_to(tmp_path)
-    run(copy, "evaluate", "--model", str(exported / "folder"), "--split", "dev")
+    copy.run("evaluate", "--model", str(exported / "folder"), "--split", "dev")
     assert copy.runs()[0].data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
 
 
-def test_no_file_contains_local_paths_or_needs_pickle(place, exported, encoder):
+def test_no_file_contains_local_paths_or_needs_pickle(place, trained, exported, encoder):
     folders = {str(ROOT), str(Path(np.__file__).parent.parent)}
-    registered = place.model(next(r for r in place.runs() if r.data.tags["twinsqueeze.kind"] == "registration"))
-    for folder in (exported, registered / "model.sentence_transformer"):
+    registered = place.model(place.runs("registration")[0])
+    for folder in (exported, place.model(trained), registered):
         for path in (path for path in folder.rglob("*") if path.is_file()):
             assert path.suffix not in {".bin", ".pkl", ".pickle", ".pt", ".pth"}
-            assert not [name for name in folders if name.encode() in path.read_bytes()], path
+            if path.is_relative_to(exported) or path.is_relative_to(registered / "model.sentence_transformer"):
+                assert not [name for name in folders if name.encode() in path.read_bytes()], path
     shown = encoder.name.rpartition("/")[2]
     assert f"source_model_name: {shown}\n" in (registered / "MLmodel").read_text()
 
 
 def test_export_of_an_unregistered_run(place, trained, encoder, vectors, tmp_path):
-    run(place, "export", "--model", trained.info.run_id, "--output", str(tmp_path / "plain"))
+    place.run("export", "--model", trained.info.run_id, "--output", str(tmp_path / "plain"))
     model = SentenceTransformer(str(tmp_path / "plain"), device="cpu")
     np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-6)
     card = (tmp_path / "plain" / "README.md").read_text()
@@ -274,10 +266,9 @@ def test_export_of_an_unregistered_run(place, trained, encoder, vectors, tmp_pat
 
 
 @pytest.fixture
-def working_dir(trained_place, tmp_path, monkeypatch) -> Path:
+def working_dir(trained_place, tmp_path, use_store, monkeypatch) -> Path:
     """The working directory of exports in this process."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained_place.uri)
-    mlflow.set_tracking_uri(None)
+    use_store(trained_place.uri)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -295,10 +286,7 @@ def test_overwriting_replaces_all_files_of_an_earlier_export(working_dir):
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), signals.Interrupted(15)])
 def test_failed_export_leaves_no_files(working_dir, monkeypatch, failure):
-    def fail(*_: object) -> None:
-        raise failure
-
-    monkeypatch.setattr(export.shutil, "copyfile", fail)
+    monkeypatch.setattr(export.shutil, "copyfile", Mock(side_effect=failure))
     with pytest.raises((InputError, signals.Interrupted), match=r"No space left on device|SIGTERM"):
         export.export(URI, Path("failed"))
     assert list(working_dir.iterdir()) == []

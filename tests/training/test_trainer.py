@@ -15,6 +15,7 @@ from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
 from twinsqueeze.model.initialization import pca_layer
 from twinsqueeze.training import trainer
 from twinsqueeze.training.loop import train_replicas
+from twinsqueeze.training.teacher import TEACHER_RECIPE
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 from twinsqueeze.utils.compute import map_threaded
 
@@ -88,8 +89,9 @@ def test_a_training_matches_pytorchs_autograd(place, fields, unpaired, small_tra
         pytest.param(384, LINEAR | {"dim": 256, "quantizer": "sign", "batch_size": 64}, marks=pytest.mark.slow),
     ],
 )
-def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads(dimension, fields):
+def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads(dimension, fields, monkeypatch):
     """A thread has one core if several train, and else all of them."""
+    monkeypatch.setitem(TEACHER_RECIPE, "epochs", 2)
     fields, pairs = fields | {"epochs": 2}, make_pairs(dimension)
 
     def train(recipes):
