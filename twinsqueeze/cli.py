@@ -20,8 +20,11 @@ from twinsqueeze.commands.options import (
     choices,
     dataset_options,
     experiment_option,
+    input_format_option,
+    input_option,
     model_option,
     option,
+    precision_option,
     resume_option,
     training_options,
     verbose_option,
@@ -247,13 +250,7 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 
 
 @cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
-@option(
-    "input",
-    "Vectors or texts, one per row: .npy, .parquet, .csv, .tsv, .jsonl or .txt, also gzipped; or a folder of such "
-    "files; - for standard input.",
-    required=True,
-    metavar="FILE",
-)
+@input_option
 @model_option
 @option(
     "output",
@@ -262,19 +259,8 @@ def export_command(model: str, output: Path, **options: Any) -> None:
     type=PATH,
     metavar="FILE",
 )
-@option(
-    "precision",
-    "float32; int8 (calibrated on the train sentences); product (the codes of a product quantizer); binary or ubinary "
-    "(one bit per dimension); auto for the precision of the training.",
-    default="auto",
-    metavar=choices(("auto", "float32", "int8", "product", "binary", "ubinary")),
-)
-@option(
-    "format",
-    "Input format; auto for the file's suffix. Standard input is npy or one text per line.",
-    default="auto",
-    metavar=choices(("auto", "npy", "parquet", "csv", "tsv", "jsonl", "txt")),
-)
+@precision_option
+@input_format_option
 @option(
     "column",
     "Column or key to compress, or a pattern such as 'v*' for the columns of the vectors' numbers; auto for the only "

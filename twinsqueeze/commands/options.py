@@ -126,3 +126,23 @@ resume_option = option(
     default="true",
     metavar=TRUE_FALSE,
 )
+input_option = option(
+    "input",
+    "Vectors or texts, one per row: .npy, .parquet, .csv, .tsv, .jsonl or .txt, also gzipped; or a folder of such "
+    "files; - for standard input.",
+    required=True,
+    metavar="FILE",
+)
+precision_option = option(
+    "precision",
+    "float32; int8 (calibrated on the train sentences); product (the codes of a product quantizer); binary or ubinary "
+    "(one bit per dimension); auto for the precision of the training.",
+    default="auto",
+    metavar=choices(("auto", "float32", "int8", "product", "binary", "ubinary")),
+)
+input_format_option = option(
+    "format",
+    "Input format; auto for the file's suffix. Standard input is npy or one text per line.",
+    default="auto",
+    metavar=choices(("auto", "npy", "parquet", "csv", "tsv", "jsonl", "txt")),
+)
