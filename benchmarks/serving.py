@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,18 +183,22 @@ def serve_model(model: str, folder: Path, environment: dict[str, str]) -> Iterat
             start_new_session=True,
         )
     try:
-        for _ in range(600):
-            try:
-                requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).raise_for_status()
-                break
-            except requests.RequestException:
-                if server.poll() is not None:
-                    raise click.ClickException((folder / "server.log").read_text()[-2000:]) from None
-                time.sleep(0.5)
+        while not _answers(f"http://127.0.0.1:{port}/ping"):
+            if server.poll() is not None:
+                raise click.ClickException((folder / "server.log").read_text()[-2000:])
+            time.sleep(0.5)
         yield psutil.Process(server.pid), f"http://127.0.0.1:{port}/invocations"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def run_load(
