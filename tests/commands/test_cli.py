@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import get_args
 
+from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
@@ -152,6 +153,38 @@ def test_a_registry_that_is_not_there(workplace, uri, message):
 
 def test_a_run_without_a_model(workplace):
     run = workplace.client.create_run("0")
+@pytest.mark.parametrize(
+    ("uri", "reason", "advice"),
+    [
+        ("./mlruns", "no longer stores runs in folders", "to sqlite:///{folder}/mlruns/mlflow.db, or"),
+        (
+            "file:///nowhere/my%20runs",
+            "no longer stores runs in folders",
+            "to sqlite:////nowhere/my runs/mlflow.db, or",
+        ),
+        ("store.db", "no longer stores runs in folders", "to sqlite:///{folder}/store.db, or"),
+        ("localhost:5000", "the scheme is missing", "to http://localhost:5000\n"),
+        ("user:secret@10.0.0.1:80/mlflow", "the scheme is missing", "to http://10.0.0.1:80/mlflow\n"),
+        ("sqlite:store.db", "no path behind sqlite:///", "to sqlite:///{folder}/store.db\n"),
+        ("sqlite://store.db", "no path behind sqlite:///", "to sqlite:///{folder}/store.db\n"),
+        ("postgres://user:secret@127.0.0.1/runs", "unknown scheme", "postgresql://HOST/DATABASE\n"),
+        ("htp://127.0.0.1", "unknown scheme", "http://HOST:PORT, "),
+        ("postgresql+psycopg://user:secret@127.0.0.1:9/runs", "127.0.0.1", "repair or start it"),
+        ("mysql+nodriver://user:secret@127.0.0.1:9/runs", "nodriver", "repair or start it"),
+        ("mysql+pymysql://user:secret@127.0.0.1:9/runs", "driver pymysql is not installed", "install it, or"),
+    ],
+)
+def test_an_address_of_no_tracking_store(workplace, monkeypatch, uri, reason, advice):
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    pauses = []  # of MLflow between attempts
+    monkeypatch.setattr("mlflow.store.db.utils.time", SimpleNamespace(sleep=pauses.append))
+    line = refused(workplace.command("compare", MLFLOW_TRACKING_URI=uri))
+    assert reason in line
+    assert advice.format(folder=workplace.folder) in line
+    assert "secret" not in line
+    assert (made(workplace), pauses) == (set(), [])
+
+
     assert "has no model" in refused(workplace.command("evaluate", "--model", run.info.run_id))
 
 

@@ -196,7 +196,7 @@ def test_a_folder_is_compressed_and_what_was_guessed_is_said_once(compress, refu
         part = pd.DataFrame(VECTORS[i * 20 : i * 20 + 20])
         workplace.folder.joinpath("parts").mkdir(exist_ok=True)
         part.to_csv(workplace.folder / "parts" / f"part-{i}.csv.gz", index=False)
-    assert "output 'parts/out.npy' is in the input folder" in refuse("parts", output="parts/out.npy")
+    assert "/parts/out.npy' is in the input folder" in refuse("parts", output="parts/out.npy")
     found, printed = compress("parts")
     np.testing.assert_allclose(found, EXPECTED[:60], atol=1e-6)
     guess = "compressing the 64 columns '0' to '63' of parts/part-0.csv.gz as one vector per row; the first line is the"

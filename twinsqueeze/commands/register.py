@@ -14,7 +14,7 @@ from twinsqueeze.registry.model_loader import load_sentence_transformer_for, res
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
 from twinsqueeze.reporting import terminal
 from twinsqueeze.tracking import links, model_files
-from twinsqueeze.tracking.run import check_tracking_server, start_run
+from twinsqueeze.tracking.run import check_registry, check_tracking_server, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, TRAINED_RUN
 from twinsqueeze.utils import console
@@ -31,8 +31,8 @@ def register(
     The runs are selected and compared by the metric. `rollback` restores the previous champion instead.
     """
     promotion.check_metric(metric)
-    model_registry.check_registry()
     check_tracking_server()
+    check_registry()
     if rollback:
         _roll_back()
         return

@@ -29,8 +29,9 @@ from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.tracking.model_files import log_compressor
-from twinsqueeze.tracking.run import check_tracking_server
+from twinsqueeze.tracking.run import check_tracking_server, env_run_id
 from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.store import find_current_experiment
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TEST_DIGEST
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
@@ -162,6 +163,8 @@ def load_experiment_data(
     pairs = load(recipe.dataset)
     encoder = resolve_encoder(recipe.encoder, device)
     check_tracking_server()
+    if not env_run_id():
+        find_current_experiment()  # raises for settings that disagree
 
     @cache
     def print_setup(dim: int) -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import mlflow
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
+from twinsqueeze.tracking.mlmodel import read_mlmodel
 from twinsqueeze.tracking.model_files import CARD_FILE
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
@@ -173,7 +173,7 @@ def _read_ids(folder: Path, entry: ModelVersion | LoggedModel | None, model: str
     if not (folder / "MLmodel").is_file():
         return None, None
     try:
-        logged = Model.load(str(folder))
+        logged = read_mlmodel(folder)
     except Exception as error:  # invalid YAML raises exceptions of many types
         raise _not_loaded(model, error) from error
     trained_run = (logged.metadata or {}).get(TRAINED_RUN)

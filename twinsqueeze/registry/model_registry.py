@@ -12,10 +12,10 @@ import mlflow
 from twinsqueeze.errors import InputError
 from twinsqueeze.registry import model_loader
 from twinsqueeze.reporting.formats import truncate_lines
-from twinsqueeze.tracking import model_files, run
+from twinsqueeze.tracking import model_files
+from twinsqueeze.tracking.store import canonical_uri
 from twinsqueeze.tracking.tags import TRAINED_RUN
 from twinsqueeze.utils import signals
-from twinsqueeze.utils.text import describe_error, redact_credentials
 
 NAME = "twinsqueeze"
 DESCRIPTION = (
@@ -43,18 +43,6 @@ class Version:
 
     def __str__(self) -> str:
         return f"version {self.number}" + (f" ({', '.join(self.aliases)})" if self.aliases else "")
-
-
-def check_registry() -> None:
-    """Raise an `InputError` if the model registry does not answer."""
-    run.check_tracking_server("model registry", "MLFLOW_REGISTRY_URI")
-    try:
-        mlflow.MlflowClient().search_registered_models(max_results=1)
-    except Exception as error:  # stores raise exceptions of many types
-        raise InputError(
-            f"the model registry {redact_credentials(mlflow.get_registry_uri())} can't be used "
-            f"({describe_error(error)}): set MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI to an existing registry"
-        ) from error
 
 
 def list_versions() -> list[Version]:
@@ -157,7 +145,7 @@ def roll_back() -> tuple[Version | None, Version]:
     client = mlflow.MlflowClient()
     versions = {_number(version): version for version in list_versions()}
     if not versions:
-        store = redact_credentials(mlflow.get_registry_uri())
+        store = canonical_uri(mlflow.get_registry_uri())
         raise InputError(f"registered model {NAME!r} not found in {store}: create it with `register`")
     by_alias = {alias: version for version in versions.values() for alias in version.aliases}
     replaced, restored = by_alias.get(CHAMPION), by_alias.get(PREVIOUS)

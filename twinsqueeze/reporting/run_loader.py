@@ -31,6 +31,7 @@ from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.run import env_run_id
+from twinsqueeze.tracking.store import find_current_experiment
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, FILE_SHA256, KIND, NOTICE, TEST_DIGEST, TRAINED_RUN
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import describe_file_change, file_sha256
@@ -55,7 +56,9 @@ def _resolve_experiment(name: str) -> str:
     if name == "current":  # the experiment that a new run would be in
         if run_id := env_run_id():
             return str(client.get_run(run_id).info.experiment_id)
-        name = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "0"
+        if current := find_current_experiment():
+            return current
+        name = os.environ["MLFLOW_EXPERIMENT_NAME"]
     try:
         experiment = client.get_experiment_by_name(name) or client.get_experiment(name)
     except mlflow.MlflowException:

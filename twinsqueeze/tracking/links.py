@@ -7,15 +7,13 @@ from pathlib import Path
 import mlflow
 
 from twinsqueeze.tracking.run_logger import RunLogger
+from twinsqueeze.tracking.store import canonical_uri, sqlite_path
 from twinsqueeze.utils.text import redact_credentials
 
 
 def store_uri() -> str:
     """The tracking store's address without credentials; the path of a SQLite file is absolute."""
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return redact_credentials(uri)
+    return canonical_uri(mlflow.get_tracking_uri())
 
 
 def run_url(experiment_id: str, run_id: str | None = None) -> str:
@@ -37,8 +35,9 @@ def next_command(run: RunLogger, command: str, **options: str) -> str:
 
 def ui_steps(run: RunLogger) -> list[tuple[str, str]]:
     """The steps to see a run in MLflow's UI, each with its command or address."""
-    uri = mlflow.get_tracking_uri()
-    shown = uri if uri == redact_credentials(uri) else '"$MLFLOW_TRACKING_URI"'
+    uri, shown = mlflow.get_tracking_uri(), store_uri()
+    has_credentials = not sqlite_path(uri) and uri != shown
+    shown = '"$MLFLOW_TRACKING_URI"' if has_credentials else shlex.quote(shown)
     look = ("look at the run", run_url(run.experiment_id, run.run_id))
     if uri.startswith("http"):
         return [look, ("compare it with others", run_url(run.experiment_id))]

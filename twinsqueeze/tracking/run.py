@@ -7,7 +7,7 @@ it has not taken when the command ends stays on disk for `sync`.
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import mlflow
@@ -43,16 +43,38 @@ def env_run_id() -> str | None:
     return os.environ.get("MLFLOW_RUN_ID")
 
 
-def check_tracking_server(what: str = "tracking server", setting: str = "MLFLOW_TRACKING_URI") -> None:
-    """Raise an `InputError` if the server or store `what`, with its address in `setting`, can't be used."""
-    uri = mlflow.get_registry_uri() if setting == "MLFLOW_REGISTRY_URI" else mlflow.get_tracking_uri()
-    if not uri.startswith(("http://", "https://")):
-        store.init_sqlite_store(uri, what.replace("server", "store"), setting)
+def check_tracking_server() -> None:
+    """Raise an `InputError` if the server or store that MLFLOW_TRACKING_URI names can't be used."""
+
+    def query() -> object:
+        return mlflow.MlflowClient().search_experiments(max_results=1)
+
+    uri = mlflow.get_tracking_uri()
+    _check_server(uri, query, "tracking server" if _is_http(uri) else "tracking store", "MLFLOW_TRACKING_URI")
+
+
+def check_registry() -> None:
+    """Raise an `InputError` if the model registry of the tracking server, or of MLFLOW_REGISTRY_URI, can't be used."""
+
+    def query() -> object:
+        return mlflow.MlflowClient().search_registered_models(max_results=1)
+
+    setting = "MLFLOW_REGISTRY_URI" if os.environ.get("MLFLOW_REGISTRY_URI") else "MLFLOW_TRACKING_URI"
+    _check_server(mlflow.get_registry_uri(), query, "model registry", setting)
+
+
+def _is_http(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def _check_server(uri: str, query: Callable[[], object], what: str, setting: str) -> None:
+    if not _is_http(uri):
+        store.check_store(uri, query, what, setting)
         return
     for _ in range(3):  # an answer may be lost
         try:
             with request_timeout(seconds=7):
-                mlflow.MlflowClient(uri).search_experiments(max_results=1)
+                query()
             return
         except Exception as error:  # whatever fails, nothing can be recorded
             reason = describe_error(error)

@@ -12,14 +12,14 @@ import mlflow
 from mlflow import entities
 from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import RestException
-from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
-from mlflow.tracking.fluent import _get_experiment_id
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.tracking.mlmodel import read_mlmodel
 from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
+from twinsqueeze.tracking.store import find_current_experiment
 
 # Tag with the id of the record that a run was created from: finds the run if the server's answer was lost.
 RECORD_TAG = "twinsqueeze.record"
@@ -89,7 +89,9 @@ class RunReplayer:
             self._send_batch(operation)
 
     def _create_run(self, operation: Operation) -> entities.Run:
-        experiment_id = operation["experiment_id"] or str(_get_experiment_id())
+        experiment_id = operation["experiment_id"] or find_current_experiment()
+        if not experiment_id:
+            experiment_id = self._client.create_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
         tags = {**operation["tags"], RECORD_TAG: self.spool.folder.name}
         is_same = f"tags.`{RECORD_TAG}` = '{self.spool.folder.name}'"
         if found := self._client.search_runs([experiment_id], is_same, entities.ViewType.ALL, max_results=1):
@@ -138,7 +140,7 @@ class RunReplayer:
 
     def _send_mlmodel(self, path: Path, model_id: str) -> None:
         """Send an MLmodel file with the model's ids, as MLflow does when it saves a model for a run."""
-        saved = Model.load(str(path))
+        saved = read_mlmodel(path.parent)
         saved.model_id = saved.model_uuid = model_id
         saved.run_id = self.spool.run_id
         saved.artifact_path = self._client.get_logged_model(model_id).artifact_location
