@@ -210,6 +210,12 @@ def test_an_output_folder_is_not_overwritten_by_default(compared):
     assert len(place.runs("comparison")) == before
 
 
+@pytest.mark.parametrize("command", ["compare --experiment nowhere", "export --model models:/nothing/1"])
+def test_a_command_that_fails_makes_no_output_folder(workplace, command):
+    assert workplace.command(*command.split(), "--output", "new/folder").returncode == 2
+    assert not (workplace.folder / "new").exists()
+
+
 def test_runs_of_main_and_train_share_rows(trained_place, tmp_path):
     """`train` then `evaluate` adds a run to the row of `main`; invalid runs are skipped and counted."""
     place = trained_place.copy_to(tmp_path)

@@ -178,7 +178,7 @@ def test_a_store_that_is_read_only_is_read_and_not_written(workplace, run_id, di
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "size"),
-    [("compare --output {disk}", "150k"), ("export --model {run_id} --output {disk}/model", "300k")],
+    [("compare --output {disk}/new/tables", "150k"), ("export --model {run_id} --output {disk}/new/model", "300k")],
 )
 def test_outputs_appear_whole_or_not_at_all(place, run_id, command, size):
     """Tables, figures and a report, or a model, only a part of which fits on the disk."""

@@ -11,12 +11,14 @@ from twinsqueeze.reporting.ablation_figures import build_sections
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, start_run
 from twinsqueeze.utils import console
+from twinsqueeze.utils.files import check_writable, expand_user, make_dir
 from twinsqueeze.utils.signals import defer_signals
 
 
 def compare(experiment: str, *, output: Path | None = None, overwrite: bool = False, verbose: bool = False) -> None:
     """Compare the finished training runs of an experiment in tables, figures and a report, also copied to `output`."""
     if output:
+        output = expand_user(output).absolute()
         _check_output(output, overwrite)
     check_tracking_server()
     experiment_id, runs, skipped = run_loader.load_experiment(experiment)
@@ -41,11 +43,11 @@ def compare(experiment: str, *, output: Path | None = None, overwrite: bool = Fa
 
 def _check_output(output: Path, overwrite: bool) -> None:
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
+        check_writable(output)
+        is_empty = not output.exists() or not any(output.iterdir())
     except OSError as error:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
-    if not overwrite and any(output.iterdir()):
+    if not is_empty and not overwrite:
         raise InputError(f"output {str(output)!r} is not empty: pass another folder or --overwrite true")
 
 
@@ -53,7 +55,7 @@ def _copy_files(folder: Path, output: Path) -> None:
     """Copy all files or none."""
     try:
         # Inside the output folder, so that replacing files needs no more space.
-        with tempfile.TemporaryDirectory(dir=output, prefix=".") as partial:
+        with make_dir(output), tempfile.TemporaryDirectory(dir=output, prefix=".") as partial:
             copies = [Path(shutil.copy(file, partial)) for file in sorted(folder.iterdir())]
             with defer_signals(then_stop=True):
                 for copy in copies:

@@ -15,7 +15,7 @@ from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_trans
 from twinsqueeze.tracking.model_files import CARD_FILE
 from twinsqueeze.tracking.run import env_run_id, start_run
 from twinsqueeze.utils import console, signals
-from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
+from twinsqueeze.utils.files import CHECKPOINT_FILE, check_writable, expand_user, make_dir
 from twinsqueeze.utils.text import escape_markdown
 
 FORMATS = ("folder", "safetensors", "onnx")
@@ -36,7 +36,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
     resolved = resolve_model(model)
     try:
         # A sibling of the output: renaming moves no data.
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        with make_dir(output.parent), tempfile.TemporaryDirectory(dir=output.parent, prefix=".") as temporary:
             new = Path(temporary, "new")
             new.mkdir()
             _write_files(new, model, resolved, format)
@@ -62,8 +62,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
             raise InputError(f"output {str(output)!r} is not empty: name another folder, or give --overwrite true")
         if not is_empty and not (output / CHECKPOINT_FILE).is_file():  # protects other folders from a mistyped path
             raise InputError(f"output {str(output)!r} is not an earlier export: only exports are overwritten")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output.parent).close()
+        check_writable(output.parent)
     except OSError as error:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
 

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,6 +34,32 @@ def is_dir(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Return whether a file exists; False for paths that the system rejects."""
     return os.path.isfile(path)  # noqa: PTH113 - as above
+
+
+def public_name(name: str) -> str:
+    """Return how to show a dataset or an encoder to others: a folder by its own name, a Hub id unchanged."""
+    path = os.path.abspath(expand_user(name))  # noqa: PTH100 - Path.resolve raises for paths that the system rejects
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or is_dir(Path(path))
+    return Path(path).name if is_path else name
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an `OSError` if no file can be created in a folder, or in its nearest existing parent."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    tempfile.TemporaryFile(dir=existing).close()
+
+
+@contextmanager
+def make_dir(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; remove those of them that are empty when the context is left."""
+    created = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in created:
+                path.rmdir()
 
 
 def state_dir() -> Path:
