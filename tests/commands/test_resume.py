@@ -20,6 +20,7 @@ from tests.helpers.commands import Workplace
 from tests.helpers.stores import query
 from twinsqueeze.commands import orphaned_runs
 from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
+from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.training.checkpointing import SUFFIX
 from twinsqueeze.utils.processes import ProcessIdentity
 
@@ -75,7 +76,6 @@ def test_main_resumes_after_a_kill(workplace, create_store, small_training):
     command = ["main", "--epochs", "40", *small_training]
     with workplace.start(*command, module=ALTERED, PAUSE="epochs") as process:
         process.wait_for(lambda: checkpoints(workplace))
-        process.wait_for(lambda: workplace.runs()[0].data.metrics)  # after the tags of its recipe
         process.kill()
     (dead,) = workplace.runs()
     assert dead.info.status == "RUNNING"
@@ -98,6 +98,19 @@ def test_main_resumes_after_a_kill(workplace, create_store, small_training):
     sent = workplace.client.get_run(killed.info.run_id)
     assert sent.info.status == "KILLED"
     assert sent.data.tags["mlflow.note.content"] == killed.data.tags["mlflow.note.content"]
+
+
+def test_a_run_has_what_identifies_its_recipe_from_the_start(workplace, tiny_options, monkeypatch):
+    """However soon its process is killed, the next one knows what it was doing."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(RunLogger, "log_params", broken)
+    with pytest.raises(RuntimeError):
+        workplace.command("train", *tiny_options)
+    (run,) = workplace.runs()
+    assert {"twinsqueeze.recipe_digest", "twinsqueeze.dataset_digest"} < set(run.data.tags)
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def _start_grid(
         trained = tags.get(RECIPE_DIGEST, ""), tags.get(DATASET_DIGEST, "")
         return tags.get(GRID_DIGEST) == grid_digest or trained in fingerprints
 
-    with start_run(name, "ablation") as parent:
+    with start_run(name, "ablation", tags={GRID_DIGEST: grid_digest, **tags}) as parent:
         parent.log_params({**params, "replicas": len(recipes)})
         parent.set_tags({GRID_DIGEST: grid_digest, **tags})
         close_orphaned_runs(parent, is_same, "resumes the grid")
@@ -147,7 +147,8 @@ def _log_result(result: TrainingResult, data: ExperimentData, logged: _LoggedGri
     """Evaluates and logs one training; a diverged one gets a failed run."""
     recipe = result.recipe
     try:
-        with start_run(recipe.name, "train", nested=True) as run:
+        tags = {RECIPE_DIGEST: recipe.digest, DATASET_DIGEST: data.pairs.digest}
+        with start_run(recipe.name, "train", nested=True, tags=tags) as run:
             recorder = RunRecorder.of_training(run, recipe, data, result.resumed_from_epoch)
             recorder.log_history(result)
             logged.evaluated[recipe] = experiment.evaluate_training(result, data)

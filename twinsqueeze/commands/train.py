@@ -38,7 +38,7 @@ def train_and_log(
     store = open_checkpoints(data, clean_loss_every=1)
     with open_checkpoint(store, [recipe], resume=resume) as checkpoint:
         epoch = checkpoint.epoch
-        with start_run(recipe.name, "train") as run:
+        with start_run(recipe.name, "train", tags=same) as run:
             recorder = RunRecorder.of_training(run, recipe, data, epoch)
             note = f"resumes from epoch {epoch}" if epoch else "trains the same from the start"
             close_orphaned_runs(run, lambda tags: same.items() <= tags.items(), note)

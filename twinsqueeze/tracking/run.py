@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import mlflow
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID
@@ -112,16 +113,19 @@ def fail_env_run(reason: str, status: str = "FAILED") -> None:
 
 
 @contextmanager
-def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogger]:
+def start_run(
+    name: str, kind: str, *, nested: bool = False, tags: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[RunLogger]:
     """Start a run, or continue the one that `mlflow run` created, and end it as FINISHED, FAILED or KILLED.
 
-    It is a child of the open run if `nested`. Everything is uploaded when the context is left, unless the tracking
-    server fails; `flush` waits for it then. A store or a record on disk that can't be written is an `InputError`.
+    It is a child of the open run if `nested`, and has the tags from the start. Everything is uploaded when the context
+    is left, unless the tracking server fails; `flush` waits for it then. A store or a record on disk that can't be
+    written is an `InputError`.
     """
     run: RunLogger | None = None
     try:
         with signals.defer_signals(then_stop=True):
-            run = _start(name, kind, _open_runs[-1] if nested else None)
+            run = _start(name, {KIND: kind, **tags}, _open_runs[-1] if nested else None)
         yield run
         run.end_run("FINISHED")
     except BaseException as error:
@@ -136,12 +140,12 @@ def start_run(name: str, kind: str, *, nested: bool = False) -> Iterator[RunLogg
         _wait(run.uploader, 0)
 
 
-def _start(name: str, kind: str, parent: RunLogger | None) -> RunLogger:
+def _start(name: str, tags: Mapping[str, str], parent: RunLogger | None) -> RunLogger:
     """Record the start of a run; without a parent, wait until the tracking store has it."""
     flush_timeout()  # raises for a wrong setting before anything begins
     uri, run_id = store_uri(), env_run_id()
     # Tags that a run has however soon its process is killed.
-    tags = {KIND: kind, PROCESS: ProcessIdentity.current().model_dump_json()}
+    tags = {**tags, PROCESS: ProcessIdentity.current().model_dump_json()}
     if parent:
         tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
     if not run_id:
