@@ -46,8 +46,10 @@ def run() -> None:
     """
     signals.raise_on_signals()
     sys.excepthook = _print_traceback
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        processes.exit_with_parent(run_id)
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id and (child := processes.find_mlflow_run_child(run_id)):
+        processes.enter_dir_of_parent(child)
+        processes.exit_with_parent(child)
     try:
         cli(standalone_mode=False)
         if tracking := sys.modules.get("twinsqueeze.tracking.run"):  # not imported: nothing was recorded
@@ -107,6 +109,7 @@ def cli(context: click.Context) -> None:
 
     A twin network compresses the vectors of a frozen sentence encoder. It is trained on scored sentence pairs with
     NEFTune-style noise. Runs go to MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db in the working directory.
+    Relative paths are relative to the working directory, also under `mlflow run /path/to/project`.
     Embeddings are cached in TWINSQUEEZE_CACHE, by default the user's cache folder. Checkpoints of unfinished trainings
     are in TWINSQUEEZE_STATE, by default the user's state folder.
     """

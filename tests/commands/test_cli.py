@@ -9,7 +9,6 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import get_args
 
-from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
@@ -25,6 +24,7 @@ from twinsqueeze.model import precision
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as tracking_run
+from twinsqueeze.utils.commands import own_command
 
 QUICK = str(ROOT / "experiments" / "quick.yaml")
 # The tracking store is opened before sentences are encoded, so that nothing is encoded in vain.
@@ -151,8 +151,6 @@ def test_a_registry_that_is_not_there(workplace, uri, message):
         assert "secret" not in line
 
 
-def test_a_run_without_a_model(workplace):
-    run = workplace.client.create_run("0")
 @pytest.mark.parametrize(
     ("uri", "reason", "advice"),
     [
@@ -185,6 +183,8 @@ def test_an_address_of_no_tracking_store(workplace, monkeypatch, uri, reason, ad
     assert (made(workplace), pauses) == (set(), [])
 
 
+def test_a_run_without_a_model(workplace):
+    run = workplace.client.create_run("0")
     assert "has no model" in refused(workplace.command("evaluate", "--model", run.info.run_id))
 
 
@@ -345,3 +345,12 @@ def test_the_next_command_is_spelled_as_the_one_before(monkeypatch, program, is_
     monkeypatch.setattr(sys, "argv", [program])
     run = SimpleNamespace(is_of_project=is_of_project, experiment_id=experiment)
     assert links.next_command(run, "evaluate", model="a b") == expected
+
+
+def test_the_next_command_fits_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run = SimpleNamespace(is_of_project=True, experiment_id="0")
+    assert links.next_command(run, "compare") == f"mlflow run {ROOT} --env-manager local -e compare"
+    monkeypatch.setattr(sys, "argv", ["/x/twinsqueeze/__main__.py"])
+    monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(ROOT))])
+    assert own_command("sync") == f"PYTHONPATH={ROOT} python -m twinsqueeze sync"

@@ -263,7 +263,7 @@ def test_large_finite_numbers_are_compressed(compress, workplace):
         (["--precision", "int4"], "precision must be one of float32, int8, product, binary, ubinary, not 'int4'"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),
         (["--overwrite=perhaps"], "'perhaps' is not a valid boolean"),
-        (["--output", "out.txt"], "output 'out.txt' ends in neither .npy nor .parquet"),
+        (["--output", "out.txt"], "out.txt' ends in neither .npy nor .parquet"),
         (["--input", "nowhere.npy"], "input 'nowhere.npy' is not there"),
         (["--input", "narrow.npy"], "compresses vectors of 64 numbers, and those of narrow.npy have 3"),
         (["--input", "narrow.csv"], "compresses vectors of 64 numbers, and those of narrow.csv have 3"),
@@ -291,10 +291,10 @@ def test_models_that_lack_what_is_needed_are_refused(refuse, compress, workplace
 
 def test_an_output_is_replaced_only_with_overwrite_and_only_by_a_whole_one(refuse, compress, workplace):
     np.save(workplace.folder / "out.npy", np.zeros(3))
-    assert "output 'out.npy' exists: name another file, or pass --overwrite" in refuse("in.npy")
+    assert "/out.npy' exists: name another file, or pass --overwrite" in refuse("in.npy")
     found, _ = compress("in.npy", "--overwrite")
     assert found.shape == (ROWS, 12)
-    assert "output 'in.npy' is the input: name another file" in refuse("in.npy", "--overwrite", output="in.npy")
+    assert "/in.npy' is the input: name another file" in refuse("in.npy", "--overwrite", output="in.npy")
     np.save(workplace.folder / "nan.npy", np.full((3, 64), np.nan))
     assert "row 0" in refuse("nan.npy", "--overwrite", "true")
 

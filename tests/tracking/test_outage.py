@@ -151,7 +151,7 @@ def test_what_a_server_that_never_returned_has_not_is_sent_later(place, server, 
         assert "Traceback" not in err
         last = err.strip().splitlines()[-1]
         assert str(place.folder / "state" / "records") in last
-        assert "python -m twinsqueeze sync" in last
+        assert "twinsqueeze sync" in last
         assert "dev" in out, "the results are printed all the same"
         assert len(records(place)) == count
         out, _ = sync(place, server.uri, "--list")
@@ -201,7 +201,7 @@ def test_a_run_that_was_deleted_is_refused_and_its_record_discarded(place, serve
             wait_for_line(process, "waiting for the tracking server")
             process.send_signal(signal.SIGINT)  # instead of the rest of the hour
             _, err = process.finish(130)
-        assert "python -m twinsqueeze sync" in err
+        assert "twinsqueeze sync" in err
         faults.fault = Faults.PASS
         (run_id,) = new_runs()
         mlflow.MlflowClient(server.uri).delete_run(run_id)

@@ -115,7 +115,6 @@ def _start_grid(
 
     with start_run(name, "ablation", tags={GRID_DIGEST: grid_digest, **tags}) as parent:
         parent.log_params({**params, "replicas": len(recipes)})
-        parent.set_tags({GRID_DIGEST: grid_digest, **tags})
         close_orphaned_runs(parent, is_same, "resumes the grid")
         yield parent
 

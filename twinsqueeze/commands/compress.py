@@ -56,7 +56,7 @@ class CompressOptions:
 
 def compress(options: CompressOptions) -> None:
     """Compress a file or a folder of files; row i of the output belongs to row i of the input."""
-    source, output = expand_user(options.input), expand_user(options.output)
+    source, output = expand_user(options.input), expand_user(options.output).absolute()
     check_output(output, overwrite=options.overwrite)
     if is_file(source) and output.exists() and output.samefile(source):
         raise InputError(f"output {str(output)!r} is the input: name another file")

@@ -7,6 +7,7 @@ from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.spool.journal import RunSpool, pending_runs
 from twinsqueeze.tracking.spool.uploader import EXIT_TIMEOUT, upload_pending
 from twinsqueeze.utils import console
+from twinsqueeze.utils.commands import own_command
 from twinsqueeze.utils.text import describe_error
 
 
@@ -26,7 +27,7 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
         return
     pending = {record.run_id for record in pending_runs()}
     for run_id in orphans:
-        hint = "; `python -m twinsqueeze sync` uploads the rest of its records" if run_id in pending else ""
+        hint = f"; `{own_command('sync')}` uploads the rest of its records" if run_id in pending else ""
         console.info(f"run {run_id} was RUNNING but its process is gone: marked as KILLED{hint}")
 
 
@@ -39,6 +40,6 @@ def _upload_complete_runs(experiment_id: str) -> None:
 
     for run, reason in upload_pending(filter(is_orphan, pending_runs()), EXIT_TIMEOUT):
         if reason:
-            console.warn(f"{run} is not fully uploaded, `python -m twinsqueeze sync` retries: {reason}")
+            console.warn(f"{run} is not fully uploaded, `{own_command('sync')}` retries: {reason}")
         else:
             console.info(f"{run} had ended before its process was killed: its records are uploaded")

@@ -8,6 +8,7 @@ from twinsqueeze.tracking import links, run
 from twinsqueeze.tracking.spool import uploader
 from twinsqueeze.tracking.spool.journal import RunSpool, pending_runs, records_dir
 from twinsqueeze.utils import console
+from twinsqueeze.utils.commands import own_command
 
 
 def sync(*, listed: bool = False, discard: str | None = None) -> None:
@@ -57,7 +58,7 @@ def _upload(runs: Sequence[RunSpool]) -> None:
     if failures:
         raise InputError(
             f"{len(failures)} of {len(runs)} records could not be sent and stay in {records_dir()}: "
-            f"{'; '.join(failures)}. Try again, or delete one with `python -m twinsqueeze sync --discard RUN_ID`"
+            f"{'; '.join(failures)}. Try again, or delete one with `{own_command('sync', '--discard', 'RUN_ID')}`"
         )
 
 

@@ -194,8 +194,7 @@ def _notes(rows: Sequence[Row], repeated: int) -> list[str]:
     if single := sum(len(row.runs) == 1 for row in rows):
         notes.append(f"{count(single, 'row')} with a single seed: no standard deviation and no interval.")
     if untested := sum(len(row.runs) - row.seeds("test") for row in rows):
-        command = "`mlflow run . --env-manager local -e evaluate -P model=RUN_ID`"
-        notes.append(f"{count(untested, 'run')} without test scores: evaluate with {command}.")
+        notes.append(f"{count(untested, 'run')} without test scores: `evaluate --model RUN_ID` adds them.")
     return notes
 
 

@@ -1,13 +1,13 @@
 """Addresses of the tracking store and its UI, and the commands to type next."""
 
 import shlex
-import sys
 from pathlib import Path
 
 import mlflow
 
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.store import canonical_uri, sqlite_path
+from twinsqueeze.utils.commands import SOURCE_DIR, own_command
 from twinsqueeze.utils.text import redact_credentials
 
 
@@ -26,11 +26,11 @@ def run_url(experiment_id: str, run_id: str | None = None) -> str:
 def next_command(run: RunLogger, command: str, **options: str) -> str:
     """A command for a run's experiment, spelled as the one that made the run: by `mlflow run` or directly."""
     if run.is_of_project:
+        project = "." if Path.cwd() == SOURCE_DIR else str(SOURCE_DIR)
         experiment = [] if run.experiment_id == "0" else ["--experiment-id", run.experiment_id]
         parameters = [part for name, value in options.items() for part in ("-P", f"{name}={value}")]
-        return shlex.join(["mlflow", "run", ".", "--env-manager", "local", *experiment, "-e", command, *parameters])
-    program = ["twinsqueeze"] if Path(sys.argv[0]).stem == "twinsqueeze" else ["python", "-m", "twinsqueeze"]
-    return shlex.join([*program, command, *(part for name, value in options.items() for part in (f"--{name}", value))])
+        return shlex.join(["mlflow", "run", project, "--env-manager", "local", *experiment, "-e", command, *parameters])
+    return own_command(command, *(part for name, value in options.items() for part in (f"--{name}", value)))
 
 
 def ui_steps(run: RunLogger) -> list[tuple[str, str]]:

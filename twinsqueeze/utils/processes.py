@@ -63,18 +63,35 @@ def _host() -> str:
         return name
 
 
-def exit_with_parent(run_id: str) -> None:
-    """Send this process SIGTERM when the `mlflow run` that started it is gone, even by SIGKILL.
+def find_mlflow_run_child(run_id: str) -> psutil.Process | None:
+    """Return the process that `mlflow run` started, this one or an ancestor; None if MLFLOW_RUN_ID was set otherwise.
 
-    `mlflow run` starts a shell with MLFLOW_RUN_ID in its environment, and the shell starts us. The highest ancestor
-    with that variable is the child of `mlflow run`, and gets another parent when `mlflow run` is gone.
+    `mlflow run` starts a shell with MLFLOW_RUN_ID in its environment, and the shell starts us.
     """
-    child = psutil.Process()
+    child = None
     with suppress(psutil.Error):  # an ancestor of another user, or gone
-        for ancestor in child.parents():
-            if ancestor.environ().get("MLFLOW_RUN_ID") != run_id:
+        for process in (psutil.Process(), *psutil.Process().parents()):
+            if process.environ().get("MLFLOW_RUN_ID") != run_id:
                 break
-            child = ancestor
+            child = process
+    return child
+
+
+def enter_dir_of_parent(child: psutil.Process) -> None:
+    """Change to the working directory of the `mlflow run` that started a process.
+
+    `mlflow run` starts its command in the project's folder. Relative paths are meant from where the user typed them.
+    """
+    if Path("MLproject").is_file():
+        with suppress(psutil.Error, OSError):  # gone, or of another user
+            os.chdir(psutil.Process(child.ppid()).cwd())
+
+
+def exit_with_parent(child: psutil.Process) -> None:
+    """Send this process SIGTERM when the `mlflow run` that started `child` is gone, even by SIGKILL.
+
+    The child gets another parent then.
+    """
     parent_id = child.ppid()
 
     def watch() -> None:

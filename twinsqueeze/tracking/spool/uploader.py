@@ -14,6 +14,7 @@ from tqdm import tqdm
 from twinsqueeze.errors import InputError
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool, records_dir
 from twinsqueeze.tracking.spool.replay import REQUEST_TIMEOUT, RunReplayer
+from twinsqueeze.utils.commands import own_command
 from twinsqueeze.utils.text import describe_error, escape_control_chars
 
 # Seconds between attempts: the pause after the first failure, which grows by itself up to the longest.
@@ -84,7 +85,7 @@ class Uploader:
         runs = "1 run is" if len(self.runs) == 1 else f"{len(self.runs)} runs are"
         return (
             f"{self.store} has not received everything ({reason}): {runs} stored in {records_dir()}, and "
-            "`python -m twinsqueeze sync` sends the rest later"
+            f"`{own_command('sync')}` sends the rest later"
         )
 
     def _send_all(self) -> None:
