@@ -14,6 +14,7 @@ from tests.helpers.commands import Workplace
 from tests.helpers.contention import check_succession, contend
 from tests.helpers.pairs import write_pairs
 from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.model.sentence_transformer import TextModelInfo
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import render_model_card
 
@@ -96,7 +97,7 @@ def test_description_is_the_model_card(trained_place, tiny_encoder):
     # Not binary: after few epochs all vectors may have the same signs, and Spearman is NaN.
     means = [sum(r.data.metrics[f"{s}/spearman_int8"] for r in recipe) / len(recipe) for s in ("dev", "test")]
     assert re.search(rf"\| int8 \| 8 \| {means[0]:.4f} \| [\d.]+ \| {means[1]:.4f} \|", card)
-    assert f"- Encoder {tiny_encoder}: unknown, see its source\n" in card
+    assert f"- Encoder {tiny_encoder.name}: unknown, see its source\n" in card
     assert "- Data sentences: unknown, see its source\n" in card
     # Baselines with better scores in at most as many bytes are listed as limitations.
     better = baselines.index[(baselines["dev/spearman"] > seeds.spearman.mean()) & (baselines["bytes"] <= 32)]
@@ -108,6 +109,27 @@ def test_model_card_names_the_license_of_the_default_encoder(trained_place):
     _, metadata = read_checkpoint(trained_place.checkpoint(trained_run(trained_place, 1)), "model")
     metadata.recipe = metadata.recipe.model_copy(update={"encoder": "all-MiniLM-L6-v2"})
     assert "- Encoder all-MiniLM-L6-v2: Apache 2.0\n" in render_model_card(metadata, 384, None)
+
+
+def test_model_card_shows_no_path_of_this_machine_and_no_limit_where_none_is(trained_place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("models/all-MiniLM-L6-v2").mkdir(parents=True)
+    checkpoint = next(trained_place.model(trained_run(trained_place, 1)).rglob("*.safetensors"))
+    _, metadata = read_checkpoint(checkpoint, "model")
+    for encoder, shown in (
+        (f"{tmp_path}/models/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+        ("models/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+        ("~/no/such/folder/", "folder"),
+        ("..", tmp_path.parent.name),
+        ("org/model", "org/model"),
+    ):
+        metadata.recipe = metadata.recipe.model_copy(update={"encoder": encoder, "dataset": f"{tmp_path}/my pairs"})
+        card = render_model_card(metadata, 384, TextModelInfo(None, {}, None, {}))
+        assert f"- Encoder {shown}: unknown, see its source\n" in card
+        assert f"| encoder | {shown} |" in card
+        assert "| dataset | my pairs |" in card
+        assert "- Texts are not truncated" in card
+        assert not re.search(r"~/|models/|" + re.escape(str(tmp_path)), card)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The sentence-transformers model of encoder and compressor, compared with the two applied one after the other."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from sentence_transformers import SentenceTransformer
 
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.errors import InputError
+from twinsqueeze.inference.compression import is_truncated
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import kaiming_uniform_layers
-from twinsqueeze.model.sentence_transformer import build_sentence_transformer
+from twinsqueeze.model.sentence_transformer import build_sentence_transformer, token_limit
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -55,6 +57,15 @@ def test_encoder_without_normalization_in_half_precision(base, tmp_path):
     vectors = model.encode(TEXTS)
     expected = network.compress(torch.from_numpy(encoder.load()(TEXTS).astype(np.float32)))
     np.testing.assert_allclose(vectors, expected, atol=2e-3)  # rounding error of half precision
+
+
+@pytest.mark.parametrize("limit", [None, math.inf, int(1e30), 1e30, 2**63 - 1])
+def test_a_model_without_a_limit_of_tokens_truncates_nothing(base, limit):
+    assert token_limit(base) == base.max_seq_length
+    assert is_truncated(base, TEXTS[-1])
+    base.max_seq_length = limit
+    assert token_limit(base) is None
+    assert not is_truncated(base, TEXTS[-1])
 
 
 def test_an_encoder_of_another_dimension_is_refused(encoder, base):

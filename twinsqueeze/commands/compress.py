@@ -17,6 +17,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
 from twinsqueeze.inference.writers import check_output, write_blocks
 from twinsqueeze.model.checkpoint import CheckpointMetadata
+from twinsqueeze.model.sentence_transformer import token_limit
 from twinsqueeze.recipe import bytes_per_vector
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
 from twinsqueeze.tracking.run import env_run_id, start_run
@@ -121,7 +122,7 @@ def _compress_texts(
         num_truncated += sum(is_truncated(model, text) for text in texts)
         yield block, compressor.quantize(encode_cached(model, fingerprint, texts, cache))
     if num_truncated:
-        console.warn(f"{num_truncated:,} texts were cut at the {model.max_seq_length} tokens that the encoder takes")
+        console.warn(f"{num_truncated:,} texts were cut at the {token_limit(model)} tokens that the encoder takes")
     if cache.warnings:
         console.warn(cache.warnings[0])
 

@@ -13,6 +13,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, check_precision, quantize
+from twinsqueeze.model.sentence_transformer import token_limit
 from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
@@ -72,7 +73,7 @@ def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[st
 
 def is_truncated(model: "SentenceTransformer", text: str) -> bool:
     """Return whether a text has more tokens than the model takes."""
-    limit = model.max_seq_length
+    limit = token_limit(model)
     # Every token but those of begin and end has at least one character.
     if limit is None or len(text) <= limit - 2:
         return False

@@ -16,7 +16,7 @@ from torch.nn import functional
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.quantizers import EPSILON
-from twinsqueeze.model.sentence_transformer import PROMPT_LENGTH, poolings_without_prompt, prompt_lengths
+from twinsqueeze.model.sentence_transformer import PROMPT_LENGTH, poolings_without_prompt, prompt_lengths, token_limit
 from twinsqueeze.types import FloatArray
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def _write_tokenizer(file: Path, model: "SentenceTransformer") -> "Tokenizer":
         raise InputError("the encoder has no fast tokenizer, which an ONNX graph needs: export the model as a folder")
     tokenizer: Tokenizer = copy.deepcopy(fast)
     settings = model.tokenizer
-    if model.max_seq_length:
-        tokenizer.enable_truncation(max_length=model.max_seq_length, direction=settings.truncation_side)
+    if limit := token_limit(model):
+        tokenizer.enable_truncation(max_length=limit, direction=settings.truncation_side)
     tokenizer.enable_padding(
         direction=settings.padding_side,
         pad_id=settings.pad_token_id,

@@ -12,20 +12,22 @@ from torch import nn
 from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import CompressorNetwork
-from twinsqueeze.utils.files import expand_user, is_dir
+from twinsqueeze.utils.files import public_name
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # Name of sentence-transformers for the number of tokens of a prompt.
 PROMPT_LENGTH = "prompt_length"
+# Tokenizers without a limit have 1e30, infinity or the largest integer of a type.
+MAX_TOKEN_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
 class TextModelInfo:
     """What users of a text model need to know about its inputs."""
 
-    max_seq_length: int | None
+    token_limit: int | None  # tokens after which a text is truncated; None if it never is
     prompts: Mapping[str, str]  # texts that are prepended to a text, by name
     default_prompt: str | None  # the name of the prompt that is prepended if none is chosen
     excluded_lengths: Mapping[str, int]  # tokens of each prompt, if the vectors leave them out
@@ -36,7 +38,13 @@ def describe_text_model(model: "SentenceTransformer") -> TextModelInfo:
     prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
     default = model.default_prompt_name if model.default_prompt_name in prompts else None
     lengths = prompt_lengths(model) if poolings_without_prompt(model) else {}
-    return TextModelInfo(model.max_seq_length, prompts, default, lengths)
+    return TextModelInfo(token_limit(model), prompts, default, lengths)
+
+
+def token_limit(model: "SentenceTransformer") -> int | None:
+    """Returns the number of tokens after which a model truncates texts; None if it does not."""
+    limit = model.max_seq_length
+    return None if limit is None or limit > MAX_TOKEN_LIMIT else int(limit)
 
 
 def poolings_without_prompt(model: "SentenceTransformer") -> list[nn.Module]:
@@ -68,8 +76,7 @@ def build_sentence_transformer(encoder: SentenceEncoder, compressor: CompressorN
 
     modules: list[nn.Module] = list(base)
     if isinstance(modules[0], Transformer):  # MLflow records this name, which must not be a path of this machine
-        is_local = is_dir(expand_user(encoder.name))
-        modules[0].auto_model.name_or_path = encoder.folder.name if is_local else encoder.name
+        modules[0].auto_model.name_or_path = public_name(encoder.name)
     if not isinstance(modules[-1], Normalize):  # compressors are trained on unit vectors
         modules.append(Normalize())
     for i, (weight, bias) in enumerate(compressor.layers, 1):

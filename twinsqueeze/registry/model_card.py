@@ -25,7 +25,10 @@ from twinsqueeze.reporting.ablation_table import (
 )
 from twinsqueeze.reporting.formats import markdown_table
 from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.utils.files import public_name
 from twinsqueeze.utils.text import escape_markdown
+
+NAMES = ("encoder", "dataset")  # fields that may be local paths
 
 
 def metric_sign(metric: str) -> int:
@@ -83,6 +86,8 @@ def render_model_card(
     template = environment.from_string(files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
         metadata=metadata,
+        encoder=public_name(metadata.recipe.encoder),
+        fields=metadata.recipe.model_dump() | {name: public_name(getattr(metadata.recipe, name)) for name in NAMES},
         run_id=run_id,
         input_dim=input_dim,
         input_bytes=f"{bytes_per_vector('float32', input_dim):,}",

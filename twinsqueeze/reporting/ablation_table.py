@@ -14,6 +14,7 @@ import numpy as np
 
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
+from twinsqueeze.utils.files import public_name
 
 EVALUATED_SPLITS = ("dev", "test")
 COLUMN_NAMES = {
@@ -170,7 +171,8 @@ def _build_table(runs: Sequence[TrainedRun], baselines: Sequence[BaselineRow], r
     order = attrgetter("architecture", "precision", "dim", *DISTINGUISHING_FIELDS)
     rows.sort(key=lambda row: (order(row.family), row.recipe.alpha))
     first, key = runs[0], runs[0].comparison_key
-    title = f"{first.dataset}, encoder {first.recipe.encoder}, labels {key.label_transform}, loss {key.loss}"
+    encoder = public_name(first.recipe.encoder)
+    title = f"{first.dataset}, encoder {encoder}, labels {key.label_transform}, loss {key.loss}"
     return AblationTable(key, title, first.notice, rows, baselines, _notes(rows, repeated))
 
 
