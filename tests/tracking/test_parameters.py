@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
 
-from tests.helpers.commands import PROJECT
+from tests.helpers.commands import PROJECT, ROOT, Workplace
 from twinsqueeze.cli import cli
 from twinsqueeze.commands.options import PATH
 from twinsqueeze.tracking.parameters import decode_params
@@ -91,3 +91,32 @@ def test_commands_accept_such_names_of_files_and_experiments(workplace, tiny_enc
     project_run("compress", model=NAME, input=f"{NAME}.npy", output=f"{NAME} small.npy")
     assert np.load(folder / f"{NAME} small.npy").shape == (64, 8)
     assert {run.info.status for run in workplace.client.search_runs([experiment])} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_mlflow_run_from_a_folder_with_a_space(tmp_path, shared_cache, tiny_encoder, pairs_folder):
+    """Relative paths are those of that folder, and the printed commands work there."""
+    place = Workplace(tmp_path / "Anna Maria", shared_cache)
+    place.folder.mkdir()
+    shutil.copytree(tiny_encoder, place.folder / "my encoder")
+    shutil.copytree(pairs_folder, place.folder / "my pairs")
+    np.save(place.folder / "in.npy", np.eye(64))
+
+    def mlflow_run(*arguments: str) -> str:
+        with place.start("run", *arguments, module="mlflow", MLFLOW_TRACKING_URI="") as process:
+            output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return output
+
+    options = ["dataset=my pairs", "encoder=my encoder", "epochs=1", "dim=8", "seed=1"]
+    output = mlflow_run(str(ROOT), "--env-manager", "local", *(text for option in options for text in ("-P", option)))
+    (run,) = place.runs()
+    next_command = next(line for line in output.splitlines() if "evaluate it again" in line)
+    mlflow_run(*shlex.split(next_command)[5:])
+    options = ["input=in.npy", f"model={run.info.run_id}", "output=small vectors.npy"]
+    compress = [str(ROOT), "--env-manager", "local", "-e", "compress"]
+    output = mlflow_run(*compress, *(text for option in options for text in ("-P", option)))
+    assert str(place.folder / "small vectors.npy") in output
+    assert np.load(place.folder / "small vectors.npy").shape == (64, 8)
+    assert [run.info.status for run in place.runs()] == ["FINISHED"] * 3
+    assert not (ROOT / "small vectors.npy").exists()
