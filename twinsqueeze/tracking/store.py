@@ -61,7 +61,7 @@ def _sqlite_uri(path: Path) -> str:
 
 
 def check_store(uri: str, ping: Callable[[], object], what: str, setting: str) -> None:
-    """Open a store that is no HTTP server, created if it is a SQLite file that does not exist.
+    """Open a store other than an HTTP server; a SQLite file is created if it does not exist.
 
     `ping` queries it. An error names the store as `what`, and its environment variable `setting`.
     """
