@@ -3,8 +3,6 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +22,7 @@ from twinsqueeze.commands.options import (
     input_option,
     model_option,
     option,
+    pair_loader,
     precision_option,
     resume_option,
     training_options,
@@ -150,15 +149,9 @@ def best_command(recipe: str, **options: Any) -> None:
 
 
 def _train(*, on_test: bool, resume: bool, verbose: bool, **options: Any) -> None:
-    load = _pair_loader(options)
+    load = pair_loader(options)
     recipe = Recipe.parse(options)
     _lazy_import("commands.train").train(recipe, load=load, on_test=on_test, resume=resume, verbose=verbose)
-
-
-def _pair_loader(options: dict[str, Any]) -> Callable[..., Any]:
-    """Returns `load_pairs` with the `dataset_options`, which are taken out of the options."""
-    dataset = {name: options.pop(name) for name in ("score_max", "columns") if name in options}
-    return partial(_lazy_import("data.sentence_pairs").load_pairs, **dataset)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
@@ -197,7 +190,7 @@ def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> No
     """
     given = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != "grid"}
     recipes = load_grid(grid, **given)
-    load = _pair_loader(options)
+    load = pair_loader(options)
     module = _lazy_import("commands.ablation")
     module.run_ablation(grid, recipes, module.AblationOptions(load=load, **options))
 
@@ -276,7 +269,7 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 )
 @bool_option("overwrite", "Replace an existing output.")
 def compress_command(**options: Any) -> None:
-    """Compress a file of vectors or texts with a trained model.
+    """Compress vectors or texts with a trained model.
 
     The output appears whole or not at all. Memory does not grow with the number of rows. Encoded texts are cached: a
     command that was interrupted encodes only the rest when it is started again.

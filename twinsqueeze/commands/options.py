@@ -3,6 +3,7 @@
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -93,6 +94,13 @@ def training_options(*, preset: bool = False) -> Decorator:
 def dataset_options(command: Command) -> Command:
     """Adds the options that say how the rows of a dataset are read."""
     return columns_option(score_max_option(command))
+
+
+def pair_loader(options: dict[str, Any]) -> Callable[..., Any]:
+    """Returns `load_pairs` with the `dataset_options`, which are taken out of the options."""
+    from twinsqueeze.data.sentence_pairs import load_pairs  # noqa: PLC0415 - imports NumPy, which --help does without
+
+    return partial(load_pairs, **{name: options.pop(name) for name in ("score_max", "columns") if name in options})
 
 
 def parse_columns(value: str | None) -> dict[str, str]:
