@@ -5,14 +5,19 @@ Run the same commands in two checkouts, each with a tracking store of its own, t
     python scripts/compare_metrics.py sqlite:///before.db sqlite:///after.db
 """
 
+import re
 import sys
 
 import click
 import mlflow
 from mlflow.entities import Run
 
-# Metrics that were renamed, as (old, new).
-RENAMED = (("neighbours_kept", "neighbor_recall"), ("search_cost/bytes_a_vector", "search/bytes_per_vector"))
+# Patterns of metrics that were renamed, with their replacements.
+RENAMED = (
+    ("neighbours_kept", "neighbor_recall"),
+    ("search_cost/bytes_a_vector", "search/bytes_per_vector"),
+    (r"^(train|dev|test)/(recall_at_\d+|mrr|\w+_(?:int8|binary|asymmetric))$", r"search/\1_\2"),
+)
 
 
 def trainings(uri: str) -> list[Run]:
@@ -23,12 +28,13 @@ def trainings(uri: str) -> list[Run]:
 
 
 def metrics(run: Run) -> dict[str, float]:
-    """Returns a run's metrics under their new names."""
+    """Returns a run's metrics under their new names, except times."""
     values = {}
     for name, value in run.data.metrics.items():
         for old, new in RENAMED:
-            name = name.replace(old, new)  # noqa: PLW2901 - renamed step by step
-        values[name] = value
+            name = re.sub(old, new, name)  # noqa: PLW2901 - renamed step by step
+        if not name.startswith("time/"):
+            values[name] = value
     return values
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from twinsqueeze.cli import cli
 from twinsqueeze.recipe import PRESETS, Recipe
+from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, metric_name
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -79,7 +80,8 @@ def score(
     if column.endswith("_gain"):
         mean, low, high = (values[column + end] for end in ("", "_low", "_high"))
         return "" if pd.isna(mean) else f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
-    name = f"{column}_{form}" if form else column
+    split, name = column.split("/")
+    name = metric_name(split, name, form or "float32") if split in EVALUATED_SPLITS else column
     mean, deviation = values[name], values.get(f"{name}_sd")
     if digits is not None:
         return f"{mean:.{digits}f}"

@@ -269,7 +269,7 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, tiny_option
     assert metrics["dev/spearman"] == pytest.approx(stats.spearmanr(predicted, dev.scores)[0], abs=1e-6)
     ways = [(unit[a] * restored[b]).sum(1) for a, b in permutations((dev.first, dev.second))]
     asymmetric = np.mean([stats.spearmanr(way, dev.scores)[0] for way in ways])
-    assert metrics["dev/spearman_asymmetric"] == pytest.approx(asymmetric, abs=1e-4)
+    assert metrics["search/dev_spearman_asymmetric"] == pytest.approx(asymmetric, abs=1e-4)
     workplace.run("evaluate", "--model", run.info.run_id)
     evaluated = workplace.runs()[0].data.metrics
     assert evaluated == {name: metrics[name] for name in evaluated}

@@ -40,8 +40,8 @@ def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes(table)
         ("mlp8, alpha 0.75, binary", 1),
     ]
     scores = {row.name: row.scores for row in rows}
-    assert scores["mlp32, alpha 0, int8"]["test/mrr"].mean == pytest.approx(np.mean([0.2, 0.21]))
-    assert scores["mlp8, alpha 0.75, binary"]["test/mrr"].mean == pytest.approx(0.1)
+    assert scores["mlp32, alpha 0, int8"]["search/test_mrr"].mean == pytest.approx(np.mean([0.2, 0.21]))
+    assert scores["mlp8, alpha 0.75, binary"]["search/test_mrr"].mean == pytest.approx(0.1)
     assert scores["mlp8, alpha 0.75, float32"]["dev/spearman"].mean == 0.85
 
 
@@ -82,7 +82,7 @@ def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
     ]
     (table,) = build_tables([run_with_search_scores(0.8, dim=64, **SIGN_QUANTIZED)], {})
     rows = search_table.rows_from_tables([table])
-    found = [(row.name, row.bytes, row.scores["dev/spearman"].mean, row.scores["test/mrr"].mean) for row in rows]
+    found = [(row.name, row.bytes, row.scores["dev/spearman"].mean, row.scores["search/test_mrr"].mean) for row in rows]
     assert found == [
         ("linear64-sign, alpha 0.75", 8, 0.8, 0.3),
         ("linear64-sign, alpha 0.75, float queries", 8, 0.4, 0.4),

@@ -98,6 +98,7 @@ class RunRecorder:
             squared_errors = pd.DataFrame({"squared_error": train_losses.astype(np.float32)})
             self.run.log_table("train_pair_losses.parquet", squared_errors)
             self._log_scores(evaluated, model_id, recipe.epochs)
+            self._log_times(evaluated.training)
             self._log_tables(evaluated, _describe_training(evaluated, self._data))
 
     def log_evaluation(self, evaluation: Evaluation, model_id: str | None) -> None:
@@ -124,6 +125,13 @@ class RunRecorder:
             self.run.log_metrics(pair_scores, step, model_id, data)
             self.run.log_metrics(_extra_metrics(split, result), 0, model_id, data)
         self.run.log_metrics({"search/bytes_per_vector": evaluation.compressor.bytes_per_vector})
+
+    def _log_times(self, training: TrainingResult) -> None:
+        trained_epochs = training.recipe.epochs - training.resumed_from_epoch
+        times = {"time/training_seconds": training.seconds}
+        if trained_epochs:
+            times["time/seconds_per_epoch"] = training.seconds / trained_epochs
+        self.run.log_metrics(times)
 
     def _log_tables(self, evaluation: Evaluation, description: str) -> None:
         """Logs predictions, baselines and the run's description."""

@@ -23,6 +23,7 @@ COLUMN_NAMES = {
 }  # fmt: skip
 SCORES = tuple(COLUMN_NAMES)
 PAIR_SCORES = SCORES[:4]
+MAIN_SCORES = SCORES[:5]
 SEARCH_SCORES = SCORES[3:]  # measured at every precision that vectors can be stored in
 PRECISIONS = ("float32", "int8", "binary")
 ASYMMETRIC = "asymmetric"  # float queries against stored codes (Jégou et al. 2011)
@@ -35,8 +36,13 @@ DISTINGUISHING_FIELDS = (
 
 
 def metric_name(split: str, score: str, precision: str = "float32") -> str:
-    """A score's name in MLflow, such as dev/mrr, dev/mrr_int8 and dev/mrr_asymmetric."""
-    return f"{split}/{score}" + ("" if precision == "float32" else f"_{precision}")
+    """A score's name in MLflow, such as dev/spearman, search/dev_mrr and search/dev_spearman_asymmetric.
+
+    The sections dev and test have `MAIN_SCORES` of the vectors as trained, so that MLflow's charts stay few.
+    """
+    if precision == "float32":
+        return f"{split}/{score}" if score in MAIN_SCORES else f"search/{split}_{score}"
+    return f"search/{split}_{score}_{precision}"
 
 
 _METRICS = [

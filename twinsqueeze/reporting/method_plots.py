@@ -51,7 +51,7 @@ def find_series(method: str) -> str | None:
 
 
 class MethodPoints(NamedTuple):
-    """Bytes per vector of a series' N points, and N scores by metric, such as "test/mrr"."""
+    """Bytes per vector of a series' N points, and N scores by metric, such as "test/spearman"."""
 
     bytes: Sequence[int]
     scores: Mapping[str, Sequence[float]]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import describe_error, escape_control_chars
 
 TEST_METRIC = "test/spearman"  # runs with this metric were evaluated on test
+TEST_METRICS = ("test/", "search/test_", "uncertainty/test_")
 Fingerprint = tuple[str, str, str]  # digests of recipe and data, and the encoder's fingerprint
 
 
@@ -108,7 +110,7 @@ def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
     recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
     metrics, test_digest = dict(run.data.metrics), tags.get(TEST_DIGEST)
     for evaluation in evaluations:
-        scores = {n: v for n, v in evaluation.data.metrics.items() if n.startswith(("test/", "uncertainty/test_"))}
+        scores = {n: v for n, v in evaluation.data.metrics.items() if n.startswith(TEST_METRICS)}
         if scores and evaluation.data.tags.get(DATASET_DIGEST) == tags[DATASET_DIGEST]:
             metrics |= scores
             test_digest = evaluation.data.tags[TEST_DIGEST]
@@ -173,10 +175,11 @@ def load_tables(
 
 def _baseline_row(record: Mapping[Any, Any], dim: int) -> BaselineRow:
     scores = {}
-    for name in (metric_name(split, score) for split in EVALUATED_SPLITS for score in SCORES):
+    for split, score in product(EVALUATED_SPLITS, SCORES):
+        name = f"{split}/{score}"
         if name in record:
             mean, deviation = (nan if value is None else value for value in (record[name], record.get(f"{name}_sd")))
-            scores[name] = SeedStats(float(mean), float(deviation), int(record["draws"]))
+            scores[metric_name(split, score)] = SeedStats(float(mean), float(deviation), int(record["draws"]))
     own_dim = None if pd.isna(record["dim"]) else dim
     return BaselineRow(record["model"], own_dim, int(record["bytes"]), scores, bool(record["search_only"]))
 

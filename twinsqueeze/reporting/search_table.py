@@ -45,7 +45,7 @@ class VectorFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchRow:
-    """A way to store vectors, with statistics by metric without precision, such as "test/mrr"."""
+    """A way to store vectors, with statistics by metric without precision, such as "search/test_mrr"."""
 
     name: str
     method: str  # the name without the size, by which figures choose the series

@@ -1,5 +1,6 @@
 """The training loop: trains replicas of one shape together and measures them after every epoch."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -45,6 +46,7 @@ class TrainingResult:
     compressor: CompressorNetwork
     history: History
     resumed_from_epoch: int = 0  # epochs that an interrupted process had completed
+    seconds: float = 0.0  # of the other epochs; replicas that train together share them
 
     @property
     def diverged_at(self) -> int | None:
@@ -88,7 +90,7 @@ def train_replicas(
     the epochs of an interrupted process, and `on_teacher_epoch` with (epochs done, epochs) of the teachers.
     """
     run = _Run(_make_setup(recipes, train), dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
-    epochs = recipes[0].epochs
+    epochs, start = recipes[0].epochs, time.monotonic()
     for epoch in range(1, epochs + 1):
         if epoch > run.resumed_from_epoch:
             if checkpoint:
@@ -100,7 +102,7 @@ def train_replicas(
     else:
         if checkpoint:
             checkpoint.maybe_save(run.state)
-    return [run.result(recipe) for recipe in recipes]
+    return [run.result(recipe, time.monotonic() - start) for recipe in recipes]
 
 
 def _make_setup(recipes: Sequence[Recipe], train: EncodedPairs) -> TrainingSetup:
@@ -160,10 +162,10 @@ class _Run:
         loss, clean_loss, *scores = self.curves[epoch - 1]
         return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, Scores(*scores))
 
-    def result(self, recipe: Recipe) -> TrainingResult:
+    def result(self, recipe: Recipe, seconds: float) -> TrainingResult:
         alphas, seeds = self._setup.alphas, self._setup.seeds
         replica = alphas.index(recipe.alpha) * len(seeds) + seeds.index(recipe.seed)
         loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
         history = History(loss, clean_loss, dict(zip(METRICS, dev, strict=True)))
         compressor = self._trainer.model.replica(replica).to("cpu", copy=True)
-        return TrainingResult(recipe, compressor, history, self.resumed_from_epoch)
+        return TrainingResult(recipe, compressor, history, self.resumed_from_epoch, seconds)
