@@ -12,6 +12,7 @@ from twinsqueeze.cli import cli
 from twinsqueeze.commands import train
 from twinsqueeze.grid import load_grid
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.tracking.parameters import format_param
 
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 # What an entry point would need a run of its own for, on the server that was away.
@@ -42,10 +43,17 @@ def test_declared_parameters_are_passed_on_and_have_the_defaults_of_the_command(
 @pytest.mark.parametrize("name", ["main", "train"])
 def test_declared_parameters_of_a_training_have_the_defaults_of_the_recipe(name):
     declared = {key: value["default"] for key, value in ENTRY_POINTS[name]["parameters"].items()}
-    assert declared.pop("resume") == "true"
     defaults = Recipe().model_dump()
     assert declared == {field: defaults[field] for field in declared}
+    # MLflow logs the former, the commands log the latter.
+    assert [str(value) for value in declared.values()] == [format_param(defaults[field]) for field in declared]
     assert {"alpha", "dim", "epochs", "batch_size", "lr", "seed", "architecture", "loss"} < set(declared)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_options_that_do_not_change_the_result_are_not_declared(name):
+    """MLflow logs declared parameters, also if they have their default."""
+    assert {"resume", "force", "overwrite"}.isdisjoint(ENTRY_POINTS[name]["parameters"])
 
 
 @pytest.mark.parametrize("preset", ["best", "best-16", "search"])

@@ -19,6 +19,7 @@ from mlflow.types.schema import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.tracking.parameters import format_param
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
 from twinsqueeze.tracking.spool.replay import RunReplayer
 from twinsqueeze.tracking.spool.uploader import Uploader, flush_timeout, notify
@@ -59,7 +60,7 @@ class RunLogger:
         """Log parameters, except those that `mlflow run` has logged already."""
         known = self.replayer.params
         # MLflow takes at most 6,000 characters of a value.
-        new = {name: str(value)[:6000] for name, value in values.items() if name not in known}
+        new = {name: format_param(value)[:6000] for name, value in values.items() if name not in known}
         if new:
             known |= new
             self._write({"op": "batch", "params": new})
@@ -132,7 +133,7 @@ class RunLogger:
         for compiled in list(folder.rglob("__pycache__")):  # saving a model imports its code
             shutil.rmtree(compiled, ignore_errors=True)
         files = [{**operation, "model": name} for operation in self.spool.hash_files(folder)]
-        texts = {key: str(value) for key, value in params.items()}
+        texts = {key: format_param(value) for key, value in params.items()}
         create = {"op": "create_model", "name": name, "params": texts, "tags": resolve_tags(dict(tags))}
         self._write(create, *files, {"op": "finalize_model", "name": name})  # a killed process writes all or none
 
