@@ -11,8 +11,7 @@ from tests.helpers.commands import ROOT
 from twinsqueeze.cli import cli
 from twinsqueeze.commands import train
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import Recipe
-from twinsqueeze.tracking.parameters import format_param
+from twinsqueeze.recipe import Recipe, format_value
 
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 # What an entry point would need a run of its own for, on the server that was away.
@@ -46,7 +45,7 @@ def test_declared_parameters_of_a_training_have_the_defaults_of_the_recipe(name)
     defaults = Recipe().model_dump()
     assert declared == {field: defaults[field] for field in declared}
     # MLflow logs the former, the commands log the latter.
-    assert [str(value) for value in declared.values()] == [format_param(defaults[field]) for field in declared]
+    assert [str(value) for value in declared.values()] == [format_value(defaults[field]) for field in declared]
     assert {"alpha", "dim", "epochs", "batch_size", "lr", "seed", "architecture", "loss"} < set(declared)
 
 

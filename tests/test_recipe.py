@@ -5,13 +5,12 @@ import pytest
 from tests.helpers.commands import ROOT
 from twinsqueeze.errors import InputError
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe import Recipe, format_value
 
 
 def test_defaults_are_those_of_the_study():
     study = {"alpha": 0.75, "dim": 32, "epochs": 200, "batch_size": 32, "lr": 2e-4, "seed": 0}
     assert Recipe().model_dump(include=set(study)) == study
-    assert Recipe().name == "mlp32-alpha0.75-seed0"
 
 
 def test_text_is_read_as_numbers():
@@ -108,3 +107,39 @@ def test_a_grid_that_is_not_there_or_not_text_is_refused(tmp_path):
 def test_the_projects_grids(name, count):
     assert len(load_grid(name)) == count
     assert load_grid(name) == load_grid(str(ROOT / "experiments" / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (3.0, "3"),
+        (0.75, "0.75"),
+        (2e-4, "0.0002"),
+        (1e-5, "1e-05"),
+        (32, "32"),
+        (True, "true"),
+        ("1.0", "1.0"),
+    ],
+)
+def test_values_are_logged_in_their_shortest_spelling(value, text):
+    assert format_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        (Recipe(), "mlp32-alpha0.75-seed0"),
+        (Recipe(dim=16, alpha=0, seed=3), "mlp16-alpha0-seed3"),
+        (Recipe(lr=1e-3, init="random", epochs=3), "mlp32-alpha0.75-seed0-epochs3-lr0.001"),
+        (Recipe(architecture="linear", quantizer="sign", init="pca"), "linear32-sign-alpha0.75-seed0-init_pca"),
+        (Recipe.preset("best", encoder="other", device="cpu"), "best-alpha0-seed0"),
+        (
+            Recipe.preset("best", alpha=2, seed=1, dim=64, lr_schedule="cosine"),
+            "best-alpha2-seed1-dim64-lr_schedule_cosine",
+        ),
+        (Recipe.preset("search-16", quantizer="none"), "search-16-alpha0-seed0-quantizer_none"),
+    ],
+)
+def test_names_tell_the_nearest_preset_and_what_differs_from_it(recipe, name):
+    assert recipe.name == name

@@ -108,8 +108,8 @@ def store(create_store, tmp_path, use_store) -> mlflow.MlflowClient:
     rng = np.random.default_rng(0)
     layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
     with start_run("run", "train") as run:
-        model = log_compressor(run, save(layer), np.ones((1, 8), np.float32), {})
-    model_registry.promote(model_registry.add_version(run.model_id(model), "", {}), None)
+        log_compressor(run, save(layer), np.ones((1, 8), np.float32), {})
+    model_registry.promote(model_registry.add_version(run.model_id(), "", {}), None)
     return mlflow.MlflowClient()
 
 
@@ -141,7 +141,7 @@ def test_a_registered_model_whose_files_have_changed_is_refused(store):
     (folder / "more.json").unlink()
     (folder / "requirements.txt").unlink()
     check_refused("requirements.txt is missing")
-    store.delete_model_version_tag("twinsqueeze", "1", model_loader.FILES_SHA256)
+    store.delete_model_version_tag("twinsqueeze", "1", model_loader.DIGESTS_SHA256)
     assert model_loader.resolve_model(CHAMPION).checkpoint.is_file()
 
 

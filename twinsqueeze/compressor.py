@@ -102,7 +102,7 @@ class Compressor:
     def load(cls, model: str | Path) -> Self:
         """Loads a compressor from a folder or a safetensors file, or an `InputError` says why not.
 
-        With MLflow, `model` may also be a run id or a URI: `models:/twinsqueeze@champion`, `runs:/RUN_ID/compressor`.
+        With MLflow, `model` may also be a run id or a URI: `models:/twinsqueeze@champion`, `models:/MODEL_ID`.
         """
         path = expand_user(model)
         file = path / CHECKPOINT_FILE if path.is_dir() else path

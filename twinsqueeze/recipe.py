@@ -7,6 +7,7 @@ MLflow's parameters are its fields.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, Self
 
@@ -17,6 +18,8 @@ from twinsqueeze.errors import InputError, suggest, truncate_repr
 
 # The presets in twinsqueeze/recipes/. `published` has the defaults.
 PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
+# Fields that are in no name or in every one.
+UNNAMED_FIELDS = ("alpha", "seed", "encoder", "dataset", "device")
 # Label of rows that compare float32 queries with stored codes, as a search does.
 FLOAT_QUERIES = "float queries"
 
@@ -28,6 +31,16 @@ def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None)
         return dim // subvector_dim
     bits = {"float32": 32, "int8": 8, "binary": 1, "ubinary": 1}[precision]
     return -(-bits * dim // 8)
+
+
+def format_value(value: object) -> str:
+    """Return the shortest text of a value, as users of `mlflow run -P` type it: 0 for 0.0, true for True.
+
+    MLflow groups runs by the text of their parameters.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _field(default: Any, description: str, allowed: str = "", **bounds: Any) -> Any:
@@ -203,8 +216,24 @@ class Recipe(BaseModel):
 
     @property
     def name(self) -> str:
-        """The name of its run, such as `mlp32-alpha0.75-seed0`."""
-        return f"{self.compressor_name}-alpha{self.alpha:g}-seed{self.seed}"
+        """The name of its run: the nearest preset, alpha, seed, and what else the preset has otherwise.
+
+        Such as `best-alpha0-seed0-epochs60`. For `published`, the defaults, it begins with the compressor, as in
+        `mlp32-alpha0.75-seed0`.
+        """
+        fields = [name for name in type(self).model_fields if name not in UNNAMED_FIELDS]
+        changes = {
+            preset: [name for name in fields if getattr(self, name) != getattr(recipe, name)]
+            for preset, recipe in _preset_recipes().items()
+        }
+        base = min(changes, key=lambda preset: len(changes[preset]))
+        changed = changes[base]
+        if base == "published":
+            base = self.compressor_name
+            changed = [name for name in changed if name not in {"architecture", "dim", "quantizer", "subvector_dim"}]
+        values = {name: getattr(self, name) for name in changed}
+        shown = [f"{name}{'_' if isinstance(v, str) else ''}{format_value(v)}" for name, v in values.items()]
+        return "-".join([base, f"alpha{format_value(self.alpha)}", f"seed{self.seed}", *shown])
 
     @property
     def compressor_name(self) -> str:
@@ -221,6 +250,11 @@ class Recipe(BaseModel):
     def bytes_per_vector(self) -> int:
         """Bytes of a compressed vector in that format."""
         return bytes_per_vector(self.precision, self.dim, self.subvector_dim)
+
+
+@cache
+def _preset_recipes() -> dict[str, Recipe]:
+    return {name: Recipe.preset(name) for name in PRESETS}
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def run_id(place, use_store) -> str:
 
 @pytest.fixture
 def names(place, run_id) -> list[str]:
-    model_id = place.client.get_run(run_id).outputs.model_outputs[0].model_id
-    return [run_id, f"runs:/{run_id}/compressor", f"models:/{model_id}"]
+    model = place.client.get_logged_model(place.client.get_run(run_id).outputs.model_outputs[0].model_id)
+    return [run_id, f"runs:/{run_id}/{model.name}", f"models:/{model.model_id}"]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.decomposition import PCA
 
 from tests.helpers.commands import Workplace
+from tests.helpers.results import without_times
 from tests.helpers.search import nearest, recall
 from tests.helpers.shortcuts import DRAW_FIGURES
 from tests.helpers.vectors import compress, unit_rows
@@ -70,7 +71,7 @@ def encoded(data, tiny_encoder, shared_cache):
 
 def test_a_run_has_a_name_tags_parameters_and_a_description(main_run, data, pairs_folder, tiny_encoder):
     assert main_run.info.status == "FINISHED"
-    assert main_run.info.run_name == "mlp8-alpha0.75-seed3"
+    assert main_run.info.run_name == "mlp8-alpha0.75-seed3-epochs12-lr0.001"
     tags = main_run.data.tags
     assert tags["twinsqueeze.kind"] == "train"
     assert tags["twinsqueeze.dataset"] == "sentences"
@@ -117,6 +118,7 @@ def test_metrics_are_those_of_the_logged_model(place, main_run, weights, encoded
     shown = {metric.key: metric.value for metric in model.metrics}
     assert shown["test/spearman"] == metrics["test/spearman"]
     assert model.params["alpha"] == "0.75"
+    assert model.name == main_run.info.run_name.replace(".", "_")  # MLflow refuses points
 
 
 def test_search_quality_is_measured_at_every_precision(main_run, model_folder, encoded):
@@ -136,11 +138,40 @@ def test_search_quality_is_measured_at_every_precision(main_run, model_folder, e
             unit = unit_rows(quantized.astype(np.float64))
             predicted = (unit[pairs.first] * unit[pairs.second]).sum(1)
             expected = stats.spearmanr(np.round(predicted, 6), pairs.scores)[0]
-            assert metrics[f"{split}/spearman{suffix}"] == pytest.approx(expected, abs=2e-2), suffix
-            assert f"{split}/mrr{suffix}" not in metrics  # of these pairs only a sentence with itself scores 4 or more
+            prefix = f"search/{split}_" if suffix else f"{split}/"
+            assert metrics[f"{prefix}spearman{suffix}"] == pytest.approx(expected, abs=2e-2), suffix
+            # Of these pairs only a sentence with itself scores 4 or more.
+            assert f"search/{split}_mrr{suffix}" not in metrics
             if suffix != "_binary":  # where signs tie, any of the tied are the nearest
                 expected = recall(nearest(pairs.embeddings), nearest(unit))
-                assert metrics[f"{split}/neighbor_recall{suffix}"] == pytest.approx(expected, abs=0.02)
+                assert metrics[f"{prefix}neighbor_recall{suffix}"] == pytest.approx(expected, abs=0.02)
+
+
+def test_few_metrics_have_charts_of_their_own(main_run):
+    names = ("spearman", "pearson", "mse", "mae", "neighbor_recall")
+    charts = {f"{split}/{name}" for split in ("dev", "test") for name in names} | {"train/loss", "train/clean_loss"}
+    sections = ("search/", "uncertainty/", "time/")
+    assert {name for name in main_run.data.metrics if not name.startswith(sections)} == charts
+    seconds = main_run.data.metrics["time/training_seconds"]
+    assert seconds == pytest.approx(main_run.data.metrics["time/seconds_per_epoch"] * EPOCHS)
+    assert 0 < seconds < (main_run.info.end_time - main_run.info.start_time) / 1000
+
+
+def test_tags_are_short(main_run, place):
+    model = place.client.get_logged_model(main_run.outputs.model_outputs[0].model_id)
+    for name, value in {**main_run.data.tags, **model.tags}.items():
+        assert len(value) < 300 or name == "mlflow.note.content", name
+
+
+def test_an_experiment_gets_a_note_once(workplace, small_training):
+    client, key = workplace.client, "mlflow.note.content"
+    for experiment, note in {"new": None, "described": "by its user", "cleared": ""}.items():
+        experiment_id = client.create_experiment(experiment, str(workplace.folder / experiment))
+        if note is not None:
+            client.set_experiment_tag(experiment_id, key, note)
+        workplace.run("train", *small_training, "--epochs", "1", MLFLOW_EXPERIMENT_NAME=experiment)
+        found = client.get_experiment(experiment_id).tags[key]
+        assert found == note if note is not None else "tags.`twinsqueeze.kind` = 'train'" in found
 
 
 def test_artifacts_are_figures_and_tables(place, main_run, data):
@@ -168,7 +199,7 @@ def test_main_prints_its_data_first_and_a_headline_a_table_and_the_next_commands
     assert main_output.stderr.splitlines()[:3] == [
         "Data:    sentences, 60 train, 24 dev, 24 test pairs",
         f"Encoder: {tiny_encoder}, 64 floats",
-        "Run:     mlp8-alpha0.75-seed3 on cpu",
+        "Run:     mlp8-alpha0.75-seed3-epochs12-lr0.001 on cpu",
     ]
     lines, metrics = main_output.stdout.splitlines(), main_run.data.metrics
     scores = f"dev {metrics['dev/spearman']:.4f}, test {metrics['test/spearman']:.4f}"
@@ -229,7 +260,8 @@ def test_train_then_evaluate_gives_the_metrics_of_main_to_the_last_bit(main_run,
     assert evaluated.data.tags["twinsqueeze.trained_run"] == trained.info.run_id
     for tag in ("twinsqueeze.dataset_digest", "twinsqueeze.dataset"):
         assert trained.data.tags[tag] == evaluated.data.tags[tag] == main_run.data.tags[tag]
-    assert trained.data.metrics | evaluated.data.metrics == main_run.data.metrics
+    assert evaluated.data.tags["mlflow.parentRunId"] == trained.info.run_id
+    assert without_times(trained.data.metrics | evaluated.data.metrics) == without_times(main_run.data.metrics)
 
 
 def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_folder, weights, tiny_options, tmp_path):

@@ -5,6 +5,10 @@ import numpy as np
 from twinsqueeze.training.loop import TrainingResult
 
 
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
 def same_bits(a: TrainingResult, b: TrainingResult) -> bool:
     def arrays(result: TrainingResult) -> list[np.ndarray]:
         history = result.history

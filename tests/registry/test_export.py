@@ -128,9 +128,9 @@ def test_models_load_where_this_package_is_not_installed(place, trained, exporte
     program = """
 import json
 import mlflow
-uri, run_id, folder = sys.argv[1:]
+uri, compressor_uri, folder = sys.argv[1:]
 texts = json.load(open("texts.json"))
-compressor = mlflow.pyfunc.load_model(f"runs:/{run_id}/compressor")
+compressor = mlflow.pyfunc.load_model(compressor_uri)
 compressed = compressor.predict(np.load("encoded.npy"))
 assert "torch" not in sys.modules
 from sentence_transformers import SentenceTransformer
@@ -138,7 +138,7 @@ predicted = mlflow.pyfunc.load_model(uri).predict(texts)
 model = SentenceTransformer(folder, device="cpu", local_files_only=True)
 np.save("vectors.npy", [compressed, predicted, model.encode(texts)])
 """
-    arguments = (URI, trained.info.run_id, str(exported / "folder"))
+    arguments = (URI, f"models:/{trained.outputs.model_outputs[0].model_id}", str(exported / "folder"))
     run_without(["twinsqueeze"], program, *arguments, folder=tmp_path, environment=place.environment)
     for found in np.load(tmp_path / "vectors.npy"):
         np.testing.assert_allclose(found, vectors, atol=1e-6)

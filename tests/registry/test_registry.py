@@ -69,6 +69,11 @@ def test_the_best_seed_of_the_best_recipe_becomes_the_champion(trained_place):
     assert "There was no champion to compare with." in summary
     assert aliases(trained_place.client) == {"champion": 1}
     assert trained_run(trained_place, 1).info.run_id == best
+    version = trained_place.client.get_model_version(NAME, "1")
+    assert version.run_id == best
+    assert max(map(len, version.tags.values())) <= 64
+    model = trained_place.client.get_logged_model(registration.outputs.model_outputs[0].model_id)
+    assert model.name == registration.info.run_name.replace(".", "_")  # MLflow refuses points
 
 
 def test_description_is_the_model_card(trained_place, tiny_encoder):
@@ -95,7 +100,7 @@ def test_description_is_the_model_card(trained_place, tiny_encoder):
     seeds = frame[frame.alpha == trained.data.params["alpha"]]
     recipe = [trained_place.client.get_run(run_id) for run_id in seeds.run]
     # Not binary: after few epochs all vectors may have the same signs, and Spearman is NaN.
-    means = [sum(r.data.metrics[f"{s}/spearman_int8"] for r in recipe) / len(recipe) for s in ("dev", "test")]
+    means = [sum(r.data.metrics[f"search/{s}_spearman_int8"] for r in recipe) / len(recipe) for s in ("dev", "test")]
     assert re.search(rf"\| int8 \| 8 \| {means[0]:.4f} \| [\d.]+ \| {means[1]:.4f} \|", card)
     assert f"- Encoder {tiny_encoder.name}: unknown, see its source\n" in card
     assert "- Data sentences: unknown, see its source\n" in card
@@ -258,12 +263,10 @@ def test_second_rollback_goes_back_one_version_further(store, versions):
 
 
 def test_long_description_is_truncated_at_a_line_break(store, monkeypatch):
-    monkeypatch.setattr(
-        mlflow, "register_model", lambda uri, name, tags: store.create_model_version(name, "nowhere", tags=tags)
-    )
-    monkeypatch.setattr(model_registry.model_loader, "compute_model_digests", lambda model_id: "{}")
-    logged = store.create_logged_model("0", "text_model").model_id
-    version = model_registry.add_version(logged, "\n".join(f"line {i:05}" for i in range(1000)), {})
+    monkeypatch.setattr(model_registry.model_loader, "store_model_digests", lambda model_id: "0")
+    logged = store.create_logged_model("0").model_id
+    card, tags = "\n".join(f"line {i:05}" for i in range(1000)), {"twinsqueeze.trained_run": "0" * 32}
+    version = model_registry.add_version(logged, card, tags)
     text = store.get_model_version(NAME, str(version.number)).description
     assert len(text) <= 5000
     lines = text.splitlines()

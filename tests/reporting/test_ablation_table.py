@@ -104,7 +104,8 @@ def test_every_format_of_a_table(runs):
 
 def test_a_summary_is_short_enough_for_mlflow():
     runs = [trained(0.8, alpha=alpha / 10, seed=seed) for alpha in range(200) for seed in range(2)]
-    text = formats.summary(build_tables(runs, {}), ["a note"])
+    text = report.summary(build_tables(runs, {}), ["a note"])
     assert len(text) < 8000
+    assert text.startswith("Best on dev: mlp32 at alpha")
     assert "more rows" in text
     assert "a note" in text

@@ -15,7 +15,7 @@ from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
 from tests.helpers.commands import PROJECT, ROOT, Workplace
 from twinsqueeze.cli import cli
 from twinsqueeze.commands.options import PATH
-from twinsqueeze.tracking.parameters import decode_params, format_param
+from twinsqueeze.tracking.parameters import decode_params
 
 # What an argument of a program can be.
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30) | st.lists(
@@ -52,14 +52,6 @@ def test_every_text_is_passed_on_and_read_back(name, parameter, value):
     arguments = shlex.split(entry_point.compute_command(passed, None))
     parsed = command.make_context(name, arguments[4:]).params[parameter]
     assert parsed == {PATH: Path(value), click.BOOL: False}.get(option.type, value)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (3.0, "3"), (0.75, "0.75"), (2e-4, "0.0002"), (1e-5, "1e-05"), (32, "32"), (True, "true"), ("1.0", "1.0")],
-)
-def test_values_are_logged_in_their_shortest_spelling(value, text):
-    assert format_param(value) == text
 
 
 @pytest.mark.parametrize("value", ["'a b'", "a b", "'", "a 'b", ""])

@@ -43,7 +43,7 @@ def test_markdown_holds_names_as_text(table):
     recipe = Recipe(encoder=HOSTILE, dataset=HOSTILE)
     names = dict.fromkeys(["dataset", "dataset_digest", "encoder_fingerprint", "version"], HOSTILE)
     metadata = CheckpointMetadata(recipe=recipe, score_max=None, **names)
-    tables = [formats.to_markdown([table], [HOSTILE]), formats.summary([table], [HOSTILE])]
+    tables = [formats.to_markdown([table], [HOSTILE]), report.summary([table], [HOSTILE])]
     text_model = TextModelInfo(256, {HOSTILE: HOSTILE}, HOSTILE, {HOSTILE: 3})
     for text in [*tables, render_model_card(metadata, 384, text_model)]:
         assert not COMMANDS.search(text)

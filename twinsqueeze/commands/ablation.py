@@ -18,7 +18,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import DataByRecipe, EvaluatedTraining, ExperimentData
 from twinsqueeze.grid import find_grid
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.reporting import figure_pool, formats, run_loader, terminal
+from twinsqueeze.reporting import figure_pool, report, run_loader, terminal
 from twinsqueeze.reporting.ablation_table import AblationTable, TrainedRun
 from twinsqueeze.reporting.figure_pool import Draw
 from twinsqueeze.tracking import links
@@ -76,13 +76,14 @@ def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions)
             )
         logged = _train_and_log(missing, data, resume=options.resume)
         tables, notes = _build_tables(loaded, logged, {_fingerprint(recipe, data) for recipe in recipes})
-        parent.set_description(formats.summary(tables, notes))
+        parent.log_metrics(report.best_scores(tables[0]))
+        parent.set_description(report.summary(tables, notes))
     terminal.print_ablation(tables, verbose=options.verbose)
     for notice in dict.fromkeys(d.pairs.notice for d in data.values() if d.pairs.notice):
         console.warn(notice)
-    report = links.next_command(parent, "compare", output="report")
+    comparison = links.next_command(parent, "compare", output="report")
     register = links.next_command(parent, "register")
-    steps = [("figures and a report", report), ("register the best run", register), *links.ui_steps(parent)]
+    steps = [("figures and a report", comparison), ("register the best run", register), *links.ui_steps(parent)]
     terminal.print_next_steps(steps)
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.reporting import formats, report, run_loader, terminal
+from twinsqueeze.reporting import report, run_loader, terminal
 from twinsqueeze.reporting.ablation_figures import build_sections
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import check_tracking_server, start_run
@@ -29,7 +29,8 @@ def compare(experiment: str, *, output: Path | None = None, overwrite: bool = Fa
         console.info(note)
     with start_run("comparison", "comparison") as run, tempfile.TemporaryDirectory() as folder:
         run.log_params({"experiment": experiment, "compared_runs": len(runs)})
-        run.set_description(formats.summary(tables, notes))
+        run.set_description(report.summary(tables, notes))
+        run.log_metrics(report.best_scores(tables[0]))
         origin = f"{len(runs)} runs of experiment {experiment_id}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
         report.write_report(Path(folder), build_sections(tables), notes, origin)
         run.log_artifacts(Path(folder), "comparison")

@@ -45,6 +45,8 @@ def evaluate(options: EvaluationOptions) -> None:
     recipe = metadata.recipe if metadata else Recipe()
     name = recipe.name if metadata else Path(model).name
     run_name = f"{name}-{split}"
+    if options.dataset != SAME_DATASET:
+        run_name += f"-{Path(options.dataset).name}"
     data = _load_data(options, recipe, metadata, compressor.input_dim, run_name)
     if not metadata or metadata.int8_ranges is None:
         console.info(f"model {model!r} has no calibration for int8: its int8 scores are left out")
@@ -53,6 +55,8 @@ def evaluate(options: EvaluationOptions) -> None:
     params |= {"label_transform": recipe.label_transform}
     tags = {TRAINED_RUN: resolved.run_id} if resolved.run_id else {}
     with start_run(run_name, "evaluation") as run:
+        if resolved.run_id:
+            run.set_parent(resolved.run_id)
         recorder = RunRecorder(run, data, [split], params, tags)
         evaluation = experiment.evaluate(name, compressor, metadata, data, [split])
         recorder.log_evaluation(evaluation, resolved.model_id)

@@ -87,7 +87,7 @@ def _add_version(
     run: RunLogger, selection: ModelSelection, model: "SentenceTransformer", checkpoint: Path, card: str
 ) -> Version:
     trained = selection.run
-    with run.log_model(model_files.SENTENCE_TRANSFORMER_NAME, trained.recipe.model_dump(), {}) as folder:
+    with run.log_model(trained.recipe.model_dump(), {}) as folder:
         model_files.save_sentence_transformer(folder, model, checkpoint, card, trained.run_id)
     tags = {
         TRAINED_RUN: trained.run_id,
@@ -95,7 +95,7 @@ def _add_version(
         model_registry.DEV_DIGEST: selection.dev_digest,
         model_registry.LABEL_TRANSFORM: trained.recipe.label_transform,
     }
-    return model_registry.add_version(run.model_id(model_files.SENTENCE_TRANSFORMER_NAME), card, tags)
+    return model_registry.add_version(run.model_id(), card, tags)
 
 
 def _report_already_registered(selection: ModelSelection, version: Version) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -28,9 +29,12 @@ from twinsqueeze.utils.text import describe_error
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# Tag of a registered version and of its logged model: JSON that maps each file of the model to its SHA-256.
-FILES_SHA256 = "twinsqueeze.files_sha256"
-GENERATED_FILES = ("registered_model_meta", "*.pyc")  # MLflow and Python add them when they load a model
+# A file of registered models: JSON that maps each other file to its SHA-256.
+DIGESTS_FILE = "sha256.json"
+# Tag of a registered version and of its logged model: SHA-256 of that file.
+DIGESTS_SHA256 = "twinsqueeze.files_sha256"
+# The others are added by MLflow and Python when they load a model.
+UNLISTED_FILES = (DIGESTS_FILE, "registered_model_meta", "*.pyc")
 MAX_FILES = 1000  # a limit, so that passing "/" or a home directory by mistake fails soon
 
 
@@ -91,10 +95,15 @@ def load_sentence_transformer_for(
     return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
-def compute_model_digests(model_id: str) -> str:
-    """Compute the SHA-256 of each file of a logged model, as the JSON value of the tag `FILES_SHA256`."""
+def store_model_digests(model_id: str) -> str:
+    """Add `DIGESTS_FILE` to a logged model, and return its SHA-256."""
     uri = f"models:/{model_id}"
-    return json.dumps(files.dir_sha256(_download(uri, uri), GENERATED_FILES))
+    digests = files.dir_sha256(_download(uri, uri), UNLISTED_FILES)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, DIGESTS_FILE)
+        path.write_text(json.dumps(digests), encoding="utf-8")
+        mlflow.MlflowClient().log_model_artifact(model_id, str(path))
+        return files.file_sha256(path)
 
 
 def _find_store_entry(model: str) -> ModelVersion | LoggedModel:
@@ -157,8 +166,12 @@ def _find_checkpoint(paths: Sequence[Path], model: str) -> Path:
 
 def _verify_digests(tags: Mapping[str, str], folder: Path, checkpoint: Path, model: str) -> None:
     change = None
-    if recorded := tags.get(FILES_SHA256):
-        change = files.describe_change(json.loads(recorded), files.dir_sha256(folder, GENERATED_FILES))
+    if recorded := tags.get(DIGESTS_SHA256):
+        listed = folder / DIGESTS_FILE
+        found = {DIGESTS_FILE: files.file_sha256(listed)} if listed.is_file() else {}
+        change = files.describe_change({DIGESTS_FILE: recorded}, found) or files.describe_change(
+            json.loads(listed.read_bytes()), files.dir_sha256(folder, UNLISTED_FILES)
+        )
     elif recorded := tags.get(f"{FILE_SHA256}{CHECKPOINT_FILE}"):
         change = files.describe_file_change(CHECKPOINT_FILE, recorded, files.file_sha256(checkpoint))
     if change:

@@ -1,9 +1,8 @@
 """The registered model `twinsqueeze` in MLflow's model registry: its versions and their aliases."""
 
-import io
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -69,15 +68,19 @@ def find_trained_by(run_id: str) -> Version | None:
 
 
 def add_version(model_id: str, description: str, tags: Mapping[str, str]) -> Version:
-    """Register a logged model as a new version without an alias; adds the digests of its files to the tags."""
+    """Register a logged model as a new version without an alias; its source is the run that the tags name.
+
+    The digests of its files become a file of the model, whose digest becomes a tag.
+    """
     client = mlflow.MlflowClient()
-    digests = {model_loader.FILES_SHA256: model_loader.compute_model_digests(model_id)}
+    digests = {model_loader.DIGESTS_SHA256: model_loader.store_model_digests(model_id)}
     client.set_logged_model_tags(model_id, digests)
     tags = {**tags, **digests}
     with suppress(mlflow.MlflowException):  # it exists
         client.create_registered_model(NAME, description=DESCRIPTION)
-    with redirect_stderr(io.StringIO()):  # MLflow prints that it exists
-        registered = mlflow.register_model(f"models:/{model_id}", NAME, tags=tags)
+    # `mlflow.register_model` would record no run.
+    source = f"models:/{model_id}"
+    registered = client.create_model_version(NAME, source, tags.get(TRAINED_RUN), tags, model_id=model_id)
     version = Version(int(registered.version), (), tags)
     set_description(version, description)
     return version

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
 COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
-MAX_DESCRIPTION_LENGTH = 8000  # MLflow truncates longer ones
 
 
 def scores_sentence(split: str, result: "EvaluationResult") -> str:
@@ -94,18 +93,13 @@ def truncate_lines(text: str, limit: int, note: str) -> str:
     return text[: limit - len(note) - 2].rpartition("\n")[0] + f"\n\n{note}"
 
 
-def summary(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
-    """The compact tables in Markdown for a run's description."""
-    text = _render("summary.md.jinja", tables=tables, notes=notes)
-    return truncate_lines(text, MAX_DESCRIPTION_LENGTH, "There are more rows: see `compare`.")
-
-
 def to_markdown(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
     """Scores and search quality of all tables, with their notes."""
-    return _render("table.md.jinja", tables=tables, notes=notes)
+    return render("table.md.jinja", tables=tables, notes=notes)
 
 
-def _render(template: str, **values: object) -> str:
+def render(template: str, **values: object) -> str:
+    """A template with values, in Markdown."""
     environment = template_environment()
     environment.filters["md"] = escape_markdown
     functions = (ablation_scores, compact_scores, markdown_table)

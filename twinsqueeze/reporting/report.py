@@ -22,6 +22,7 @@ from twinsqueeze.reporting.search_table import TextTable
 from twinsqueeze.reporting.statistics import NO_VALUES
 
 MAX_NAMED = 3  # baselines in the conclusion
+MAX_DESCRIPTION_LENGTH = 8000  # MLflow truncates longer ones
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ def conclusion(table: AblationTable) -> str:
     elif small:
         sentences.append(f"No baseline of at most {size:,} bytes is better on dev.")
     return " ".join(sentences)
+
+
+def best_scores(table: AblationTable) -> dict[str, float]:
+    """The best compressor's mean Spearman by split, as metrics of the run that compares."""
+    return {f"best/{split}_spearman": table.best.scores[f"{split}/spearman"].mean for split in EVALUATED_SPLITS}
+
+
+def summary(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
+    """The conclusions and the compact tables in Markdown for a run's description."""
+    text = formats.render("summary.md.jinja", tables=tables, notes=notes, conclusions=map(conclusion, tables))
+    return formats.truncate_lines(text, MAX_DESCRIPTION_LENGTH, "There are more rows: see `compare`.")
 
 
 def key_results(table: AblationTable) -> TextTable:

@@ -17,6 +17,7 @@ from twinsqueeze.reporting.ablation_table import (
     SELECTION_METRIC,
     AblationTable,
     count,
+    metric_name,
 )
 from twinsqueeze.reporting.headline import headline, strongest_baselines
 from twinsqueeze.reporting.search_table import SearchRow, TextTable, VectorFormat
@@ -56,7 +57,7 @@ def print_run(
     # The size has a column of its own.
     shown = sorted([*trained, *(replace(row, name=row.sizeless_name) for row in baselines)], key=lambda row: -row.bytes)
     columns = [*((split, "spearman") for split in splits), *((splits[-1], score) for score in OTHER_SCORES)]
-    measured = [column for column in columns if any(isfinite(row.score("/".join(column)).mean) for row in shown)]
+    measured = [column for column in columns if any(isfinite(row.score(metric_name(*column)).mean) for row in shown)]
     header, cells = search_table.format_columns(shown, measured)
     _print_table((header, cells), {i for i, row in enumerate(shown) if row.is_trained})
     if verbose:

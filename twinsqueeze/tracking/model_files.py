@@ -21,8 +21,6 @@ from twinsqueeze.utils.files import CHECKPOINT_FILE
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-COMPRESSOR_NAME = "compressor"
-SENTENCE_TRANSFORMER_NAME = "text_model"
 PYFUNC = Path(__file__).parent / "pyfunc"
 EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 # A vector per row. From a tensor of two dimensions `mlflow.pyfunc.spark_udf` would infer an array of arrays per row.
@@ -37,7 +35,7 @@ def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, param
     `checkpoint` is a safetensors file, `example` (n, encoder's dimension) float32, and `params` is the recipe.
     """
     tags = {f"{FILE_SHA256}{CHECKPOINT_FILE}": hashlib.sha256(checkpoint).hexdigest()}
-    with run.log_model(COMPRESSOR_NAME, params, tags) as folder, tempfile.TemporaryDirectory() as temporary:
+    with run.log_model(params, tags) as folder, tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary, CHECKPOINT_FILE)
         path.write_bytes(checkpoint)
         mlflow.pyfunc.save_model(
@@ -50,7 +48,7 @@ def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, param
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "safetensors")],
         )
-    return COMPRESSOR_NAME
+    return run.model_name
 
 
 def save_sentence_transformer(

@@ -1,20 +1,9 @@
-"""The parameters of runs: how values are written, and read as users passed them."""
+"""The parameters of runs, as users passed them."""
 
 import shlex
-from typing import Any
 
 from mlflow.entities import Run, SourceType
 from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_TYPE
-
-
-def format_param(value: Any) -> str:
-    """Return the shortest text of a value, as users of `mlflow run -P` type it: 0 for 0.0, true for True.
-
-    MLflow groups runs by the text.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def decode_params(run: Run) -> dict[str, str]:

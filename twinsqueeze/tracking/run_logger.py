@@ -1,13 +1,15 @@
 """Logs one run, with the verbs of MLflow's API."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.data.http_dataset_source import HTTPDatasetSource
@@ -16,10 +18,10 @@ from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-
 from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunTag
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types.schema import ColSpec, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.tracking.parameters import format_param
+from twinsqueeze.recipe import format_value
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
 from twinsqueeze.tracking.spool.replay import RunReplayer
 from twinsqueeze.tracking.spool.uploader import Uploader, flush_timeout, notify
@@ -60,7 +62,7 @@ class RunLogger:
         """Log parameters, except those that `mlflow run` has logged already."""
         known = self.replayer.params
         # MLflow takes at most 6,000 characters of a value.
-        new = {name: format_param(value)[:6000] for name, value in values.items() if name not in known}
+        new = {name: format_value(value)[:6000] for name, value in values.items() if name not in known}
         if new:
             known |= new
             self._write({"op": "batch", "params": new})
@@ -69,6 +71,12 @@ class RunLogger:
         """Set tags."""
         self._tags |= values
         self._write({"op": "batch", "tags": dict(values)})
+
+    def set_parent(self, run_id: str) -> None:
+        """Have MLflow's UI show the run below another one, if that is in the same experiment."""
+        with suppress(mlflow.MlflowException):  # the other run is in another store, or deleted
+            if mlflow.get_run(run_id).info.experiment_id == self.experiment_id:
+                self.set_tags({MLFLOW_PARENT_RUN_ID: run_id})
 
     def set_description(self, text: str) -> None:
         """Set the run's description, Markdown."""
@@ -126,22 +134,28 @@ class RunLogger:
             shutil.copytree(source, folder / artifact_path)
 
     @contextmanager
-    def log_model(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Path]:
-        """Yield an empty folder, and log the MLflow model that is in it at the end."""
+    def log_model(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Path]:
+        """Yield an empty folder, and log the MLflow model that is in it at the end under `model_name`."""
+        name = self.model_name
         folder = self.spool.new_dir()
         yield folder
         for compiled in list(folder.rglob("__pycache__")):  # saving a model imports its code
             shutil.rmtree(compiled, ignore_errors=True)
         files = [{**operation, "model": name} for operation in self.spool.hash_files(folder)]
-        texts = {key: format_param(value) for key, value in params.items()}
+        texts = {key: format_value(value) for key, value in params.items()}
         create = {"op": "create_model", "name": name, "params": texts, "tags": resolve_tags(dict(tags))}
         self._write(create, *files, {"op": "finalize_model", "name": name})  # a killed process writes all or none
 
-    def model_id(self, name: str) -> str:
-        """The id of a logged model, once the tracking store has it; raise an `InputError` if the store fails."""
+    @property
+    def model_name(self) -> str:
+        """The name of the run's model: that of the run, without the characters that MLflow refuses."""
+        return re.sub(r"[/:.%\"']", "_", self.spool.ids.get("run_name", self.spool.name))
+
+    def model_id(self) -> str:
+        """The id of the logged model, once the tracking store has it; raise an `InputError` if the store fails."""
         if reason := self.uploader.wait(flush_timeout()):
             raise InputError(self.uploader.describe_unfinished(reason))
-        return str(self.spool.ids["models"][name])
+        return str(self.spool.ids["models"][self.model_name])
 
     def end_run(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""

@@ -5,7 +5,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -16,6 +16,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.tracking.experiment_note import describe_experiment
 from twinsqueeze.tracking.mlmodel import read_mlmodel
 from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
@@ -84,9 +85,14 @@ class RunReplayer:
         self.spool.ids |= {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
         if env_run_id:
             self.params = decode_params(run)
-            is_unnamed = GENERATED_NAME.fullmatch(run.info.run_name or "")
-            self._client.update_run(env_run_id, "RUNNING", self.spool.name if is_unnamed else None)
+            name = run.info.run_name or ""
+            name = self.spool.name if GENERATED_NAME.fullmatch(name) else name
+            self.spool.ids |= {"run_name": name}
+            self._client.update_run(env_run_id, "RUNNING", name)
             self._send_batch(operation)
+        if not operation["experiment_id"]:  # not nested
+            with suppress(mlflow.MlflowException):  # such as a missing permission: the run matters more
+                describe_experiment(run.info.experiment_id)
 
     def _create_run(self, operation: Operation) -> entities.Run:
         experiment_id = operation["experiment_id"] or find_current_experiment()

@@ -1,0 +1,28 @@
+"""The note of an experiment: what MLflow's UI shows above its runs."""
+
+import mlflow
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from twinsqueeze.tracking.tags import KIND
+
+NOTE = f"""\
+Runs of TwinSqueeze, which compresses sentence embeddings.
+
+- Trainings only: filter by ``tags.`{KIND}` = 'train'``. Others are evaluations, comparisons and so on.
+- `dev/spearman` and `test/spearman`: correlation of the compressed pairs' cosines with human scores; higher is better.
+  Choose models by dev; test is only reported. `pearson` is the linear correlation.
+- `mse` and `mae`: squared and absolute error of the cosines to the labels; lower is better.
+- `neighbor_recall`: share of a sentence's 10 nearest neighbors that compression keeps.
+- `train/loss`: training loss with noise; `train/clean_loss`: without noise.
+- `search/`: bytes per vector, search scores, and scores of other storage forms, such as `search/dev_spearman_int8`.
+- `uncertainty/`: 95% intervals over pairs. `time/`: seconds of training.
+- A run is named by its preset or compressor, alpha, seed, and what differs from the preset.
+- Group by `alpha` for means over seeds. `compare` builds the table with intervals and baselines.
+"""
+
+
+def describe_experiment(experiment_id: str) -> None:
+    """Give an experiment the note, unless it has one or had one that its users deleted."""
+    client = mlflow.MlflowClient()
+    if MLFLOW_RUN_NOTE not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, MLFLOW_RUN_NOTE, NOTE)
