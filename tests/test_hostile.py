@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from benchmarks import fuzz
+from tests.helpers.refusals import refusal
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
@@ -113,9 +114,7 @@ def test_any_name_is_found_or_refused(name):
     uris = (f"models:/{name}", f"runs:/{name}", f"runs:/{'0' * 32}/{name}", f"models:/{name}/1", f"models:/x@{name}")
     readers = (load_grid, load_pairs, read_all, resolve_model, resolve_encoder)
     for read, source in [*((read, name) for read in readers), *((resolve_model, uri) for uri in uris)]:
-        with pytest.raises(InputError) as refused:
-            read(source)
-        assert "\n" not in str(refused.value)
+        refusal(read, source)
     with contextlib.suppress(InputError):
         Recipe.parse({"alpha": name, "dataset": name, "encoder": name, "device": name})
 

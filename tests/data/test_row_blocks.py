@@ -8,25 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers import refusals
 from tests.helpers.vectors import npy_bytes, unit_vectors, write_rows
 from twinsqueeze.data import row_blocks
 from twinsqueeze.data.row_blocks import read_blocks
-from twinsqueeze.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def in_a_new_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def refusal(source: str, format_: str = "auto", column: str | None = None) -> str:
-    """Reads to the end; returns the message of the `InputError`."""
-    with pytest.raises(InputError) as refused:
-        [np.array(block.rows) for block in read_blocks(source, format_, column)]
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refusals.refusal(lambda: [np.array(block.rows) for block in read_blocks(source, format_, column)])
 
 
+pytestmark = pytest.mark.usefixtures("in_a_new_folder")
 TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
 
 

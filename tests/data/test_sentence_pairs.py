@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers import hub
+from tests.helpers import hub, refusals
 from tests.helpers.commands import ROOT
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.pairs import rows_of
@@ -18,7 +18,6 @@ from tests.helpers.servers import free_port
 from twinsqueeze.data import hub as hub_client
 from twinsqueeze.data import sentence_pairs
 from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, SPLITS, load_pairs
-from twinsqueeze.errors import InputError
 
 # Sentences that CSV readers take for missing values or break.
 ROWS = [
@@ -45,11 +44,7 @@ def write(folder: Path, suffix: str, rows=ROWS, names=SPLITS) -> Path:
 
 
 def refusal(dataset, **options):
-    """Returns the message with which a dataset is refused, which is one line."""
-    with pytest.raises(InputError) as caught:
-        load_pairs(str(dataset), **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusals.refusal(load_pairs, str(dataset), **options)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

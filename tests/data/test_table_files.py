@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -13,18 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.pairs import rows_of
+from tests.helpers.refusals import refusal
 from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import COLUMNS, load_pairs
-from twinsqueeze.errors import InputError
 from twinsqueeze.utils.files import expand_user
 
+pytestmark = pytest.mark.usefixtures("in_a_new_folder")
 TEXTS = ["a cat sleeps", 'she said "no, thanks"', "naïve café, 東京", "two\nlines", "the last of them"]
 ROWS = [("a", "b", 0.0), ('"Hello', 'he said" and left', 1.5), ("naïve", "NA", 5.0)]
-
-
-@pytest.fixture(autouse=True)
-def in_a_new_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def read(source: str) -> list:
@@ -33,13 +28,6 @@ def read(source: str) -> list:
 
 def pairs(folder: str = ".", **options) -> list[tuple[str, str, float]]:
     return rows_of(load_pairs(folder, splits=["train"], **options).splits["train"])
-
-
-def refusal(load: Callable, *arguments, **options) -> str:
-    with pytest.raises(InputError) as refused:
-        load(*arguments, **options)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import refusals
 from tests.helpers.vectors import npy_bytes, unit_vectors
 from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.vector_text import looks_like_vector, parse_vector
-from twinsqueeze.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("in_a_new_folder")
 VECTORS = unit_vectors(6, 12)
 WHOLE = np.arange(72).reshape(6, 12) % 50
 LISTS = [list(map(float, vector)) for vector in VECTORS]
@@ -29,11 +30,6 @@ NAMED = WIDE.add_prefix("v")
 TEXT_AND_VECTOR = pd.DataFrame({"id": range(6), "text": TEXTS, "v": LISTS})
 
 
-@pytest.fixture(autouse=True)
-def in_a_new_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def read(source: str, column: str | None = None) -> tuple[list, list[str]]:
     """The rows of a table, and what is said of the way they are read."""
     guesses: list[str] = []
@@ -41,11 +37,8 @@ def read(source: str, column: str | None = None) -> tuple[list, list[str]]:
     return [row for block in blocks for row in np.array(block.rows).tolist()], guesses
 
 
-def refusal(source: str, column: str | None = None, load: Callable = read) -> str:
-    with pytest.raises(InputError) as refused:
-        load(source, column)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+def refusal(source: str, column: str | None = None) -> str:
+    return refusals.refusal(read, source, column)
 
 
 def assert_rows(source: str, expected: np.ndarray | Sequence[str], column: str | None = None) -> str:
