@@ -54,6 +54,14 @@ def test_files_of_the_repository_exist(page):
     assert [name for name in modules if not ((ROOT / name).is_dir() or (ROOT / f"{name}.py").exists())] == []
 
 
+@pytest.mark.parametrize("page", GUIDES, ids=page_id)
+def test_a_guide_begins_with_a_command_and_its_output(page):
+    first = re.search(r"```.*", page.read_text(encoding="utf-8"), re.DOTALL)[0]
+    block = make_docs.BLOCK.match(first)
+    assert block
+    assert block["output"].strip()
+
+
 def test_the_table_of_the_readme_is_that_of_the_results():
     assert make_docs.with_table(README) == README
 
