@@ -126,16 +126,16 @@ def test_values_are_logged_in_their_shortest_spelling(value, text):
 @pytest.mark.parametrize(
     ("recipe", "name"),
     [
-        (Recipe(), "mlp32-alpha0.75-seed0"),
-        (Recipe(dim=16, alpha=0, seed=3), "mlp16-alpha0-seed3"),
-        (Recipe(lr=1e-3, init="random", epochs=3), "mlp32-alpha0.75-seed0-epochs3-lr0.001"),
-        (Recipe(architecture="linear", quantizer="sign", init="pca"), "linear32-sign-alpha0.75-seed0-init_pca"),
-        (Recipe.preset("best", encoder="other", device="cpu"), "best-alpha0-seed0"),
+        (Recipe(), "mlp32-a0.75-s0"),
+        (Recipe(dim=16, alpha=0, seed=3), "mlp16-a0-s3"),
+        (Recipe(lr=1e-3, init="random", epochs=3), "mlp32-a0.75-s0-epochs3-lr0.001"),
+        (Recipe(architecture="linear", quantizer="sign", init="pca"), "linear32-sign-a0.75-s0-init_pca"),
+        (Recipe.preset("best", encoder="other", device="cpu"), "best-a0-s0"),
         (
             Recipe.preset("best", alpha=2, seed=1, dim=64, lr_schedule="cosine"),
-            "best-alpha2-seed1-dim64-lr_schedule_cosine",
+            "best-a2-s1-dim64-lr_schedule_cosine",
         ),
-        (Recipe.preset("search-16", quantizer="none"), "search-16-alpha0-seed0-quantizer_none"),
+        (Recipe.preset("search-16", quantizer="none"), "search-16-a0-s0-quantizer_none"),
     ],
 )
 def test_names_tell_the_nearest_preset_and_what_differs_from_it(recipe, name):

@@ -114,7 +114,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: b
         >>> recipes = [ts.Recipe(alpha=alpha, epochs=1) for alpha in (0, 0.75)]
         >>> table = ts.compare_recipes(recipes, ts.load_pairs("demo"))
         >>> list(table["name"][:2])
-        ['mlp32-alpha0-seed0-epochs1', 'mlp32-alpha0.75-seed0-epochs1']
+        ['mlp32-a0-s0-epochs1', 'mlp32-a0.75-s0-epochs1']
     """
     if not recipes:
         raise InputError("no recipe to compare: pass at least one")

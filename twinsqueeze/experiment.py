@@ -130,7 +130,7 @@ def _encoding_progress(reporter: Reporter, title: str, cache: DiskCache) -> Iter
 class Evaluation:
     """A compressor evaluated on some splits, beside baselines on the same splits."""
 
-    name: str  # such as mlp32-alpha0.75-seed0
+    name: str  # such as mlp32-a0.75-s0
     compressor: CompressorNetwork
     recipe: Recipe  # the default for weights of another program
     results: dict[str, EvaluationResult]

@@ -57,7 +57,7 @@ class Recipe(BaseModel):
 
     Examples:
         >>> Recipe(alpha=0.5, dim=16).name
-        'mlp16-alpha0.5-seed0'
+        'mlp16-a0.5-s0'
         >>> Recipe.preset("best", seed=1).bytes_per_vector
         32
     """
@@ -218,8 +218,8 @@ class Recipe(BaseModel):
     def name(self) -> str:
         """The name of its run: the nearest preset, alpha, seed, and what else the preset has otherwise.
 
-        Such as `best-alpha0-seed0-epochs60`. For `published`, the defaults, it begins with the compressor, as in
-        `mlp32-alpha0.75-seed0`.
+        Such as `best-a0-s0-epochs60`. For `published`, the defaults, it begins with the compressor, as in
+        `mlp32-a0.75-s0`.
         """
         fields = [name for name in type(self).model_fields if name not in UNNAMED_FIELDS]
         changes = {
@@ -233,7 +233,7 @@ class Recipe(BaseModel):
             changed = [name for name in changed if name not in {"architecture", "dim", "quantizer", "subvector_dim"}]
         values = {name: getattr(self, name) for name in changed}
         shown = [f"{name}{'_' if isinstance(v, str) else ''}{format_value(v)}" for name, v in values.items()]
-        return "-".join([base, f"alpha{format_value(self.alpha)}", f"seed{self.seed}", *shown])
+        return "-".join([base, f"a{format_value(self.alpha)}", f"s{self.seed}", *shown])
 
     @property
     def compressor_name(self) -> str:

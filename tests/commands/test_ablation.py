@@ -69,7 +69,7 @@ def test_a_grid_is_a_parent_with_a_child_for_every_recipe(trained_place):
 
 def test_a_child_is_what_main_makes_of_the_same_recipe(trained_place, workplace):
     """Metrics to the last bit, weights to the last bit, the same artifacts."""
-    (child,) = [run for run in trained_place.runs("train") if run.info.run_name == "mlp8-alpha0.75-seed1-epochs3"]
+    (child,) = [run for run in trained_place.runs("train") if run.info.run_name == "mlp8-a0.75-s1-epochs3"]
     fields = ("alpha", "seed", "dim", "epochs", "dataset", "encoder", "device")
     workplace.run("main", *(text for name in fields for text in (f"--{name}", child.data.params[name])))
     (alone,) = workplace.runs()

@@ -71,7 +71,7 @@ def encoded(data, tiny_encoder, shared_cache):
 
 def test_a_run_has_a_name_tags_parameters_and_a_description(main_run, data, pairs_folder, tiny_encoder):
     assert main_run.info.status == "FINISHED"
-    assert main_run.info.run_name == "mlp8-alpha0.75-seed3-epochs12-lr0.001"
+    assert main_run.info.run_name == "mlp8-a0.75-s3-epochs12-lr0.001"
     tags = main_run.data.tags
     assert tags["twinsqueeze.kind"] == "train"
     assert tags["twinsqueeze.dataset"] == "sentences"
@@ -199,7 +199,7 @@ def test_main_prints_its_data_first_and_a_headline_a_table_and_the_next_commands
     assert main_output.stderr.splitlines()[:3] == [
         "Data:    sentences, 60 train, 24 dev, 24 test pairs",
         f"Encoder: {tiny_encoder}, 64 floats",
-        "Run:     mlp8-alpha0.75-seed3-epochs12-lr0.001 on cpu",
+        "Run:     mlp8-a0.75-s3-epochs12-lr0.001 on cpu",
     ]
     lines, metrics = main_output.stdout.splitlines(), main_run.data.metrics
     scores = f"dev {metrics['dev/spearman']:.4f}, test {metrics['test/spearman']:.4f}"

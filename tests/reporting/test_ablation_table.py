@@ -91,14 +91,14 @@ def test_every_format_of_a_table(runs):
     frame = formats.to_dataframe(tables)
     assert frame["alpha"].tolist()[:2] == [0, 0.75]
     assert frame["dev/spearman"].iloc[1] == pytest.approx(np.mean(NOISY))
-    assert frame["runs"].iloc[0].split() == [f"mlp32-alpha0-seed{i}-0" for i in range(3)]
+    assert frame["runs"].iloc[0].split() == [f"mlp32-a0-s{i}-0" for i in range(3)]
 
     text = formats.to_latex(tables)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search
     assert r"0.8040 $\pm$ 0.0114" in text
 
     page = report.to_html([(table, [])], ["<b>"], "now")
-    assert 'href="http://x/mlp32-alpha0.75-seed3-0"' in page
+    assert 'href="http://x/mlp32-a0.75-s3-0"' in page
     assert "&lt;b&gt;" in page
 
 

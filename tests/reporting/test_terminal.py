@@ -14,7 +14,7 @@ from twinsqueeze.reporting.search_table import SearchRow, VectorFormat, rows_fro
 from twinsqueeze.reporting.statistics import SeedStats
 
 NAN = float("nan")
-VECTORS = VectorFormat("mlp32-alpha0.75-seed0", "float32", 32, 128)
+VECTORS = VectorFormat("mlp32-a0.75-s0", "float32", 32, 128)
 COLUMNS = ["vectors", "bytes", "Spearman", "Spearman", "neighbor recall", "recall@10", "MRR", "recall@1"]
 
 

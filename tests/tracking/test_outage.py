@@ -82,7 +82,7 @@ def undisturbed(place, server) -> dict[str, dict]:
             process.finish()
         found[name] = contents_by_name(server.folder, run_ids(server.folder) - before)
         assert len(found[name]) == NUM_RUNS[name]
-    assert found["main"]["mlp8-alpha0.75-seed0-epochs3"]["models"]
+    assert found["main"]["mlp8-a0.75-s0-epochs3"]["models"]
     return found
 
 

@@ -16,7 +16,8 @@ Runs of TwinSqueeze, which compresses sentence embeddings.
 - `train/loss`: training loss with noise; `train/clean_loss`: without noise.
 - `search/`: bytes per vector, search scores, and scores of other storage forms, such as `search/dev_spearman_int8`.
 - `uncertainty/`: 95% intervals over pairs. `time/`: seconds of training.
-- A run is named by its preset or compressor, alpha, seed, and what differs from the preset.
+- `best-a0-s1-dim64` is a run of the preset `best` with alpha 0, seed 1 and another dim. The default recipe is named by
+  its compressor, such as `mlp32`.
 - Group by `alpha` for means over seeds. `compare` builds the table with intervals and baselines.
 """
 
