@@ -111,8 +111,8 @@ def test_mlflow_run_from_a_folder_with_a_space(tmp_path, shared_cache, tiny_enco
     options = ["dataset=my pairs", "encoder=my encoder", "epochs=1", "dim=8", "seed=1"]
     output = mlflow_run(str(ROOT), "--env-manager", "local", *(text for option in options for text in ("-P", option)))
     (run,) = place.runs()
-    next_command = next(line for line in output.splitlines() if "evaluate it again" in line)
-    mlflow_run(*shlex.split(next_command)[5:])
+    next_command = next(line for line in output.splitlines() if "register the best run" in line)
+    mlflow_run(*shlex.split(next_command.partition("mlflow run ")[2]))
     options = ["input=in.npy", f"model={run.info.run_id}", "output=small vectors.npy"]
     compress = [str(ROOT), "--env-manager", "local", "-e", "compress"]
     output = mlflow_run(*compress, *(text for option in options for text in ("-P", option)))
