@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -161,10 +162,15 @@ def test_a_registry_that_is_not_there(workplace, uri, message):
             "to sqlite:////nowhere/my runs/mlflow.db, or",
         ),
         ("store.db", "no longer stores runs in folders", "to sqlite:///{folder}/store.db, or"),
-        ("localhost:5000", "the scheme is missing", "to http://localhost:5000\n"),
-        ("user:secret@10.0.0.1:80/mlflow", "the scheme is missing", "to http://10.0.0.1:80/mlflow\n"),
-        ("sqlite:store.db", "no path behind sqlite:///", "to sqlite:///{folder}/store.db\n"),
-        ("sqlite://store.db", "no path behind sqlite:///", "to sqlite:///{folder}/store.db\n"),
+        ("localhost:5000", "http:// is missing", "to http://localhost:5000\n"),
+        ("user:secret@10.0.0.1:80/mlflow", "http:// is missing", "to http://10.0.0.1:80/mlflow\n"),
+        ("~/my runs", "no longer stores runs in folders", f"to sqlite:///{Path.home()}/my runs/mlflow.db, or"),
+        ("http:localhost:5000", "http:// is missing", "to http://localhost:5000\n"),
+        ("https:/localhost", "http:// is missing", "to https://localhost\n"),
+        ("sqlite:store.db", "no file is named", "to sqlite:///{folder}/store.db\n"),
+        ("sqlite://store.db", "no file is named", "to sqlite:///{folder}/store.db\n"),
+        ("sqlite:///:memory:", "no file is named", "to sqlite:///{folder}/mlflow.db\n"),
+        (f"sqlite:///{ROOT}/tests", "no file is named", f"to sqlite:///{ROOT}/tests/mlflow.db\n"),
         ("postgres://user:secret@127.0.0.1/runs", "unknown scheme", "postgresql://HOST/DATABASE\n"),
         ("htp://127.0.0.1", "unknown scheme", "http://HOST:PORT, "),
         ("postgresql+psycopg://user:secret@127.0.0.1:9/runs", "127.0.0.1", "repair or start it"),

@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.utils.files import expand_user
 from twinsqueeze.utils.text import describe_error, redact_credentials
 
 # MLflow logs a traceback for an error that it raises as well.
@@ -92,10 +93,13 @@ def _connect(uri: str) -> None:
 def _diagnose(uri: str, setting: str, error: Exception) -> tuple[str, str]:
     """Return why a store can't be used, and what to do."""
     scheme, replace = urlsplit(uri).scheme, f"set {setting} to"
-    if re.fullmatch(r"[^/\s]+:\d+(/\S*)?", uri):
-        return "the scheme is missing", f"{replace} http://{uri}"
-    if scheme.startswith("sqlite") and not uri.startswith(f"{scheme}:///"):
-        return "no path behind sqlite:///", f"{replace} {_suggest_sqlite(uri.partition(':')[2].lstrip('/'))}"
+    rest = uri.partition(":")[2].lstrip("/")
+    is_http = scheme in {"http", "https"}
+    if is_http or re.fullmatch(r"[^/\s]+:\d+(/\S*)?", uri):
+        return "http:// is missing", f"{replace} {f'{scheme}://{rest}' if is_http else f'http://{uri}'}"
+    if scheme.startswith("sqlite") and (isinstance(error, IsADirectoryError) or not sqlite_path(uri)):
+        path = sqlite_path(uri) or rest.replace(":memory:", "")
+        return "no file is named behind sqlite:///", f"{replace} {_suggest_sqlite(path)}"
     if scheme in {"", "file"} and uri not in {"databricks", "databricks-uc", "uc"}:
         file = _suggest_sqlite(local_file_uri_to_path(uri))
         return "MLflow no longer stores runs in folders", f"{replace} {file}, or for a server to http://HOST:PORT"
@@ -106,12 +110,14 @@ def _diagnose(uri: str, setting: str, error: Exception) -> tuple[str, str]:
     return describe_error(error), f"repair or start it, or {replace} another"
 
 
-def _suggest_sqlite(path: str) -> str:
-    file = Path(path) if Path(path).suffix else Path(path, "mlflow.db")
-    return _sqlite_uri(file.absolute())
+def _suggest_sqlite(path: str | Path) -> str:
+    path = expand_user(path).absolute()
+    return _sqlite_uri(path if path.suffix and not path.is_dir() else path / "mlflow.db")
 
 
 def _open_sqlite(file: Path, ping: Callable[[], object]) -> None:
+    if file.is_dir():  # MLflow would retry for 100 seconds
+        raise IsADirectoryError
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_file() and not os.access(file.parent, os.W_OK):  # no lock possible, and nothing to create
         _open(file, ping)
