@@ -129,7 +129,8 @@ def test_tracked_trainings_are_runs_like_those_of_the_commands(
     np.testing.assert_array_equal(loaded.compress(vectors), result.compressor.compress(vectors))
 
 
-def test_public_names_are_documented():
+def test_public_names_are_listed_and_documented():
+    assert set(ts.__all__) <= set(dir(ts))
     for name in ts.__all__:
         assert getattr(ts, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
