@@ -186,7 +186,7 @@ def test_a_comparison_logs_the_table_in_every_format(compared):
     assert run.info.status == "FINISHED"
     files = {path.name for path in folder.iterdir()}
     frame = pd.read_csv(folder / "table.csv").query("best")
-    best = {f"best/{split}_spearman": frame[f"{split}/spearman"].item() for split in ("dev", "test")}
+    best = {f"summary/best_{split}_spearman": frame[f"{split}/spearman"].item() for split in ("dev", "test")}
     assert run.data.metrics == pytest.approx(best)
     assert run.data.tags["mlflow.note.content"].startswith("Best on dev: mlp8 at alpha ")
     logged = place.client.list_artifacts(run.info.run_id, "comparison")

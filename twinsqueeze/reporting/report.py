@@ -73,7 +73,7 @@ def conclusion(table: AblationTable) -> str:
 
 def best_scores(table: AblationTable) -> dict[str, float]:
     """The best compressor's mean Spearman by split, as metrics of the run that compares."""
-    return {f"best/{split}_spearman": table.best.scores[f"{split}/spearman"].mean for split in EVALUATED_SPLITS}
+    return {f"summary/best_{split}_spearman": table.best.scores[f"{split}/spearman"].mean for split in EVALUATED_SPLITS}
 
 
 def summary(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:

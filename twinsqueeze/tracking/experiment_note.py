@@ -5,10 +5,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from twinsqueeze.tracking.tags import KIND
 
+# The UI shows the first paragraph until the note is unfolded.
 NOTE = f"""\
-Runs of TwinSqueeze, which compresses sentence embeddings.
+Runs of TwinSqueeze. For trainings only, filter by ``tags.`{KIND}` = 'train'``.
 
-- Trainings only: filter by ``tags.`{KIND}` = 'train'``. Others are evaluations, comparisons and so on.
 - `dev/spearman` and `test/spearman`: correlation of the compressed pairs' cosines with human scores; higher is better.
   Choose models by dev; test is only reported. `pearson` is the linear correlation.
 - `mse` and `mae`: squared and absolute error of the cosines to the labels; lower is better.
