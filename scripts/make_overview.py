@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scripts.docs_macros import RESULTS, ROOT, results
+from scripts.docs_macros import RESULTS, ROOT, score
 
 OURS, GRAY = "#c2410c", "#6b7280"
 # Series of the right panel: label, color, rows of the table with the form of their vectors, and the label's place.
@@ -14,8 +14,8 @@ SERIES = (
         "TwinSqueeze",
         OURS,
         [
-            ("linear64-product4, epochs 60", None, "_asymmetric"),
-            ("linear128-product4, teacher_alpha 2", 0, "_asymmetric"),
+            ("linear64-product4, epochs 60", None, "asymmetric"),
+            ("linear128-product4, teacher_alpha 2", 0, "asymmetric"),
             ("linear64", 0, ""),
         ],
         (34, 0.842),
@@ -70,17 +70,18 @@ def draw_pipeline(axes: Axes) -> None:
     axes.set_title("How a sentence becomes a code")
 
 
+def point(model: str, alpha: float | None = None, form: str = "") -> tuple[int, float]:
+    """Returns bytes per vector and test Spearman of a row of the table."""
+    size, spearman = (score("best", model, column, alpha, form, 6) for column in ("bytes", "test/spearman"))
+    return int(size.replace(",", "")), float(spearman)
+
+
 def draw_quality(axes: Axes) -> None:
     """Draws test Spearman against bytes per vector."""
-    table = results("best")
     for label, color, rows, place in SERIES:
-        found = [
-            table[(table["model"] == model) & (True if alpha is None else table["alpha"] == alpha)].iloc[0]
-            for model, alpha, _ in rows
-        ]
-        scores = [row[f"test/spearman{form}"] for row, (_, _, form) in zip(found, rows, strict=True)]
+        sizes, scores = zip(*(point(*each) for each in rows), strict=True)
         strong = {"lw": 3, "ms": 9, "zorder": 3} if color == OURS else {"lw": 1.5, "ms": 6}
-        axes.plot([row["bytes"] for row in found], scores, "o-", color=color, **strong)
+        axes.plot(sizes, scores, "o-", color=color, **strong)
         axes.text(
             *place,
             label,
@@ -91,7 +92,7 @@ def draw_quality(axes: Axes) -> None:
     signs = pd.read_csv(RESULTS / "rotated_signs.csv")
     axes.plot(signs["bytes"], signs["test Spearman, float queries"], "o--", color=GRAY, lw=1.5, ms=6)
     axes.text(35, 0.8125, "rotated signs", color=GRAY)
-    axes.axhline(table.set_index("model").loc["uncompressed", "test/spearman"].iloc[0], color="black", lw=0.8, ls=":")
+    axes.axhline(point("uncompressed")[1], color="black", lw=0.8, ls=":")
     axes.set_xscale("log", base=2)
     ticks = [16, 32, 64, 128, 256, 512, 1536]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=10)

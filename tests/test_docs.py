@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from scripts import docs_macros, make_docs
+from scripts import docs_macros, make_docs, make_overview
 from tests.helpers.commands import ROOT
 from twinsqueeze.cli import cli
 
@@ -64,6 +65,15 @@ def test_a_guide_begins_with_a_command_and_its_output(page):
 
 def test_the_table_of_the_readme_is_that_of_the_results():
     assert make_docs.with_table(README) == README
+
+
+def test_the_picture_of_the_readme_shows_its_results():
+    axes = Figure().subplots()
+    make_overview.draw_quality(axes)
+    ours = next(line for line in axes.lines if line.get_color() == make_overview.OURS)
+    shown = dict(zip(*ours.get_data(), strict=True))
+    assert f"| **`best`** | 32 | {shown[32]:.4f} ±" in README
+    assert f"| **`best-16`** | 16 | {shown[16]:.4f} ±" in README
 
 
 def test_links_of_the_readme_are_absolute_and_lead_to_pages():
