@@ -108,7 +108,13 @@ def test_a_result_is_the_one_of_the_table():
 
 
 @pytest.mark.parametrize(
-    ("shown", "stale"), [("3 words in 0.25 s\n", False), ("4 words in 12.5 s\n", False), ("3 pages\n", True)]
+    ("shown", "stale"),
+    [
+        ("3 words in 0.25 s\n", False),
+        ("4 words in 12.5 s\n", False),
+        ("3 pages\n", True),
+        ("3 words in 0.25 s\n\ndev 0.8131\n", False),
+    ],
 )
 def test_an_output_is_current_if_its_words_are(shown, stale, tmp_path, monkeypatch):
     monkeypatch.setattr(make_docs, "ROOT", tmp_path)
