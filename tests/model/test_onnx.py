@@ -1,5 +1,7 @@
 """Graphs of encoders with prompts, run by onnxruntime on the tokens of the exported tokenizer."""
 
+import json
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -33,6 +35,8 @@ def test_graph_encodes_with_each_prompt_as_the_encoder(
     modules = [transformer, Pooling(64, pooling, include_prompt=include_prompt), Normalize()]
     encoder = SentenceTransformer(modules=modules, prompts=PROMPTS, default_prompt_name=default, device="cpu")
     encoder.save(str(tmp_path / "encoder"))
+    settings = tmp_path / "encoder" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": padding}))  # which is not saved
     dim = encoder.get_embedding_dimension()
     network = CompressorNetwork(kaiming_uniform_layers((dim, 8), np.random.default_rng(0)))
     model = build_sentence_transformer(resolve_encoder(str(tmp_path / "encoder"), "cpu"), network)

@@ -80,4 +80,4 @@ SILENT = Reporter(lambda *_: nullcontext(lambda *_: None), lambda _: None, lambd
 
 def print_result(*lines: str) -> None:
     """Print lines of a result on standard output."""
-    print(*map(escape_lines, lines), sep="\n")
+    print(*map(escape_lines, lines), sep="\n", flush=True)  # the upload to the store may still take a minute
