@@ -49,8 +49,8 @@ def finished(place: Workplace) -> dict[tuple[str, str], list[Run]]:
 
 
 def result(place: Workplace, run: Run) -> tuple[bytes, list[tuple]]:
-    """The model's file, and every point of every metric."""
-    points = "SELECT key, step, value FROM metrics WHERE run_uuid = ?"
+    """The model's file, and every point of every metric that is no time."""
+    points = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key NOT LIKE 'time/%'"
     return place.checkpoint(run).read_bytes(), query(place.folder, points, run.info.run_id)
 
 
