@@ -12,8 +12,8 @@ OF_A_RUN = {
     "status": "SELECT status, lifecycle_stage FROM runs WHERE run_uuid = ?",
     "params": "SELECT key, value FROM params WHERE run_uuid = ?",
     "tags": "SELECT key, value FROM tags WHERE run_uuid = ?",
-    "metrics": "SELECT key, step, value FROM metrics WHERE run_uuid = ?",
-    "latest": "SELECT key, step, value FROM latest_metrics WHERE run_uuid = ?",
+    "metrics": "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key NOT LIKE 'time/%'",
+    "latest": "SELECT key, step, value FROM latest_metrics WHERE run_uuid = ? AND key NOT LIKE 'time/%'",
     "inputs": "SELECT d.name, d.digest, d.dataset_source, d.dataset_schema, t.name, t.value "
     "FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id "
     "JOIN input_tags t ON t.input_uuid = i.input_uuid WHERE i.destination_id = ?",
@@ -24,7 +24,7 @@ OF_A_MODEL = {
     "params": "SELECT param_key, param_value FROM logged_model_params WHERE model_id = ?",
     "tags": "SELECT tag_key, tag_value FROM logged_model_tags WHERE model_id = ?",
     "metrics": "SELECT metric_name, metric_step, metric_value, dataset_name, dataset_digest "
-    "FROM logged_model_metrics WHERE model_id = ?",
+    "FROM logged_model_metrics WHERE model_id = ? AND metric_name NOT LIKE 'time/%'",
 }
 # Tags that differ from one recording of the same to the next.
 OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
