@@ -1,7 +1,7 @@
 """The command line, altered by environment variables.
 
 PAUSE: "epochs" pauses a second after every epoch, which has a checkpoint; "second result" pauses a grid for ever before
-it evaluates its second training.
+it evaluates its second training; "first epoch" pauses after the first epoch until the file `continue` exists.
 IN_WORKERS: grids of more than one batch are trained in worker processes, however small they are.
 RETRY_SOON: pauses between attempts to send a request are short, and requests take at most 10 seconds.
 """
@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -28,6 +29,12 @@ def write_and_pause(*arguments):
     time.sleep(1)
 
 
+def write_and_wait(*arguments):
+    write_atomic(*arguments)
+    while not Path("continue").exists():
+        time.sleep(0.02)
+
+
 def evaluate_only_one(*arguments):
     if next(evaluations) == 2:
         time.sleep(3600)
@@ -35,9 +42,9 @@ def evaluate_only_one(*arguments):
 
 
 # Worker processes import this module as well.
-if os.environ.get("PAUSE") == "epochs":
+if os.environ.get("PAUSE") in ("epochs", "first epoch"):
     checkpointing.MAX_OVERHEAD = 1e9
-    checkpointing.write_atomic = write_and_pause
+    checkpointing.write_atomic = write_and_pause if os.environ["PAUSE"] == "epochs" else write_and_wait
 elif os.environ.get("PAUSE") == "second result":
     experiment.evaluate_training = evaluate_only_one
 if os.environ.get("IN_WORKERS"):

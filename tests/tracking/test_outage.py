@@ -48,8 +48,9 @@ def new_runs(server):
     return lambda: run_ids(server.folder) - before
 
 
-def start(place: Workplace, uri: str, *arguments: str, flush_timeout: int = 60) -> ForkedProcess:
+def start(place: Workplace, uri: str, *arguments: str, flush_timeout: int = 60, pause: str = "") -> ForkedProcess:
     variables = {"MLFLOW_TRACKING_URI": uri, "TWINSQUEEZE_FLUSH_TIMEOUT": str(flush_timeout), "RETRY_SOON": "1"}
+    variables["PAUSE"] = pause
     return place.start(*arguments, module="tests.helpers.altered_command", **variables)
 
 
@@ -218,10 +219,11 @@ def test_a_run_that_was_deleted_is_refused_and_its_record_discarded(place, serve
 def test_a_locked_store_loses_nothing(place):
     """Another program has the sqlite file for itself from the beginning of the training until after its end."""
     place.client.search_experiments()  # creates the store
-    with start(place, f"{place.uri}?timeout=1", *COMMANDS["main"]) as process:
+    with start(place, f"{place.uri}?timeout=1", *COMMANDS["main"], pause="first epoch") as process:
         process.wait_for(place.runs)
         with sqlite3.connect(place.folder / "mlflow.db", timeout=1800, isolation_level=None) as other:
             other.execute("BEGIN EXCLUSIVE")
+            (place.folder / "continue").touch()
             assert any("database is locked" in line for line in process.stderr)
             wait_for_results(process)
             other.execute("ROLLBACK")
