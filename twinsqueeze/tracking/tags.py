@@ -5,6 +5,7 @@ DATASET = "twinsqueeze.dataset"
 DATASET_DIGEST = "twinsqueeze.dataset_digest"
 NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
+TASK = "twinsqueeze.task"  # name of a `Task`; runs without it are of similarity
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
 TRAINED_RUN = "twinsqueeze.trained_run"
 GRID_DIGEST = "twinsqueeze.grid_digest"
