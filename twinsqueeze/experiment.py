@@ -11,8 +11,8 @@ from types import MappingProxyType
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.encoder import EncodedPairs, OnProgress, SentenceEncoder, embed_pairs
-from twinsqueeze.data.sentence_pairs import PairDataset
+from twinsqueeze.data.encoder import DEFAULT_ENCODER, EncodedPairs, OnProgress, SentenceEncoder, embed_pairs
+from twinsqueeze.data.sentence_pairs import NAMED_DATASETS, PairDataset
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.evaluation.evaluator import EvaluationResult, Evaluator, pair_losses
@@ -28,6 +28,7 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, Reporter
 from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.files import expand_user, is_dir
 from twinsqueeze.utils.signals import check_interrupted
 
 
@@ -225,7 +226,7 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
     placed = compressor.to(data.device)
     vectors = torch.from_numpy(train_pairs.embeddings).to(data.device)
     metadata = CheckpointMetadata(
-        recipe=recipe,
+        recipe=_with_absolute_paths(recipe, data),
         dataset=data.pairs.name,
         dataset_digest=data.pairs.digest,
         score_max=data.pairs.score_max,
@@ -239,3 +240,14 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
     )
     train_losses = pair_losses(placed, train_pairs, recipe.label_transform)
     return EvaluatedTraining(**vars(evaluation), training=training, metadata=metadata, train_losses=train_losses)
+
+
+def _with_absolute_paths(recipe: Recipe, data: ExperimentData) -> Recipe:
+    """Returns the recipe with folders that are found from any working directory."""
+    paths = {}
+    folder = expand_user(recipe.dataset)
+    if recipe.dataset not in NAMED_DATASETS and is_dir(folder):
+        paths["dataset"] = str(folder.resolve())
+    if data.encoder.name != DEFAULT_ENCODER and is_dir(expand_user(recipe.encoder)):
+        paths["encoder"] = str(data.encoder.folder)
+    return recipe.model_copy(update=paths)

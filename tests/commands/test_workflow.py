@@ -1,6 +1,7 @@
 """The commands main, train, best and evaluate, and what they leave in MLflow."""
 
 import json
+import os
 import re
 from itertools import chain, permutations, product
 from urllib.parse import quote
@@ -230,6 +231,9 @@ def test_the_model_says_what_it_takes_and_needs(model_folder, main_run, weights,
     np.testing.assert_allclose(metadata.int8_ranges, [unit.min(0), unit.max(0)], atol=1e-6)
 
 
+RENAMED = "sentence1=text1,sentence2=text2,score=label"
+
+
 @pytest.fixture(scope="module")
 def renamed_pairs(pairs_folder, tmp_path_factory):
     """The same pairs as a gzipped copy of a dataset that has other names for the columns."""
@@ -242,14 +246,26 @@ def renamed_pairs(pairs_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def repeated(place, tiny_options, renamed_pairs, main_run):
-    """The runs of the same recipe trained by train on renamed columns, then evaluated by evaluate."""
-    options = {"--dataset": f"file://{renamed_pairs}", "--columns": "sentence1=text1,sentence2=text2,score=label"}
+def repeated(place, tiny_options, tiny_encoder, renamed_pairs, main_run):
+    """The runs of the same recipe trained by train on renamed columns, then evaluated from another folder."""
+    options = {"--dataset": os.path.relpath(renamed_pairs, place.folder), "--columns": RENAMED}
+    options["--encoder"] = os.path.relpath(tiny_encoder, place.folder)
     place.run("train", *tiny_options, *RECIPE, *chain.from_iterable(options.items()))
     trained = place.runs()[0]
-    assert trained.data.params["columns"] == options["--columns"]
-    place.run("evaluate", "--model", trained.info.run_id)
+    assert trained.data.params.items() >= {name.strip("-"): value for name, value in options.items()}.items()
+    elsewhere = Workplace(renamed_pairs, place.cache)
+    elsewhere.run("evaluate", "--model", trained.info.run_id, MLFLOW_TRACKING_URI=place.uri)
     return trained, place.runs()[0]
+
+
+def test_evaluate_refuses_other_pairs_than_those_of_the_training(place, repeated, renamed_pairs):
+    file = renamed_pairs / "train.CSV.gz"
+    content = file.read_bytes()
+    pd.read_csv(file, dtype=str).iloc[::-1].to_csv(file)
+    done = place.command("evaluate", "--model", repeated[0].info.run_id, "--split", "train")
+    file.write_bytes(content)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"the train and dev pairs of {renamed_pairs} are not those that model" in done.stderr
 
 
 def test_train_then_evaluate_gives_the_metrics_of_main_to_the_last_bit(main_run, repeated):

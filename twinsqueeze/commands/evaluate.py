@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from twinsqueeze import experiment
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import SPLITS, load_pairs
+from twinsqueeze.data.sentence_pairs import SPLITS, PairDataset, load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
@@ -67,11 +68,14 @@ def _load_data(
     options: EvaluationOptions, recipe: Recipe, metadata: CheckpointMetadata | None, input_dim: int, run_name: str
 ) -> ExperimentData:
     dataset, score_max, columns = options.dataset, options.score_max, options.columns
+    last_split, load = options.split, load_pairs
     if dataset == SAME_DATASET:
         if metadata is None:
             raise InputError(f"model {options.model!r} does not record its training data: pass --dataset")
         dataset = metadata.dataset if recipe.dataset == "auto" else recipe.dataset
         score_max, columns = score_max or metadata.score_max, columns or metadata.columns
+        last_split = max(last_split, "dev", key=SPLITS.index)  # the digest is over train and dev
+        load = partial(_load_same_pairs, options.model, metadata.dataset_digest)
     encoder = options.encoder or recipe.encoder
 
     def validate_dim(encoder_dim: int) -> None:
@@ -83,10 +87,21 @@ def _load_data(
 
     # Earlier splits are needed too: baselines are fitted on train, and a sentence is encoded with the first split that
     # contains it.
-    splits = SPLITS[: SPLITS.index(options.split) + 1]
+    splits = SPLITS[: SPLITS.index(last_split) + 1]
     source = Recipe.parse({"dataset": dataset, "encoder": encoder, "device": options.device})
-    load = partial(load_pairs, splits=splits, score_max=score_max, columns=columns)
-    data = load_experiment_data(source, load, validate_dim, run_name)
+    data = load_experiment_data(
+        source, partial(load, splits=splits, score_max=score_max, columns=columns), validate_dim, run_name
+    )
     if metadata and metadata.encoder_fingerprint != data.encoder.fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
     return data
+
+
+def _load_same_pairs(model: str, digest: str, dataset: str, **options: Any) -> PairDataset:
+    pairs = load_pairs(dataset, **options)
+    if pairs.digest != digest:
+        raise InputError(
+            f"the train and dev pairs of {pairs.source} are not those that model {model!r} was trained on: restore "
+            "them, or pass --dataset"
+        )
+    return pairs
