@@ -80,6 +80,7 @@ def test_bad_values_of_a_training(workplace, command, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("main --dataset=", "Invalid value for '--dataset': it is empty"),
         ("main --dataset ./nowhere", "dataset './nowhere' not found: pass stsb"),
         ("main --dataset nobody/has-this", "cannot be loaded from the Hub"),
         ("main --dataset DATA --score-max nan", "score_max must be"),

@@ -16,6 +16,8 @@ Decorator = Callable[[Command], Command]
 # Recipe fields that no preset sets.
 PRESET_INDEPENDENT = ("seed", "encoder", "dataset", "device")
 PATH = click.Path(path_type=Path)
+# Of these, "" would be the working directory.
+NOT_EMPTY = ("input", "model", "dataset", "encoder")
 METAVARS: dict[Any, str] = {float: "NUMBER", int: "INTEGER", str: "TEXT"}
 # Sections of a command's help, with the options in each; all others are in the first section.
 SECTIONS = {
@@ -30,7 +32,13 @@ SECTIONS = {
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists the options by `SECTIONS`."""
+    """A command whose help lists the options by `SECTIONS`, and that refuses empty names, such as unset variables."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        if empty := next((name for name in NOT_EMPTY if ctx.params.get(name) == ""), None):
+            raise click.BadParameter("it is empty", ctx, param_hint=f"'--{empty}'")
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, in the sections that this command has."""
