@@ -1,5 +1,6 @@
 """Readers of vectors and texts: all rows in order, and which input they refuse with which message."""
 
+import gzip
 import io
 import json
 
@@ -78,6 +79,7 @@ REFUSED = [
     ("in.npy", NPY[: len(NPY) // 3], "in.npy is damaged, truncated or"),
     ("in.npy", NPY[:20], "truncated"),
     ("in.npy", LETTER, "not a .npy"),
+    *(("in.npy", pack(NPY + NPY), "it has more than the 3000 rows of its header") for pack in (bytes, gzip.compress)),
     ("in.npy", npy_bytes(np.zeros((0, 384), np.float32)), "is an array of float32 values and of shape (0, 384)"),
     ("in.npy", npy_bytes(np.zeros(384, np.float32)), f"of shape (384,): {ROWS_OF_AN_ARRAY}"),
     (

@@ -128,7 +128,7 @@ JSON_LINE = b'{"sentence1": %s, "sentence2": "b", "score": %d}\n'
         (
             "train.jsonl",
             JSON_LINE % (b'"[0.1, 0.2]"', 3) + JSON_LINE % (b'"c"', 2),
-            "sentence1 is a list of numbers, not",
+            "sentence1 is '[0.1, 0.2]', not a text: remove the row",
         ),
         ("train.jsonl", b"[\n" + JSON_LINE % (b'"a"', 3), "can't be read as jsonl"),
         ("train.parquet", b"PAR1 and no more", "not a .parquet file"),

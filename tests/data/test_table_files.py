@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 from pathlib import Path
 
 import duckdb
@@ -13,6 +14,7 @@ import pytest
 
 from tests.helpers.pairs import rows_of
 from tests.helpers.refusals import refusal
+from twinsqueeze.commands.options import parse_columns
 from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import COLUMNS, load_pairs
 from twinsqueeze.utils.files import expand_user
@@ -136,9 +138,29 @@ def test_splits_are_found_in_the_layouts_of_others(layout):
     assert pairs(f"file://{Path.cwd()}") == ROWS
 
 
+def test_files_that_would_be_left_out_or_doubled_are_refused():
+    Path("data").mkdir()
+    SCORED.to_csv("train.csv", index=False)
+    SCORED.to_csv("data/train.csv", index=False)
+    assert "has two files for the split train, train.csv and data/train.csv: keep one" in refusal(pairs)
+    Path("data/part-2.csv").symlink_to("nowhere.csv")
+    assert "'data/part-2.csv' can't be read: it is a link to nothing" in refusal(read, "data")
+
+
+def test_linked_folders_are_read_and_the_hubs_metadata_is_not():
+    SCORED[:2].to_json("rows.json", orient="records", lines=True)
+    Path("train").mkdir()
+    Path("train/dataset_info.json").write_text("{}")
+    SCORED[2:].to_json("train/b.json", orient="records", lines=True)
+    Path("more").mkdir()
+    Path("rows.json").rename("more/a.json")
+    Path("train/a").symlink_to("../more")
+    assert pairs() == ROWS
+
+
 def test_shards_that_are_missing_are_refused():
     SCORED.to_parquet("train-00000-of-00003.parquet")
-    assert "train-*-of-00003.parquet has 1 of 3 files: add the others" in refusal(pairs)
+    assert "train-*-of-00003.parquet has 1 files, number 0: it needs one of each number from 0 to 2" in refusal(pairs)
 
 
 TSV = "sentence1\tsentence2\tscore\n"
@@ -150,7 +172,7 @@ UNQUOTED = [
 ]
 
 
-@pytest.mark.parametrize("rows", UNQUOTED)
+@pytest.mark.parametrize("rows", [*UNQUOTED, 'a\tb\t0\n"Hello"\tx\t1\n"c" "d"\td\t5\n', 'a\tb\t0\n"Hello"\tx\t4\n'])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_quotes_in_a_tsv_without_quoting_are_part_of_the_texts(rows, line_end):
     Path("train.tsv").write_bytes((TSV + rows).replace("\n", line_end).encode())
@@ -186,18 +208,6 @@ def test_unneeded_keys_of_jsonl_may_be_of_any_types():
     assert pairs() == [(row["sentence1"], "b", row["score"]) for row in rows]
 
 
-def test_unneeded_columns_of_parquet_may_be_of_any_type():
-    columns = {
-        "m": pa.array([[("k", 1)]] * 3, pa.map_(pa.string(), pa.int8())),
-        "u": pa.array([b"0" * 16] * 3, pa.uuid()),
-    }
-    text = pa.array([row[0] for row in ROWS]).dictionary_encode()
-    scores = pa.array([row[2] for row in ROWS]).cast(pa.decimal128(20, 1), safe=False)
-    other = pa.array([row[1] for row in ROWS], pa.string_view())
-    pq.write_table(pa.table({**columns, "score": scores, "sentence2": other, "sentence1": text}), "train.parquet")
-    assert pairs() == ROWS
-
-
 NAMES = [
     (("text1", "text2", "label"), "sentence1=text1,sentence2=text2,score=label"),
     (
@@ -206,6 +216,10 @@ NAMES = [
     ),
     (("anchor", "positive", "similarity"), "sentence1=anchor,sentence2=positive,score=similarity"),
     (("Sentence1", "Sentence2", "Score"), "sentence1=Sentence1,sentence2=Sentence2,score=Score"),
+    (
+        ("Question, 1", "Question, 2", "is_duplicate"),
+        '"sentence1=Question, 1","sentence2=Question, 2",score=is_duplicate',
+    ),
     (("sentence1", "sentence2", "label"), "score=label"),
 ]
 
@@ -213,8 +227,8 @@ NAMES = [
 @pytest.mark.parametrize(("names", "option"), NAMES)
 def test_other_names_of_columns_are_suggested_and_taken(names, option):
     pd.DataFrame(ROWS, columns=names).to_csv("train.csv", index=False)
-    assert refusal(pairs).endswith(f"its columns are {', '.join(names)}: did you mean --columns {option}?")
-    columns = dict(item.split("=") for item in option.split(","))
+    assert refusal(pairs).endswith(f"its columns are {', '.join(names)}: did you mean --columns {shlex.quote(option)}?")
+    columns = parse_columns(option)
     data = load_pairs(".", splits=["train"], columns=columns)
     assert (rows_of(data.splits["train"]), data.columns) == (ROWS, columns)
 

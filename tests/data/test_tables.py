@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.helpers import refusals
 from tests.helpers.vectors import npy_bytes, unit_vectors
 from twinsqueeze.data.row_blocks import read_blocks
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.vector_text import looks_like_vector, parse_vector
 
 pytestmark = pytest.mark.usefixtures("in_a_new_folder")
@@ -67,6 +68,16 @@ WIDE_FILES = [
         f"column '0' of {{}} as vectors, which are written as text; {NO_HEADER}",
     ),
     ("semicolons.csv", lambda name: np.savetxt(name, VECTORS, delimiter=";"), NO_HEADER),
+    ("pandas_semicolons.csv", lambda name: WIDE.to_csv(name, index=False, sep=";"), HEADER),
+    ("every_second.csv", lambda name: WIDE.set_axis(range(0, 24, 2), axis=1).to_csv(name, index=False), HEADER),
+    ("sorted.csv", lambda name: NAMED[sorted(NAMED)].to_csv(name, index=False), "in the order of their numbers"),
+    (
+        "sorted.jsonl",
+        lambda name: Path(name).write_text(
+            "".join(json.dumps(dict(zip(NAMED, row, strict=True)), sort_keys=True) + "\n" for row in LISTS)
+        ),
+        "in the order of their numbers",
+    ),
     ("numpy.txt", lambda name: np.savetxt(name, VECTORS), "the rows of {} as vectors, which are written as text"),
     (
         "numpy_names.csv",
@@ -124,11 +135,27 @@ def test_a_vector_over_many_columns_is_read_and_the_guess_is_said(name, write, s
         (VECTORS[:, :3], [0, 2, 5], "can be a header or a row, 0, 2, 5"),  # pandas after df[[0, 2, 5]]
         (VECTORS, ["first", *VECTORS[0, 1:]], "can be a header or a row, first, "),
         (VECTORS[:0], range(12), "can be a header or a row"),
+        (VECTORS, np.arange(12) / 10, "can be a header or a row, 0.0, 0.1, "),
+        (np.arange(12, 36).reshape(2, 12), range(12), "can be a header or a row, 0, 1, "),
     ],
 )
 def test_a_first_line_that_can_be_a_header_or_a_row_is_refused(rows, header, message):
     pd.DataFrame(rows).to_csv("in.csv", index=False, header=list(map(str, header)))
     assert message in refusal("in.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.csv", "id;text\n1;a\n2;b\n", "has one column, id;text: separate cells as its suffix says, not by ';'"),
+        ("in.tsv", "id,text\n1,a\n2,b\n", "has one column, id,text: separate cells as its suffix says, not by ','"),
+        ("in.txt", "one\rtwo\rthree", "its lines end with \\r: end them with \\n"),
+        ("in.csv", "v0,v1\n1.5,2.5\nNA,0.5\n", "row 1 of in.csv is not a list of 2 numbers: ['NA', '0.5']"),
+    ],
+)
+def test_other_separators_line_ends_and_missing_numbers_are_refused(name, content, message):
+    Path(name).write_text(content, newline="")
+    assert message in refusal(name)
 
 
 def test_a_pattern_names_the_columns_of_a_vector():
@@ -173,7 +200,9 @@ def test_vectors_that_are_written_as_text_are_parsed_and_a_mixture_is_refused(fo
     WRITERS[suffix](pd.DataFrame({"id": range(6), "v": [*vectors[:5], "a cat sleeps"]}), name)
     assert f"row 5 of {name} is not a list of 12 numbers: 'a cat sleeps'" in refusal(name)
     WRITERS[suffix](pd.DataFrame({"id": range(7), "v": ["a cat sleeps", *vectors]}), name)
-    assert f"row 1 of {name} is a list of numbers, not a text" in refusal(name)
+    message = refusal(name)
+    assert f"row 1 of {name} is " in message
+    assert ", not a text: remove the row, or keep vectors in a column of their own" in message
 
 
 @pytest.mark.parametrize(
@@ -214,63 +243,122 @@ def test_any_text_is_looked_at_without_an_error(text):
 
 
 S = [f"text number {i}" for i in range(6)]
-FLOATS = pa.list_(pa.float32())
-UNNEEDED = {"m": pa.array([[("k", 1)]] * 6, pa.map_(pa.string(), pa.int8())), "u": pa.array([b"0" * 16] * 6, pa.uuid())}
-IN_STRUCTS = pa.array([[{"element": number} for number in numbers] for numbers in LISTS])
-ARROW_COLUMNS = {
-    **{str(type_): (pa.array(S).cast(type_), S) for type_ in (pa.large_string(), pa.string_view())},
-    "categorical": (pa.array(S, pa.dictionary(pa.int8(), pa.string())), S),
-    "large categorical": (pa.array(S, pa.dictionary(pa.int64(), pa.large_string())), S),
-    "json": (pa.ExtensionArray.from_storage(pa.json_(), pa.array(S)), S),
-    **{
-        str(type_): (pa.array(LISTS, type_), VECTORS)
-        for type_ in (FLOATS, pa.large_list(pa.float64()), pa.list_(pa.float32(), 12), pa.list_view(pa.float32()))
-    },
-    "halves": (pa.array(VECTORS.astype(np.float16).tolist(), pa.list_(pa.float16())), VECTORS.astype(np.float16)),
-    "decimals": (pa.array(WHOLE.tolist()).cast(pa.list_(pa.decimal128(24, 2))), WHOLE),
-    **{f"{kind} bytes": (pa.array(WHOLE.tolist(), pa.list_(kind)), WHOLE) for kind in (pa.int8(), pa.uint8())},
-    "tensors": (
-        pa.ExtensionArray.from_storage(
-            pa.fixed_shape_tensor(pa.float32(), [12]), pa.array(LISTS, pa.list_(pa.float32(), 12))
-        ),
-        VECTORS,
-    ),
-    "lists of structs": (IN_STRUCTS, VECTORS),
-    "struct of a list": (pa.StructArray.from_arrays([pa.array(LISTS)], ["values"]), VECTORS),
-    "JSON as text": (pa.ExtensionArray.from_storage(pa.json_(), pa.array(list(map(str, LISTS)))), VECTORS),
-}
-
-
-@pytest.mark.parametrize("type_", ARROW_COLUMNS)
-def test_parquet_columns_of_many_types_are_read_beside_others(type_):
-    array, expected = ARROW_COLUMNS[type_]
-    pq.write_table(pa.table({"a.b": array, "id": range(6), **UNNEEDED}), "in.parquet", row_group_size=4)
-    assert_rows("in.parquet", expected)
-    assert_rows("in.parquet", expected, "a.b")
-
-
-NEITHER = [
-    *(pa.array([value]) for value in (True, b"bytes", {"a": 1, "b": 2}, [[1.0]], [True], ["a"], None)),
+INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+DECIMALS = [pa.decimal32(6, 2), pa.decimal64(9, 2), pa.decimal128(24, 2), pa.decimal256(40, 2)]
+NUMBERS = [*INTEGERS, pa.float16(), pa.float32(), pa.float64(), *DECIMALS]
+STRINGS = [pa.string(), pa.large_string(), pa.string_view()]
+DICTIONARIES = [pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int64(), pa.large_string())]
+TEXT_TYPES = [
+    *STRINGS,
+    *DICTIONARIES,
+    pa.json_(),
+    pa.opaque(pa.string(), "type", "vendor"),
+    pa.struct({"x": pa.string()}),
+]
+LIST_TYPES = [
+    *(list_of(number) for number in NUMBERS for list_of in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view)),
+    *(pa.list_(number, 12) for number in NUMBERS),
+    pa.fixed_shape_tensor(pa.float32(), [12]),
+    pa.struct({"x": pa.list_(pa.float32(), 12)}),
+    pa.list_(pa.struct({"element": pa.float32()})),  # as DuckDB wrote FLOAT[12]
+]
+OTHER_TYPES = [
+    *(pa.null(), pa.bool_(), pa.bool8(), pa.uuid(), pa.date32(), pa.timestamp("ns", "UTC"), pa.duration("ns")),
+    *(pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(16), pa.time32("ms"), pa.time64("us")),
+    *(pa.list_(type_) for type_ in (pa.bool8(), pa.bool_(), pa.string(), pa.null(), pa.list_(pa.float32()))),
     *(
-        pa.array([0], type_)
-        for type_ in (pa.date32(), pa.timestamp("ns", "UTC"), pa.time64("us"), pa.duration("s"), pa.float32())
+        pa.map_(pa.string(), pa.int8()),
+        pa.struct({"a": pa.int8(), "b": pa.int8()}),
+        pa.list_(pa.struct({"a": pa.date32()})),
     ),
-    *(pa.array([0]).cast(type_) for type_ in (pa.decimal128(24, 1), pa.decimal256(40, 2))),
-    *UNNEEDED.values(),
+    *(pa.fixed_shape_tensor(pa.float32(), [3, 4]), pa.list_(pa.list_(pa.float32(), 4), 3)),
+]
+NOT_IN_PARQUET = [
+    *(pa.run_end_encoded(pa.int32(), pa.string()), pa.month_day_nano_interval()),
+    *(union([pa.field("x", pa.int8())]) for union in (pa.dense_union, pa.sparse_union)),
 ]
 
 
-@pytest.mark.parametrize("array", NEITHER, ids=lambda array: str(array.type))
-def test_a_parquet_file_without_texts_and_vectors_is_refused_with_the_type_of_each_column(array):
-    pq.write_table(pa.table({"id": range(len(array)), "c": array}), "in.parquet")
-    type_ = str(pq.read_schema("in.parquet").field("c").type)
-    if type_ == "float":
-        assert "its columns are id (int64), c (float): name those of a vector by a pattern" in refusal("in.parquet")
+def column_of(type_: pa.DataType, values: list) -> pa.Array:
+    if isinstance(type_, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(type_, pa.array(values, type_.storage_type))
+    if pa.types.is_struct(type_):
+        return pa.StructArray.from_arrays([column_of(type_.field(0).type, values)], ["x"])
+    if pa.types.is_list(type_) and pa.types.is_struct(type_.value_type):
+        values = [[{"element": number} for number in row] for row in values]
+    return pa.array(values, type_)
+
+
+def test_these_are_all_types_of_arrow():
+    types = [*NUMBERS, *TEXT_TYPES, *LIST_TYPES, *OTHER_TYPES, *NOT_IN_PARQUET, pa.date64()]
+    checks = {name for name in dir(pa.types) if name.startswith("is_") and not name.endswith("_value")}
+    assert not [name for name in checks if not any(getattr(pa.types, name)(type_) for type_ in types)]
+    for type_ in NOT_IN_PARQUET:
+        with pytest.raises(pa.ArrowNotImplementedError):
+            pq.write_table(pa.table({"c": pa.nulls(1, type_)}), "in.parquet")
+
+
+SENTENCES = {"sentence1": S, "sentence2": S[::-1], "score": [0.0, 1, 2, 3, 4, 5]}
+
+
+def load_train(**columns: pa.Array | list) -> tuple[tuple[str, ...], list[float]]:
+    pq.write_table(pa.table({**SENTENCES, **columns}), "train.parquet")
+    train = load_pairs(".", splits=["train"]).splits["train"]
+    return train.sentence1, train.scores.tolist()
+
+
+@pytest.mark.parametrize("type_", [*TEXT_TYPES, *LIST_TYPES], ids=str)
+def test_parquet_columns_of_texts_and_vectors_are_read_beside_others(type_):
+    array = column_of(type_, S if type_ in TEXT_TYPES else WHOLE.tolist())
+    others = {str(i): pa.nulls(6, other) for i, other in enumerate(OTHER_TYPES)}
+    pq.write_table(pa.table({"a.b": array, "id": range(6), **others}), "in.parquet", row_group_size=4)
+    for column in (None, "a.b"):
+        assert_rows("in.parquet", S if type_ in TEXT_TYPES else WHOLE, column)
+    assert load_train(other=array, **others) == (tuple(S), SENTENCES["score"])
+    if type_ in TEXT_TYPES:
+        assert load_train(sentence1=array)[0] == tuple(S)
     else:
-        assert f"in.parquet has neither texts nor lists of numbers; its columns are id (int64), c ({type_})" in refusal(
-            "in.parquet"
-        )
-        assert f"column 'c' of in.parquet is {type_}, neither texts nor lists of numbers" in refusal("in.parquet", "c")
+        assert "column 'sentence1' of " in refusals.refusal(load_train, sentence1=array)
+    if type_ in STRINGS:
+        assert "as vectors, which" in assert_rows(write("t.parquet", column_of(type_, list(map(str, LISTS)))), VECTORS)
+
+
+@pytest.mark.parametrize("type_", OTHER_TYPES, ids=str)
+def test_other_parquet_columns_are_refused_with_name_and_type(type_):
+    write("in.parquet", pa.nulls(6, type_))
+    shown = str(pq.read_schema("in.parquet").field("c").type)
+    assert f"neither texts nor lists of numbers; its columns are id (int64), c ({shown})" in refusal("in.parquet")
+    assert f"column 'c' of in.parquet is {shown}, neither texts nor lists of numbers" in refusal("in.parquet", "c")
+    if type_ not in {pa.null(), pa.bool_(), pa.bool8()}:  # truth values are 0 and 1
+        for name in ("sentence1", "score"):
+            message = refusals.refusal(load_train, **{name: pa.nulls(6, type_)})
+            assert f"column {name!r} of " in message
+            assert "train.parquet is " + shown.replace("'c'", repr(name)) in message
+
+
+@pytest.mark.parametrize("type_", NUMBERS, ids=str)
+def test_parquet_columns_of_numbers_are_scores_and_together_a_vector(type_):
+    columns = {f"v{i}": column_of(type_, WHOLE[:, i].tolist()) for i in range(12)}
+    pq.write_table(pa.table(dict(sorted(columns.items()))), "in.parquet")
+    assert "in the order of their numbers" in assert_rows("in.parquet", WHOLE)
+    assert load_train(score=column_of(type_, list(range(6))))[1] == list(range(6))
+
+
+def write(name: str, column: pa.Array) -> str:
+    pq.write_table(pa.table({"id": range(len(column)), "c": column}), name)
+    return name
+
+
+def test_missing_rows_that_arrow_does_not_read_are_refused_with_the_row():
+    rows = [*LISTS, *LISTS, None, *LISTS]
+    for type_ in (pa.list_(pa.float32(), 12), pa.fixed_shape_tensor(pa.float32(), [12])):
+        pq.write_table(pa.table({"c": column_of(type_, rows)}), "in.parquet", row_group_size=7)
+        shown = pq.read_schema("in.parquet").field("c").type
+        assert f"row 12 of in.parquet is missing or damaged in column 'c', {shown}: " in refusal("in.parquet")
+    duckdb.sql("SELECT CASE WHEN i = 5 THEN NULL ELSE [i, 1]::FLOAT[2] END AS c FROM range(9) r(i)").write_parquet(
+        "d.parquet"
+    )
+    assert "row 5 of d.parquet is missing or damaged in column 'c', list<element: float>: " in refusal("d.parquet")
 
 
 @pytest.mark.parametrize("bad", [None, [1.0] * 11 + [None], [1.0] * 11, []])

@@ -50,8 +50,10 @@ class NpyTable:
         self.num_rows, self._dim = shape
         self._row_bytes = self._dim * self._dtype.itemsize
         self._start = self._stream.tell() if self._path else 0
-        if self._path and self._path.stat().st_size - self._start < self.num_rows * self._row_bytes:
-            raise ValueError(f"it has fewer than the {truncate_repr(self.num_rows)} rows of its header")
+        missing = self.num_rows * self._row_bytes - (self._path.stat().st_size - self._start if self._path else 0)
+        if self._path and missing:
+            less_or_more = "fewer" if missing > 0 else "more"
+            raise ValueError(f"it has {less_or_more} than the {truncate_repr(self.num_rows)} rows of its header")
 
     def batches(self, size: int) -> Iterator[AnyArray | NpyRows]:
         """Yield all rows; an `InputError` if the header claims more than the memory holds."""
@@ -59,6 +61,8 @@ class NpyTable:
             end = min(first_row + size, self.num_rows)
             if self._path is None:
                 yield self._read(end - first_row)
+                if end == self.num_rows and self._stream.read(1):
+                    raise ValueError(f"it has more than the {self.num_rows} rows of its header")
             elif self._fortran_order:
                 # A mapping per batch: all pages that were read through one count as used memory until it is closed.
                 yield np.load(self._path, mmap_mode="r")[first_row:end]

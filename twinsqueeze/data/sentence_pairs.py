@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from twinsqueeze.data.hub import fetch_dataset, hub_unavailable_reason
+from twinsqueeze.data.pair_columns import COLUMNS, choose_columns
 from twinsqueeze.data.vector_text import text_fault
 from twinsqueeze.errors import InputError, suggest, truncate_repr
 from twinsqueeze.types import FloatArray
@@ -25,21 +25,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "dev", "test")
 SPLIT_ALIASES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
-COLUMNS = ("sentence1", "sentence2", "score")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-# Names of other datasets, without case and punctuation; two names that end in 1 and 2 or in a and b are pairs too.
-SIMILAR_PAIRS = (("anchor", "positive"), ("premise", "hypothesis"), ("query", "passage"), ("query", "document"))
-SIMILAR_SCORES = (
-    "score",
-    "label",
-    "similarity",
-    "similarityscore",
-    "relatednessscore",
-    "relatedness",
-    "relevance",
-    "rating",
-    "gold",
-)
 MAX_SCORE = 5.0
 STSB = "sentence-transformers/stsb"
 NAMED_DATASETS = ("auto", "stsb", "demo")
@@ -168,7 +154,7 @@ def _load(dataset: str, options: _Options) -> PairDataset:
     try:
         return _load_from_hub(dataset, options)
     except InputError as error:
-        raise InputError(f"{error}{suggest(dataset, NAMED_DATASETS)}") from error
+        raise InputError(f"{error}{suggest(dataset.lower(), NAMED_DATASETS)}") from error
 
 
 def _load_from_hub(repository: str, options: _Options) -> PairDataset:
@@ -181,7 +167,7 @@ def _load_from_hub(repository: str, options: _Options) -> PairDataset:
         found = [tables[alias] for alias in SPLIT_ALIASES[split] if alias in tables]
         if not found:
             raise InputError(f"dataset {name!r} lacks the split {split}; it has {', '.join(tables) or 'none'}")
-        chosen = _choose_columns(found[0].column_names, f"{split} of dataset {name!r}", options.columns)
+        chosen = choose_columns(found[0].column_names, f"{split} of dataset {name!r}", options.columns)
         columns[split] = {ours: list(found[0][theirs]) for ours, theirs in zip(COLUMNS, chosen, strict=True)}
     source, pairs = f"https://huggingface.co/datasets/{repository}", _validate(columns, name, score_max)
     return PairDataset(name, source, pairs, None, options.score_max, dict(options.columns))
@@ -205,36 +191,8 @@ def _read_files(files: Sequence["TableFile"], columns: Mapping[str, str]) -> Col
     """Read the three columns of the files, scores not yet parsed."""
     from twinsqueeze.data.table_rows import read_columns  # noqa: PLC0415 - imports pyarrow, and as above
 
-    values = read_columns(files, partial(_choose_columns, columns=columns))
+    values = read_columns(files, partial(choose_columns, columns=columns))
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def _choose_columns(names: Sequence[str], source: str, columns: Mapping[str, str]) -> list[str]:
-    """Return the names that a table has for the three columns."""
-    chosen = [columns.get(column, column) for column in COLUMNS]
-    if not names:
-        raise InputError(f"{source} is empty: it must have the columns {', '.join(chosen)}")
-    for column in chosen:
-        if column not in names:
-            found = escape_control_chars(", ".join(map(str, names[:10])))[:200]
-            raise InputError(f"{source} lacks the column {column}; its columns are {found}{_suggest_columns(names)}")
-    return chosen
-
-
-def _suggest_columns(names: Sequence[str]) -> str:
-    """Return a hint that maps the columns of other datasets to ours; nothing if none is like them."""
-    if len(names) == 1 and (separator := next((mark for mark in ";\t|," if mark in names[0]), None)):
-        return f": separate cells as its suffix says, not by {separator!r}"
-    similar = {re.sub(r"[\W_]", "", name).casefold(): name for name in reversed(names)}
-    numbered = [(name, name[:-1] + after) for before, after in ("12", "ab") for name in similar if name[-1:] == before]
-    pairs = [pair for pair in (*numbered, *SIMILAR_PAIRS) if set(pair) <= set(similar)]
-    if not pairs:
-        return ""
-    scores = [name for name in SIMILAR_SCORES if name in similar]
-    renamed = zip(COLUMNS, [*pairs[0], *scores[:1]], strict=False)
-    option = ",".join(f"{ours}={similar[theirs]}" for ours, theirs in renamed if ours != similar[theirs])
-    missing = "" if scores else " A column of scores is needed too"
-    return f": did you mean --columns {option}?{missing}" if option else ""
 
 
 def _validate(tables: Mapping[str, Columns], name: str, score_max: float | None) -> dict[str, ScoredPairs]:
@@ -285,7 +243,7 @@ def _check_sentences(sentences: Sequence[Any], column: str, source: str) -> tupl
         if not text.strip():
             raise InputError(f"{source}, row {row}: {column} is empty")
         if fault := text_fault(text):
-            raise InputError(f"{source}, row {row}: {column} {fault}: {truncate_repr(text)}")
+            raise InputError(f"{source}, row {row}: {column} {fault}")
     return tuple(sentences)
 
 

@@ -10,7 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from twinsqueeze.data.vector_text import IS_NUMBER, MIN_NUMBERS, looks_like_vector, parse_vector, text_fault, to_vector
+from twinsqueeze.data.vector_text import (
+    IS_NUMBER,
+    IS_NUMBER_OR_GAP,
+    MIN_NUMBERS,
+    looks_like_vector,
+    parse_vector,
+    text_fault,
+    to_vector,
+)
 from twinsqueeze.errors import InputError, suggest, truncate_repr
 from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.text import escape_control_chars
@@ -91,6 +99,9 @@ def _select_named(name: str, types: Mapping[str, ColumnType], column: str) -> Se
                 "not one of the numbers of a vector" if len(matching) > 1 else "neither texts nor lists of numbers"
             )
             raise InputError(f"column {found!r} of {name} is {types[found].name}, {expected}")
+    sequences = _numbered_in_sequence(matching)
+    if sequences and len(sequences[0]) == len(matching):
+        matching = sequences[0]
     return _make_selection(name, matching, types, is_guess=len(matching) > 1)
 
 
@@ -98,6 +109,8 @@ def _make_selection(name: str, columns: Sequence[str], types: Mapping[str, Colum
     first = types[columns[0]]
     if first.kind == NUMBERS:
         text = f"the {len(columns)} columns {columns[0]!r} to {columns[-1]!r} of {name} as one vector per row"
+        if list(columns) != [column for column in types if column in set(columns)]:
+            text += ", in the order of their numbers"
     else:
         what = f"column {columns[0]!r} of {name}" if set(types) != {UNNAMED} else f"the rows of {name}"
         written = ", which are written as text" if first == VECTOR_TEXTS else ""
@@ -106,14 +119,14 @@ def _make_selection(name: str, columns: Sequence[str], types: Mapping[str, Colum
 
 
 def _numbered_in_sequence(columns: Sequence[str]) -> list[list[str]]:
-    """Return the groups of columns whose names differ in a number that counts up."""
+    """Return the groups of columns whose names differ in a number that counts up, in the order of that number."""
     groups: dict[str, list[tuple[int, str]]] = {}
     for column in columns:
         if numbered := TRAILING_NUMBER.fullmatch(column):
             groups.setdefault(numbered[1], []).append((int(numbered[2]), column))
     return [
         [column for _, column in group]
-        for group in groups.values()
+        for group in map(sorted, groups.values())
         if len(group) > 1 and [number for number, _ in group] == list(range(group[0][0], group[0][0] + len(group)))
     ]
 
@@ -141,6 +154,10 @@ def _arrow_kind(type_: Any) -> str:
 
 def _inner_type(type_: Any) -> Any:
     """Return the type without dictionaries, run lengths, extensions, and structs of one field."""
+    if isinstance(type_, pa.Bool8Type):
+        return pa.bool_()
+    if isinstance(type_, pa.FixedShapeTensorType) and len(type_.shape) > 1:  # no vector, as nested lists
+        return type_
     if isinstance(type_, pa.BaseExtensionType):
         return _inner_type(type_.storage_type)
     if pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_):
@@ -150,22 +167,33 @@ def _inner_type(type_: Any) -> Any:
     return type_
 
 
-def _unwrap(array: Any) -> Any:
-    """Return the array as its `_inner_type`."""
+def unwrap(array: Any) -> Any:
+    """Return the array without dictionaries, run lengths, extensions, and structs of one field."""
     type_ = array.type
+    if isinstance(type_, pa.Bool8Type):
+        return array.storage.cast(pa.bool_())
     if isinstance(type_, pa.BaseExtensionType):
-        return _unwrap(array.storage)
+        return unwrap(array.storage)
     if pa.types.is_dictionary(type_):
-        return _unwrap(array.dictionary_decode())
+        return unwrap(array.dictionary_decode())
     if pa.types.is_run_end_encoded(type_):
-        return _unwrap(pc.run_end_decode(array))
+        return unwrap(pc.run_end_decode(array))
     if pa.types.is_struct(type_) and type_.num_fields == 1:
-        return _unwrap(pc.struct_field(array, [0]))
+        return unwrap(pc.struct_field(array, [0]))
     return array
 
 
 def _is_number(type_: Any) -> bool:
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
+
+
+def check_scalars(name: str, schema: Any, columns: Sequence[str]) -> None:
+    """Raise an `InputError` for a column that has neither texts nor numbers; truth values count as numbers."""
+    types = dict(zip(schema.names, schema.types, strict=True))
+    for column in columns:
+        inner = _inner_type(type_ := types[column])
+        if _arrow_kind(inner) not in (TEXTS, NUMBERS) and not (pa.types.is_boolean(inner) or pa.types.is_null(inner)):
+            raise InputError(f"column {column!r} of {name} is {type_}, neither texts nor numbers")
 
 
 def _is_list(type_: Any) -> bool:
@@ -180,7 +208,8 @@ def python_type(values: Iterable[Any], *, are_cells: bool = False) -> ColumnType
         return ColumnType(TEXTS, "text") if are_cells else ColumnType(OTHER, "empty")
     first = present[0]
     if isinstance(first, str):
-        if are_cells and all(map(IS_NUMBER.fullmatch, present)):
+        are_numbers = are_cells and all(IS_NUMBER_OR_GAP.fullmatch(cell.strip()) for cell in present)
+        if are_numbers and any(map(IS_NUMBER.fullmatch, present)):
             return ColumnType(NUMBERS, "numbers")
         return VECTOR_TEXTS if looks_like_vector(first) else ColumnType(TEXTS, "text")
     if isinstance(first, list):
@@ -208,7 +237,7 @@ class RowConverter:
 
     def from_arrow(self, arrays: Sequence[Any], first_row: int) -> AnyArray | list[str]:
         """Convert Arrow arrays, one or several of numbers."""
-        unwrapped = [_unwrap(array) for array in arrays]
+        unwrapped = [unwrap(array) for array in arrays]
         if self._kind == NUMBERS:
             missing = [array.is_null().index(True).as_py() for array in unwrapped if array.null_count]
             if missing:
@@ -223,7 +252,7 @@ class RowConverter:
         self._dim = self._dim or int(lengths[0]) or None
         bad = (lengths != self._dim) | (lengths == 0)
         if not bad.any():
-            values = _unwrap(pc.list_flatten(array))
+            values = unwrap(pc.list_flatten(array))
             if not values.null_count:
                 return _to_numpy(values).reshape(len(lengths), -1)
             bad = np.asarray(pc.is_null(values)).reshape(len(lengths), -1).any(1)
@@ -246,7 +275,7 @@ class RowConverter:
         if not isinstance(value, str):
             raise self._fault(row, f"is not a text, unlike the rows before it: {truncate_repr(value)}")
         if fault := text_fault(value):
-            raise self._fault(row, f"{fault}: {truncate_repr(value)}")
+            raise self._fault(row, fault)
         return value
 
     def _to_vector(self, values: Any) -> AnyArray | None:

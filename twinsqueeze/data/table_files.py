@@ -28,6 +28,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]{16})?", re.IGNORECASE)
+HUB_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 MAX_FILES = 20_000  # a limit, so that passing "/" or a home directory by mistake fails soon
 
 
@@ -108,10 +109,12 @@ def find_splits(folder: Path, names: Collection[str], formats: Collection[str]) 
                 continue
             if is_dir(path):
                 if files := [file for file in _list_files(path) if file.format in formats]:
-                    found[path.name] = _of_one_format(files, str(path))
+                    found[str(path.relative_to(folder))] = _of_one_format(files, str(path))
             elif format_ in formats:
                 key = f"{shard['name']}-*-of-{shard['count']}.{format_}" if shard else path.name
-                found[key].append(TableFile(path, escape_control_chars(str(path)), str(format_)))
+                found[str(place.relative_to(folder) / key)].append(
+                    TableFile(path, escape_control_chars(str(path)), str(format_))
+                )
     for key, files in found.items():
         _check_shards(key, files)
     return found
@@ -121,7 +124,8 @@ def _check_shards(key: str, files: list[TableFile]) -> None:
     shards = [SHARD.fullmatch(split_name(file.path)[0]) for file in files if file.path]
     numbers = sorted(int(shard["number"]) for shard in shards if shard)
     if shards[0] and "-*-of-" in key and numbers != list(range(int(shards[0]["count"]))):
-        raise InputError(f"{key} has {len(numbers)} of {int(shards[0]['count'])} files: add the others")
+        shown = f"{len(numbers)} files, number {', '.join(map(str, numbers[:10]))}"
+        raise InputError(f"{key} has {shown}: it needs one of each number from 0 to {int(shards[0]['count']) - 1}")
 
 
 def _files_of_folder(folder: Path, source: str, format_: str) -> list[TableFile]:
@@ -135,7 +139,7 @@ def _list_files(folder: Path, format_: str = "auto") -> list[TableFile]:
     """List the files in order, part-2 before part-10, without those that Spark and others hide by a dot or a _."""
     paths: list[Path] = []
     try:
-        for path, folders, names in os.walk(folder, onerror=_raise):
+        for path, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(("_", "."))]
             paths += [Path(path, name) for name in names if not name.startswith(("_", "."))]
             if len(paths) > MAX_FILES:
@@ -147,7 +151,9 @@ def _list_files(folder: Path, format_: str = "auto") -> list[TableFile]:
     files = []
     for file in sorted(paths, key=lambda path: _natural_key(path.relative_to(folder).parts)):
         found = split_name(file)[1] if format_ == "auto" else format_
-        if found and is_file(file):
+        if found and not is_file(file):
+            raise InputError(f"file {str(file)!r} can't be read: it is a link to nothing, or no file")
+        if found and file.name not in HUB_METADATA:
             files.append(TableFile(file, escape_control_chars(str(file)), found))
     return files
 

@@ -6,20 +6,23 @@ Types are never inferred from all rows: cells stay texts, JSON values what they 
 import csv
 import json
 import sys
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twinsqueeze.data.npy_rows import NpyTable
-from twinsqueeze.data.table_columns import TEXTS, UNNAMED, ColumnType, arrow_types, python_type
+from twinsqueeze.data.table_columns import TEXTS, UNNAMED, ColumnType, arrow_types, check_scalars, python_type, unwrap
 from twinsqueeze.data.table_files import OpenedFile, TableFile, open_file
-from twinsqueeze.data.table_headers import Quoting, has_header, tsv_is_quoted
+from twinsqueeze.data.table_headers import Quoting, has_header, separator_in_cells, tsv_is_quoted
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.utils.text import escape_control_chars
 
 MEGABYTE = 1_000_000
 SAMPLE_ROWS = 100  # the kinds of columns are taken from these
@@ -76,9 +79,11 @@ def read_columns(files: Sequence[TableFile], choose: Callable[[Sequence[str], st
             if isinstance(table, NpyTable):
                 raise InputError(f"{file.name} is an array without named columns: pass .csv, .tsv, .jsonl or .parquet")
             names = choose(table.names, file.name)
+            if isinstance(table, ParquetTable):
+                check_scalars(table.name, table.schema, names)
             columns = columns or [[] for _ in names]
             for batch in table.batches(names, LARGE_BATCH):
-                values = [array.to_pylist() for array in batch.arrays] or zip(*batch.rows, strict=True)
+                values = [unwrap(array).to_pylist() for array in batch.arrays] or zip(*batch.rows, strict=True)
                 for column, more in zip(columns, values, strict=True):
                     column.extend(more)
     return columns
@@ -98,16 +103,17 @@ class ParquetTable:
         buffer_size = max(BUFFER_SIZE // max(metadata.num_columns, 1), 1 << 14)
         # Without a buffer Arrow reads whole row groups, and one may be the whole file.
         self._file = pq.ParquetFile(path, metadata=metadata, buffer_size=buffer_size, pre_buffer=False)
-        self.names: list[str] = self._file.schema_arrow.names
+        self.schema = self._file.schema_arrow
+        self.names: list[str] = self.schema.names
         self.is_empty = metadata.num_rows == 0
 
     def types(self, column: str | None = None) -> dict[str, ColumnType]:
         """Return the types of the columns; if one is named, the others' may be less exact."""
-        types = arrow_types(self._file.schema_arrow)
+        types = arrow_types(self.schema)
         texts = [c for c in types if types[c].kind == TEXTS and column in (None, c)]
         for batch in islice(self._batches(texts, SAMPLE_ROWS), 1):
             for name in texts:
-                sampled = python_type(_column(batch, name).to_pylist())
+                sampled = python_type(unwrap(_column(batch, name)).to_pylist())
                 types[name] = sampled if sampled.kind != types[name].kind and sampled.name != "empty" else types[name]
         return types
 
@@ -115,9 +121,32 @@ class ParquetTable:
         """Yield all rows of some columns."""
         _check_unique(self.name, self.names, columns)
         num_read, num_rows = 0, self._file.metadata.num_rows
-        for batch in self._batches(columns, size):
-            num_read += batch.num_rows
-            yield Batch((), [_column(batch, name) for name in columns], num_read, num_rows, "row")
+        try:
+            for batch in self._batches(columns, size):
+                num_read += batch.num_rows
+                yield Batch((), [_column(batch, name) for name in columns], num_read, num_rows, "row")
+        except pa.ArrowInvalid as error:
+            raise self._locate(error, columns, num_read) from error
+
+    def _locate(self, error: Exception, columns: Sequence[str], num_read: int) -> Exception:
+        """Return an `InputError` that names the first row after `num_read` that Arrow can't read.
+
+        Such rows are missing ones in columns of fixed-size lists, and in those that DuckDB writes of arrays.
+        """
+        metadata = self._file.metadata
+        ends = list(accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
+        first = bisect(ends, num_read)  # row group; the error may be in a later one
+        groups = list(range(first, metadata.num_row_groups))
+        for column in columns:
+            row = ends[first - 1] if first else 0
+            try:
+                for _ in self._file.iter_batches(1, row_groups=groups, columns=[column], use_threads=False):
+                    row += 1
+            except pa.ArrowInvalid:
+                type_ = self.types(column)[column].name
+                where = f"row {row} of {self.name} is missing or damaged in column {column!r}, {type_}"
+                return InputError(f"{where}: {one_line(error)}")
+        return error
 
     def _batches(self, columns: Sequence[str], size: int) -> Iterator[Any]:
         if columns:
@@ -165,6 +194,9 @@ class TextTable:
             first = next(lines, [])
         self._rows = self._count_rows(_check_widths(lines, len(first)))
         if header is None and first:
+            if mark := separator_in_cells(first, self._sample):
+                shown = f"{self.name} has one column, {escape_control_chars(first[0])}"
+                raise InputError(f"{shown}: separate cells as its suffix says, not by {mark!r}")
             header = has_header(self.name, first, self._sample)
             self.header_note = "the first line is the header" if header else "it has no header"
         if header is False:
@@ -232,7 +264,10 @@ def _check_widths(rows: Iterator[list[str]], width: int) -> Iterator[list[str]]:
 
 def _parse_txt(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        yield {UNNAMED: line.removesuffix("\n").removesuffix("\r")}
+        text = line.removesuffix("\n").removesuffix("\r")
+        if "\r" in text and text == line:
+            raise ValueError("its lines end with \\r: end them with \\n")
+        yield {UNNAMED: text}
 
 
 def _parse_jsonl(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

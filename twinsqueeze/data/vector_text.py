@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twinsqueeze.errors import truncate_repr
 from twinsqueeze.types import AnyArray
 
 NUMBER = r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)"
@@ -27,18 +28,23 @@ def looks_like_vector(text: str) -> bool:
     start = START.match(text.lstrip())
     if not start:
         return False
-    tokens = _tokens(text)
+    tokens = split_numbers(text)
     if not all(map(IS_NUMBER_OR_GAP.fullmatch, tokens)):
         return False
     return len(tokens) >= (2 if "[" in start[0] else MIN_NUMBERS)
 
 
+def split_numbers(text: str) -> list[str]:
+    """Return the words of a text, without brackets, commas and semicolons."""
+    return DECORATION.sub(" ", text).split()
+
+
 def text_fault(text: str) -> str | None:
-    """Return why a text can't be encoded as a sentence; None if it can."""
+    """Return why a text can't be encoded as a sentence, and what to do; None if it can."""
     if looks_like_vector(text):
-        return "is a list of numbers, not a text"
+        return f"is {truncate_repr(text)}, not a text: remove the row, or keep vectors in a column of their own"
     if SURROGATE.search(text):
-        return "has half of a surrogate pair, which tokenizers refuse"
+        return f"has half of a surrogate pair, which tokenizers refuse: {truncate_repr(text)}"
     return None
 
 
@@ -49,7 +55,7 @@ def parse_vector(text: str) -> AnyArray | None:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
-        tokens = _tokens(text)
+        tokens = split_numbers(text)
         is_whole = text.count("[") == text.count("]") <= 1 and not (";" in text and "," in text)
         if not is_whole or not tokens or not all(map(IS_NUMBER.fullmatch, tokens)):
             return None
@@ -64,7 +70,3 @@ def to_vector(numbers: Sequence[float] | Sequence[str]) -> AnyArray:
     """Return numbers, or texts of one number each, as float32; those beyond float32 become infinite."""
     with np.errstate(over="ignore"):
         return np.array(numbers, np.float32)
-
-
-def _tokens(text: str) -> list[str]:
-    return DECORATION.sub(" ", text).split()
