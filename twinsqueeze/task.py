@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Name of the encoder of data that are vectors already: it is unknown.
+NO_ENCODER = "none"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -20,7 +20,8 @@ from twinsqueeze.evaluation import baselines, faiss_baselines
 from twinsqueeze.evaluation.baselines import BaselineTask, cached_baselines, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.evaluation.metrics import METRICS, RetrievalScores
-from twinsqueeze.reporting.ablation_table import SCORES, baseline_family
+from twinsqueeze.reporting.ablation_table import baseline_family
+from twinsqueeze.task import SIMILARITY
 from twinsqueeze.utils.console import SILENT
 from twinsqueeze.utils.disk_cache import DiskCache
 
@@ -87,9 +88,9 @@ def test_bytes_per_vector_and_families(found):
 
 
 def test_every_row_has_every_score(found):
-    assert {*METRICS, *RetrievalScores._fields} == set(SCORES)
+    assert {*METRICS, *RetrievalScores._fields} == set(SIMILARITY.scores)
     for row in found.values():
-        assert set(row.scores["dev"]) == set(SCORES)
+        assert set(row.scores["dev"]) == set(SIMILARITY.scores)
     assert found["uncompressed"].scores["dev"]["neighbor_recall"] == 1
 
 

@@ -7,9 +7,10 @@ from tests.helpers.trained_runs import KEY, run_with_search_scores, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
 from twinsqueeze.reporting import formats, report, search_table
-from twinsqueeze.reporting.ablation_table import SEARCH_SCORES, BaselineRow, build_tables, metric_name
+from twinsqueeze.reporting.ablation_table import BaselineRow, build_tables, metric_name
 from twinsqueeze.reporting.search_table import VectorFormat
 from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.task import SIMILARITY
 
 SIGN_QUANTIZED = {"quantizer": "sign", "architecture": "linear"}
 
@@ -18,7 +19,7 @@ SIGN_QUANTIZED = {"quantizer": "sign", "architecture": "linear"}
 def table():
     runs = [run_with_search_scores(0.8, alpha=0, seed=seed, dim=dim) for dim in (8, 32) for seed in (0, 1)]
     runs += [run_with_search_scores(0.85, alpha=0.75, seed=0, dim=8)]
-    names = [metric_name(split, score) for split in ("dev", "test") for score in SEARCH_SCORES]
+    names = [metric_name(split, score) for split in ("dev", "test") for score in SIMILARITY.search_scores]
     scores = dict.fromkeys(names, SeedStats(0.6, float("nan"), 1))
     faiss = [BaselineRow(f"FAISS PQ, {size} bytes", None, size, scores, search_only=True) for size in (16, 64)]
     baselines = [BaselineRow("uncompressed", None, 1536, scores), *faiss]
@@ -64,18 +65,20 @@ def test_precisions_without_scores_are_omitted():
 
 
 def test_a_run_without_ranges_has_no_row_at_int8():
-    scores = dict.fromkeys(SEARCH_SCORES, 0.5)
-    assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SEARCH_SCORES, 0.25)})
+    scores = dict.fromkeys(SIMILARITY.search_scores, 0.5)
+    assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SIMILARITY.search_scores, 0.25)})
     baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
-    rows = search_table.rows_from_run(VectorFormat("x", "float32", 12, 48), {"dev": assessment}, [baseline])
+    rows = search_table.rows_from_run(VectorFormat("x", "float32", 12, 48), {"dev": assessment}, [baseline], SIMILARITY)
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
     assert search_table.format_rows(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
 
 
 def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
-    scores = dict.fromkeys(SEARCH_SCORES, 0.5)
-    assessment = SimpleNamespace(scores=scores, by_precision={"asymmetric": dict.fromkeys(SEARCH_SCORES, 0.75)})
-    rows = search_table.rows_from_run(VectorFormat("x", "binary", 12, 2), {"dev": assessment}, [])
+    scores = dict.fromkeys(SIMILARITY.search_scores, 0.5)
+    assessment = SimpleNamespace(
+        scores=scores, by_precision={"asymmetric": dict.fromkeys(SIMILARITY.search_scores, 0.75)}
+    )
+    rows = search_table.rows_from_run(VectorFormat("x", "binary", 12, 2), {"dev": assessment}, [], SIMILARITY)
     assert search_table.format_rows(rows, ["dev"])[1] == [
         ["x", "2", "0.5000", *["0.50"] * 4],
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],

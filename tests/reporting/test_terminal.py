@@ -8,10 +8,11 @@ import pytest
 from tests.helpers.trained_runs import KEY, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.reporting import terminal
-from twinsqueeze.reporting.ablation_table import SEARCH_SCORES, BaselineRow, build_tables
+from twinsqueeze.reporting.ablation_table import BaselineRow, build_tables
 from twinsqueeze.reporting.headline import headline
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat, rows_from_run
 from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.task import SIMILARITY
 
 NAN = float("nan")
 VECTORS = VectorFormat("mlp32-a0.75-s0", "float32", 32, 128)
@@ -19,7 +20,7 @@ COLUMNS = ["vectors", "bytes", "Spearman", "Spearman", "neighbor recall", "recal
 
 
 def scores(dev: float, test: float) -> dict[str, dict[str, float]]:
-    return {split: dict.fromkeys(SEARCH_SCORES, value) for split, value in (("dev", dev), ("test", test))}
+    return {split: dict.fromkeys(SIMILARITY.search_scores, value) for split, value in (("dev", dev), ("test", test))}
 
 
 def results() -> dict[str, SimpleNamespace]:
@@ -33,7 +34,7 @@ def results() -> dict[str, SimpleNamespace]:
 def run_rows(*baselines: tuple[str, int, float, float]) -> list[SearchRow]:
     """The rows of a run with baselines: name, bytes, and scores on dev and test."""
     found = [BaselineScores(name, None, size, False, 1, scores(*values), {}) for name, size, *values in baselines]
-    return rows_from_run(VECTORS, results(), found)
+    return rows_from_run(VECTORS, results(), found, SIMILARITY)
 
 
 UNCOMPRESSED = ("uncompressed", 1536, 0.87, 0.82)

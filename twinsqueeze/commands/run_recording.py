@@ -28,6 +28,7 @@ from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table,
 from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
+from twinsqueeze.task import SIMILARITY
 from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run import check_tracking_server, env_run_id
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -142,7 +143,7 @@ class RunRecorder:
         missing = missing_baselines_note(baselines)
         paragraphs = [
             *([f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []),
-            " ".join([description, *(formats.scores_sentence(split, result) for split, result in results.items())]),
+            " ".join([description, *(formats.scores_sentence(s, result, SIMILARITY) for s, result in results.items())]),
             formats.markdown_table(*scores),
             "Search quality:",
             formats.markdown_table(*search_table.format_rows(_search_rows(evaluation), results)),
@@ -199,7 +200,7 @@ def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[s
 
 
 def _search_rows(evaluation: Evaluation) -> list[SearchRow]:
-    return search_table.rows_from_run(_vector_format(evaluation), evaluation.results, evaluation.baselines)
+    return search_table.rows_from_run(_vector_format(evaluation), evaluation.results, evaluation.baselines, SIMILARITY)
 
 
 def _vector_format(evaluation: Evaluation) -> VectorFormat:

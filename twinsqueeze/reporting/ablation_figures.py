@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
+from operator import attrgetter
 
 import numpy as np
 
@@ -10,14 +11,17 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.reporting import ablation_plots, method_plots, run_loader, run_plots, search_table
 from twinsqueeze.reporting.ablation_plots import alpha_label
 from twinsqueeze.reporting.ablation_table import (
+    COLUMN_NAMES,
     EVALUATED_SPLITS,
-    SELECTION_METRIC,
     AblationTable,
     BaselineRow,
     Row,
+    capitalized_name,
+    selection_metric,
 )
 from twinsqueeze.reporting.report import ReportFigure, Section
 from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.utils import console
 
 MAX_FAMILIES = 12  # compressors with figures of their own; those with most runs come first
@@ -52,28 +56,31 @@ def family_prefix(table: AblationTable, name: str) -> str:
 
 def score_figures(table: AblationTable, rows: Sequence[Row]) -> list[ReportFigure]:
     """Figures of the scores of rows that differ by alpha alone; the first has the lowest alpha."""
-    splits = _measured_splits(rows)
-    best = _best(rows)
-    baselines = _series_baselines(table.score_baselines, {None, rows[0].recipe.dim})
+    best, score = _best(rows), table.task.selection
+    baselines = _series_baselines(table.score_baselines, {None, rows[0].recipe.dim}, table.task)
     lines = {rows[0].name: {row.recipe.alpha: row.scores for row in rows}}
     titles = {
-        split: f"Spearman on {split}: {best.gains[split].mean:+.4f} at alpha {best.recipe.alpha:g}"
-        for split in splits
+        split: f"{title}: {best.gains[split].mean:+.4f} at alpha {best.recipe.alpha:g}"
         if split in best.gains
+        else title
+        for split, title in _split_titles(rows).items()
     }
+    last = list(titles)[-1]
+    effects = (
+        "the error would fall and Spearman rise" if table.task == SIMILARITY else f"{COLUMN_NAMES[score]} would rise"
+    )
     return [
         ReportFigure(
-            "spearman_against_alpha",
-            "Spearman against alpha with 95% intervals of the mean over seeds. Horizontal lines: baselines (no "
-            "labels), of each method the best on dev.",
-            ablation_plots.plot_spearman("alpha", lines, splits, list(baselines.values()), titles),
+            f"{score}_against_alpha",
+            f"{capitalized_name(score)} against alpha with 95% intervals of the mean over seeds. Horizontal lines: "
+            "baselines (no labels), of each method the best on dev.",
+            ablation_plots.plot_score(score, "alpha", lines, list(baselines.values()), titles),
         ),
         ReportFigure(
-            f"train_against_{splits[-1]}",
-            f"Scores on {splits[-1]} against the final train loss, means and 95% intervals over seeds; numbers are "
-            "alphas. If a higher train loss meant better generalization, the error would fall and Spearman rise from "
-            "left to right.",
-            ablation_plots.plot_scores_vs_train_losses(rows, splits[-1]),
+            f"train_against_{last}",
+            f"Scores on {last} against the final train loss, means and 95% intervals over seeds; numbers are "
+            f"alphas. If a higher train loss meant better generalization, {effects} from left to right.",
+            ablation_plots.plot_scores_vs_train_losses(rows, last),
         ),
     ]
 
@@ -90,16 +97,21 @@ def _run_figures(rows: Sequence[Row]) -> list[ReportFigure]:
             f"to the highest seed. The best alpha on dev is in color.{note}",
             ablation_plots.plot_train_losses(shown, best),
         ),
-        *_pair_figures(shown, best, _measured_splits(rows), note),
+        *(_pair_figures(shown, best, _measured_splits(rows), note) if best.task == SIMILARITY else []),
     ]
 
 
 def _best(rows: Sequence[Row]) -> Row:
-    return max(rows, key=lambda row: row.scores[SELECTION_METRIC].mean)
+    return max(rows, key=attrgetter("dev_score"))
 
 
 def _measured_splits(rows: Sequence[Row]) -> list[str]:
     return [split for split in EVALUATED_SPLITS if all(row.seeds(split) for row in rows)]
+
+
+def _split_titles(rows: Sequence[Row]) -> dict[str, str]:
+    """Titles of panels by measured split, such as "Spearman on dev"."""
+    return {split: f"{capitalized_name(rows[0].task.selection)} on {split}" for split in _measured_splits(rows)}
 
 
 def shown_alphas(rows: Sequence[Row], best: Row) -> list[Row]:
@@ -151,29 +163,34 @@ def table_figures(tables: Sequence[AblationTable], table: AblationTable) -> list
 
 def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> list[ReportFigure]:
     """Search quality of a table and of all others on the same data, which need not share labels and loss."""
-    comparable = [t for t in tables if t.comparison_key[:3] == table.comparison_key[:3] and t is not table]
+    task, key = table.task, table.comparison_key
+    comparable = [t for t in tables if t.comparison_key[:3] == key[:3] and t.task == task and t is not table]
     rows = search_table.rows_from_tables([table, *comparable])
     note = " Includes the compressors of the other tables on these data." if comparable else ""
-    stored = "Queries and documents are stored alike. Dots are ways to store vectors."
-    return [
+    queries = "Queries and documents are stored alike." if task == SIMILARITY else "Queries are floats."
+    stored = f"{queries} Dots are ways to store vectors."
+    name, both = capitalized_name(task.selection), task.selection != "neighbor_recall"
+    figures = [
         ReportFigure(
             "quality_against_bytes",
-            f"Spearman and neighbor recall against bytes per vector. {stored} Lines join the best of every size on "
-            "dev, without sizes worse than smaller ones. TwinSqueeze: each compressor at its best alpha on dev; the "
-            f"others are baselines (no labels).{note}",
+            f"{name}{' and neighbor recall' * both} against bytes per vector. {stored} Lines join the best of every "
+            "size on dev, without sizes worse than smaller ones. TwinSqueeze: each compressor at its best alpha on "
+            f"dev; the others are baselines (no labels).{note}",
             search_table.quality_figure(rows)(),
-        ),
-        ReportFigure(
-            "spearman_against_neighbor_recall",
-            f"Spearman against neighbor recall; numbers are bytes per vector. {stored} Lines join what no other of the "
-            f"same method and size or less exceeds on dev in both.{note}",
-            search_table.pareto_figure(rows),
-        ),
+        )
     ]
+    if both:
+        caption = (
+            f"{name} against neighbor recall; numbers are bytes per vector. {stored} Lines join what no other of the "
+            f"same method and size or less exceeds on dev in both.{note}"
+        )
+        figure = search_table.pareto_figure(rows)
+        figures.append(ReportFigure(f"{task.selection}_against_neighbor_recall", caption, figure))
+    return figures
 
 
 def _dim_figures(table: AblationTable) -> list[ReportFigure]:
-    """Spearman against dim, a line per alpha, if the best compressor was trained at several dims."""
+    """The selection score against dim, a line per alpha, if the best compressor was trained at several dims."""
     rows = [
         row
         for row in sorted(table.rows, key=lambda row: (row.recipe.alpha, row.recipe.dim))
@@ -188,22 +205,24 @@ def _dim_figures(table: AblationTable) -> list[ReportFigure]:
     if not lines:
         return []
     for dim in sorted({baseline.dim for baseline in table.score_baselines if baseline.dim is not None}):
-        for label, baseline in _series_baselines(table.score_baselines, {dim}).items():
+        for label, baseline in _series_baselines(table.score_baselines, {dim}, table.task).items():
             lines.setdefault(label, {})[dim] = baseline.scores
-    references = list(_series_baselines(table.score_baselines, {None}).values())
-    figure = ablation_plots.plot_spearman("dim", lines, _measured_splits(rows), references, {})
+    score = table.task.selection
+    references = list(_series_baselines(table.score_baselines, {None}, table.task).values())
+    figure = ablation_plots.plot_score(score, "dim", lines, references, _split_titles(rows))
     for axes in figure.axes:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
     caption = (
-        "Spearman against the output dimension, with 95% intervals of the mean over seeds. PCA: the better on dev of "
-        "plain and whitened PCA."
+        f"{capitalized_name(score)} against the output dimension, with 95% intervals of the mean over seeds. PCA: the "
+        "better on dev of plain and whitened PCA."
     )
-    return [ReportFigure("spearman_against_dim", caption, figure)]
+    return [ReportFigure(f"{score}_against_dim", caption, figure)]
 
 
-def _series_baselines(baselines: Iterable[BaselineRow], dims: set[int | None]) -> dict[str, BaselineRow]:
+def _series_baselines(baselines: Iterable[BaselineRow], dims: set[int | None], task: Task) -> dict[str, BaselineRow]:
     """The best baseline on dev of every series of figures, among those of some dims; None: of no dim."""
-    found = [row for row in baselines if row.dim in dims and SELECTION_METRIC in row.scores]
-    found.sort(key=lambda row: row.scores[SELECTION_METRIC].mean)
+    metric = selection_metric(task)
+    found = [row for row in baselines if row.dim in dims and metric in row.scores]
+    found.sort(key=lambda row: row.scores[metric].mean)
     return {label: row for row in found if (label := method_plots.find_series(row.family))}

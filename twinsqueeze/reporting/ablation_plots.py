@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from twinsqueeze.reporting import run_loader, run_plots
-from twinsqueeze.reporting.ablation_table import BaselineRow, Row
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, BaselineRow, Row, capitalized_name, metric_name
 from twinsqueeze.reporting.method_plots import SERIES, find_series
 from twinsqueeze.reporting.run_plots import Style
 from twinsqueeze.reporting.statistics import NO_VALUES, SeedStats
+from twinsqueeze.task import SIMILARITY
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.signals import check_interrupted
 
@@ -41,18 +42,21 @@ def plot_train_losses(rows: Sequence[Row], best: Row) -> Figure:
     return figure
 
 
-def plot_spearman(
+def plot_score(
+    score: str,
     hyperparameter: str,
     lines: Mapping[str, Points],
-    splits: Sequence[str],
     references: Sequence[BaselineRow],
     titles: Mapping[str, str],
 ) -> Figure:
-    """Spearman with 95% intervals, by name and value of the hyperparameter; references are horizontal lines."""
+    """A score with 95% intervals, by name and value of the hyperparameter; references are horizontal lines.
+
+    There is a panel for every split in `titles`.
+    """
     names = [*lines, *(baseline.name for baseline in references)]
-    figure, axes_list = run_plots.panels(len(splits), legend=names)
-    for axes, split in zip(axes_list, splits, strict=True):
-        metric = f"{split}/spearman"
+    figure, axes_list = run_plots.panels(len(titles), legend=names)
+    for axes, (split, title) in zip(axes_list, titles.items(), strict=True):
+        metric = metric_name(split, score)
         styles = chain([{}], cycle({"ls": dash, "mfc": "white"} for dash in DASHES[1:]))  # the first is the best
         for name, points in lines.items():
             y, errors = _error_bars([scores[metric] for scores in points.values()])
@@ -60,9 +64,9 @@ def plot_spearman(
             axes.errorbar(list(points), y, errors, ms=4, capsize=3, label=name, **style)
         for baseline in references:
             style = SERIES[str(find_series(baseline.family))].style
-            score = baseline.scores.get(metric, NO_VALUES).mean
-            axes.axhline(score, color=style["color"], ls=style["ls"], lw=1.1, label=baseline.name)
-        axes.set(title=titles.get(split, f"Spearman on {split}"), xlabel=hyperparameter, ylabel="Spearman")
+            mean = baseline.scores.get(metric, NO_VALUES).mean
+            axes.axhline(mean, color=style["color"], ls=style["ls"], lw=1.1, label=baseline.name)
+        axes.set(title=title, xlabel=hyperparameter, ylabel=COLUMN_NAMES[score])
     run_plots.share_y(axes_list)
     run_plots.draw_legend(figure, names)
     return figure
@@ -70,17 +74,18 @@ def plot_spearman(
 
 def plot_scores_vs_train_losses(rows: Sequence[Row], split: str) -> Figure:
     """Scores against final train losses, a panel per score and a point per alpha with 95% intervals."""
-    scores = {"mean squared error": f"{split}/mse", "Spearman": f"{split}/spearman"}
+    scores = {"mse": "mean squared error"} if rows[0].task == SIMILARITY else {}
+    scores[rows[0].task.selection] = COLUMN_NAMES[rows[0].task.selection]
     colors = dict(zip(LOSSES, (run_plots.LIGHT, run_plots.STRONG), strict=True))
     figure, axes_list = run_plots.panels(len(scores), legend=list(LOSSES))
-    for axes, (score, metric) in zip(axes_list, scores.items(), strict=True):
-        y, y_errors = _error_bars([row.scores[metric] for row in rows])
+    for axes, (score, label) in zip(axes_list, scores.items(), strict=True):
+        y, y_errors = _error_bars([row.scores[metric_name(split, score)] for row in rows])
         for loss, loss_metric in LOSSES.items():
             x, x_errors = _error_bars([row.scores[loss_metric] for row in rows])
             axes.errorbar(x, y, y_errors, x_errors, color=colors[loss], marker="o", ms=4, capsize=2, lw=1, label=loss)
         _label_alphas(axes, rows, x, y)
-        title = f"{score[0].upper()}{score[1:]} on {split} against train loss"
-        axes.set(title=title, xlabel="final train loss", ylabel=score, xscale="log")
+        title = f"{label.capitalize() if score == 'mse' else capitalized_name(score)} on {split} against train loss"
+        axes.set(title=title, xlabel="final train loss", ylabel=label, xscale="log")
         run_plots.set_log_ticks(axes.xaxis, LogLocator(subs=(1, 3)))
     run_plots.draw_legend(figure, list(LOSSES))
     return figure

@@ -14,47 +14,62 @@ import numpy as np
 
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
+from twinsqueeze.task import NO_ENCODER, SIMILARITY, TASKS, Task
 from twinsqueeze.utils.files import public_name
 
 EVALUATED_SPLITS = ("dev", "test")
 COLUMN_NAMES = {
     "mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "neighbor_recall": "neighbor recall",
-    "recall_at_1": "recall@1", "recall_at_10": "recall@10", "mrr": "MRR",
+    "recall_at_1": "recall@1", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr": "MRR",
+    "mrr_at_10": "MRR@10", "ndcg_at_10": "nDCG@10",
 }  # fmt: skip
-SCORES = tuple(COLUMN_NAMES)
-PAIR_SCORES = SCORES[:4]
-MAIN_SCORES = SCORES[:5]
-SEARCH_SCORES = SCORES[3:]  # measured at every precision that vectors can be stored in
 PRECISIONS = ("float32", "int8", "binary")
 ASYMMETRIC = "asymmetric"  # float queries against stored codes (Jégou et al. 2011)
-SELECTION_METRIC = "dev/spearman"
 # Recipe fields that are appended to the names of compressors that would otherwise be called the same.
 DISTINGUISHING_FIELDS = (
-    "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init", "neighbor_weight", "num_neighbors",
-    "synthetic_sentences", "neighbor_temperature", "teacher", "teacher_alpha", "subvector_dim",
+    "loss", "label_transform", "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init",
+    "neighbor_weight", "num_neighbors", "synthetic_sentences", "neighbor_temperature", "teacher", "teacher_alpha",
+    "subvector_dim",
 )  # fmt: skip
 
 
 def metric_name(split: str, score: str, precision: str = "float32") -> str:
     """A score's name in MLflow, such as dev/spearman, search/dev_mrr and search/dev_spearman_asymmetric.
 
-    The sections dev and test have `MAIN_SCORES` of the vectors as trained, so that MLflow's charts stay few.
+    The sections dev and test have main scores of the vectors as trained, so that MLflow's charts stay few.
     """
     if precision == "float32":
-        return f"{split}/{score}" if score in MAIN_SCORES else f"search/{split}_{score}"
+        is_main = any(score in task.main_scores for task in TASKS.values())
+        return f"{split}/{score}" if is_main else f"search/{split}_{score}"
     return f"search/{split}_{score}_{precision}"
 
 
-_METRICS = [
-    *(
+def selection_metric(task: Task) -> str:
+    """The metric by which runs of a task are selected, such as dev/spearman."""
+    return metric_name("dev", task.selection)
+
+
+def num_digits(task: Task, score: str) -> int:
+    """Decimals of a score in texts and tables."""
+    return 4 if score in task.curve_scores else 2
+
+
+def capitalized_name(score: str) -> str:
+    """A score's name at the beginning of a sentence: neighbor recall becomes Neighbor recall, nDCG@10 stays."""
+    name = COLUMN_NAMES[score]
+    return name[0].upper() + name[1:] if name.islower() else name
+
+
+def _metrics(task: Task) -> list[str]:
+    """The metrics of rows, in the order of table.csv."""
+    precisions = (*PRECISIONS, ASYMMETRIC) if task == SIMILARITY else PRECISIONS
+    scores = [
         metric_name(split, score, precision)
-        for precision in (*PRECISIONS, ASYMMETRIC)
+        for precision in precisions
         for split in EVALUATED_SPLITS
-        for score in (SCORES if precision == "float32" else SEARCH_SCORES)
-    ),
-    "train/loss",
-    "train/clean_loss",
-]
+        for score in (task.scores if precision == "float32" else task.search_scores)
+    ]
+    return [*scores, "train/loss", "train/clean_loss"]
 
 
 class ComparisonKey(NamedTuple):
@@ -63,8 +78,9 @@ class ComparisonKey(NamedTuple):
     dataset_digest: str
     test_digest: str | None
     encoder_fingerprint: str
-    label_transform: str
+    label_transform: str  # empty for data without human scores, as is the loss: runs of every loss can be compared
     loss: str
+    task: str = SIMILARITY.name
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,11 @@ class TrainedRun:
     dataset: str
     notice: str | None
     metrics: Mapping[str, float]
+
+    @property
+    def task(self) -> Task:
+        """The task of the run's data."""
+        return TASKS[self.comparison_key.task]
 
 
 def baseline_family(name: str, dim: int | None) -> str:
@@ -110,7 +131,7 @@ class Row:
     name: str  # of the compressor, without alpha and seed
     family: Recipe  # the fields that rows at other values of alpha share
     runs: Sequence[TrainedRun]
-    gains: Mapping[str, MeanDifference]  # by split: Spearman minus Spearman at alpha 0, if the table has such a row
+    gains: Mapping[str, MeanDifference]  # by split: the selection score minus that of the row at alpha 0, if any
     scores: Mapping[str, SeedStats]  # over seeds by metric, such as "dev/mse" and "train/loss"
 
     @property
@@ -118,9 +139,19 @@ class Row:
         """Recipe of the first seed."""
         return self.runs[0].recipe
 
+    @property
+    def task(self) -> Task:
+        """The task of the runs' data."""
+        return self.runs[0].task
+
+    @property
+    def dev_score(self) -> float:
+        """Mean over seeds of the score by which rows are selected."""
+        return self.scores[selection_metric(self.task)].mean
+
     def seeds(self, split: str) -> int:
         """Number of seeds that were measured on a split."""
-        return self.scores[metric_name(split, "spearman")].count
+        return self.scores[metric_name(split, self.task.selection)].count
 
 
 @dataclass(frozen=True)
@@ -134,10 +165,15 @@ class AblationTable:
     baselines: Sequence[BaselineRow]
     notes: Sequence[str]  # limits of the table
 
+    @property
+    def task(self) -> Task:
+        """The task of the data."""
+        return TASKS[self.comparison_key.task]
+
     @cached_property
     def best(self) -> Row:
-        """The best row by Spearman on dev."""
-        return max(self.rows, key=lambda row: row.scores[SELECTION_METRIC].mean)
+        """The best row by the selection score on dev."""
+        return max(self.rows, key=attrgetter("dev_score"))
 
     @property
     def score_baselines(self) -> list[BaselineRow]:
@@ -168,18 +204,24 @@ def _build_table(runs: Sequence[TrainedRun], baselines: Sequence[BaselineRow], r
     for run in sorted(runs, key=lambda run: run.recipe.seed):
         groups[_comparable_recipe(run.recipe, seed=0)].append(run)
     names = _name_families({_comparable_recipe(recipe, alpha=0.0) for recipe in groups})
-    rows = []
+    task, rows = runs[0].task, []
     for recipe, group in groups.items():
         family = _comparable_recipe(recipe, alpha=0.0)
-        gains = _spearman_gains(group, groups[family]) if recipe != family and family in groups else {}
-        scores = {metric: SeedStats.of(_finite_values(group, metric)) for metric in _METRICS}
+        gains = _gains(group, groups[family], task) if recipe != family and family in groups else {}
+        scores = {metric: SeedStats.of(_finite_values(group, metric)) for metric in _metrics(task)}
         rows.append(Row(names[family], family, group, gains, scores))
     order = attrgetter("architecture", "precision", "dim", *DISTINGUISHING_FIELDS)
     rows.sort(key=lambda row: (order(row.family), row.recipe.alpha))
-    first, key = runs[0], runs[0].comparison_key
-    encoder = public_name(first.recipe.encoder)
-    title = f"{first.dataset}, encoder {encoder}, labels {key.label_transform}, loss {key.loss}"
-    return AblationTable(key, title, first.notice, rows, baselines, _notes(rows, repeated))
+    first = runs[0]
+    return AblationTable(
+        first.comparison_key, _title(first), first.notice, rows, baselines, _notes(rows, task, repeated)
+    )
+
+
+def _title(run: TrainedRun) -> str:
+    key, encoder = run.comparison_key, run.recipe.encoder
+    title = f"{run.dataset}, encoder {'unknown' if encoder == NO_ENCODER else public_name(encoder)}"
+    return f"{title}, labels {key.label_transform}, loss {key.loss}" if run.task == SIMILARITY else title
 
 
 def _finite_values(runs: Sequence[TrainedRun], metric: str) -> list[float]:
@@ -187,18 +229,21 @@ def _finite_values(runs: Sequence[TrainedRun], metric: str) -> list[float]:
     return [float(value) for value in values if np.isfinite(value)]
 
 
-def _spearman_gains(noisy: Sequence[TrainedRun], noise_free: Sequence[TrainedRun]) -> dict[str, MeanDifference]:
-    values = {s: [_finite_values(runs, f"{s}/spearman") for runs in (noisy, noise_free)] for s in EVALUATED_SPLITS}
+def _gains(noisy: Sequence[TrainedRun], noise_free: Sequence[TrainedRun], task: Task) -> dict[str, MeanDifference]:
+    metrics = {split: metric_name(split, task.selection) for split in EVALUATED_SPLITS}
+    values = {split: [_finite_values(runs, name) for runs in (noisy, noise_free)] for split, name in metrics.items()}
     return {split: MeanDifference.between(*pair) for split, pair in values.items() if all(pair)}
 
 
-def _notes(rows: Sequence[Row], repeated: int) -> list[str]:
+def _notes(rows: Sequence[Row], task: Task, repeated: int) -> list[str]:
     notes = []
     if repeated:
         notes.append(f"{count(repeated, 'run')} repeated with the same recipe and seed: the newest is used.")
     without_reference = {row.name for row in rows} - {row.name for row in rows if row.recipe.alpha == 0}
     if without_reference:
-        notes.append(f"No run at alpha 0 of {', '.join(sorted(without_reference))}: no Spearman gain.")
+        notes.append(
+            f"No run at alpha 0 of {', '.join(sorted(without_reference))}: no {COLUMN_NAMES[task.selection]} gain."
+        )
     if single := sum(len(row.runs) == 1 for row in rows):
         notes.append(f"{count(single, 'row')} with a single seed: no standard deviation and no interval.")
     if untested := sum(len(row.runs) - row.seeds("test") for row in rows):

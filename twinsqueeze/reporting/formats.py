@@ -10,46 +10,64 @@ from twinsqueeze.reporting import search_table
 from twinsqueeze.reporting.ablation_table import (
     COLUMN_NAMES,
     EVALUATED_SPLITS,
-    PAIR_SCORES,
     AblationTable,
     Row,
+    capitalized_name,
     metric_name,
+    num_digits,
 )
 from twinsqueeze.reporting.search_table import TextTable
 from twinsqueeze.reporting.statistics import NO_VALUES, MeanDifference, SeedStats
+from twinsqueeze.task import Task
 from twinsqueeze.utils.text import escape_control_chars, escape_markdown
 
 if TYPE_CHECKING:  # `compare` needs no PyTorch, which takes a second to import
+    from twinsqueeze.evaluation.bootstrap import Interval
     from twinsqueeze.evaluation.evaluator import EvaluationResult
 
-COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "Spearman", "Spearman gain", "neighbor recall")
+COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "neighbor recall")
 
 
-def scores_sentence(split: str, result: "EvaluationResult") -> str:
+def count_scored(result: "EvaluationResult", task: Task) -> str:
+    """What a result's scores are averaged over, such as "1,500 pairs"."""
+    number = len(result.labels) or len(next(iter(vars(result)["query_scores"].values())))
+    return f"{number:,} {task.unit}"
+
+
+def format_interval(name: str, interval: "Interval", task: Task) -> str:
+    """The ends of a score's interval, such as "0.8123 to 0.8345"."""
+    digits = num_digits(task, name)
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def scores_sentence(split: str, result: "EvaluationResult", task: Task) -> str:
     """A split's scores with 95% intervals, as a sentence."""
+    named = {
+        name: f"{COLUMN_NAMES[name]} {result.scores[name]:.{num_digits(task, name)}f}" for name in task.main_scores
+    }
     scores = ", ".join(
-        f"{COLUMN_NAMES[name]} {result.scores[name]:.4f} (95% interval {interval.low:.4f} to {interval.high:.4f})"
+        f"{named[name]} (95% interval {format_interval(name, interval, task)})"
         for name, interval in result.intervals.items()
     )
-    return (
-        f"On {split} ({len(result.labels):,} pairs): {scores}; neighbor recall {result.scores['neighbor_recall']:.2f}."
-    )
+    others = "".join(f"; {text}" for name, text in named.items() if name not in task.interval_scores)
+    return f"On {split} ({count_scored(result, task)}): {scores}{others}."
 
 
 def ablation_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> TextTable:
     """Scores of an ablation by split, trained compressors first and baselines below."""
-    names = [*(COLUMN_NAMES[score] for score in PAIR_SCORES), "Spearman gain", COLUMN_NAMES["neighbor_recall"]]
+    names = [COLUMN_NAMES[score] for score in table.task.main_scores]
+    names.insert(len(table.task.curve_scores), f"{COLUMN_NAMES[table.task.selection]} gain")
     header = ["model", "alpha", "bytes", "seeds", *search_table.split_columns(splits, names)]
     rows = []
     for row in table.rows:
         name = f"{row.name} (best on dev)" if row is table.best else row.name
         cells = [name, f"{row.recipe.alpha:g}", f"{row.recipe.bytes_per_vector:,}", _count_seeds(row, splits)]
-        cells += _score_cells(row.scores, row.gains, splits)
+        cells += _score_cells(row.scores, row.gains, table.task, splits)
         rows.append([*cells, row.scores["train/loss"].format(), row.scores["train/clean_loss"].format()])
     for baseline in table.score_baselines:
         draws = next(iter(baseline.scores.values())).count
         cells = [baseline.name, "", f"{baseline.bytes:,}", f"{draws} draws" if draws > 1 else ""]
-        rows.append([*cells, *_score_cells(baseline.scores, {}, splits), "", ""])
+        rows.append([*cells, *_score_cells(baseline.scores, {}, table.task, splits), "", ""])
     return [*header, "train loss, noisy", "train loss, clean"], rows
 
 
@@ -62,20 +80,24 @@ def _count_seeds(row: Row, splits: Sequence[str]) -> str:
 
 
 def _score_cells(
-    scores: Mapping[str, SeedStats], gains: Mapping[str, MeanDifference], splits: Sequence[str]
+    scores: Mapping[str, SeedStats], gains: Mapping[str, MeanDifference], task: Task, splits: Sequence[str]
 ) -> list[str]:
+    """The main scores of every split, and the gain behind those that are measured after every epoch."""
     cells = []
     for split in splits:
-        cells += [scores.get(metric_name(split, score), NO_VALUES).format() for score in PAIR_SCORES]
-        cells.append(gains[split].format() if split in gains else "")
-        cells.append(scores.get(metric_name(split, "neighbor_recall"), NO_VALUES).format(2))
+        stats = {score: scores.get(metric_name(split, score), NO_VALUES) for score in task.main_scores}
+        values = [stats[score].format(num_digits(task, score)) for score in task.main_scores]
+        values.insert(len(task.curve_scores), gains[split].format() if split in gains else "")
+        cells += values
     return cells
 
 
 def compact_scores(table: AblationTable, splits: Sequence[str] = EVALUATED_SPLITS) -> TextTable:
     """The most important columns of `ablation_scores`."""
     header, rows = ablation_scores(table, splits)
-    columns = [i for i, name in enumerate(header) if name.endswith(COMPACT_COLUMNS)]
+    selection = COLUMN_NAMES[table.task.selection]
+    names = (*COMPACT_COLUMNS, selection, f"{selection} gain")
+    columns = [i for i, name in enumerate(header) if name.endswith(names)]
     return [header[i] for i in columns], [[row[i] for i in columns] for row in rows]
 
 
@@ -109,13 +131,15 @@ def render(template: str, **values: object) -> str:
 
 def template_environment() -> Environment:
     """The templates of reports; values are escaped in HTML alone."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("twinsqueeze.reporting"),
         autoescape=select_autoescape(["html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals |= {"capitalized_name": capitalized_name, "score_names": COLUMN_NAMES}
+    return environment
 
 
 def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
@@ -129,7 +153,7 @@ def to_dataframe(tables: Sequence[AblationTable]) -> pd.DataFrame:
             record |= {"seeds": len(row.runs)} | {f"{split}/seeds": row.seeds(split) for split in EVALUATED_SPLITS}
             record |= _means_and_deviations(row.scores)
             for split, gain in row.gains.items():
-                column = f"{split}/spearman_gain"
+                column = f"{metric_name(split, table.task.selection)}_gain"
                 record |= {column: gain.mean, f"{column}_low": gain.low, f"{column}_high": gain.high}
             records.append(record | {"runs": " ".join(run.run_id for run in row.runs)})
         for baseline in table.baselines:

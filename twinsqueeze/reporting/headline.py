@@ -5,22 +5,23 @@ from itertools import chain, zip_longest
 from math import isnan
 
 from twinsqueeze.recipe import FLOAT_QUERIES
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, metric_name
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 
 KINDS = {"float32": "floats", "product": "dimensions as product codes", "binary": "signs"}
 
 
 def headline(vectors: VectorFormat, ours: SearchRow, rows: Sequence[SearchRow], splits: Sequence[str]) -> list[str]:
-    """Sentences on the Spearman of compressed vectors, row `ours`, beside the strongest baselines among `rows`.
+    """Sentences on the selection score of compressed vectors, row `ours`, beside the strongest baselines among `rows`.
 
     These are the best of the same size, and a smaller one if it is better. The first split decides which is best.
     """
-    metric = f"{splits[0]}/spearman"
+    metric = metric_name(splits[0], ours.task.selection)
     rivals = [row for row in rows if not row.is_trained and FLOAT_QUERIES not in row.name]
     rivals.sort(key=lambda row: _mean(row, metric), reverse=True)
     original = [f" (uncompressed {_scores(row, splits, named=False)})" for row in rivals if row.name == "uncompressed"]
     size = f"{vectors.dim} {KINDS[vectors.precision]}, {ours.bytes:,} bytes"
-    sentences = [f"{size}: Spearman {_scores(ours, splits)}{''.join(original)}."]
+    sentences = [f"{size}: {COLUMN_NAMES[ours.task.selection]} {_scores(ours, splits)}{''.join(original)}."]
     same = next((row for row in rivals if row.bytes == ours.bytes), None)
     smaller = next((row for row in rivals if row.bytes < ours.bytes), None)
     if same:
@@ -54,12 +55,14 @@ def _mean(row: SearchRow, metric: str) -> float:
 
 
 def _scores(row: SearchRow, splits: Sequence[str], *, named: bool = True) -> str:
-    return ", ".join(f"{split} " * named + row.score(f"{split}/spearman").format() for split in splits)
+    metrics = {split: metric_name(split, row.task.selection) for split in splits}
+    return ", ".join(f"{split} " * named + row.score(metric).format() for split, metric in metrics.items())
 
 
 def _comparison(row: SearchRow, ours: SearchRow, splits: Sequence[str], size: str = "") -> str:
     """Such as "PCA to 32, whitened, is better on dev and not better on test: 0.8187, 0.7582"."""
-    better = [split for split in splits if _mean(row, f"{split}/spearman") > _mean(ours, f"{split}/spearman")]
+    metrics = {split: metric_name(split, ours.task.selection) for split in splits}
+    better = [split for split, metric in metrics.items() if _mean(row, metric) > _mean(ours, metric)]
     outcomes = {"better": better, "not better": [split for split in splits if split not in better]}
     verdict = " and ".join(f"{outcome} on {' and '.join(names)}" for outcome, names in outcomes.items() if names)
     return f"{row.sizeless_name}, is {verdict}{size}: {_scores(row, splits, named=False)}"

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES
 from twinsqueeze.reporting.run_plots import (
     DARK,
     LIGHT,
@@ -97,10 +98,10 @@ def plot_quality_vs_bytes(methods: Mapping[str, MethodPoints], titles: Mapping[s
     return figure
 
 
-def plot_spearman_vs_neighbor_recall(
-    methods: Mapping[str, MethodPoints], splits: Sequence[str], selected_on: str
+def plot_score_vs_neighbor_recall(
+    methods: Mapping[str, MethodPoints], score: str, splits: Sequence[str], selected_on: str
 ) -> Figure:
-    """Plot Spearman against neighbor recall, a panel per split, with bytes per vector beside the ends of lines.
+    """Plot a score against neighbor recall, a panel per split, with bytes per vector beside the ends of lines.
 
     Lines join the points that none of their size or less exceeds in both scores on the split `selected_on`: for
     trained compressors a line for every size if a size has several, and otherwise one line from size to size.
@@ -108,8 +109,8 @@ def plot_spearman_vs_neighbor_recall(
     figure, axes_list = panels(len(splits), height=4.2, legend=list(methods))
     for axes, split in zip(axes_list, splits, strict=True):
         for label, points in methods.items():
-            xy = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", "spearman")])
-            lines = _trade_offs(points, selected_on, by_size=label == "TwinSqueeze")
+            xy = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", score)])
+            lines = _trade_offs(points, score, selected_on, by_size=label == "TwinSqueeze")
             _plot_series(axes, label, xy, lines)
             for end in {points.bytes[i]: i for line in lines for i in (line[0], line[-1])}.values():
                 axes.annotate(
@@ -117,20 +118,20 @@ def plot_spearman_vs_neighbor_recall(
                     textcoords="offset points", fontsize=7, color=SERIES[label].style["color"], zorder=4,
                 )  # fmt: skip
         axes.margins(x=0.1)
-        axes.set(xlabel="neighbor recall (ten nearest)", ylabel="Spearman")
-        axes.set_title(f"Spearman and neighbor recall on {split}", y=TITLE_Y)
+        axes.set(xlabel="neighbor recall (ten nearest)", ylabel=COLUMN_NAMES[score])
+        axes.set_title(f"{COLUMN_NAMES[score]} and neighbor recall on {split}", y=TITLE_Y)
     share_y(axes_list)
     draw_legend(figure, list(methods))
     return figure
 
 
-def _trade_offs(points: MethodPoints, split: str, *, by_size: bool) -> list[list[int]]:
-    """Lines through the points that none of their size or less exceeds in Spearman and neighbor recall.
+def _trade_offs(points: MethodPoints, score: str, split: str, *, by_size: bool) -> list[list[int]]:
+    """Lines through the points that none of their size or less exceeds in a score and neighbor recall.
 
     `by_size`: a line for every size, by rising neighbor recall, if a size has several points. Otherwise one line joins
-    the points with the highest Spearman of their size.
+    the points with the highest score of their size.
     """
-    scores = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", "spearman")])
+    scores = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", score)])
     front = pareto_front(np.column_stack([scores, -np.asarray(points.bytes)]))
     front.sort(key=lambda i: (points.bytes[i], scores[i, 0]))
     lines = [list(line) for _, line in groupby(front, key=lambda i: points.bytes[i])]

@@ -12,11 +12,15 @@ from matplotlib.figure import Figure
 from twinsqueeze.recipe import FLOAT_QUERIES
 from twinsqueeze.reporting import formats, method_plots, search_table
 from twinsqueeze.reporting.ablation_table import (
+    COLUMN_NAMES,
     EVALUATED_SPLITS,
-    SELECTION_METRIC,
     AblationTable,
     BaselineRow,
+    capitalized_name,
     count,
+    metric_name,
+    num_digits,
+    selection_metric,
 )
 from twinsqueeze.reporting.search_table import TextTable
 from twinsqueeze.reporting.statistics import NO_VALUES
@@ -46,25 +50,25 @@ Section = tuple[AblationTable, list[ReportFigure]]  # a table of a report and it
 
 def conclusion(table: AblationTable) -> str:
     """Sentences on the best compressor: its scores, what its noise adds, and the baselines that are ahead of it."""
-    best = table.best
+    best, score, metric = table.best, table.task.selection, selection_metric(table.task)
     size = best.recipe.bytes_per_vector
     scores = [
-        f"{best.scores[f'{split}/spearman'].format()} on {split} ({count(best.seeds(split), 'seed')})"
+        f"{best.scores[metric_name(split, score)].format()} on {split} ({count(best.seeds(split), 'seed')})"
         for split in EVALUATED_SPLITS
         if best.seeds(split)
     ]
     sentences = [
-        f"Best on dev: {best.name} at alpha {best.recipe.alpha:g}, {size:,} bytes per vector: Spearman "
-        f"{' and '.join(scores)}."
+        f"Best on dev: {best.name} at alpha {best.recipe.alpha:g}, {size:,} bytes per vector: "
+        f"{COLUMN_NAMES[score]} {' and '.join(scores)}."
     ]
     if best.gains:
         gains = [f"{gain.format()} on {split}" for split, gain in best.gains.items()]
-        sentences.append(f"Spearman gain over alpha 0: {' and '.join(gains)}.")
-    small = [row for row in _symmetric(table.baselines) if row.bytes <= size]
-    ahead = [row for row in small if _on_dev(row) > best.scores[SELECTION_METRIC].mean]
-    ahead.sort(key=_on_dev, reverse=True)
+        sentences.append(f"{capitalized_name(score)} gain over alpha 0: {' and '.join(gains)}.")
+    small = [row for row in _symmetric(table) if row.bytes <= size]
+    ahead = [row for row in small if row.scores[metric].mean > best.dev_score]
+    ahead.sort(key=lambda row: row.scores[metric].mean, reverse=True)
     if ahead:
-        names = ", ".join(f"{row.name} {_on_dev(row):.4f}" for row in ahead[:MAX_NAMED])
+        names = ", ".join(f"{row.name} {row.scores[metric].mean:.4f}" for row in ahead[:MAX_NAMED])
         sentences.append(f"Better on dev among baselines of at most {size:,} bytes: {names}.")
     elif small:
         sentences.append(f"No baseline of at most {size:,} bytes is better on dev.")
@@ -72,8 +76,11 @@ def conclusion(table: AblationTable) -> str:
 
 
 def best_scores(table: AblationTable) -> dict[str, float]:
-    """The best compressor's mean Spearman by split, as metrics of the run that compares."""
-    return {f"summary/best_{split}_spearman": table.best.scores[f"{split}/spearman"].mean for split in EVALUATED_SPLITS}
+    """The best compressor's mean selection score by split, as metrics of the run that compares."""
+    score = table.task.selection
+    return {
+        f"summary/best_{split}_{score}": table.best.scores[metric_name(split, score)].mean for split in EVALUATED_SPLITS
+    }
 
 
 def summary(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
@@ -84,29 +91,29 @@ def summary(tables: Sequence[AblationTable], notes: Sequence[str]) -> str:
 
 def key_results(table: AblationTable) -> TextTable:
     """The best compressor beside a baseline of each series of figures: the best on dev of its size or less."""
-    best = table.best
-    header = ["vectors", "bytes", "dev Spearman", "test Spearman", "test neighbor recall"]
+    best, task, metric = table.best, table.task, selection_metric(table.task)
+    columns = dict.fromkeys([("dev", task.selection), ("test", task.selection), ("test", "neighbor_recall")])
+    header = ["vectors", "bytes", *(f"{split} {COLUMN_NAMES[score]}" for split, score in columns)]
     rows = [(f"{best.name}, alpha {best.recipe.alpha:g}", best.recipe.bytes_per_vector, best.scores)]
     for label in method_plots.SERIES:
-        series = [row for row in _symmetric(table.baselines) if method_plots.find_series(row.family) == label]
+        series = [row for row in _symmetric(table) if method_plots.find_series(row.family) == label]
         series = [row for row in series if row.name == label] or series  # uncompressed: float32
         if series:
             small = [row for row in series if row.bytes <= best.recipe.bytes_per_vector]
-            shown = max(small, key=_on_dev) if small else min(series, key=lambda row: row.bytes)
+            shown = (
+                max(small, key=lambda row: row.scores[metric].mean) if small else min(series, key=lambda row: row.bytes)
+            )
             rows.append((shown.name, shown.bytes, shown.scores))
-    metrics = {"dev/spearman": 4, "test/spearman": 4, "test/neighbor_recall": 2}
+    metrics = {metric_name(split, score): num_digits(task, score) for split, score in columns}
     return header, [
         [name, f"{size:,}", *(scores.get(metric, NO_VALUES).format(digits) for metric, digits in metrics.items())]
         for name, size, scores in rows
     ]
 
 
-def _symmetric(baselines: Sequence[BaselineRow]) -> list[BaselineRow]:
-    return [row for row in baselines if SELECTION_METRIC in row.scores and FLOAT_QUERIES not in row.name]
-
-
-def _on_dev(row: BaselineRow) -> float:
-    return row.scores[SELECTION_METRIC].mean
+def _symmetric(table: AblationTable) -> list[BaselineRow]:
+    metric = selection_metric(table.task)
+    return [row for row in table.baselines if metric in row.scores and FLOAT_QUERIES not in row.name]
 
 
 def split_scores(table: AblationTable, split: str) -> TextTable:

@@ -19,8 +19,6 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.ablation_table import (
     EVALUATED_SPLITS,
-    PAIR_SCORES,
-    SCORES,
     AblationTable,
     BaselineRow,
     ComparisonKey,
@@ -29,16 +27,25 @@ from twinsqueeze.reporting.ablation_table import (
     metric_name,
 )
 from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.task import SIMILARITY, TASKS, Task
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.run import env_run_id
 from twinsqueeze.tracking.store import find_current_experiment
-from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, FILE_SHA256, KIND, NOTICE, TEST_DIGEST, TRAINED_RUN
+from twinsqueeze.tracking.tags import (
+    DATASET,
+    DATASET_DIGEST,
+    FILE_SHA256,
+    KIND,
+    NOTICE,
+    TASK,
+    TEST_DIGEST,
+    TRAINED_RUN,
+)
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import describe_file_change, file_sha256
 from twinsqueeze.utils.text import describe_error, escape_control_chars
 
-TEST_METRIC = "test/spearman"  # runs with this metric were evaluated on test
 TEST_METRICS = ("test/", "search/test_", "uncertainty/test_")
 Fingerprint = tuple[str, str, str]  # digests of recipe and data, and the encoder's fingerprint
 
@@ -84,7 +91,7 @@ def load_runs(experiment_id: str) -> tuple[list[TrainedRun], list[str]]:
         except (InputError, KeyError):
             skipped["invalid recipe parameters"].append(run.info.run_name)
             continue
-        if all(isfinite(trained.metrics.get(metric_name("dev", score), nan)) for score in PAIR_SCORES):
+        if all(isfinite(trained.metrics.get(metric_name("dev", score), nan)) for score in trained.task.curve_scores):
             runs.append(trained)
         else:
             skipped["dev metrics missing or not finite"].append(run.info.run_name)
@@ -108,6 +115,7 @@ def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
     """Parse a training run; its test scores are those of the last evaluation on the same data."""
     params, tags = decode_params(run), run.data.tags
     recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
+    task = TASKS[tags.get(TASK, SIMILARITY.name)]
     metrics, test_digest = dict(run.data.metrics), tags.get(TEST_DIGEST)
     for evaluation in evaluations:
         scores = {n: v for n, v in evaluation.data.metrics.items() if n.startswith(TEST_METRICS)}
@@ -115,14 +123,13 @@ def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
             metrics |= scores
             test_digest = evaluation.data.tags[TEST_DIGEST]
     fingerprint = params["encoder_fingerprint"]
+    compared = (recipe.label_transform, recipe.loss) if task == SIMILARITY else ("", "")
     return TrainedRun(
         run_id=run.info.run_id,
         url=links.run_url(run.info.experiment_id, run.info.run_id),
         start_time=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         recipe=recipe,
-        comparison_key=ComparisonKey(
-            tags[DATASET_DIGEST], test_digest, fingerprint, recipe.label_transform, recipe.loss
-        ),
+        comparison_key=ComparisonKey(tags[DATASET_DIGEST], test_digest, fingerprint, *compared, task.name),
         dataset=escape_control_chars(tags[DATASET]),
         notice=tags.get(NOTICE) and escape_control_chars(tags[NOTICE]),
         metrics=metrics,
@@ -149,7 +156,11 @@ def fingerprint(run: TrainedRun) -> Fingerprint:
 
 def finished_recipes(runs: Iterable[TrainedRun]) -> dict[Fingerprint, TrainedRun]:
     """Runs with test scores, by fingerprint."""
-    return {fingerprint(run): run for run in runs if isfinite(run.metrics.get(TEST_METRIC, nan))}
+    return {fingerprint(run): run for run in runs if _is_tested(run)}
+
+
+def _is_tested(run: TrainedRun) -> bool:
+    return isfinite(run.metrics.get(metric_name("test", run.task.selection), nan))
 
 
 def load_tables(
@@ -157,7 +168,7 @@ def load_tables(
 ) -> tuple[list[AblationTable], list[str]]:
     """Build the ablation tables of runs, and notes on missing baselines; those passed by run id need not be read."""
     sources: dict[tuple[ComparisonKey, int], TrainedRun] = {}  # one run of each has the baselines
-    for run in sorted(runs, key=lambda run: (TEST_METRIC in run.metrics, run.start_time), reverse=True):
+    for run in sorted(runs, key=lambda run: (_is_tested(run), run.start_time), reverse=True):
         sources.setdefault((run.comparison_key, run.recipe.dim), run)
     rows: dict[ComparisonKey, dict[str, BaselineRow]] = defaultdict(dict)
     notes = []
@@ -169,13 +180,13 @@ def load_tables(
             notes.append(f"Baselines at dim {dim} are missing: {error}.")
             continue
         for record in table.to_dict("records"):
-            rows[key].setdefault(record["model"], _baseline_row(record, dim))
+            rows[key].setdefault(record["model"], _baseline_row(record, dim, run.task))
     return build_tables(runs, {key: list(by_name.values()) for key, by_name in rows.items()}), notes
 
 
-def _baseline_row(record: Mapping[Any, Any], dim: int) -> BaselineRow:
+def _baseline_row(record: Mapping[Any, Any], dim: int, task: Task) -> BaselineRow:
     scores = {}
-    for split, score in product(EVALUATED_SPLITS, SCORES):
+    for split, score in product(EVALUATED_SPLITS, task.scores):
         name = f"{split}/{score}"
         if name in record:
             mean, deviation = (nan if value is None else value for value in (record[name], record.get(f"{name}_sd")))

@@ -9,6 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, capitalized_name
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.text import escape_mathtext
 
@@ -23,7 +24,10 @@ LEGEND_LETTER, LEGEND_KEY = 0.068, 0.6
 TITLE_Y = 1.0
 MIN_LOSS = 1e-8  # smaller losses are drawn here: a loss of 0 has no logarithm
 LABEL_BINS = 10
-LOSS_NAMES = {"mse": "mean squared error", "pearson": "1 - Pearson correlation"}
+LOSS_NAMES = {
+    "mse": "mean squared error", "pearson": "1 - Pearson correlation",
+    "infonce": "InfoNCE (cross-entropy of the positive passage)", "none": "neighborhood loss (KL divergence)",
+}  # fmt: skip
 
 Style = Mapping[str, Any]  # of a line
 
@@ -35,26 +39,32 @@ SPLIT_STYLES: Mapping[str, Style] = {
     "test": {"color": STRONG, "ls": "-", "lw": 2},
 }
 
+# Of the curves of one training: the most important score, another one.
+CURVE_STYLES: Sequence[Style] = ({"color": STRONG, "lw": 2}, {"color": DARK, "ls": "--"})
+
 
 def plot_loss_curves(
     loss: FloatArray, clean_loss: FloatArray, dev: Mapping[str, FloatArray], loss_name: str = "mse"
 ) -> Figure:
-    """Plot (T,) losses, NaN where they were not measured, beside the (T,) correlations on dev."""
+    """Plot (T,) losses, NaN where they were not measured, beside (T,) scores on dev: of pairs, the correlations."""
     figure, (left, right) = panels(2)
     epochs = np.arange(1, len(loss) + 1)
     measured = np.isfinite(clean_loss)
     marker = "o" if len(loss) == 1 else None
     left.plot(epochs, loss, color=LIGHT, marker=marker, label="train, noisy")
     left.plot(epochs[measured], clean_loss[measured], color=DARK, ls="--", marker=marker, label="train, clean")
-    dev_loss = dev["mse"] if loss_name == "mse" else 1 - dev["pearson"]
-    left.plot(epochs, dev_loss, color=STRONG, lw=2, marker=marker, label="dev")
+    has_pairs = "pearson" in dev
+    if has_pairs:
+        dev_loss = dev["mse"] if loss_name == "mse" else 1 - dev["pearson"]
+        left.plot(epochs, dev_loss, color=STRONG, lw=2, marker=marker, label="dev")
     left.set(yscale="log", ylabel="loss")
     left.set_title(f"Loss: {LOSS_NAMES[loss_name]}", y=TITLE_Y)
     set_log_ticks(left.yaxis)
-    right.plot(epochs, dev["spearman"], color=STRONG, lw=2, marker=marker, label="Spearman")
-    right.plot(epochs, dev["pearson"], color=DARK, ls="--", marker=marker, label="Pearson")
-    right.set(ylabel="correlation")
-    right.set_title("Correlation on dev", y=TITLE_Y)
+    scores = ("spearman", "pearson") if has_pairs else tuple(dev)
+    for score, style in zip(scores, CURVE_STYLES, strict=False):
+        right.plot(epochs, dev[score], marker=marker, label=COLUMN_NAMES[score], **style)
+    right.set(ylabel="correlation" if has_pairs else COLUMN_NAMES[scores[0]])
+    right.set_title(f"{'Correlation' if has_pairs else capitalized_name(scores[0])} on dev", y=TITLE_Y)
     for axes in (left, right):
         set_epoch_axis(axes)
         axes.legend(frameon=False)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,10 +15,10 @@ from twinsqueeze.reporting import formats, report, search_table
 from twinsqueeze.reporting.ablation_table import (
     COLUMN_NAMES,
     EVALUATED_SPLITS,
-    SELECTION_METRIC,
     AblationTable,
     count,
     metric_name,
+    selection_metric,
 )
 from twinsqueeze.reporting.headline import headline, strongest_baselines
 from twinsqueeze.reporting.search_table import SearchRow, TextTable, VectorFormat
@@ -31,11 +32,13 @@ MAX_ROWS = 12
 MAX_TRAINED_ROWS = 8  # of an ablation
 MAX_STEPS = 3
 MIN_COLUMNS = 4  # a narrower terminal wraps names
-# Scores of a run beside Spearman, and columns of an ablation, by falling importance.
-OTHER_SCORES = ("neighbor_recall", "recall_at_10", "mrr", "recall_at_1", "pearson", "mse", "mae")
+# Scores of a run beside the selection score, and columns of an ablation, by falling importance.
+OTHER_SCORES = (
+    "neighbor_recall", "recall_at_10", "recall_at_100", "mrr", "mrr_at_10", "recall_at_1", "pearson", "mse", "mae",
+)  # fmt: skip
 ABLATION_COLUMNS = (
-    "model", "alpha", "bytes", "dev Spearman", "test Spearman", "test neighbor recall", "seeds", "dev Spearman gain",
-    "test Spearman gain",
+    "model", "alpha", "bytes", "dev {score}", "test {score}", "test neighbor recall", "seeds", "dev {score} gain",
+    "test {score} gain",
 )  # fmt: skip
 
 
@@ -43,21 +46,25 @@ def print_run(
     vectors: VectorFormat, results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow], *, verbose: bool
 ) -> None:
     """Print a run's headline and its most important rows; if `verbose`, also all scores."""
-    splits = list(results)
+    splits, selection = list(results), rows[0].task.selection
     trained = [replace(row, name=_own_name(row, vectors)) for row in rows if row.is_trained]
     ours = next(row for row in trained if not row.search_only)
     _print_lines(*headline(vectors, ours, rows, splits), "")
     baselines = strongest_baselines(
         rows,
         list(dict.fromkeys(row.bytes for row in trained)),
-        f"{splits[0]}/spearman",
+        metric_name(splits[0], selection),
         MAX_ROWS - len(trained),
         float_queries=any(row.name.endswith(FLOAT_QUERIES) for row in trained),
     )
     # The size has a column of its own.
     shown = sorted([*trained, *(replace(row, name=row.sizeless_name) for row in baselines)], key=lambda row: -row.bytes)
-    columns = [*((split, "spearman") for split in splits), *((splits[-1], score) for score in OTHER_SCORES)]
-    measured = [column for column in columns if any(isfinite(row.score(metric_name(*column)).mean) for row in shown)]
+    columns = [*((split, selection) for split in splits), *((splits[-1], score) for score in OTHER_SCORES)]
+    measured = [
+        column
+        for column in dict.fromkeys(columns)
+        if any(isfinite(row.score(metric_name(*column)).mean) for row in shown)
+    ]
     header, cells = search_table.format_columns(shown, measured)
     _print_table((header, cells), {i for i, row in enumerate(shown) if row.is_trained})
     if verbose:
@@ -70,11 +77,15 @@ def _own_name(row: SearchRow, vectors: VectorFormat) -> str:
 
 def _print_all_scores(results: Mapping[str, "EvaluationResult"], rows: Sequence[SearchRow]) -> None:
     """Print two tables per split."""
+    task = rows[0].task
     for split, result in results.items():
-        _print_lines("", f"{split}: {len(result.labels):,} pairs")
+        _print_lines("", f"{split}: {formats.count_scored(result, task)}")
         _print_table(search_table.format_run(rows, [split]))
-        intervals = [f"{COLUMN_NAMES[name]} {i.low:.4f} to {i.high:.4f}" for name, i in result.intervals.items()]
-        _print_lines(f"95% intervals over pairs: {', '.join(intervals)}", "", f"{split}: search quality")
+        intervals = [
+            f"{COLUMN_NAMES[name]} {formats.format_interval(name, interval, task)}"
+            for name, interval in result.intervals.items()
+        ]
+        _print_lines(f"95% intervals over {task.unit}: {', '.join(intervals)}", "", f"{split}: search quality")
         _print_table(search_table.format_rows(rows, [split]))
 
 
@@ -99,12 +110,12 @@ def print_ablation(tables: Sequence[AblationTable], *, verbose: bool) -> None:
 
 def _key_rows(table: AblationTable) -> AblationTable:
     """The table with its best rows on dev and the baselines to compare them with."""
-    ranked = sorted(table.rows, key=lambda row: row.scores[SELECTION_METRIC].mean, reverse=True)
+    ranked = sorted(table.rows, key=attrgetter("dev_score"), reverse=True)
     rows = [row for row in table.rows if row in ranked[:MAX_TRAINED_ROWS]]
     limit = min(MAX_ROWS - len(rows), MAX_ROWS // 2)
     size = table.best.recipe.bytes_per_vector
     chosen = strongest_baselines(
-        search_table.rows_from_tables([table]), [size], SELECTION_METRIC, limit, float_queries=False
+        search_table.rows_from_tables([table]), [size], selection_metric(table.task), limit, float_queries=False
     )
     names = {row.name for row in chosen}
     baselines = [replace(each, search_only=False) for each in table.baselines if each.name in names]
@@ -113,7 +124,8 @@ def _key_rows(table: AblationTable) -> AblationTable:
 
 def _print_ablation_scores(table: AblationTable) -> None:
     header, rows = formats.ablation_scores(table)
-    columns = [header.index(name) for name in ABLATION_COLUMNS]
+    names = (name.format(score=COLUMN_NAMES[table.task.selection]) for name in ABLATION_COLUMNS)
+    columns = [header.index(name) for name in dict.fromkeys(names)]
     best = {i for i, row in enumerate(table.rows) if row is table.best}
     _print_table(([header[i] for i in columns], [[row[i] for i in columns] for row in rows]), best)
 
@@ -123,7 +135,7 @@ def _print_table(content: TextTable, highlighted: Collection[int] = ()) -> None:
     header, rows = content
     console = _console()
     unlimited = console.options.update(width=1000)
-    for number in range(len(header), MIN_COLUMNS - 1, -1):
+    for number in range(len(header), min(len(header), MIN_COLUMNS) - 1, -1):
         table = _make_table(header[:number], [row[:number] for row in rows], highlighted)
         if console.measure(table, options=unlimited).maximum <= console.width:
             break
