@@ -213,9 +213,12 @@ def compare_command(experiment: str, **options: Any) -> None:
 @experiment_option
 @option(
     "metric",
-    "Metric to select and compare by.",
-    default="dev/spearman",
-    metavar=choices(("dev/spearman", "dev/pearson", "dev/mse", "dev/mae")),
+    "Metric to select and compare by. auto: dev/spearman of scored pairs, dev/ndcg_at_10 of queries with passages, "
+    "dev/neighbor_recall of texts or vectors.",
+    default="auto",
+    metavar=choices(
+        ("auto", "dev/spearman", "dev/pearson", "dev/mse", "dev/mae", "dev/ndcg_at_10", "dev/neighbor_recall")
+    ),
 )
 @option("dataset", "Name of the runs' data; `any` if the experiment has runs on one dataset only.", default="any")
 @bool_option("rollback", "Restore the previous champion; registers nothing.")
@@ -223,7 +226,7 @@ def register_command(experiment: str, **options: Any) -> None:
     """Register the best run as a version of the model `twinsqueeze`.
 
     Selects the recipe with the best mean over seeds, then the best of its seeds, both on dev. The new version becomes
-    the champion, models:/twinsqueeze@champion, only if it is better than the present champion on the same dev pairs by
+    the champion, models:/twinsqueeze@champion, only if it is better than the present champion on the same dev data by
     the 95% interval of a paired bootstrap. Otherwise it becomes the challenger.
     """
     _lazy_import("commands.register").register(experiment, **options)

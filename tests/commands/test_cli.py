@@ -20,9 +20,9 @@ from tests.helpers.pairs import write_pairs
 from twinsqueeze import cli
 from twinsqueeze.commands import export
 from twinsqueeze.data import sentence_pairs, table_files
-from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.model import precision
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry import promotion
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as tracking_run
 from twinsqueeze.utils.commands import own_command
@@ -97,7 +97,10 @@ def test_bad_values_of_a_training(workplace, command, arguments, message):
         ("mian", "No such command 'mian'. Did you mean 'main'?"),
         ("best --recipe bst-16", "floats, not 'bst-16' (did you mean 'best-16'?)"),
         ("main --dataset dmo", "folder with train, dev and test (did you mean 'demo'?)"),
-        ("register --metric dev/f1", "metric must be one of dev/mse, dev/mae, dev/pearson, dev/spearman, not"),
+        (
+            "register --metric dev/f1",
+            "metric must be one of auto, dev/mse, dev/mae, dev/pearson, dev/spearman, dev/ndcg_at_10, dev/",
+        ),
         ("register --metric test/spearman", "test is never used for selection"),
         ("register --rollback perhaps", "'perhaps' is not a valid boolean"),
         ("export --model nonsense --output out --format gguf", "format must be one of folder, "),
@@ -295,7 +298,7 @@ def test_help_lists_every_recipe_field_in_a_section_with_its_choices():
     ("command", "values"),
     [
         ("evaluate", sentence_pairs.SPLITS),
-        ("register", [f"dev/{name}" for name in METRICS]),
+        ("register", promotion.METRICS),
         ("export", export.FORMATS),
         ("compress", ("auto", *table_files.FORMATS)),
         ("compress", ("auto", *precision.PRECISIONS)),

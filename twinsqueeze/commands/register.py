@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import describe_text_model
@@ -13,6 +15,7 @@ from twinsqueeze.registry.model_card import ModelSelection, render_model_card
 from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 from twinsqueeze.registry.model_registry import CHALLENGER, CHAMPION, NAME, ROLLED_BACK, Version
 from twinsqueeze.reporting import terminal
+from twinsqueeze.task import NO_ENCODER
 from twinsqueeze.tracking import links, model_files
 from twinsqueeze.tracking.run import check_registry, check_tracking_server, start_run
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -22,13 +25,20 @@ from twinsqueeze.utils import console
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+EXAMPLE_ROWS = 2  # of unit vectors, in the input example of a compressor without encoder
+
 
 def register(
-    experiment: str, *, metric: str = "dev/spearman", dataset: str = promotion.ANY_DATASET, rollback: bool = False
+    experiment: str,
+    *,
+    metric: str = promotion.AUTO_METRIC,
+    dataset: str = promotion.ANY_DATASET,
+    rollback: bool = False,
 ) -> None:
     """Register the best run of an experiment and make it the champion if it beats the present one on dev.
 
-    The runs are selected and compared by the metric. `rollback` restores the previous champion instead.
+    The runs are selected and compared by the metric; "auto" is the selection score of their task. `rollback` restores
+    the previous champion instead.
     """
     promotion.check_metric(metric)
     check_tracking_server()
@@ -39,7 +49,7 @@ def register(
     selection = promotion.select_best_run(experiment, metric, dataset)
     version = model_registry.find_trained_by(selection.run.run_id)
     if version and (CHAMPION in version.aliases or ROLLED_BACK in version.tags):
-        _report_already_registered(selection, version)
+        _report_already_registered(selection, version, metric)
     else:
         _register(selection, version, {"experiment": experiment, "dataset": dataset, "metric": metric})
 
@@ -51,8 +61,10 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     compressor, metadata = read_checkpoint(resolved.checkpoint, run_id)
     if metadata is None:
         raise InputError(f"the checkpoint of run {run_id} has no metadata: register a run that `main` trained")
-    model, _ = load_sentence_transformer_for(run_id, resolved)
-    render_card = partial(render_model_card, metadata, compressor.input_dim, describe_text_model(model), run_id=run_id)
+    has_encoder = metadata.recipe.encoder != NO_ENCODER
+    model = load_sentence_transformer_for(run_id, resolved)[0] if has_encoder else None
+    text_model = describe_text_model(model) if model else None
+    render_card = partial(render_model_card, metadata, compressor.input_dim, text_model, run_id=run_id)
     champion = model_registry.find_alias(CHAMPION)
     decision = promotion.compare_with_champion(selection, champion)
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
@@ -74,7 +86,7 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     console.print_result(selection.summary, f"{registered} version {version.number}, {alias}. {decision.reason}")
     if notice:
         console.warn(notice)
-    steps = _usage_steps(run, alias)
+    steps = _usage_steps(run, alias, **({} if has_encoder else {"format": "safetensors"}))
     if not decision.promoted:
         call = f"set_registered_model_alias('{NAME}', '{CHAMPION}', '{version.number}')"
         steps.append(("promote it anyway", f'python -c "import mlflow; mlflow.MlflowClient().{call}"'))
@@ -84,11 +96,17 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
 
 
 def _add_version(
-    run: RunLogger, selection: ModelSelection, model: "SentenceTransformer", checkpoint: Path, card: str
+    run: RunLogger, selection: ModelSelection, model: "SentenceTransformer | None", checkpoint: Path, card: str
 ) -> Version:
+    """Register encoder and compressor, or without an encoder the compressor alone."""
     trained = selection.run
     with run.log_model(trained.recipe.model_dump(), {}) as folder:
-        model_files.save_sentence_transformer(folder, model, checkpoint, card, trained.run_id)
+        if model:
+            model_files.save_sentence_transformer(folder, model, checkpoint, card, trained.run_id)
+        else:
+            compressor, _ = read_checkpoint(checkpoint, trained.run_id)
+            example = np.eye(EXAMPLE_ROWS, compressor.input_dim, dtype=np.float32)
+            model_files.save_compressor(folder, checkpoint.read_bytes(), example, card, trained.run_id)
     tags = {
         TRAINED_RUN: trained.run_id,
         DATASET_DIGEST: trained.comparison_key.dataset_digest,
@@ -98,12 +116,12 @@ def _add_version(
     return model_registry.add_version(run.model_id(), card, tags)
 
 
-def _report_already_registered(selection: ModelSelection, version: Version) -> None:
+def _report_already_registered(selection: ModelSelection, version: Version, metric: str) -> None:
     rolled_back = version.tags.get(ROLLED_BACK)
     suffix = f" It was rolled back at {rolled_back}." if rolled_back else ""
     text = f"Nothing to do: this run is already {version} of {NAME}.{suffix}"
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
-        run.log_params({"metric": selection.metric, "trained_run": selection.run.run_id, "version": version.number})
+        run.log_params({"metric": metric, "trained_run": selection.run.run_id, "version": version.number})
         run.set_description(text)
     console.print_result(selection.summary, text)
 
@@ -119,9 +137,9 @@ def _roll_back() -> None:
     terminal.print_next_steps([*_usage_steps(run, CHAMPION), *links.ui_steps(run)])
 
 
-def _usage_steps(run: RunLogger, alias: str) -> list[tuple[str, str]]:
+def _usage_steps(run: RunLogger, alias: str, **options: str) -> list[tuple[str, str]]:
     uri = f"models:/{NAME}@{alias}"
     return [
         ("serve it", f"mlflow models serve -m {uri} --env-manager local -p 5001"),
-        ("write its files", links.next_command(run, "export", model=uri, output="model")),
+        ("write its files", links.next_command(run, "export", model=uri, output="model", **options)),
     ]

@@ -10,6 +10,7 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.task import SIMILARITY
 
 HEADER = "twinsqueeze"
 
@@ -24,6 +25,7 @@ class CheckpointMetadata(BaseModel):
     columns: dict[str, str] = {}
     encoder_fingerprint: str
     version: str
+    task: str = SIMILARITY.name
     int8_ranges: Int8Ranges | None = None
 
 

@@ -9,7 +9,6 @@ from math import isnan, nan
 
 from jinja2 import Environment
 
-from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.model.sentence_transformer import TextModelInfo
 from twinsqueeze.recipe import FLOAT_QUERIES, Recipe, bytes_per_vector
@@ -22,9 +21,11 @@ from twinsqueeze.reporting.ablation_table import (
     Row,
     TrainedRun,
     metric_name,
+    num_digits,
 )
 from twinsqueeze.reporting.formats import markdown_table
 from twinsqueeze.reporting.statistics import SeedStats
+from twinsqueeze.task import NO_ENCODER, TASKS, Task
 from twinsqueeze.utils.files import public_name
 from twinsqueeze.utils.text import escape_markdown
 
@@ -84,8 +85,12 @@ def render_model_card(
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - no HTML
     environment.filters |= {"md": escape_markdown, "quote": partial(json.dumps, ensure_ascii=False)}
     template = environment.from_string(files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8"))
+    task = TASKS[metadata.task]
+    intervals = (task.selection, *(score for score in reversed(task.interval_scores) if score != task.selection))
     return template.render(
         metadata=metadata,
+        task=task,
+        has_encoder=metadata.recipe.encoder != NO_ENCODER,
         encoder=public_name(metadata.recipe.encoder),
         fields=metadata.recipe.model_dump() | {name: public_name(getattr(metadata.recipe, name)) for name in NAMES},
         run_id=run_id,
@@ -97,7 +102,7 @@ def render_model_card(
         selection=selection,
         scores_table=selection and _scores_table(selection),
         precision_table=selection and precision_table(selection.row),
-        interval_columns=[(f"{s} {COLUMN_NAMES[n]}", f"{s}_{n}") for s in EVALUATED_SPLITS for n in reversed(METRICS)],
+        interval_columns=[(f"{s} {COLUMN_NAMES[n]}", f"{s}_{n}") for s in EVALUATED_SPLITS for n in intervals],
     )
 
 
@@ -112,33 +117,36 @@ def _scores_table(selection: ModelSelection) -> str:
     if len(row.runs) > 1:
         rows.append((f"its recipe, mean of {len(row.runs)} seeds", size, _means(row)))
     rows += [(b.name, b.bytes, _means(b)) for b in selection.same_dim_baselines if not b.search_only]
-    return _format_table("", (*METRICS, "neighbor_recall"), rows)
+    return _format_table("", run.task, run.task.main_scores, rows)
 
 
 def precision_table(row: Row) -> str | None:
     """Render the mean scores of a recipe's vectors at other precisions; None if these were not measured."""
     names = {precision: (precision, bytes_per_vector(precision, row.recipe.dim)) for precision in PRECISIONS[1:]}
     names[ASYMMETRIC] = f"{row.recipe.precision}, {FLOAT_QUERIES}", row.recipe.bytes_per_vector
-    scores = ("spearman", "neighbor_recall")
+    scores = tuple(dict.fromkeys((row.task.selection, "neighbor_recall")))
     rows = []
     for precision, (name, size) in names.items():
-        means = {f"{s}/{n}": row.scores[metric_name(s, n, precision)].mean for s in EVALUATED_SPLITS for n in scores}
-        if not isnan(means["dev/spearman"]):
+        stats = {f"{s}/{n}": row.scores.get(metric_name(s, n, precision)) for s in EVALUATED_SPLITS for n in scores}
+        means = {metric: found.mean for metric, found in stats.items() if found}
+        if not isnan(means.get(f"dev/{row.task.selection}", nan)):
             rows.append((name, size, means))
-    return _format_table("its recipe as", scores, rows) if rows else None
+    return _format_table("its recipe as", row.task, scores, rows) if rows else None
 
 
 def _means(row: Row | BaselineRow) -> dict[str, float]:
     return {metric: score.mean for metric, score in row.scores.items()}
 
 
-def _format_table(title: str, scores: Iterable[str], rows: Iterable[tuple[str, int, Mapping[str, float]]]) -> str:
+def _format_table(
+    title: str, task: Task, scores: Iterable[str], rows: Iterable[tuple[str, int, Mapping[str, float]]]
+) -> str:
     """Render rows of name, bytes per vector and metrics, with a column for each split and score."""
     columns = [(split, score) for split in EVALUATED_SPLITS for score in scores]
     cells = []
     for name, size, metrics in rows:
         values = [
-            SeedStats.of([metrics.get(f"{split}/{score}", nan)]).format(2 if score == "neighbor_recall" else 4)
+            SeedStats.of([metrics.get(f"{split}/{score}", nan)]).format(num_digits(task, score))
             for split, score in columns
         ]
         cells.append([name, f"{size:,}", *values])

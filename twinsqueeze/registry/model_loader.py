@@ -18,8 +18,9 @@ from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
+from twinsqueeze.task import NO_ENCODER
 from twinsqueeze.tracking.mlmodel import read_mlmodel
-from twinsqueeze.tracking.model_files import CARD_FILE
+from twinsqueeze.tracking.model_files import CARD_FILE, EXTRA_FILES
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
 from twinsqueeze.utils import files
@@ -62,9 +63,10 @@ def resolve_model(model: str) -> ResolvedModel:
     if entry:
         _verify_digests(entry.tags, folder, checkpoint, model)
     sentence_transformer = next((path.parent for path in paths if path.name == "modules.json"), None)
-    card = checkpoint.with_name(CARD_FILE)
+    cards = (checkpoint.with_name(CARD_FILE), folder / EXTRA_FILES / CARD_FILE)
+    card = next((path for path in cards if path in paths), None)
     model_id, run_id = _read_ids(folder, entry, model)
-    return ResolvedModel(checkpoint, model_id, run_id, sentence_transformer, card if card in paths else None)
+    return ResolvedModel(checkpoint, model_id, run_id, sentence_transformer, card)
 
 
 def load_sentence_transformer_for(
@@ -80,6 +82,11 @@ def load_sentence_transformer_for(
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
     if encoder_name:
         encoder = resolve_encoder(encoder_name, device)
+    elif metadata and metadata.recipe.encoder == NO_ENCODER:
+        raise InputError(
+            f"model {model!r} was trained on vectors and has no encoder: export accepts --format safetensors, and "
+            "compress accepts vectors, or texts with --encoder"
+        )
     elif metadata is None:
         raise InputError(
             f"model {model!r} does not record its encoder: name the run that trained it; compress also accepts "

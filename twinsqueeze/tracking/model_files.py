@@ -27,6 +27,8 @@ EXAMPLE_TEXTS = ("A man is playing a guitar.", "Two dogs run through the snow.")
 EMBEDDINGS = Schema([ColSpec(Array(DataType.float), "embedding")])
 # The model card in a model's folder.
 CARD_FILE = "README.md"
+# MLflow's folder for such files.
+EXTRA_FILES = "extra_files"
 
 
 def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, params: Mapping[str, Any]) -> str:
@@ -35,20 +37,32 @@ def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, param
     `checkpoint` is a safetensors file, `example` (n, encoder's dimension) float32, and `params` is the recipe.
     """
     tags = {f"{FILE_SHA256}{CHECKPOINT_FILE}": hashlib.sha256(checkpoint).hexdigest()}
-    with run.log_model(params, tags) as folder, tempfile.TemporaryDirectory() as temporary:
+    with run.log_model(params, tags) as folder:
+        save_compressor(folder, checkpoint, example)
+    return run.model_name
+
+
+def save_compressor(
+    folder: Path, checkpoint: bytes, example: FloatArray, card: str = "", trained_run: str = ""
+) -> None:
+    """Write a compressor as an MLflow model, with its model card and the id of its training if these are given."""
+    with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary, CHECKPOINT_FILE)
         path.write_bytes(checkpoint)
         mlflow.pyfunc.save_model(
             str(folder),
             python_model=str(PYFUNC / "compressor.py"),
             artifacts={"compressor": str(path)},
+            metadata={TRAINED_RUN: trained_run} if trained_run else None,
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1]))]), outputs=EMBEDDINGS
             ),
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "safetensors")],
         )
-    return run.model_name
+    if card:
+        (folder / EXTRA_FILES).mkdir()
+        (folder / EXTRA_FILES / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def save_sentence_transformer(
