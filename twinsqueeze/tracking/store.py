@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from filelock import FileLock
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import fluent
+from mlflow.tracking._tracking_service.utils import _SERVER_ARTIFACT_ROOT_ENV_VAR
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy import create_engine
@@ -67,7 +68,10 @@ def check_store(uri: str, ping: Callable[[], object], what: str, setting: str) -
     `ping` queries it. An error names the store as `what`, and its environment variable `setting`.
     """
     try:
+        if _is_temporary(uri):
+            raise FileNotFoundError
         if file := sqlite_path(uri):
+            _set_artifact_root()
             readable = _sqlite_uri(file) + "".join(uri.partition("?")[1:])
             if "%" in uri and uri != readable:  # MLflow's default address is encoded
                 os.environ[setting] = readable
@@ -79,6 +83,18 @@ def check_store(uri: str, ping: Callable[[], object], what: str, setting: str) -
     except Exception as error:  # damaged, unwritable and foreign stores raise errors of many types
         reason, advice = _diagnose(uri, setting, error)
         raise InputError(f"the {what} {canonical_uri(uri)} can't be used ({reason}): {advice}") from error
+
+
+def _is_temporary(uri: str) -> bool:
+    """Return whether a SQLite store is in the memory of a connection, as without a file's name."""
+    return uri.startswith("sqlite") and uri.partition("?")[0].endswith((":///", "://", ":memory:"))
+
+
+def _set_artifact_root() -> None:
+    """Have MLflow write the artifacts of a new store to the working directory, even if its name is like "a%20b"."""
+    folder = Path.cwd()  # MLflow decodes its path, and would write to "a b"
+    if unquote(str(folder)) != str(folder) or not str(folder).isprintable():
+        os.environ.setdefault(_SERVER_ARTIFACT_ROOT_ENV_VAR, f"{folder.as_uri()}/mlruns")
 
 
 def _connect(uri: str) -> None:
