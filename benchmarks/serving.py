@@ -76,17 +76,9 @@ class ResponseCounts:
 
 
 def valid_request(generator: random.Random) -> tuple[dict[str, Any], list[str]]:
-    """Return a JSON body in one of the formats of MLflow's scoring server, and its texts."""
+    """Return a JSON body of a list of texts or of a single text, and its texts."""
     texts = generator.choices(TEXTS, k=generator.randint(1, MAX_TEXTS))
-    bodies: list[dict[str, Any]] = [
-        {"inputs": texts},
-        {"instances": texts},
-        {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}},
-        {"dataframe_records": [{"text": text} for text in texts]},
-    ]
-    if len(texts) == 1:
-        bodies.append({"inputs": texts[0]})
-    return generator.choice(bodies), texts
+    return {"inputs": texts[0] if len(texts) == 1 and generator.random() < 0.5 else texts}, texts
 
 
 def invalid_request(generator: random.Random) -> dict[str, Any]:
@@ -98,6 +90,7 @@ def invalid_request(generator: random.Random) -> dict[str, Any]:
     generator.shuffle(mixed)
     bodies: list[Any] = [
         {"inputs": mixed},
+        {"inputs": [["a"]]},
         {"instances": mixed},
         {"inputs": [1, 2, 3]},
         {"inputs": [None]},
@@ -107,7 +100,7 @@ def invalid_request(generator: random.Random) -> dict[str, Any]:
         {"inputs": {"text": texts}},
         {"inputs": ["\ud800"]},
         {"dataframe_split": {"columns": ["text"], "data": [[not_text], *([text] for text in texts)]}},
-        {"dataframe_split": {"columns": ["text"]}},
+        {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}},
         {"dataframe_split": texts},
         {"dataframe_records": [{"text": 1}, {"text": None}]},
         {"texts": texts},
@@ -121,7 +114,7 @@ def invalid_request(generator: random.Random) -> dict[str, Any]:
         {"data": generator.choice(malformed), "headers": {"Content-Type": JSON}},
         {"data": b'{"inputs": ["a"]}', "headers": {"Content-Type": "text/plain"}},
         {"data": b'{"inputs": ["a"]}', "headers": {"Content-Type": f"{JSON}; charset=latin-1"}},
-        {"data": b"text\n5\n", "headers": {"Content-Type": "text/csv"}},
+        {"data": b"text\nNA\n", "headers": {"Content-Type": "text/csv"}},
     ]
     body = {"data": json.dumps(generator.choice(bodies)), "headers": {"Content-Type": JSON}}
     return generator.choice([body, body, body, generator.choice(other)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import numpy as np
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
 
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
@@ -85,10 +85,7 @@ def save_sentence_transformer(
             mlflow_model=described,
             model=model,
             code_paths=[str(PYFUNC / "sentence_encoder.py")],
-            signature=ModelSignature(
-                inputs=Schema([ColSpec(AnyType())]),  # with a string column, a server converts any input to text
-                outputs=EMBEDDINGS,
-            ),
+            signature=ModelSignature(inputs=Schema([ColSpec(DataType.string)]), outputs=EMBEDDINGS),
             input_example=list(EXAMPLE_TEXTS),
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
             extra_files=[str(checkpoint), str(card_file)],
@@ -96,4 +93,5 @@ def save_sentence_transformer(
         )
     # Load and serve it by our module instead of MLflow's.
     described.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = "sentence_encoder"
-    described.save(str(folder / "MLmodel"))
+    # As for a model with the type hint `list[str]`: a server passes values on, instead of converting null to "None".
+    Model.from_dict(described.to_dict() | {"is_signature_from_type_hint": True}).save(str(folder / "MLmodel"))

@@ -28,12 +28,28 @@ class SentenceEncoderModel:
         return self._model
 
     def predict(self, model_input: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Encode n texts as (n, dim) float32; a value that is not text is an `MlflowException`, status 400."""
-        texts = pd.DataFrame(model_input).iloc[:, 0].tolist()
+        """Encode a text, a list of n texts, or a first column with n rows as (n, dim) float32.
+
+        Other input is an `MlflowException`, status 400. The signature has MLflow pass input on without a conversion.
+        """
+        texts = _to_list(model_input)
+        if not texts:
+            raise MlflowException.invalid_parameter_value("no text: expected a list of one or more")
         for row, text in enumerate(texts):
             _validate(text, row)
         with self._lock:
             return np.asarray(self._model.encode(texts, show_progress_bar=False))
+
+
+def _to_list(model_input: Any) -> list[Any]:
+    if isinstance(model_input, list):
+        return model_input
+    if isinstance(model_input, str):
+        return [model_input]
+    if isinstance(model_input, pd.DataFrame | pd.Series | np.ndarray):
+        table = pd.DataFrame(model_input)
+        return table.iloc[:, 0].tolist() if table.size else []
+    raise MlflowException.invalid_parameter_value(f"expected a list of texts, not {type(model_input).__name__}")
 
 
 def _validate(text: object, row: int) -> None:
