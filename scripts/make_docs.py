@@ -4,9 +4,12 @@
 
 A block of `sh` or `python` that a block of `text` follows is run in a copy of the checkout, and the `text` block
 becomes what it prints on standard output. Pages are run in the order of mkdocs.yml and share the copy, as a reader
-would. STS-B comes from the Hub, or from the folder TWINSQUEEZE_STSB. --check writes nothing: it fails if a command
-fails or the words of a block have changed, whatever its numbers and its paragraphs of scores. --tables writes the table
-alone, in seconds. With TWINSQUEEZE_CACHE set to a folder, a second run encodes nothing.
+would. STS-B comes from the Hub, or from the folder TWINSQUEEZE_STSB. With TWINSQUEEZE_CACHE set to a folder, a second
+run encodes nothing. --tables writes the table alone, in seconds.
+
+--check writes nothing: it fails if a command fails or the words of a block have changed, whatever its numbers and its
+paragraphs of scores. Scores do not matter then, so it takes minutes less: all data are a few demo pairs, and two pages
+run at once.
 """
 
 import argparse
@@ -17,7 +20,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +41,13 @@ INSTALL = re.compile(r"^pip install [^&\n]*&& ")
 VARYING = re.compile(r"[0-9a-f]{32}|[+-]?\d[\d,.]*")
 # A paragraph with scores: another processor trains other last digits, and other rows are the best of their size.
 SCORES = re.compile(r"\b0\.\d{4}\b")
+# Pairs of a split and synthetic sentences in a check. A codebook of 256 centroids needs as many distinct sentences.
+FEW_PAIRS = {"train": 400, "dev": 100, "test": 100}
+FEW_SENTENCES = 300
+# All pages use the runs of the first, and nothing else may run while the other shows that no record is left.
+ALONE = ("README.md", "tracking-server.md")
+# The page whose runs a page uses, besides README.md.
+FOLLOWING = {"register.md": "mlflow.md"}
 
 
 @dataclass
@@ -49,7 +61,7 @@ class Runner:
     def run(self, language: str, code: str) -> str:
         """Returns what a block prints; exits with its error messages if it fails."""
         if code not in self.outputs:
-            print(code, flush=True)
+            start = time.monotonic()
             shell = ["bash", "-euo", "pipefail", "-c", INSTALL.sub("", code)]
             command = [sys.executable, "-c", code] if language == "python" else shell
             done = subprocess.run(
@@ -57,6 +69,7 @@ class Runner:
             )
             if done.returncode:
                 raise SystemExit(f"{done.stdout}{done.stderr}\nfailed:\n{code}")
+            print(f"{time.monotonic() - start:.1f} s\n{code}", flush=True)
             home = done.stdout.replace(str(self.folder.parent), "/home/you")
             self.outputs[code] = "".join(f"{line.rstrip()}\n" for line in home.strip("\n").split("\n"))
         return self.outputs[code]
@@ -69,14 +82,32 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write the README's table alone")
     arguments = parser.parse_args()
     readme = ROOT / "README.md"
-    if not arguments.check:
-        readme.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    if arguments.check:
+        check()
+        return
+    readme.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
     if not arguments.tables:
         with ExitStack() as stack:
             runner = Runner(*prepare(stack))
-            stale = [change for page in pages() for change in update(page, runner, check=arguments.check)]
-        if arguments.check and stale:
-            raise SystemExit("\n".join([*stale, "run `python -m scripts.make_docs` and commit what it writes"]))
+            for page in pages():
+                update(page, runner, check=False)
+
+
+def check() -> None:
+    """Exits with the changes if the words of a block are not those of its output."""
+
+    def changes(group: Sequence[Path]) -> list[str]:
+        return [change for page in group for change in update(page, runner, check=True)]
+
+    groups: dict[str, list[Path]] = {}
+    for page in pages():
+        groups.setdefault(FOLLOWING.get(page.name, page.name), []).append(page)
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        runner = Runner(*prepare(stack, small=True))
+        stale = [change for name in ALONE for change in changes(groups.pop(name))]
+        stale += [change for each in pool.map(changes, groups.values()) for change in each]
+    if stale:
+        raise SystemExit("\n".join([*stale, "run `python -m scripts.make_docs` and commit what it writes"]))
 
 
 def pages() -> Iterator[Path]:
@@ -122,7 +153,7 @@ def words(output: str) -> list[str]:
     return [" ".join(re.sub(r"[─━-]{2,}", "-", line).split()) for line in lines]
 
 
-def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
+def prepare(stack: ExitStack, *, small: bool = False) -> tuple[Path, dict[str, str]]:
     """Returns a copy of the checkout's files, and an environment with a store and a state of its own."""
     root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder = root / "twinsqueeze"
@@ -132,6 +163,7 @@ def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    stsb = shrink(folder, root / "stsb") if small else os.environ.get("TWINSQUEEZE_STSB")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TWINSQUEEZE_"))}
     environment = inherited | {
         "COLUMNS": "80",
@@ -141,10 +173,24 @@ def prepare(stack: ExitStack) -> tuple[Path, dict[str, str]]:
         "TWINSQUEEZE_CACHE": os.environ.get("TWINSQUEEZE_CACHE", str(root / "cache")),
         "TWINSQUEEZE_STATE": str(root / "state"),
     }
-    if stsb := os.environ.get("TWINSQUEEZE_STSB"):
+    if stsb:
         environment |= {"HF_ENDPOINT": stack.enter_context(serve_stsb(Path(stsb), root)), "HF_HUB_OFFLINE": "0"}
         environment |= {"HF_HOME": str(root / "hub")}
     return folder, environment
+
+
+def shrink(checkout: Path, stsb: Path) -> Path:
+    """Leaves few demo pairs and few synthetic sentences in a copy of the checkout; makes a small folder of STS-B."""
+    for preset in (checkout / "twinsqueeze" / "recipes").iterdir():
+        text = re.sub(r"(?m)^(synthetic_sentences:) \d+$", rf"\1 {FEW_SENTENCES}", preset.read_text(encoding="utf-8"))
+        preset.write_text(text, encoding="utf-8")
+    stsb.mkdir()
+    for split, number in FEW_PAIRS.items():
+        demo = checkout / "twinsqueeze" / "data" / "demo" / f"{split}.csv"
+        pairs = pd.read_csv(demo).head(number)
+        pairs.to_csv(demo, index=False)
+        pairs[::-1].to_csv(stsb / f"{split}.csv", index=False)  # other data: another order
+    return stsb
 
 
 def serve_stsb(stsb: Path, root: Path) -> Any:
