@@ -22,7 +22,8 @@ SHOWN = yaml.safe_load((ROOT / "scripts" / "docs_results.yaml").read_text(encodi
 
 def define_env(env: Any) -> None:
     """Gives mkdocs-macros the functions that pages call."""
-    for macro in (results_table, number, score, csv_table, commands, recipe_fields, presets, repository_file):
+    results_macros = (results_table, number, score, csv_table, log_table)
+    for macro in (*results_macros, commands, recipe_fields, presets, repository_file):
         env.macro(macro)
     env.variables["repository"] = repository()
 
@@ -93,9 +94,19 @@ def score(
 def csv_table(name: str) -> str:
     """Returns a file of experiments/results as a Markdown table; columns of numbers are aligned right."""
     table = pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False)
-    numeric = [all(re.fullmatch(r"[\d.,]*", value) for value in table[column]) for column in table.columns]
+    numeric = [all(re.fullmatch(r"[\d.,]*( \(.*\))?", value) for value in table[column]) for column in table.columns]
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "".join("---:|" if each else "---|" for each in numeric)]
     return "\n".join([*lines, *("| " + " | ".join(values) + " |" for values in table.to_numpy())])
+
+
+def log_table(question: str) -> str:
+    """Returns the table of an entry of experiments/LOG.md."""
+    log = (ROOT / "experiments" / "LOG.md").read_text(encoding="utf-8")
+    entry = log.partition(f": {question}\n")[2].partition("\n## ")[0]
+    lines = [line for line in entry.split("\n") if line.startswith("|")]
+    if not lines:
+        raise KeyError(f"experiments/LOG.md has no table below {question!r}")
+    return "\n".join(lines)
 
 
 def commands() -> str:

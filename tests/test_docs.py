@@ -63,6 +63,15 @@ def test_a_guide_begins_with_a_command_and_its_output(page):
     assert block["output"].strip()
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=page_id)
+def test_a_page_that_github_cannot_fill_in_leads_to_the_site(page):
+    text = page.read_text(encoding="utf-8")
+    address = SITE + page.relative_to(ROOT / "docs").with_suffix("").as_posix().removesuffix("index")
+    assert bool(re.search(r"\{\{|^:::|--8<--", text, re.MULTILINE)) == (
+        f"Read it at {address.rstrip('/')}/ #}}" in text
+    )
+
+
 def test_the_table_of_the_readme_is_that_of_the_results():
     assert make_docs.with_table(README) == README
 
@@ -105,6 +114,14 @@ def test_a_result_is_the_one_of_the_table():
     assert all(f"| {docs_macros.score('neftune', 'mlp32', column, alpha=0.75)} |" in best for column in columns)
     assert "| 0.28 ± " in best
     assert docs_macros.score("neftune", "mlp32", "test/neighbor_recall", alpha=0.75) == "0.28"
+
+
+def test_a_table_of_the_log_is_shown_as_it_is():
+    table = docs_macros.log_table("does the recipe hold on pairs that no choice was made on?")
+    assert table.startswith("| | bytes | fold 0 | fold 1 |\n|---|---:|---:|---:|\n| encoder | 1,536 | 0.8405 |")
+    assert table.count("\n") == 5
+    with pytest.raises(KeyError, match="no table below 'which'"):
+        docs_macros.log_table("which")
 
 
 @pytest.mark.parametrize(
