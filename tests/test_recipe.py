@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -62,8 +63,10 @@ def test_a_grid_is_every_combination(tmp_path):
     assert {(r.dim, r.lr, r.epochs) for r in recipes} == {(8, 0.001, 200)}
 
 
-def test_what_is_given_with_the_command_overrides_the_file(tmp_path):
-    recipes = load_grid(grid(tmp_path, "dataset: [demo, stsb]\nalpha: [0, 1]\n"), dataset="elsewhere")
+def test_what_is_given_with_the_command_overrides_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = grid(tmp_path, "dataset: [demo, stsb]\nalpha: [0, 1]\n")
+    recipes = load_grid(f"~/{Path(file).name}", dataset="elsewhere")
     assert [(r.dataset, r.alpha) for r in recipes] == [("elsewhere", 0), ("elsewhere", 1)]
 
 

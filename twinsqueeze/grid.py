@@ -9,6 +9,7 @@ import yaml
 
 from twinsqueeze.errors import InputError, one_line, suggest, truncate_repr
 from twinsqueeze.recipe import Recipe, load_preset
+from twinsqueeze.utils.files import expand_user
 
 MAX_COMBINATIONS = 2000
 # PyYAML parses them in about a second; a wrong file must not be parsed as a whole.
@@ -27,7 +28,7 @@ class _GridLoader(yaml.SafeLoader):
 
 def find_grid(name: str) -> Path:
     """Returns the file of a grid: a grid of the package by its name, such as `published`, or the file called so."""
-    return _packaged_grids().get(name) or Path(name)
+    return _packaged_grids().get(name) or expand_user(name)
 
 
 def _packaged_grids() -> dict[str, Path]:

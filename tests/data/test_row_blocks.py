@@ -115,6 +115,7 @@ REFUSED = [
     ("in.txt", b"caf\xe9\n", "in.txt is not UTF-8"),
     ("in.csv", b"a,b\n", "in.csv is empty: it has no rows"),
     ("in.csv", b'text\na\n"b,c\n', "row 1 of in.csv can't be read as csv"),
+    ("in.csv", b'text,id\n"a \\"b\\"",1\n', """',' expected after '"'; quotes in a field are written twice, \"\""""),
     ("in.csv", b"a,b\nx y,z\n", "several columns to choose from, a, b: name one"),
     ("in.csv", b"a,b\nx,1\ny\n", "row 1 of in.csv can't be read as csv: 1 cells, and the first line has 2"),
     ("in.jsonl", b"\n\n", "in.jsonl is empty"),

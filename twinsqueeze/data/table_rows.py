@@ -252,7 +252,9 @@ class TextTable:
             raise InputError(message) from error
         except (csv.Error, ValueError, OverflowError, RecursionError) as error:
             text = f"row {self._row} of {self.name} can't be read as {self._opened.format}: {one_line(error)}"
-            raise InputError(text) from error
+            # Spark writes backslashes before quotes.
+            hint = '; quotes in a field are written twice, ""' if "expected after" in str(error) else ""
+            raise InputError(text + hint) from error
 
 
 def _check_widths(rows: Iterator[list[str]], width: int) -> Iterator[list[str]]:
