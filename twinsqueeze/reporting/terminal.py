@@ -92,19 +92,19 @@ def _print_all_scores(results: Mapping[str, "EvaluationResult"], rows: Sequence[
 def print_ablation(tables: Sequence[AblationTable], *, verbose: bool) -> None:
     """Print a headline per table, and the most important rows of the first; if `verbose`, all rows of all."""
     for i, table in enumerate(tables):
-        _print_lines(table.title, *([table.notice] if table.notice else []), report.conclusion(table), "")
+        notice = [table.notice] if table.notice else []
+        _print_lines(*([""] if i else []), table.title, *notice, report.conclusion(table), "")
         if not i or verbose:
             shown = table if verbose else _key_rows(table)
             _print_ablation_scores(shown)
             if hidden := len(table.rows) - len(shown.rows):
                 _print_lines(f"{count(hidden, 'more row')} of trained compressors: --verbose prints all.")
-            _print_lines(*table.notes, "")
+            _print_lines(*table.notes)
         if verbose:
             rows = search_table.rows_from_tables([table])
             for split in EVALUATED_SPLITS:
-                _print_lines(f"{split}: search quality")
+                _print_lines("", f"{split}: search quality")
                 _print_table(search_table.format_rows(rows, [split]))
-                print()
     sys.stdout.flush()  # before the figures, which take seconds
 
 
