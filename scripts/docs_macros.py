@@ -124,7 +124,9 @@ def recipe_fields() -> str:
     lines = ["| field | default | values | meaning |", "|---|---|---|---|"]
     for name, field in Recipe.model_json_schema()["properties"].items():
         allowed = ", ".join(field["enum"]) if "enum" in field else str(field.get("allowed") or _bounds(field))
-        lines.append(f"| `{name}` | {field['default']} | {allowed} | {field['description'].replace('|', '/')} |")
+        lines.append(
+            f"| `{name}` | {_shortest(field['default'])} | {allowed} | {field['description'].replace('|', '/')} |"
+        )
     return "\n".join(lines)
 
 
@@ -134,7 +136,9 @@ def presets() -> str:
     fields = [name for name in Recipe.model_fields if len({getattr(r, name) for r in recipes.values()}) > 1]
     lines = ["| | " + " | ".join(f"`{name}`" for name in recipes) + " |", "|---|" + "---:|" * len(recipes)]
     lines.append("| bytes per vector | " + " | ".join(str(r.bytes_per_vector) for r in recipes.values()) + " |")
-    lines += [f"| `{name}` | " + " | ".join(f"{getattr(r, name)}" for r in recipes.values()) + " |" for name in fields]
+    lines += [
+        f"| `{name}` | " + " | ".join(_shortest(getattr(r, name)) for r in recipes.values()) + " |" for name in fields
+    ]
     return "\n".join(lines)
 
 
@@ -159,6 +163,10 @@ def _bounds(field: dict[str, Any]) -> str:
     if high is not None:
         return f"{low} to {high}"
     return f"above {field['exclusiveMinimum']}" if "exclusiveMinimum" in field else f"at least {low}"
+
+
+def _shortest(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _title(column: str) -> str:
