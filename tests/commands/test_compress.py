@@ -133,7 +133,7 @@ def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(compress, workpla
 @pytest.mark.parametrize(("precision", "size"), [("float32", 48), ("int8", 12), ("binary", 2), ("ubinary", 2)])
 def test_precisions_equal_those_of_sentence_transformers(compress, workplace, precision, size, output):
     found, printed = compress("in.npy", "--precision", precision, output=output)
-    assert f"9,001 rows of in.npy compressed to 12 numbers at {precision}, {size} bytes each" in printed
+    assert f"9,001 rows of in.npy compressed to 12 dimensions as {precision}, {size} bytes each" in printed
     floats, _ = compress("in.npy", output="floats.npy")
     theirs = quantize_embeddings(floats, precision, ranges=RANGES.astype(np.float32))
     assert found.dtype == theirs.dtype
@@ -441,4 +441,6 @@ def test_an_entry_point_of_mlflow_run_describes_its_run(compress, workplace, tra
     ended = workplace.client.get_run(run.info.run_id)
     assert ended.info.status == "FINISHED"
     assert ended.data.tags["twinsqueeze.kind"] == "compression"
-    assert ended.data.tags["mlflow.note.content"].startswith("9,001 rows of in.npy compressed to 12 numbers at float32")
+    assert ended.data.tags["mlflow.note.content"].startswith(
+        "9,001 rows of in.npy compressed to 12 dimensions as float32"
+    )

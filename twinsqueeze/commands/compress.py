@@ -83,7 +83,8 @@ def compress(options: CompressOptions) -> None:
     with closing(_show_progress(compressed, first.unit)) as rows:
         num_rows = write_blocks(output, rows, about)
     num_bytes = bytes_per_vector(precision, network.dim, network.subvector_dim)
-    size = f"{network.dim} numbers at {precision}, {num_bytes} bytes each"
+    stored = "product codes" if precision == "product" else precision
+    size = f"{network.dim} dimensions as {stored}, {num_bytes} bytes each"
     summary = f"{num_rows:,} rows of {options.source_name} compressed to {size}: {output}"
     console.print_result(summary)
     if env_run_id():  # `mlflow run` has made a run for this command
