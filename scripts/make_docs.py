@@ -47,8 +47,13 @@ FEW_PAIRS = {"train": 160, "dev": 60, "test": 60}
 FEW_SENTENCES = 300
 # All pages use the runs of the first, and nothing else may run while the other shows that no record is left.
 ALONE = ("README.md", "tracking-server.md")
-# The page whose runs a page uses, besides README.md.
-FOLLOWING = {"register.md": "mlflow.md"}
+# The page whose runs or files a page uses, besides README.md.
+FOLLOWING = {
+    "register.md": "mlflow.md",
+    "faiss.md": "compress-files.md",
+    "vector-search.md": "compress-files.md",
+    "databases.md": "compress-files.md",
+}
 
 
 @dataclass

@@ -238,10 +238,11 @@ def register_command(experiment: str, **options: Any) -> None:
 @option(
     "format",
     "folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, verified against "
-    "PyTorch.",
+    "PyTorch; faiss: an empty FAISS index that takes the encoder's vectors and stores them at --precision.",
     default="folder",
-    metavar=choices(("folder", "safetensors", "onnx")),
+    metavar=choices(("folder", "safetensors", "onnx", "faiss")),
 )
+@precision_option
 @bool_option("overwrite", "Replace an earlier export.")
 def export_command(model: str, output: Path, **options: Any) -> None:
     """Write a model to a folder that needs neither MLflow nor this package."""
@@ -253,7 +254,8 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 @model_option
 @option(
     "output",
-    "A .npy or .parquet file for the compressed vectors, in the order of the input's rows.",
+    "A .npy or .parquet file for the compressed vectors, in the order of the input's rows; or a .faiss file: an index "
+    "with them that takes the encoder's vectors as queries.",
     required=True,
     type=PATH,
     metavar="FILE",
@@ -270,12 +272,20 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 @option(
     "device", "Where texts are encoded. Vectors are compressed on the CPU.", default="auto", metavar=choices(DEVICES)
 )
+@option(
+    "ivf",
+    "Lists of an inverted file, which makes searches in a .faiss file faster and approximate: none; a number; auto for "
+    "4 * sqrt(rows), at most rows / 30.",
+    default="none",
+    metavar="[none|auto|INTEGER]",
+)
 @bool_option("overwrite", "Replace an existing output.")
 def compress_command(**options: Any) -> None:
     """Compress vectors or texts with a trained model.
 
-    The output appears whole or not at all. Memory does not grow with the number of rows. Encoded texts are cached: a
-    command that was interrupted encodes only the rest when it is started again.
+    The output appears whole or not at all. Memory does not grow with the number of rows; the index of a .faiss file is
+    built in memory. Encoded texts are cached: a command that was interrupted encodes only the rest when it is started
+    again.
     """
     Recipe.parse({"device": options["device"]})
     for name, default in (("column", "auto"), ("encoder", "same")):

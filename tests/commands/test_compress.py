@@ -263,7 +263,7 @@ def test_large_finite_numbers_are_compressed(compress, workplace):
         (["--precision", "int4"], "precision must be one of float32, int8, product, binary, ubinary, not 'int4'"),
         (["--device", "gpu"], "device must be auto, cpu or cuda"),
         (["--overwrite=perhaps"], "'perhaps' is not a valid boolean"),
-        (["--output", "out.txt"], "out.txt' ends in neither .npy nor .parquet"),
+        (["--output", "out.txt"], "out.txt' ends in none of .npy, .parquet, .faiss"),
         (["--input", "nowhere.npy"], "input 'nowhere.npy' is not there"),
         (["--input", "narrow.npy"], "compresses vectors of 64 numbers, and those of narrow.npy have 3"),
         (["--input", "narrow.csv"], "compresses vectors of 64 numbers, and those of narrow.csv have 3"),

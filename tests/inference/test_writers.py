@@ -32,7 +32,7 @@ def test_all_blocks_are_written(tmp_path, name, dtype):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("out.txt", "ends in neither .npy nor .parquet"),
+        ("out.txt", "ends in none of .npy, .parquet, .faiss"),
         ("folder.npy", "is a folder: name a file"),
         ("old.npy", "exists: name another file, or pass --overwrite"),
         ("nowhere/out.npy", "would be in a folder that does not exist"),

@@ -15,8 +15,9 @@ from twinsqueeze.data.row_blocks import Block, read_blocks
 from twinsqueeze.data.table_files import STANDARD_INPUT
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, encode_cached, is_truncated, load_compressor
-from twinsqueeze.inference.writers import check_output, write_blocks
+from twinsqueeze.inference.writers import INDEX_SUFFIX, check_output, write_blocks
 from twinsqueeze.model.checkpoint import CheckpointMetadata
+from twinsqueeze.model.faiss_index import FaissIndex, check_index_support, num_lists
 from twinsqueeze.model.sentence_transformer import token_limit
 from twinsqueeze.recipe import bytes_per_vector
 from twinsqueeze.registry.model_loader import ResolvedModel, load_sentence_transformer_for, resolve_model
@@ -47,6 +48,7 @@ class CompressOptions:
     column: str | None = None
     encoder: str | None = None
     device: str = "auto"
+    ivf: str = "none"
     overwrite: bool = False
 
     @property
@@ -67,6 +69,7 @@ def compress(options: CompressOptions) -> None:
     first = next(blocks)
     resolved = resolve_model(options.model)
     compressor, metadata = load_compressor(resolved.checkpoint, options.model, options.precision)
+    index = _build_index(compressor, options)
     if isinstance(first.rows, list):
         model, fingerprint = _load_text_model(options, resolved, metadata)
         compressed = _compress_texts(chain([first], blocks), model, fingerprint, compressor)
@@ -81,15 +84,27 @@ def compress(options: CompressOptions) -> None:
     network, precision = compressor.network, compressor.precision
     about = {"model": options.model, "precision": precision, "dim": network.dim, "int8_ranges": compressor.ranges}
     with closing(_show_progress(compressed, first.unit)) as rows:
-        num_rows = write_blocks(output, rows, about)
+        num_rows = write_blocks(output, rows, about, index)
     num_bytes = bytes_per_vector(precision, network.dim, network.subvector_dim)
     stored = "product codes" if precision == "product" else precision
     size = f"{network.dim} dimensions as {stored}, {num_bytes} bytes each"
+    if (count := num_lists(options.ivf, num_rows)) > 1:
+        size += f", in {count:,} lists"
     summary = f"{num_rows:,} rows of {options.source_name} compressed to {size}: {output}"
     console.print_result(summary)
     if env_run_id():  # `mlflow run` has made a run for this command
         with start_run(f"compress-{source.name}", "compression") as run:
             run.set_description(escape_markdown(summary))
+
+
+def _build_index(compressor: VectorCompressor, options: CompressOptions) -> FaissIndex | None:
+    """Return the empty index that the output is to hold, or None for another kind of output."""
+    if options.output.suffix != INDEX_SUFFIX:
+        if options.ivf != "none":
+            raise InputError(f"ivf is for indexes, and output {str(options.output)!r} does not end in {INDEX_SUFFIX}")
+        return None
+    check_index_support(compressor.network, options.ivf, options.model)
+    return FaissIndex(compressor.network, compressor.precision, compressor.ranges, options.ivf)
 
 
 def _check_vectors(vectors: AnyArray | NpyRows, compressor: VectorCompressor, options: CompressOptions) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.model.checkpoint import read_checkpoint
+from twinsqueeze.inference.compression import load_compressor
+from twinsqueeze.model.faiss_index import FaissIndex, check_index_support
 from twinsqueeze.model.onnx import check_onnx_installed, export_compressor, export_text_model
 from twinsqueeze.model.sentence_transformer import describe_text_model
 from twinsqueeze.registry.model_card import render_model_card
@@ -18,17 +19,28 @@ from twinsqueeze.utils import console, signals
 from twinsqueeze.utils.files import CHECKPOINT_FILE, check_writable, expand_user, make_dir
 from twinsqueeze.utils.text import escape_markdown
 
-FORMATS = ("folder", "safetensors", "onnx")
+FORMATS = ("folder", "safetensors", "onnx", "faiss")
+INDEX_FILE = "index.faiss"
 
 
-def export(model: str, output: Path, *, format: str = "folder", overwrite: bool = False) -> None:  # noqa: A002 - option
+def export(
+    model: str,
+    output: Path,
+    *,
+    format: str = "folder",  # noqa: A002 - option
+    precision: str = "auto",
+    overwrite: bool = False,
+) -> None:
     """Write a model, its compressor's checkpoint and its model card to a folder; on an error nothing is written.
 
-    The format is "folder" for a sentence-transformers model, "safetensors" for the compressor, or "onnx" for both as
-    ONNX graphs. The output is a new or empty folder, or with `overwrite` an earlier export.
+    The format is "folder" for a sentence-transformers model, "safetensors" for the compressor, "onnx" for both as ONNX
+    graphs, or "faiss" for an empty FAISS index, whose `precision` is "auto" for that of the training. The output is a
+    new or empty folder, or with `overwrite` an earlier export.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+    if format != "faiss" and precision != "auto":
+        raise InputError(f"precision is for format faiss: format {format} has float32 vectors")
     if format == "onnx":
         check_onnx_installed()
     output = expand_user(output).resolve()
@@ -39,7 +51,7 @@ def export(model: str, output: Path, *, format: str = "folder", overwrite: bool 
         with make_dir(output.parent), tempfile.TemporaryDirectory(dir=output.parent, prefix=".") as temporary:
             new = Path(temporary, "new")
             new.mkdir()
-            _write_files(new, model, resolved, format)
+            _write_files(new, model, resolved, format, precision)
             with signals.defer_signals(then_stop=False):
                 if output.is_dir():
                     output.replace(Path(temporary, "old"))
@@ -67,10 +79,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise InputError(f"output {str(output)!r} can't be written to: {error.strerror}") from error
 
 
-def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str) -> None:  # noqa: A002 - as above
-    compressor, metadata = read_checkpoint(resolved.checkpoint, model)
-    text_model = None
-    if format != "safetensors":
+def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str, precision: str) -> None:  # noqa: A002
+    loaded, metadata = load_compressor(resolved.checkpoint, model, precision)
+    compressor, text_model = loaded.network, None
+    if format == "faiss":
+        check_index_support(compressor, "none", model)
+        with (folder / INDEX_FILE).open("wb") as file:
+            FaissIndex(compressor, loaded.precision, loaded.ranges).write(file)
+    elif format != "safetensors":
         sentence_transformer, _ = load_sentence_transformer_for(model, resolved)
         text_model = describe_text_model(sentence_transformer)
         if format == "folder":

@@ -151,8 +151,8 @@ input_option = option(
 )
 precision_option = option(
     "precision",
-    "float32; int8 (calibrated on the train sentences); product (the codes of a product quantizer); binary or ubinary "
-    "(one bit per dimension); auto for the precision of the training.",
+    "Of stored vectors: float32; int8 (calibrated on the train sentences); product (the codes of a product quantizer); "
+    "binary or ubinary (one bit per dimension); auto for the precision of the training.",
     default="auto",
     metavar=choices(("auto", "float32", "int8", "product", "binary", "ubinary")),
 )

@@ -1,4 +1,4 @@
-"""Writes vectors to a .npy or .parquet file that appears whole or not at all."""
+"""Writes vectors to a .npy, .parquet or .faiss file that appears whole or not at all."""
 
 import json
 import os
@@ -13,15 +13,17 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from twinsqueeze.errors import InputError, one_line
+from twinsqueeze.model.faiss_index import FaissIndex
 from twinsqueeze.types import AnyArray
 
-SUFFIXES = (".npy", ".parquet")
+INDEX_SUFFIX = ".faiss"
+SUFFIXES = (".npy", ".parquet", INDEX_SUFFIX)
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Raise an `InputError` if a file can't be written there."""
     if path.suffix not in SUFFIXES:
-        raise InputError(f"output {str(path)!r} ends in neither {' nor '.join(SUFFIXES)}")
+        raise InputError(f"output {str(path)!r} ends in none of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise InputError(f"output {str(path)!r} is a folder: name a file")
     if path.exists() and not overwrite:
@@ -30,18 +32,25 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"output {str(path)!r} would be in a folder that does not exist: create it first")
 
 
-def write_blocks(path: Path, blocks: Iterator[AnyArray], metadata: Mapping[str, Any]) -> int:
+def write_blocks(
+    path: Path, blocks: Iterator[AnyArray], metadata: Mapping[str, Any], index: FaissIndex | None = None
+) -> int:
     """Write blocks of (n, width) rows, at least one, to NAME.part, which becomes the output; return the number of rows.
 
-    .parquet files have the metadata. An `InputError` if another process writes the output, or it can't be written.
+    .parquet files have the metadata; .faiss files are the empty index with the rows. An `InputError` if another process
+    writes the output, or it can't be written.
     """
     partial, lock = path.with_name(f"{path.name}.part"), path.with_name(f".{path.name}.lock")
     try:
         with FileLock(lock, blocking=False):
             try:
                 with partial.open("wb") as file:
-                    is_parquet = path.suffix == ".parquet"
-                    num_rows = _write_parquet(file, blocks, metadata) if is_parquet else _write_npy(file, blocks)
+                    if index:
+                        num_rows = _write_index(file, blocks, index)
+                    elif path.suffix == ".parquet":
+                        num_rows = _write_parquet(file, blocks, metadata)
+                    else:
+                        num_rows = _write_npy(file, blocks)
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(path)
@@ -53,6 +62,12 @@ def write_blocks(path: Path, blocks: Iterator[AnyArray], metadata: Mapping[str, 
         raise InputError(f"{path} is being written by another process: wait for it, or name another file") from error
     except OSError as error:
         raise InputError(f"output {str(path)!r} can't be written: {error.strerror or one_line(error)}") from error
+
+
+def _write_index(file: IO[bytes], blocks: Iterator[AnyArray], index: FaissIndex) -> int:
+    for codes in blocks:
+        index.add(codes)
+    return index.write(file)
 
 
 def _write_npy(file: IO[bytes], blocks: Iterator[AnyArray]) -> int:
