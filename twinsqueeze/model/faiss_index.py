@@ -102,11 +102,12 @@ class FaissIndex:
         if count == 1:
             return codes
         rows = np.random.default_rng(0).permutation(codes.ntotal)[: count * MAX_VECTORS_PER_LIST]
-        sample = np.zeros((len(rows), codes.d), np.float32)
-        sample[:, self._columns] = codes.reconstruct_batch(rows)[:, self._columns]
-        kmeans = faiss.Kmeans(codes.d, count, niter=10, spherical=True, min_points_per_centroid=1, seed=0)
+        sample = np.ascontiguousarray(codes.reconstruct_batch(rows)[:, self._columns])
+        kmeans = faiss.Kmeans(sample.shape[1], count, niter=10, spherical=True, min_points_per_centroid=1, seed=0)
         kmeans.train(sample)
-        index = _build_inverted_file(codes, kmeans.centroids)
+        centroids = np.zeros((count, codes.d), np.float32)
+        centroids[:, self._columns] = kmeans.centroids
+        index = _build_inverted_file(codes, centroids)
         for start in range(0, codes.ntotal, BLOCK):
             index.add(codes.reconstruct_n(start, min(BLOCK, codes.ntotal - start)))
         return index
