@@ -12,7 +12,8 @@ from unittest.mock import patch
 import click
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
@@ -25,7 +26,7 @@ ALPHAS, SEEDS = (0.0, 0.5, 0.75, 1.0, 3.0), range(5)
 Serialize = Callable[[TrainingCheckpoint, TrainingState], bytes]
 
 
-def measure(recipes: list[Recipe], encoded: dict[str, EncodedPairs]) -> str:
+def measure(recipes: list[Recipe], encoded: dict[str, EncodedSplit]) -> str:
     """Trains with checkpoints and returns a line about their cost."""
     sizes: list[int] = []
 
@@ -60,7 +61,7 @@ def main(dataset: str, epochs: int) -> None:
     """Prints the share for one training and for 25 together."""
     recipe = Recipe(dataset=dataset, epochs=epochs, device="cpu")
     data = load_pairs(dataset, splits=("train", "dev"))
-    encoded = embed_pairs(data.splits, resolve_encoder(recipe.encoder), DiskCache())
+    encoded = embed_splits(data.splits, resolve_encoder(recipe.encoder), DiskCache())
     grid = [recipe.model_copy(update={"alpha": alpha, "seed": seed}) for alpha in ALPHAS for seed in SEEDS]
     print(f"{data.name}: {len(encoded['train']):,} pairs, {epochs} epochs, {torch.get_num_threads()} threads")
     for recipes in ([recipe], grid):

@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 import torch
 
-from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
@@ -228,7 +228,7 @@ def print_report(indexes: list[TimedIndex]) -> None:
 @click.option("--threads", default=1, show_default=True, help="FAISS threads.")
 def main(dataset: str, model: str | None, dim: int, epochs: int, **options: int) -> None:
     """Compare bytes per vector, search speed and recall of FAISS indexes, compressed and uncompressed."""
-    encoded = embed_pairs(load_pairs(dataset).splits, resolve_encoder(Recipe().encoder), DiskCache())
+    encoded = embed_splits(load_pairs(dataset).splits, resolve_encoder(Recipe().encoder), DiskCache())
     if model:
         compressor, _ = read_checkpoint(resolve_model(model).checkpoint, model)
     else:

@@ -15,14 +15,15 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 from twinsqueeze.utils.disk_cache import DiskCache
 
 
-def plain_loop(recipe: Recipe, train: EncodedPairs) -> Callable[[], None]:
+def plain_loop(recipe: Recipe, train: EncodedSplit) -> Callable[[], None]:
     """Returns a function that trains an epoch with PyTorch's modules and autograd."""
     torch.manual_seed(recipe.seed)
     dimension = train.dimension
@@ -58,7 +59,7 @@ def main(dataset: str, rounds: int, epochs: int) -> None:
     """Prints the seconds of an epoch of both, and their ratio, as medians over rounds."""
     recipe = Recipe(dataset=dataset)
     data = load_pairs(dataset, splits=("train",))
-    train = embed_pairs(data.splits, resolve_encoder(recipe.encoder), DiskCache())["train"]
+    train = embed_splits(data.splits, resolve_encoder(recipe.encoder), DiskCache())["train"]
     setup = TrainingSetup(recipe, [recipe.alpha], [0], train, torch.device("cpu"))
     sides = {
         "plain loop": plain_loop(recipe, train),

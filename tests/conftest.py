@@ -28,7 +28,8 @@ from tests.helpers import shortcuts
 from tests.helpers.commands import Workplace
 from tests.helpers.forks import FORKS
 from tests.helpers.pairs import random_pairs, write_pairs
-from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.utils import worker_pool
 from twinsqueeze.utils.disk_cache import DiskCache
@@ -44,13 +45,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def small_train() -> EncodedPairs:
+def small_train() -> EncodedSplit:
     """150 pairs: 4 full batches of 32 and a last one of 22."""
     return random_pairs(pairs=150, sentences=120, dimension=24, seed=1)
 
 
 @pytest.fixture(scope="session")
-def small_dev() -> EncodedPairs:
+def small_dev() -> EncodedSplit:
     return random_pairs(pairs=60, sentences=70, dimension=24, seed=2)
 
 
@@ -116,7 +117,7 @@ def tiny_options(make_once, pairs_folder, tiny_encoder, shared_cache) -> list[st
     """Options of a training that takes a fraction of a second; its sentences are in the cache."""
 
     def encode(_: Path) -> None:
-        embed_pairs(load_pairs(str(pairs_folder)).splits, resolve_encoder(str(tiny_encoder)), DiskCache(shared_cache))
+        embed_splits(load_pairs(str(pairs_folder)).splits, resolve_encoder(str(tiny_encoder)), DiskCache(shared_cache))
 
     make_once("encoded", encode)
     return ["--dataset", str(pairs_folder), "--encoder", str(tiny_encoder), "--device", "cpu"]

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twinsqueeze.api import SplitScores, TrainResult, compare_recipes, track, train
     from twinsqueeze.compressor import Compressor
-    from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
+    from twinsqueeze.data.dataset import Dataset
+    from twinsqueeze.data.sentence_pairs import load_pairs
     from twinsqueeze.errors import InputError
     from twinsqueeze.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = [
     "Compressor",
+    "Dataset",
     "InputError",
-    "PairDataset",
     "Recipe",
     "SplitScores",
     "TrainResult",

@@ -9,8 +9,9 @@ import pandas as pd
 
 from twinsqueeze import experiment
 from twinsqueeze.compressor import Compressor
+from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.recipe import Recipe
@@ -18,7 +19,7 @@ from twinsqueeze.training.loop import History
 from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, TERMINAL, Reporter
 
-__all__ = ["Compressor", "InputError", "PairDataset", "Recipe", "compare_recipes", "load_pairs", "track", "train"]
+__all__ = ["Compressor", "Dataset", "InputError", "Recipe", "compare_recipes", "load_pairs", "track", "train"]
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)
 
 
@@ -66,7 +67,7 @@ class TrainResult:
     run_id: str | None = None
 
 
-def train(recipe: Recipe, data: PairDataset, *, progress: bool = False) -> TrainResult:
+def train(recipe: Recipe, data: Dataset, *, progress: bool = False) -> TrainResult:
     """Trains and evaluates one compressor. Vectors are cached on disk, so that sentences are encoded once.
 
     Args:
@@ -94,7 +95,7 @@ def train(recipe: Recipe, data: PairDataset, *, progress: bool = False) -> Train
     return _result(evaluated, recorder.run.run_id)
 
 
-def compare_recipes(recipes: Sequence[Recipe], data: PairDataset, *, progress: bool = False) -> pd.DataFrame:
+def compare_recipes(recipes: Sequence[Recipe], data: Dataset, *, progress: bool = False) -> pd.DataFrame:
     """Trains several recipes, those of one shape as one batch, and returns their scores.
 
     Args:
@@ -158,7 +159,7 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
         _tracking.reset(token)
 
 
-def _prepare(recipe: Recipe, data: PairDataset, reporter: Reporter) -> ExperimentData:
+def _prepare(recipe: Recipe, data: Dataset, reporter: Reporter) -> ExperimentData:
     encoder = resolve_encoder(recipe.encoder, resolve_device(recipe.device).type)
     return experiment.prepare_data(data, encoder, validate_dim=recipe.validate_dim, reporter=reporter)
 

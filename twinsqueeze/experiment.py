@@ -11,8 +11,9 @@ from types import MappingProxyType
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.encoder import DEFAULT_ENCODER, EncodedPairs, OnProgress, SentenceEncoder, embed_pairs
-from twinsqueeze.data.sentence_pairs import NAMED_DATASETS, PairDataset
+from twinsqueeze.data.dataset import Dataset, EncodedSplit
+from twinsqueeze.data.encoder import DEFAULT_ENCODER, OnProgress, SentenceEncoder, embed_splits
+from twinsqueeze.data.sentence_pairs import NAMED_DATASETS
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.evaluation.evaluator import EvaluationResult, Evaluator, pair_losses
@@ -36,9 +37,9 @@ from twinsqueeze.utils.signals import check_interrupted
 class ExperimentData:
     """Encoded sentence pairs, with what is derived from them once and shared by all recipes."""
 
-    pairs: PairDataset
+    pairs: Dataset
     encoder: SentenceEncoder
-    encoded: dict[str, EncodedPairs]  # by split
+    encoded: dict[str, EncodedSplit]  # by split
     device: torch.device  # of training and evaluation
     reporter: Reporter
     _cache: DiskCache
@@ -46,15 +47,15 @@ class ExperimentData:
     _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
     _synthetic: dict[int, FloatArray] = field(default_factory=dict)
 
-    def training_pairs(self, recipe: Recipe) -> EncodedPairs:
+    def training_pairs(self, recipe: Recipe) -> EncodedSplit:
         """Returns the train pairs, with the synthetic sentences of a recipe."""
         encoded, number = self.encoded["train"], recipe.synthetic_sentences
         if not number:
             return encoded
         if number not in self._synthetic:
-            train = self.pairs.splits["train"]
+            texts = self.pairs.splits["train"].texts
             with _encoding_progress(self.reporter, "encoding synthetic sentences", self._cache) as advance:
-                self._synthetic[number] = embed_synthetic(number, train, self.encoder, self._cache, advance)
+                self._synthetic[number] = embed_synthetic(number, texts, self.encoder, self._cache, advance)
         return replace(encoded, unpaired=self._synthetic[number])
 
     def evaluator(self, split: str, label_transform: str) -> Evaluator:
@@ -89,7 +90,7 @@ def load_data(recipes: Sequence[Recipe], load: Callable[[Recipe], ExperimentData
 
 
 def prepare_data(
-    pairs: PairDataset,
+    pairs: Dataset,
     encoder: SentenceEncoder,
     *,
     validate_dim: Callable[[int], None] = lambda _: None,
@@ -102,7 +103,7 @@ def prepare_data(
     """
     cache, device = DiskCache(), resolve_device(encoder.device)
     with _encoding_progress(reporter, "encoding", cache) as advance:
-        encoded = embed_pairs(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=advance)
+        encoded = embed_splits(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=advance)
     return ExperimentData(pairs, encoder, encoded, device, reporter, cache)
 
 

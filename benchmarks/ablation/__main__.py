@@ -51,7 +51,7 @@ ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
-    ("encoding", experiment, ("embed_pairs",)),
+    ("encoding", experiment, ("embed_splits",)),
     (ONCE, faiss_baselines, ("_train",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunLogger, ("log_compressor",)),

@@ -7,7 +7,8 @@ from typing import Self
 
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs, embed_pairs, resolve_encoder
+from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
@@ -44,12 +45,12 @@ class Lanes:
             future.result()
 
 
-def load_demo_pairs(encoder: str) -> EncodedPairs:
+def load_demo_pairs(encoder: str) -> EncodedSplit:
     """Returns the train split of the demo."""
-    return embed_pairs(load_pairs("demo", splits=("train",)).splits, resolve_encoder(encoder), DiskCache())["train"]
+    return embed_splits(load_pairs("demo", splits=("train",)).splits, resolve_encoder(encoder), DiskCache())["train"]
 
 
-def make_trainer(recipes: Sequence[Recipe], train: EncodedPairs) -> BatchedTrainer:
+def make_trainer(recipes: Sequence[Recipe], train: EncodedSplit) -> BatchedTrainer:
     """Returns the trainer of a batch on the CPU."""
     alphas, seeds = sorted({recipe.alpha for recipe in recipes}), sorted({recipe.seed for recipe in recipes})
     return BatchedTrainer.start(TrainingSetup(recipes[0], alphas, seeds, train, torch.device("cpu")))

@@ -21,7 +21,7 @@ from tests.helpers.results import without_times
 from tests.helpers.search import nearest, recall
 from tests.helpers.shortcuts import DRAW_FIGURES
 from tests.helpers.vectors import compress, unit_rows
-from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.model.checkpoint import read_checkpoint
@@ -67,7 +67,7 @@ def data(pairs_folder):
 
 @pytest.fixture(scope="module")
 def encoded(data, tiny_encoder, shared_cache):
-    return embed_pairs(data.splits, resolve_encoder(str(tiny_encoder), "cpu"), DiskCache(shared_cache))
+    return embed_splits(data.splits, resolve_encoder(str(tiny_encoder), "cpu"), DiskCache(shared_cache))
 
 
 def test_a_run_has_a_name_tags_parameters_and_a_description(main_run, data, pairs_folder, tiny_encoder):
@@ -335,7 +335,7 @@ def test_synthetic_sentences_are_part_of_what_weights_begin_with(
     (run,) = workplace.runs()
     assert run.data.params["synthetic_sentences"] == "80"
     encoder = resolve_encoder(str(tiny_encoder), "cpu")
-    synthetic = embed_synthetic(80, data.splits["train"], encoder, DiskCache(shared_cache))
+    synthetic = embed_synthetic(80, data.splits["train"].texts, encoder, DiskCache(shared_cache))
     weights = load_file(workplace.checkpoint(run))
     rows, train = unit_rows(weights["0.weight"]), encoded["train"].embeddings
     for vectors, same in ((np.concatenate([train, synthetic]), True), (train, False)):
@@ -370,7 +370,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(workplace, tiny_options, 
 def test_the_figures_of_the_study_are_met(stsb_folder, shared_cache):
     """Spearman of the encoder's cosines, and the means over seeds that the published recipe gives on STS-B."""
     data = load_pairs(str(stsb_folder))
-    encoded = embed_pairs(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(shared_cache))
+    encoded = embed_splits(data.splits, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(shared_cache))
     for name, expected in (("dev", 0.8672), ("test", 0.8203)):
         split = encoded[name]
         cosines = pair_cosines(split.embeddings, split.first, split.second)

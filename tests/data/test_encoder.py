@@ -9,7 +9,7 @@ from tests.helpers.encoders import CountingEncoder, vector_of
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.pairs import scored_pairs
 from tests.helpers.refusals import refusal
-from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_pairs, resolve_encoder
+from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_splits, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.files import file_sha256
@@ -33,7 +33,7 @@ def flip_bits(path):
 
 
 def test_vectors_belong_to_their_sentences(cache):
-    encoded = embed_pairs(SPLITS, CountingEncoder(), cache)
+    encoded = embed_splits(SPLITS, CountingEncoder(), cache)
     for name, split in SPLITS.items():
         for sentences, rows in ((split.sentence1, encoded[name].first), (split.sentence2, encoded[name].second)):
             np.testing.assert_array_equal(encoded[name].embeddings[rows], np.stack(list(map(vector_of, sentences))))
@@ -43,7 +43,7 @@ def test_vectors_belong_to_their_sentences(cache):
 
 def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
     encoder = CountingEncoder()
-    embed_pairs(SPLITS, encoder, cache)
+    embed_splits(SPLITS, encoder, cache)
     assert sorted(encoder.texts) == sorted({t for s in SPLITS.values() for t in s.sentence1 + s.sentence2})
     for batch in encoder.batches:
         assert [len(text) for text in batch] == sorted(map(len, batch), reverse=True)
@@ -51,11 +51,11 @@ def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
 
 @pytest.mark.parametrize(("damaged", "times_loaded"), [(False, 0), (True, 1)], ids=["intact", "damaged"])
 def test_the_encoder_is_loaded_again_only_for_damaged_cache_files(cache, damaged, times_loaded):
-    first = embed_pairs(SPLITS, CountingEncoder(), cache)
+    first = embed_splits(SPLITS, CountingEncoder(), cache)
     for path in cache.folder.iterdir() if damaged else ():
         flip_bits(path)
     encoder = CountingEncoder()
-    second = embed_pairs(SPLITS, encoder, cache)
+    second = embed_splits(SPLITS, encoder, cache)
     assert encoder.times_loaded == times_loaded
     for name in SPLITS:
         np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
@@ -63,16 +63,16 @@ def test_the_encoder_is_loaded_again_only_for_damaged_cache_files(cache, damaged
 
 def test_splits_are_cached_the_same_with_and_without_test(cache):
     """Otherwise the last bits of vectors would depend on which command runs first."""
-    embed_pairs({name: SPLITS[name] for name in ("train", "dev")}, CountingEncoder(), cache)
+    embed_splits({name: SPLITS[name] for name in ("train", "dev")}, CountingEncoder(), cache)
     encoder = CountingEncoder()
-    embed_pairs(SPLITS, encoder, cache)
+    embed_splits(SPLITS, encoder, cache)
     assert encoder.batches == [["a tree"]]
 
 
 def test_cache_keys_differ_by_encoder_and_sentences(cache):
-    embed_pairs(SPLITS, CountingEncoder(), cache)
+    embed_splits(SPLITS, CountingEncoder(), cache)
     other = CountingEncoder(fingerprint="bb")
-    embed_pairs(SPLITS, other, cache)
+    embed_splits(SPLITS, other, cache)
     assert other.times_loaded == 1
     assert len({cache_key("a", ["x", "yz"]), cache_key("a", ["xy", "z"]), cache_key("a", ["yz", "x"])}) == 3
 
@@ -80,7 +80,7 @@ def test_cache_keys_differ_by_encoder_and_sentences(cache):
 def test_progress_counts_sentences(cache):
     many = {"train": scored_pairs(*((f"sentence {i}", "one") for i in range(BATCH_SIZE + 10)))}
     seen = []
-    embed_pairs(many, CountingEncoder(), cache, on_progress=lambda *counts: seen.append(counts))
+    embed_splits(many, CountingEncoder(), cache, on_progress=lambda *counts: seen.append(counts))
     assert seen == [(BATCH_SIZE, BATCH_SIZE + 11), (BATCH_SIZE + 11, BATCH_SIZE + 11)]
 
 
@@ -90,10 +90,10 @@ def test_the_dimension_is_checked_after_one_batch_and_when_cached(cache):
 
     encoder = CountingEncoder()
     with pytest.raises(InputError, match="not 6"):
-        embed_pairs(SPLITS, encoder, cache, validate_dim=refuse)
-    embed_pairs(SPLITS, CountingEncoder(), cache)
+        embed_splits(SPLITS, encoder, cache, validate_dim=refuse)
+    embed_splits(SPLITS, CountingEncoder(), cache)
     with pytest.raises(InputError, match="not 6"):
-        embed_pairs(SPLITS, encoder, cache, validate_dim=refuse)
+        embed_splits(SPLITS, encoder, cache, validate_dim=refuse)
     assert len(encoder.batches) == 1
 
 
@@ -101,7 +101,7 @@ def test_vectors_that_are_not_finite_are_refused(cache):
     encoder = CountingEncoder()
     encoder.encode = lambda texts: np.full((len(texts), 6), np.nan)
     with pytest.raises(InputError, match="not finite"):
-        embed_pairs(SPLITS, encoder, cache)
+        embed_splits(SPLITS, encoder, cache)
     assert not cache.folder.exists()
 
 
@@ -130,12 +130,12 @@ def test_cached_vectors_are_read_without_importing_sentence_transformers(cache, 
 import sys
 from pathlib import Path
 from tests.data.test_encoder import SPLITS
-from twinsqueeze.data.encoder import embed_pairs, resolve_encoder
+from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.utils.disk_cache import DiskCache
-encoded = embed_pairs(SPLITS, resolve_encoder(sys.argv[1]), DiskCache(Path(sys.argv[2])))
+encoded = embed_splits(SPLITS, resolve_encoder(sys.argv[1]), DiskCache(Path(sys.argv[2])))
 print("sentence_transformers" in sys.modules, encoded["train"].embeddings.tobytes().hex())
 """
-    encoded = embed_pairs(SPLITS, resolve_encoder(str(tiny_encoder)), cache)
+    encoded = embed_splits(SPLITS, resolve_encoder(str(tiny_encoder)), cache)
     arguments = ["-c", program, str(tiny_encoder), str(cache.folder)]
     with ForkedProcess(arguments, {}, ROOT) as process:
         output, errors = process.communicate()

@@ -17,7 +17,8 @@ from tests.helpers.pairs import rows_of
 from tests.helpers.servers import free_port
 from twinsqueeze.data import hub as hub_client
 from twinsqueeze.data import sentence_pairs
-from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, SPLITS, load_pairs
+from twinsqueeze.data.dataset import SPLITS
+from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, load_pairs
 
 # Sentences that CSV readers take for missing values or break.
 ROWS = [

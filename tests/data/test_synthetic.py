@@ -101,7 +101,7 @@ def test_sentences_have_the_requested_count_and_are_deterministic(count):
 
 def test_words_and_sentences_are_encoded_once_and_cached(tmp_path):
     encoder, seen = WordsEncoder(), []
-    first = embed_synthetic(100, PAIRS, encoder, DiskCache(tmp_path), lambda *counts: seen.append(counts))
+    first = embed_synthetic(100, PAIRS.texts, encoder, DiskCache(tmp_path), lambda *counts: seen.append(counts))
     words = WORDS[SKIPPED_WORDS:]
     neighbors = nearest_neighbors(np.stack(list(map(vector_of, words))), synthetic.NUM_NEIGHBORS)
     sentences = generate_sentences(100, sort_by_length({*PAIRS.sentence1, *PAIRS.sentence2}), words, neighbors)
@@ -110,11 +110,11 @@ def test_words_and_sentences_are_encoded_once_and_cached(tmp_path):
     assert first.shape == (100, 6)
 
     again = WordsEncoder()
-    np.testing.assert_array_equal(embed_synthetic(100, PAIRS, again, DiskCache(tmp_path)), first)
+    np.testing.assert_array_equal(embed_synthetic(100, PAIRS.texts, again, DiskCache(tmp_path)), first)
     assert again.times_loaded == 0
     for count, train, fingerprint in ((101, PAIRS, "aa"), (100, scored_pairs(("x y", "z")), "aa"), (100, PAIRS, "bb")):
         other = WordsEncoder(fingerprint)
-        embed_synthetic(count, train, other, DiskCache(tmp_path))
+        embed_synthetic(count, train.texts, other, DiskCache(tmp_path))
         assert other.times_loaded == 1
 
 
@@ -123,7 +123,7 @@ def test_an_encoder_without_words_is_refused(tokens, tmp_path):
     encoder = WordsEncoder()
     encoder.vocabulary = lambda: tokens
     with pytest.raises(InputError, match=r"no words to make sentences of: .* or set synthetic_sentences to 0"):
-        embed_synthetic(10, PAIRS, encoder, DiskCache(tmp_path))
+        embed_synthetic(10, PAIRS.texts, encoder, DiskCache(tmp_path))
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_sentences_of_a_topic_are_near_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "MAX_WORDS", 800)
     monkeypatch.setattr(synthetic, "VARIANT_SHARE", 0)
     monkeypatch.setattr(synthetic, "sort_by_length", list)  # the sentences of a topic stay together
-    found = embed_synthetic(200, PAIRS, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
+    found = embed_synthetic(200, PAIRS.texts, resolve_encoder("all-MiniLM-L6-v2"), DiskCache(tmp_path))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     cosine = found @ found.T
     same = np.kron(np.eye(50, dtype=bool), np.ones((4, 4), dtype=bool))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint
 from twinsqueeze.training.loop import TrainingResult, train_replicas
@@ -17,11 +17,11 @@ from twinsqueeze.utils.disk_cache import write_atomic
 class CheckpointFolder:
     """A folder of checkpoints of trainings on `pairs`, train and dev, and the warnings about them."""
 
-    def __init__(self, path: Path, *pairs: EncodedPairs) -> None:
+    def __init__(self, path: Path, *pairs: EncodedSplit) -> None:
         self.path, self.pairs = path, pairs
         self.warnings: list[str] = []
 
-    def store(self, *pairs: EncodedPairs, **environment: Any) -> CheckpointStore:
+    def store(self, *pairs: EncodedSplit, **environment: Any) -> CheckpointStore:
         described = {"threads": 2} | environment
         return CheckpointStore(*(pairs or self.pairs), described, self.warnings.append, self.path)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import ScoredPairs
 
 SUBJECTS = ["a cat", "the man", "my sister", "a small dog", "the teacher", "our neighbour", "a tired nurse", "the cook"]
@@ -29,7 +29,7 @@ def write_pairs(folder: Path, *, train: int = 60, dev: int = 24, test: int = 24)
     return folder
 
 
-def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedPairs:
+def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> EncodedSplit:
     """Unit vectors around a few directions, paired at random and scored by their cosine, with ties."""
     generator = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(8, dimension))
@@ -38,7 +38,7 @@ def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> Encod
     first, second = generator.integers(sentences, size=(2, pairs))
     cosine = (vectors[first] * vectors[second]).sum(1)
     scores = np.round(np.clip(5 * cosine + generator.normal(size=pairs) * 0.3, 0, 5), 1).astype(np.float64)
-    return EncodedPairs(vectors, first, second, scores)
+    return EncodedSplit(vectors, first, second, scores)
 
 
 def scored_pairs(*rows):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.pairs import random_pairs
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.recipe import Recipe
 
 LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr_schedule": "cosine"}
@@ -53,7 +53,7 @@ def make_recipes(alphas: Iterable[float] = (0.75,), seeds: Iterable[int] = (3,),
     return [Recipe.parse(shared | {"alpha": alpha, "seed": seed}) for alpha, seed in product(alphas, seeds)]
 
 
-def make_pairs(dimension: int) -> tuple[EncodedPairs, EncodedPairs]:
+def make_pairs(dimension: int) -> tuple[EncodedSplit, EncodedSplit]:
     """Returns train with 50 sentences in no pair, and dev."""
     train = random_pairs(pairs=150, sentences=120, dimension=dimension, seed=1)
     unpaired = random_pairs(pairs=2, sentences=50, dimension=dimension, seed=3).embeddings

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import fit_codebooks
@@ -59,7 +59,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
 class ReferenceTraining:
     """Draws from the streams of the seed: weights; per epoch an order; per step noise and sampled neighborhoods."""
 
-    def __init__(self, recipe: Recipe, train: EncodedPairs) -> None:
+    def __init__(self, recipe: Recipe, train: EncodedSplit) -> None:
         self.recipe, self.train = recipe, train
         self.streams = SeedStreams.from_seed(recipe.seed)
         self.sentences = torch.from_numpy(train.sentences)

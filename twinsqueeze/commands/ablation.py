@@ -13,7 +13,8 @@ from twinsqueeze.commands import run_recording
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints, plan_with_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import PairDataset, load_pairs
+from twinsqueeze.data.dataset import Dataset
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import DataByRecipe, EvaluatedTraining, ExperimentData
 from twinsqueeze.grid import find_grid
@@ -50,7 +51,7 @@ class AblationOptions:
     Unless `force`, recipes that a finished run of the experiment has trained on the same data are not trained again.
     """
 
-    load: Callable[[str], PairDataset] = load_pairs
+    load: Callable[[str], Dataset] = load_pairs
     force: bool = False
     resume: bool = True
     verbose: bool = False

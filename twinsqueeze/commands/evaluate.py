@@ -8,7 +8,8 @@ from typing import Any
 
 from twinsqueeze import experiment
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import SPLITS, PairDataset, load_pairs
+from twinsqueeze.data.dataset import SPLITS, Dataset
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
@@ -97,7 +98,7 @@ def _load_data(
     return data
 
 
-def _load_same_pairs(model: str, digest: str, dataset: str, **options: Any) -> PairDataset:
+def _load_same_pairs(model: str, digest: str, dataset: str, **options: Any) -> Dataset:
     pairs = load_pairs(dataset, **options)
     if pairs.digest != digest:
         raise InputError(

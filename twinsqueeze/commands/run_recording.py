@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 
 from twinsqueeze import __version__
+from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.sentence_pairs import PairDataset
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
 from twinsqueeze.evaluation.metrics import METRICS, Scores
@@ -162,7 +162,7 @@ class RunRecorder:
 
 
 def load_experiment_data(
-    recipe: Recipe, load: Callable[[str], PairDataset], validate_dim: Callable[[int], None], run_name: str
+    recipe: Recipe, load: Callable[[str], Dataset], validate_dim: Callable[[int], None], run_name: str
 ) -> ExperimentData:
     """Loads a recipe's dataset by its name, checks that the tracking server answers, and encodes the sentences.
 
@@ -278,11 +278,10 @@ def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
     return pd.json_normalize(rows, sep="/")
 
 
-def _predictions(pairs: PairDataset, results: Mapping[str, EvaluationResult]) -> pd.DataFrame:
+def _predictions(pairs: Dataset, results: Mapping[str, EvaluationResult]) -> pd.DataFrame:
     tables = []
     for name, result in results.items():
-        split = pairs.splits[name]
-        columns = {"split": name, "sentence1": split.sentence1, "sentence2": split.sentence2, "score": split.scores}
+        columns: dict[str, Any] = {"split": name, **pairs.splits[name].columns()}
         columns |= {"label": result.labels, "predicted": result.predicted, "squared_error": result.losses}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)

@@ -7,7 +7,8 @@ from twinsqueeze import experiment
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
-from twinsqueeze.data.sentence_pairs import SPLITS, PairDataset, load_pairs
+from twinsqueeze.data.dataset import SPLITS, Dataset
+from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.tracking import links
@@ -16,7 +17,7 @@ from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST
 
 
 def train(
-    recipe: Recipe, *, load: Callable[..., PairDataset] = load_pairs, on_test: bool, resume: bool, verbose: bool
+    recipe: Recipe, *, load: Callable[..., Dataset] = load_pairs, on_test: bool, resume: bool, verbose: bool
 ) -> None:
     """Trains a compressor, records the run and prints its scores. Unless `on_test`, test is not read."""
     load_splits = partial(load, splits=SPLITS if on_test else SPLITS[:2])

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load, save
 
+from twinsqueeze.data.dataset import SPLITS, EncodedSplit, Split
 from twinsqueeze.data.hub import fetch_model
-from twinsqueeze.data.sentence_pairs import SPLITS, ScoredPairs
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.types import FloatArray, IntArray
+from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.files import expand_user, file_sha256, is_dir
 
@@ -37,30 +37,6 @@ CACHE_VERSION = "1"
 BATCH_SIZE = 64
 # Files that an encoder's vectors depend on; documentation and weights in other formats are left out.
 ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """The pairs of a split, with embeddings for their sentences."""
-
-    embeddings: FloatArray  # (N, d) float32, unit vectors of the split's distinct sentences
-    first: IntArray  # (P,) row of each pair's first sentence in `embeddings`
-    second: IntArray  # (P,) row of each pair's second sentence
-    scores: FloatArray  # (P,) float64, from 0 to 5
-    unpaired: FloatArray | None = None  # (M, d), sentences in no pair, for losses that need no scores
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @property
-    def sentences(self) -> FloatArray:
-        """(N + M, d), the embeddings followed by the unpaired ones."""
-        return self.embeddings if self.unpaired is None else np.concatenate([self.embeddings, self.unpaired])
-
-    @property
-    def dimension(self) -> int:
-        """Dimension d of the embeddings."""
-        return int(self.embeddings.shape[1])
 
 
 @dataclass(frozen=True)
@@ -137,14 +113,14 @@ def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
     return SentenceEncoder(name, fetch_model(name, [f"*{suffix}" for suffix in ENCODER_FILES]), device=device)
 
 
-def embed_pairs(
-    splits: Mapping[str, ScoredPairs],
+def embed_splits(
+    splits: Mapping[str, Split],
     encoder: SentenceEncoder,
     cache: DiskCache,
     *,
     validate_dim: Callable[[int], None] = lambda _: None,
     on_progress: OnProgress = lambda *_: None,
-) -> dict[str, EncodedPairs]:
+) -> dict[str, EncodedSplit]:
     """Return the splits with embeddings; the encoder is loaded only for sentences that the cache lacks.
 
     `validate_dim` gets their dimension after the first batch; `on_progress` the sentences encoded so far, and in all.
@@ -168,24 +144,18 @@ def embed_pairs(
     embeddings = np.concatenate([vectors for vectors in found.values() if vectors is not None])
     validate_dim(embeddings.shape[1])
     row = {text: i for i, text in enumerate(chain.from_iterable(units.values()))}
-    return {name: _encoded_pairs(pairs, embeddings, row) for name, pairs in splits.items()}
+    return {name: split.encode(embeddings, row) for name, split in splits.items()}
 
 
-def _split_into_units(splits: Mapping[str, ScoredPairs]) -> dict[str, list[str]]:
+def _split_into_units(splits: Mapping[str, Split]) -> dict[str, list[str]]:
     """Return the sentences to encode, by the split that first has them; see the module's docstring."""
     units: dict[str, list[str]] = {}
     seen: set[str] = set()
     for name in (name for name in SPLITS if name in splits):
-        if new := {*splits[name].sentence1, *splits[name].sentence2} - seen:
+        if new := set(splits[name].texts) - seen:
             units[name] = sort_by_length(new)
             seen |= new
     return units
-
-
-def _encoded_pairs(pairs: ScoredPairs, embeddings: FloatArray, row: Mapping[str, int]) -> EncodedPairs:
-    used, local = np.unique([row[text] for text in (*pairs.sentence1, *pairs.sentence2)], return_inverse=True)
-    first, second = np.split(local.astype(np.int64), 2)
-    return EncodedPairs(embeddings[used], first, second, pairs.scores)
 
 
 def sort_by_length(sentences: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from twinsqueeze.data.dataset import SPLITS, Dataset, EncodedSplit, check_splits
 from twinsqueeze.data.hub import fetch_dataset, hub_unavailable_reason
 from twinsqueeze.data.pair_columns import COLUMNS, choose_columns
 from twinsqueeze.data.vector_text import text_fault
 from twinsqueeze.errors import InputError, suggest, truncate_repr
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.text import escape_control_chars
@@ -23,7 +25,6 @@ from twinsqueeze.utils.text import escape_control_chars
 if TYPE_CHECKING:
     from twinsqueeze.data.table_files import TableFile
 
-SPLITS = ("train", "dev", "test")
 SPLIT_ALIASES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MAX_SCORE = 5.0
@@ -54,32 +55,25 @@ class ScoredPairs:
             digest.update(json.dumps([first, second, f"{score:.4f}"]).encode() + b"\n")
         return digest.hexdigest()[:16]
 
-
-@dataclass(frozen=True)
-class PairDataset:
-    """The splits of a dataset.
-
-    Attributes:
-        name: Display name: "stsb", "demo", a Hub id, or the name of a folder.
-        source: URL or absolute path that the pairs were read from.
-        splits: The requested splits, in the order train, dev, test.
-        notice: A warning that belongs beside every result on this dataset, or None.
-        score_max: As given to `load_pairs`.
-        columns: As given to `load_pairs`.
-    """
-
-    name: str
-    source: str
-    splits: Mapping[str, ScoredPairs]
-    notice: str | None = None
-    score_max: float | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    @property
+    def task(self) -> Task:
+        """Similarity."""
+        return SIMILARITY
 
     @property
-    def digest(self) -> str:
-        """16 hex digits over train and dev, which determine a training; test has its own digest."""
-        text = "".join(self.splits[name].digest for name in SPLITS[:2] if name in self.splits)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def texts(self) -> set[str]:
+        """The distinct sentences."""
+        return {*self.sentence1, *self.sentence2}
+
+    def encode(self, embeddings: FloatArray, row: Mapping[str, int]) -> EncodedSplit:
+        """Returns the pairs with the embeddings of their sentences; see `Split`."""
+        used, local = np.unique([row[text] for text in (*self.sentence1, *self.sentence2)], return_inverse=True)
+        first, second = np.split(local.astype(np.int64), 2)
+        return EncodedSplit(embeddings[used], first, second, self.scores)
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Returns the columns sentence1, sentence2 and score."""
+        return {"sentence1": self.sentence1, "sentence2": self.sentence2, "score": self.scores.tolist()}
 
 
 def load_pairs(
@@ -88,7 +82,7 @@ def load_pairs(
     splits: Sequence[str] = SPLITS,
     score_max: float | None = None,
     columns: Mapping[str, str] = MappingProxyType({}),
-) -> PairDataset:
+) -> Dataset:
     """Load sentence pairs with human similarity scores, rescaled to 0 to 5.
 
     Args:
@@ -108,13 +102,12 @@ def load_pairs(
         >>> {split: len(pairs) for split, pairs in data.splits.items()}
         {'train': 1600, 'dev': 320, 'test': 320}
     """
-    if unknown := set(splits) - set(SPLITS):
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, not {sorted(unknown)[0]!r}")
+    splits = check_splits(splits)
     if score_max is not None and not (0 < score_max < math.inf and math.isfinite(MAX_SCORE / score_max)):
         raise InputError(f"score_max must be a finite number above 0, not {score_max!r}")
     if unknown := set(columns) - set(COLUMNS):
         raise InputError(f"columns can rename {', '.join(COLUMNS)}, not {sorted(unknown)[0]!r}")
-    options = _Options([name for name in SPLITS if name in splits], score_max, columns)
+    options = _Options(splits, score_max, columns)
     if dataset != "auto":
         return _load(dataset, options)
     try:
@@ -132,7 +125,7 @@ class _Options(NamedTuple):
     columns: Mapping[str, str] = MappingProxyType({})
 
 
-def _load(dataset: str, options: _Options) -> PairDataset:
+def _load(dataset: str, options: _Options) -> Dataset:
     if dataset == "stsb":
         return _load_from_hub(STSB, options)
     path = DEMO_FOLDER if dataset == "demo" else expand_user(dataset)
@@ -142,7 +135,7 @@ def _load(dataset: str, options: _Options) -> PairDataset:
         tables = {split: _read_files(_find_files(path, split), options.columns) for split in options.splits}
         notice = DEMO_NOTICE if dataset == "demo" else None
         pairs = _validate(tables, name, options.score_max)
-        return PairDataset(name, source, pairs, notice, options.score_max, dict(options.columns))
+        return Dataset(name, source, pairs, notice, options.score_max, dict(options.columns))
     if (
         is_file(path)
         or dataset.startswith((".", "/", "~", "file:"))
@@ -157,7 +150,7 @@ def _load(dataset: str, options: _Options) -> PairDataset:
         raise InputError(f"{error}{suggest(dataset.lower(), NAMED_DATASETS)}") from error
 
 
-def _load_from_hub(repository: str, options: _Options) -> PairDataset:
+def _load_from_hub(repository: str, options: _Options) -> Dataset:
     name, score_max = repository, options.score_max
     if repository == STSB:
         name, score_max = "stsb", score_max or 1.0
@@ -170,7 +163,7 @@ def _load_from_hub(repository: str, options: _Options) -> PairDataset:
         chosen = choose_columns(found[0].column_names, f"{split} of dataset {name!r}", options.columns)
         columns[split] = {ours: list(found[0][theirs]) for ours, theirs in zip(COLUMNS, chosen, strict=True)}
     source, pairs = f"https://huggingface.co/datasets/{repository}", _validate(columns, name, score_max)
-    return PairDataset(name, source, pairs, None, options.score_max, dict(options.columns))
+    return Dataset(name, source, pairs, None, options.score_max, dict(options.columns))
 
 
 def _find_files(folder: Path, split: str) -> list["TableFile"]:

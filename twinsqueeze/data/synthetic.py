@@ -8,7 +8,7 @@ nothing is downloaded. As text, most of these sentences make little sense.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from twinsqueeze.data.encoder import (
     encode_in_batches,
     sort_by_length,
 )
-from twinsqueeze.data.sentence_pairs import ScoredPairs
 from twinsqueeze.errors import InputError
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.disk_cache import DiskCache
@@ -45,13 +44,13 @@ TEMPLATES = tuple(Path(__file__).with_name("synthetic_templates.txt").read_text(
 
 def embed_synthetic(
     count: int,
-    train: ScoredPairs,
+    train_texts: Collection[str],
     encoder: SentenceEncoder,
     cache: DiskCache,
     on_progress: OnProgress = lambda *_: None,
 ) -> FloatArray:
     """Return unit vectors (count, d) of synthetic sentences, generated and encoded unless the cache has them."""
-    train_sentences = sort_by_length({*train.sentence1, *train.sentence2})
+    train_sentences = sort_by_length(train_texts)
     key = cache_key(encoder.fingerprint, [f"synthetic {VERSION}, {count}", *train_sentences])
     if (cached := cached_vectors(cache, key)) is not None:
         return cached

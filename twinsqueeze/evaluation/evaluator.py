@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
 from twinsqueeze.evaluation.metrics import RetrievalScores, relevant_pairs, retrieval_scores, score
@@ -41,7 +41,7 @@ class EvaluationResult:
 class Evaluator:
     """Evaluates any number of compressors, which run on `device`, on a split, whose scores become labels."""
 
-    def __init__(self, split: EncodedPairs, label_transform: str, device: torch.device) -> None:
+    def __init__(self, split: EncodedSplit, label_transform: str, device: torch.device) -> None:
         self.split = split
         self.labels = scores_to_labels(split.scores, label_transform)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
@@ -84,7 +84,7 @@ class Evaluator:
         return retrieval_scores(stored, self._neighbors, self._relevant, queries=queries)._asdict()
 
 
-def pair_losses(compressor: CompressorNetwork, split: EncodedPairs, label_transform: str) -> FloatArray:
+def pair_losses(compressor: CompressorNetwork, split: EncodedSplit, label_transform: str) -> FloatArray:
     """Return the squared error of each pair of a split, (P,), without a full evaluation."""
     vectors = torch.from_numpy(split.embeddings).to(compressor.device)
     labels = scores_to_labels(split.scores, label_transform)

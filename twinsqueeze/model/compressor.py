@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.quantizers import NUM_CENTROIDS, ProductQuantizer, Quantizer, SignQuantizer
 from twinsqueeze.recipe import bytes_per_vector
 from twinsqueeze.types import FloatArray
@@ -226,13 +226,13 @@ def _natural_order(prefix: str) -> list[str | int]:
     return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", prefix.removesuffix("."))]
 
 
-def predict_pair_cosines(compressor: CompressorNetwork, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+def predict_pair_cosines(compressor: CompressorNetwork, vectors: torch.Tensor, pairs: EncodedSplit) -> FloatArray:
     """Returns the cosine of every pair, (P,) float32; `vectors` are `pairs.embeddings` on the compressor's device."""
     compressed = compressor.compress_as_stored(vectors)
     return pairwise_cosine(compressed[pairs.first], compressed[pairs.second]).cpu().numpy()
 
 
-def predict_pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedPairs) -> FloatArray:
+def predict_pair_cosines_of_each(model: CompressorBatch, vectors: torch.Tensor, pairs: EncodedSplit) -> FloatArray:
     """Returns `predict_pair_cosines` of every replica, (R, P)."""
     # One at a time: memory does not grow with R, and the bits of a replica cannot depend on the others.
     return np.stack([predict_pair_cosines(model.replica(r), vectors, pairs) for r in range(len(model))])

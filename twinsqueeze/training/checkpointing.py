@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.trainer import TrainingState
 from twinsqueeze.utils.disk_cache import ChecksumError, read_verified, write_atomic
@@ -85,8 +85,8 @@ class CheckpointStore:
 
     def __init__(
         self,
-        train: EncodedPairs,
-        dev: EncodedPairs,
+        train: EncodedSplit,
+        dev: EncodedSplit,
         environment: Mapping[str, Any],
         warn: Callable[[str], None],
         folder: Path | None = None,
@@ -136,7 +136,7 @@ class CheckpointStore:
         return TrainingCheckpoint(path, recipes, TrainingState(arrays, header["values"]), self._warn)
 
 
-def _environment_digest(train: EncodedPairs, dev: EncodedPairs, environment: Mapping[str, Any]) -> str:
+def _environment_digest(train: EncodedSplit, dev: EncodedSplit, environment: Mapping[str, Any]) -> str:
     """Returns 16 hex digits over everything but the recipe that fixes a training's bits."""
     digest = hashlib.sha256(json.dumps(dict(environment), sort_keys=True, default=str).encode())
     digest.update(torch.backends.cpu.get_cpu_capability().encode())

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
@@ -23,8 +23,8 @@ class GridBatch:
     """Recipes that train together, as `train_replicas` takes them, and how to open their checkpoint."""
 
     recipes: list[Recipe]
-    train: EncodedPairs
-    dev: EncodedPairs
+    train: EncodedSplit
+    dev: EncodedSplit
     open_checkpoint: Callable[[], AbstractContextManager[TrainingCheckpoint | None]] = nullcontext
 
     @property

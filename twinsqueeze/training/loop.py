@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.metrics import METRICS, Scores, score
@@ -76,8 +76,8 @@ class EpochMetrics:
 
 def train_replicas(
     recipes: Sequence[Recipe],
-    train: EncodedPairs,
-    dev: EncodedPairs,
+    train: EncodedSplit,
+    dev: EncodedSplit,
     *,
     clean_loss_every: int = 1,
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
@@ -105,7 +105,7 @@ def train_replicas(
     return [run.result(recipe, time.monotonic() - start) for recipe in recipes]
 
 
-def _make_setup(recipes: Sequence[Recipe], train: EncodedPairs) -> TrainingSetup:
+def _make_setup(recipes: Sequence[Recipe], train: EncodedSplit) -> TrainingSetup:
     shared = recipes[0]
     if any(r.model_copy(update={"alpha": shared.alpha, "seed": shared.seed}) != shared for r in recipes):
         raise ValueError("replicas trained together may differ in alpha and seed only")
@@ -121,7 +121,7 @@ class _Run:
     def __init__(
         self,
         setup: TrainingSetup,
-        dev: EncodedPairs,
+        dev: EncodedSplit,
         state: TrainingState | None,
         on_teacher_epoch: Callable[[int, int], None],
     ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
@@ -31,7 +31,7 @@ TEACHER_RECIPE = {
 def train_teachers(
     seeds: Sequence[int],
     alpha: float,
-    train: EncodedPairs,
+    train: EncodedSplit,
     device: torch.device,
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:

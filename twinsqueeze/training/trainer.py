@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from twinsqueeze.data.encoder import EncodedPairs
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorNetwork, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
@@ -57,7 +57,7 @@ class TrainingSetup:
     recipe: Recipe  # of every replica, but for alpha and seed
     alphas: Sequence[float]
     seeds: Sequence[int]
-    train: EncodedPairs
+    train: EncodedSplit
     device: torch.device
 
 
