@@ -1,6 +1,6 @@
 """Evaluation of trained compressors, and of any vectors, on a split."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,15 +22,18 @@ SEARCH_SCORES = ("spearman", *RetrievalScores._fields)
 class EvaluationResult:
     """Scores of a compressor on a split.
 
-    `by_precision` has its `SEARCH_SCORES` at other precisions: "int8" (if ranges are known) and "binary", or for one
-    that was trained with a quantizer "asymmetric", which compares float queries with quantized vectors.
+    Of queries or rows alone there are no pairs: `predicted` and `labels` are empty, and `query_scores` has the scores
+    of each query. `by_precision` has the task's `search_scores` at other precisions: "int8" (if ranges are known) and
+    "binary", or for pairs and a compressor that was trained with a quantizer "asymmetric", which compares float queries
+    with quantized vectors.
     """
 
     predicted: FloatArray  # (P,) cosines of the pairs' compressed vectors
     labels: FloatArray  # (P,)
-    scores: dict[str, float]  # the fields of `Scores` and `RetrievalScores`
-    intervals: dict[str, Interval]  # bootstrap intervals over pairs of the fields of `Scores`
+    scores: dict[str, float]  # the scores of the split's task
+    intervals: dict[str, Interval]  # bootstrap intervals, over pairs or queries, of the task's `interval_scores`
     by_precision: dict[str, dict[str, float]]
+    query_scores: dict[str, FloatArray] = field(default_factory=dict)  # (Q,) by name
 
     @property
     def losses(self) -> FloatArray:

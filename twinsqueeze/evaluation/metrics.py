@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from twinsqueeze.types import FloatArray, IntArray
-from twinsqueeze.utils.similarity import NUM_NEIGHBORS, nearest_neighbors, normalized_tensors
+from twinsqueeze.utils.similarity import NUM_NEIGHBORS, exclude_own_rows, nearest_neighbors, normalized_tensors
 
 # The sentences of a pair with at least this score, of 0 to 5, are relevant to each other.
 RELEVANT_SCORE = 4.0
@@ -102,19 +102,26 @@ def retrieval_scores(
         return RetrievalScores(recall, nan, nan, nan)
     stored, asked = normalized_tensors(vectors, queries)
     blocks = [slice(start, start + block) for start in range(0, len(relevant.queries), block)]
-    ranks = np.concatenate([_ranks(stored, asked, relevant.queries[rows], relevant.targets[rows]) for rows in blocks])
+    pairs = ((relevant.queries[rows], relevant.targets[rows]) for rows in blocks)
+    ranks = np.concatenate([target_ranks(stored, asked, *pair, own_rows=pair[0]) for pair in pairs])
     _, starts, counts = np.unique(relevant.queries, return_index=True, return_counts=True)
     recalls = [np.add.reduceat((ranks <= k).astype(float), starts) / counts for k in (1, NUM_NEIGHBORS)]
     reciprocal_ranks = 1 / np.minimum.reduceat(ranks, starts)
     return RetrievalScores(recall, *(float(values.mean()) for values in (*recalls, reciprocal_ranks)))
 
 
-def _ranks(stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets: IntArray) -> FloatArray:
-    """Return the rank of each target among its query's results, 1 for the nearest, with mean ranks for ties."""
-    similarity = (asked[queries] @ stored.T).numpy()
-    rows = np.arange(len(queries))
-    similarity[rows, queries] = -np.inf
-    target = similarity[rows, targets][:, None]
-    nearer = np.count_nonzero(similarity > target + TIE_TOLERANCE, axis=1)
-    ties = np.count_nonzero(similarity >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
+def target_ranks(
+    stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets: IntArray, own_rows: IntArray | None = None
+) -> FloatArray:
+    """Returns the rank of each target row among its query's results, 1 for the nearest, with mean ranks for ties.
+
+    `stored` (N, dim) and `asked` (Q, dim) are unit vectors; (P,) `own_rows` are left out of the results.
+    """
+    similarity = asked[queries] @ stored.T
+    if own_rows is not None:
+        exclude_own_rows(similarity, own_rows)
+    values = similarity.numpy()
+    target = values[np.arange(len(queries)), targets][:, None]
+    nearer = np.count_nonzero(values > target + TIE_TOLERANCE, axis=1)
+    ties = np.count_nonzero(values >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
     return np.asarray(nearer + (ties + 1) / 2)

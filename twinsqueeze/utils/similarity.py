@@ -6,6 +6,7 @@ import torch
 from twinsqueeze.types import FloatArray, IntArray
 
 NUM_NEIGHBORS = 10
+MAX_SIMILARITIES = 51_200_000  # in memory at a time: 200 MB
 
 
 def pair_cosines(
@@ -24,21 +25,38 @@ def normalize_rows(vectors: FloatArray) -> FloatArray:
 
 
 def nearest_neighbors(
-    vectors: FloatArray, k: int = NUM_NEIGHBORS, *, queries: FloatArray | None = None, block: int = 1024
+    vectors: FloatArray,
+    k: int = NUM_NEIGHBORS,
+    *,
+    queries: FloatArray | None = None,
+    own_rows: IntArray | None = None,
+    block: int = 1024,
 ) -> IntArray:
-    """Return the rows (N, k) of the nearest of (N, d) vectors by cosine, nearest first, without the row itself.
+    """Return the rows (Q, k) of the nearest of (N, d) vectors by cosine for each query, nearest first.
 
-    `queries` (N, d) are searched with instead of the vectors. `block` rows of the similarities are in memory at a time.
+    Args:
+        vectors: The vectors that are searched.
+        k: Neighbors per query; fewer if there are fewer vectors.
+        queries: (Q, d); None for the vectors themselves.
+        own_rows: (Q,) row of each query among the vectors, which is left out; -1 for none. None: query i is row i.
+        block: Queries whose similarities are in memory at a time; fewer if there are more than 50,000 vectors.
     """
     stored, asked = normalized_tensors(vectors, queries)
-    k = min(k, len(stored) - 1)
+    own_rows = np.arange(len(asked)) if own_rows is None else own_rows
+    block = max(1, min(block, MAX_SIMILARITIES // len(stored)))
+    k = min(k, len(stored) - int((own_rows >= 0).any()))
     found = []
-    for start in range(0, len(stored), block):
+    for start in range(0, len(asked), block):
         similarity = asked[start : start + block] @ stored.T
-        rows = torch.arange(len(similarity))
-        similarity[rows, start + rows] = -torch.inf
+        exclude_own_rows(similarity, own_rows[start : start + block])
         found.append(similarity.topk(k, dim=1).indices)
     return np.asarray(torch.cat(found).numpy())
+
+
+def exclude_own_rows(similarity: torch.Tensor, own_rows: IntArray) -> None:
+    """Set the (Q, N) similarity of each query with its own row, unless that is -1, to minus infinity."""
+    queries = np.flatnonzero(own_rows >= 0)
+    similarity[queries, own_rows[queries]] = -torch.inf
 
 
 def normalized_tensors(vectors: FloatArray, queries: FloatArray | None) -> tuple[torch.Tensor, torch.Tensor]:
