@@ -160,8 +160,7 @@ def train(
 
         def after_epoch(metrics: EpochMetrics) -> None:
             on_epoch(metrics)
-            shown = {"loss": f"{metrics.loss[0]:.4f}", "dev Spearman": f"{metrics.dev.spearman[0]:.4f}"}
-            advance(metrics.epoch, metrics.epochs, shown)
+            advance(metrics.epoch, metrics.epochs, metrics.shown())
 
         (result,) = train_replicas(
             [recipe],

@@ -112,11 +112,19 @@ class Recipe(BaseModel):
         "one of 256 centroids, a byte; sign: the signs, one bit each.",
         "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
     )
-    loss: Literal["mse", "pearson"] = _field(
+    codebook_iterations: int = _field(
+        0,
+        "Iterations of k-means by which a product quantizer's centroids follow the layers after every epoch.",
+        ge=0,
+        le=100,
+    )
+    loss: Literal["mse", "pearson", "infonce", "none"] = _field(
         "mse",
         "Training loss. mse: mean squared error of the pair's cosine to the label; pearson: 1 - Pearson correlation "
-        "of cosines and labels in the batch.",
+        "of cosines and labels in the batch; infonce: cross-entropy of a query's passage among the passages of the "
+        "batch; none: the neighborhood loss alone.",
     )
+    infonce_temperature: float = _field(0.05, "Temperature of infonce: softmax(cosine / temperature).", gt=0)
     neighbor_weight: float = _field(
         0.0,
         "Weight of the neighborhood loss: the KL divergence between the softmax of the teacher's cosines and that of "
@@ -201,6 +209,11 @@ class Recipe(BaseModel):
         """Raises an `InputError` if `dim` exceeds the dimension of the encoder."""
         if self.dim > encoder_dim:
             raise InputError(f"dim must be at most {encoder_dim}, the dimension of the encoder, not {self.dim}")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the loss compares cosines with human scores."""
+        return self.loss in {"mse", "pearson"}
 
     @property
     def needs_teacher(self) -> bool:

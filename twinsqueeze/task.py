@@ -34,6 +34,12 @@ class Task:
         return tuple(dict.fromkeys((*self.main_scores, *self.search_scores)))
 
 
+# For tables and figures.
+SCORE_NAMES = {
+    "mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10", "neighbor_recall": "neighbor recall", "recall_at_1": "recall@1", "recall_at_10": "recall@10",
+    "recall_at_100": "recall@100", "mrr": "MRR",
+}  # fmt: skip
 _PAIR_SCORES = ("mse", "mae", "pearson", "spearman")
 # Pairs with human scores.
 SIMILARITY = Task(

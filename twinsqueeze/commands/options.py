@@ -23,8 +23,8 @@ METAVARS: dict[Any, str] = {float: "NUMBER", int: "INTEGER", str: "TEXT"}
 SECTIONS = {
     "Optimizer": ("batch_size", "lr", "lr_schedule", "weight_decay"),
     "Architecture": ("architecture", "init"),
-    "Quantizer": ("quantizer", "subvector_dim"),
-    "Loss": ("loss", "label_transform"),
+    "Quantizer": ("quantizer", "subvector_dim", "codebook_iterations"),
+    "Loss": ("loss", "infonce_temperature", "label_transform"),
     "Neighborhood loss": (
         "neighbor_weight", "num_neighbors", "neighbor_temperature", "teacher", "teacher_alpha", "synthetic_sentences",
     ),

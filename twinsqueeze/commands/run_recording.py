@@ -20,7 +20,7 @@ from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
-from twinsqueeze.evaluation.metrics import METRICS, Scores
+from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData, prepare_data
 from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.recipe import Recipe
@@ -75,7 +75,7 @@ class RunRecorder:
         """Logs the losses and dev scores of an epoch; the last epoch's scores are logged with the model."""
         # Spearman comes first: MLflow's comparison of runs shows the metrics in the order of logging.
         is_last = metrics.epoch == metrics.epochs
-        scores = {} if is_last else {f"dev/{name}": getattr(metrics.dev, name)[0] for name in reversed(METRICS)}
+        scores = {} if is_last else {f"dev/{name}": metrics.dev[name][0] for name in reversed(metrics.dev)}
         losses = {"train/loss": metrics.loss[0], "train/clean_loss": metrics.clean_loss[0]}
         self.run.log_metrics(scores | losses, metrics.epoch)
 
@@ -84,7 +84,7 @@ class RunRecorder:
         history, epochs = training.history, training.recipe.epochs
         for i in range(len(history.loss)):
             one = slice(i, i + 1)
-            dev = Scores(**{name: curve[one] for name, curve in history.dev.items()})
+            dev = {name: curve[one] for name, curve in history.dev.items()}
             self.log_epoch(EpochMetrics(i + 1, epochs, history.loss[one], history.clean_loss[one], dev))
 
     def log_training(self, evaluated: EvaluatedTraining, draw: Draw = figure_pool.render) -> None:

@@ -89,6 +89,24 @@ class ProductQuantizer:
         index = codes.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.subvector_dim)  # (R, M, N, P)
         return self.codebooks.gather(2, index).transpose(1, 2).flatten(2)
 
+    def refit(self, unit: torch.Tensor, iterations: int) -> "ProductQuantizer":
+        """Returns the quantizer after iterations of k-means on (R, N, dim) unit vectors.
+
+        Each moves every centroid to the mean of the subvectors nearest to it; one without subvectors stays.
+        """
+        quantizer = self
+        for _ in range(iterations):
+            sums = quantizer.codebooks.new_zeros(quantizer.codebooks.shape, dtype=torch.float64)
+            counts = quantizer.codebooks.new_zeros(quantizer.codebooks.shape[:3], dtype=torch.float64)
+            for r, codes in enumerate(quantizer.encode(unit)):
+                subvectors = unit[r].view(len(unit[r]), -1, self.subvector_dim).double()
+                for m in range(codes.shape[1]):
+                    sums[r, m].index_add_(0, codes[:, m], subvectors[:, m])
+                    counts[r, m] = torch.bincount(codes[:, m], minlength=self.codebooks.shape[2])
+            means = (sums / counts.clamp_min(1)[..., None]).float()
+            quantizer = ProductQuantizer(torch.where(counts[..., None] > 0, means, quantizer.codebooks))
+        return quantizer
+
     def dequantize(self, vectors: torch.Tensor) -> torch.Tensor:
         """Returns the nearest centroids of vectors of any length; the padding stays zero."""
         return self._nearest_centroids(functional.normalize(vectors, dim=-1))

@@ -78,8 +78,7 @@ class _BatchTrainer:
         batch = self.batches[index]
 
         def on_epoch(metrics: EpochMetrics) -> None:
-            values = {"loss": f"{metrics.loss.mean():.4f}", "dev Spearman": f"{metrics.dev.spearman.mean():.4f}"}
-            self._report(index, metrics.epoch * len(batch.recipes), values)
+            self._report(index, metrics.epoch * len(batch.recipes), metrics.shown())
 
         def on_teacher_epoch(done: int, total: int) -> None:
             self._report(index, 0, {"teacher": f"{done} of {total} epochs"})

@@ -11,11 +11,12 @@ import torch
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.errors import InputError
-from twinsqueeze.evaluation.metrics import METRICS, Scores, score
+from twinsqueeze.evaluation.curves import curve_scorer
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines_of_each
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.task import SCORE_NAMES
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
-from twinsqueeze.training.losses import LOSSES
+from twinsqueeze.training.losses import LABEL_LOSSES
 from twinsqueeze.training.teacher import train_teachers
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup, TrainingState
 from twinsqueeze.types import FloatArray
@@ -33,9 +34,9 @@ class DivergedError(InputError):
 class History:
     """Learning curves, one value per epoch: float64 of shape (T,)."""
 
-    loss: FloatArray  # mean training loss on labels, with noise and without the neighborhood loss
-    clean_loss: FloatArray  # the same loss without noise, after the epoch; NaN where it was not measured
-    dev: dict[str, FloatArray]  # mse, mae, pearson and spearman on dev, after the epoch
+    loss: FloatArray  # mean training loss with noise, without the neighborhood loss unless that is the only one
+    clean_loss: FloatArray  # the same without noise, after the epoch; NaN where it was not measured
+    dev: dict[str, FloatArray]  # the task's curve scores on dev, after the epoch
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ class EpochMetrics:
     epochs: int
     loss: FloatArray
     clean_loss: FloatArray
-    dev: Scores
+    dev: dict[str, FloatArray]
+
+    def shown(self) -> dict[str, str]:
+        """Returns what progress bars show: means over the replicas."""
+        name, values = list(self.dev.items())[-1]
+        return {"loss": f"{self.loss.mean():.4f}", f"dev {SCORE_NAMES[name]}": f"{values.mean():.4f}"}
 
 
 def train_replicas(
@@ -116,7 +122,7 @@ def _make_setup(recipes: Sequence[Recipe], train: EncodedSplit) -> TrainingSetup
 
 
 class _Run:
-    """A trainer with the metrics of its epochs, `curves`: per epoch (2 + 4, R) losses, clean losses and dev scores."""
+    """A trainer with the metrics of its epochs, `curves`: per epoch (2 + C, R) losses, clean losses and dev scores."""
 
     def __init__(
         self,
@@ -126,7 +132,7 @@ class _Run:
         on_teacher_epoch: Callable[[int, int], None],
     ) -> None:
         recipe = setup.recipe
-        self._setup, self._dev = setup, dev
+        self._setup = setup
         if state:
             self._trainer = BatchedTrainer.resume(setup, state)
         elif recipe.needs_teacher:
@@ -134,38 +140,39 @@ class _Run:
             self._trainer = BatchedTrainer.start(setup, teachers)
         else:
             self._trainer = BatchedTrainer.start(setup)
-        self._dev_vectors = torch.from_numpy(dev.embeddings).to(setup.device)
-        self._dev_labels = scores_to_labels(dev.scores, recipe.label_transform)
+        self._score_dev = curve_scorer(dev, recipe.label_transform, setup.device)
+        self._score_names = dev.task.curve_scores
         self._train_labels = torch.from_numpy(scores_to_labels(setup.train.scores, recipe.label_transform))
         self.curves: list[FloatArray] = list(state.arrays[CURVES]) if state else []
         self.resumed_from_epoch = len(self.curves)
 
     def train_epoch(self, *, with_clean_loss: bool) -> None:
         loss = self._trainer.train_epoch()
-        predicted = predict_pair_cosines_of_each(self._trainer.model, self._dev_vectors, self._dev)
-        scores = score(predicted, self._dev_labels)
-        clean_loss = self._measure_clean_loss() if with_clean_loss else np.full(len(loss), np.nan)
-        self.curves.append(np.stack([loss, clean_loss, *(getattr(scores, name) for name in METRICS)]))
+        scores = self._score_dev(self._trainer.model)
+        measured = with_clean_loss and self._setup.recipe.needs_scores
+        clean_loss = self._measure_clean_loss() if measured else np.full(len(loss), np.nan)
+        self.curves.append(np.stack([loss, clean_loss, *scores]))
 
     def _measure_clean_loss(self) -> FloatArray:
         train, trainer = self._setup.train, self._trainer
         predicted = predict_pair_cosines_of_each(trainer.model, trainer.vectors[: len(train.embeddings)], train)
-        loss = LOSSES[self._setup.recipe.loss](torch.from_numpy(predicted).double(), self._train_labels)[0]
+        loss = LABEL_LOSSES[self._setup.recipe.loss](torch.from_numpy(predicted).double(), self._train_labels)[0]
         return loss.numpy()
 
     def state(self) -> TrainingState:
         state = self._trainer.state()
-        curves = np.reshape(self.curves, (len(self.curves), 2 + len(METRICS), len(self._trainer.model)))
+        curves = np.reshape(self.curves, (len(self.curves), 2 + len(self._score_names), len(self._trainer.model)))
         return TrainingState({**state.arrays, CURVES: curves}, {**state.values, "epoch": len(self.curves)})
 
     def metrics(self, epoch: int) -> EpochMetrics:
         loss, clean_loss, *scores = self.curves[epoch - 1]
-        return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, Scores(*scores))
+        dev = dict(zip(self._score_names, scores, strict=True))
+        return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, dev)
 
     def result(self, recipe: Recipe, seconds: float) -> TrainingResult:
         alphas, seeds = self._setup.alphas, self._setup.seeds
         replica = alphas.index(recipe.alpha) * len(seeds) + seeds.index(recipe.seed)
         loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
-        history = History(loss, clean_loss, dict(zip(METRICS, dev, strict=True)))
+        history = History(loss, clean_loss, dict(zip(self._score_names, dev, strict=True)))
         compressor = self._trainer.model.replica(replica).to("cpu", copy=True)
         return TrainingResult(recipe, compressor, history, self.resumed_from_epoch, seconds)

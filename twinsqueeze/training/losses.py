@@ -8,6 +8,7 @@ Losses on labels take cosines (..., P) and labels (P,) or (..., P), and return t
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from twinsqueeze.model.quantizers import EPSILON, L2Normalize
 from twinsqueeze.types import IntArray
@@ -34,8 +35,8 @@ def pearson_loss(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.T
     return 1 - r.squeeze(-1), (r * x - y) / x_norm
 
 
-# By `Recipe.loss`.
-LOSSES = {"mse": mse_loss, "pearson": pearson_loss}
+# Losses on labels by `Recipe.loss`.
+LABEL_LOSSES = {"mse": mse_loss, "pearson": pearson_loss}
 
 
 class PairCosine:
@@ -57,6 +58,48 @@ class PairCosine:
         return result.view(len(result), -1, result.shape[-1]).mul_(self.normalized.inverse_norm)
 
 
+def candidate_mask(queries: torch.Tensor, passages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the column of each query's passage, (S, B), and which columns are its candidates, (S, B, C) bool.
+
+    `queries` (S, B) and `passages` (S, C) are rows; passage i < B answers query i, the others are negatives. Of equal
+    passages the first column is the candidate. Another passage that the batch has for the same query is none.
+    """
+    batch = queries.shape[1]
+    is_same = passages[:, :, None] == passages[:, None, :]  # (S, C, C)
+    first = is_same.int().argmax(-1)  # (S, C) first column with an equal passage
+    targets = first[:, :batch]
+    candidates = (first == torch.arange(passages.shape[1], device=first.device))[:, None].repeat(1, batch, 1)
+    same_query = (queries[:, :, None] == queries[:, None, :]).float()  # (S, B, B)
+    is_target = functional.one_hot(targets, passages.shape[1])
+    answers = same_query @ is_target.float() > 0
+    return targets, candidates & (~answers | is_target.bool())
+
+
+def infonce_loss(
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    targets: torch.Tensor,
+    candidates: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) with the batch's passages as negatives, and its gradients.
+
+    `queries` (R, B, dim) and `passages` (R, C, dim) are unit vectors; `targets` and `candidates` are of S seeds, and
+    replica r has seed r mod S. With logits z = q p' / T and the softmax s of a query's candidates: dL/dz = (s - y) / B.
+    Autograd: `functional.cross_entropy(z.masked_fill(~candidates, -inf), targets)` per replica.
+    Returns the loss (R,) and the gradients with respect to queries and passages.
+    """
+    seeds, batch = targets.shape
+    logits = (queries @ passages.transpose(1, 2)).div_(temperature).view(-1, *candidates.shape)  # (A, S, B, C)
+    log_probs = torch.log_softmax(logits.masked_fill_(~candidates, -torch.inf), -1)
+    columns = targets.expand(len(logits), seeds, batch)[..., None]
+    loss = -log_probs.gather(-1, columns).squeeze(-1).mean(-1)  # (A, S)
+    gradient = log_probs.exp_()
+    gradient.scatter_add_(-1, columns, gradient.new_full((1,), -1.0).expand(columns.shape))
+    gradient = gradient.view(-1, *candidates.shape[1:]).div_(batch * temperature)
+    return loss.view(-1), gradient @ passages, gradient.transpose(1, 2) @ queries
+
+
 # Sentences per step of the neighborhood loss, if they are sampled from the train split.
 SAMPLE_SIZE = 512
 
@@ -69,9 +112,12 @@ def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -
     return rows[np.sort(first_places)[: len(sampled)]]
 
 
-def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns the log-softmax of each of (..., N, d) unit vectors' cosines with the others; the diagonal is -inf."""
-    logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
+def log_neighbor_probs(queries: torch.Tensor, stored: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns the log-softmax of each query's cosines with the stored vectors, both (..., N, d) unit vectors.
+
+    Query i is the same sentence as stored vector i: the diagonal is -inf.
+    """
+    logits = (queries @ stored.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     return torch.log_softmax(logits, -1)
 
@@ -82,14 +128,28 @@ def neighborhood_kl_loss(
     """Mean KL(p || q) of the vectors' neighbor distributions q from the teacher's p, and its gradient.
 
     With logits z = u u' / T: dKL/dz = (q - p) / N, and u is on both sides of z. Autograd: without the diagonal,
-    `functional.kl_div(log_neighbor_probs(unit, T), teacher, log_target=True, reduction="batchmean")` per replica.
+    `functional.kl_div(log_neighbor_probs(unit, unit, T), teacher, log_target=True, reduction="batchmean")` per replica.
     `unit` and its gradient are (R, N, dim). `teacher` has log-probabilities (S, N, N); replica r has teacher r mod S.
     """
+    loss, logit_gradient = _neighbor_kl(unit, unit, teacher, temperature)
+    return loss, (logit_gradient + logit_gradient.transpose(-1, -2)) @ unit
+
+
+def search_kl_loss(
+    queries: torch.Tensor, stored: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`neighborhood_kl_loss` of float queries among stored vectors, with its gradients with respect to both."""
+    loss, logit_gradient = _neighbor_kl(queries, stored, teacher, temperature)
+    return loss, logit_gradient @ stored, logit_gradient.transpose(-1, -2) @ queries
+
+
+def _neighbor_kl(
+    queries: torch.Tensor, stored: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss (R,) and its gradient with respect to the cosines, (R, N, N)."""
     size = teacher.shape[-1]
-    log_probs = log_neighbor_probs(unit, temperature).view(-1, *teacher.shape)  # (A, S, N, N)
+    log_probs = log_neighbor_probs(queries, stored, temperature).view(-1, *teacher.shape)  # (A, S, N, N)
     teacher_probs = teacher.exp()
     terms = teacher_probs * (teacher - log_probs).nan_to_num_(0.0)  # on the diagonal: -inf minus -inf
     loss = terms.sum((-1, -2)) / size
-    logit_gradient = (log_probs.exp() - teacher_probs).view(-1, size, size).div_(size * temperature)
-    gradient = (logit_gradient + logit_gradient.transpose(-1, -2)) @ unit
-    return loss.view(-1), gradient
+    return loss.view(-1), (log_probs.exp() - teacher_probs).view(-1, size, size).div_(size * temperature)

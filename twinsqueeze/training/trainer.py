@@ -24,6 +24,7 @@ from twinsqueeze.utils.compute import BLAS_LOCK, batch_invariant_matmul
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 TEACHERS = "teachers"
+MAX_FIT_ROWS = 65_536  # FAISS's limit too: 256 vectors per centroid
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ class BatchedTrainer:
         self.vectors = torch.from_numpy(train.sentences).to(device)
         self._recipe, self._teachers = recipe, teachers
         self._streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
-        self._pairs = torch.from_numpy(np.stack([train.first, train.second]))  # (2, P) rows of `vectors`
-        self._labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
-        self._label_loss = losses.LOSSES[recipe.loss]
+        self._examples = torch.from_numpy(train.examples)  # (k, E) rows of `vectors`
+        labels = scores_to_labels(train.scores, recipe.label_transform) if recipe.needs_scores else np.zeros(len(train))
+        self._labels = torch.from_numpy(labels.astype(np.float32))
         self._batch_size = min(recipe.batch_size, len(train))
         self._steps = recipe.epochs * math.ceil(len(train) / self._batch_size)
         self._steps_done = 0
@@ -95,7 +96,8 @@ class BatchedTrainer:
         scales = [noise_scale(alpha, train.dimension) for alpha in setup.alphas]
         self._noise_scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self._is_noisy = any(scales)
-        rows = 2 * self._batch_size + (min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
+        rows = len(self._examples) * self._batch_size
+        rows += min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0
         self._uniform = torch.zeros(len(self._streams), rows, train.dimension)  # stays zero without noise
 
     @classmethod
@@ -103,9 +105,10 @@ class BatchedTrainer:
         """Starts a training; `teacher_layers` are the result of `train_teachers`, if the recipe needs teachers."""
         recipe = setup.recipe
         starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(setup.seeds)
+        vectors = fit_sample(torch.from_numpy(setup.train.sentences)).numpy()
         with BLAS_LOCK:
             layers = [
-                initial_layers(recipe, setup.train.sentences, SeedStreams.from_seed(seed).weights, start)
+                initial_layers(recipe, vectors, SeedStreams.from_seed(seed).weights, start)
                 for seed, start in zip(setup.seeds, starts, strict=True)
             ]
             codebooks = _fit_codebooks(setup, layers) if recipe.quantizer == "product" else None
@@ -147,57 +150,115 @@ class BatchedTrainer:
         return tensors
 
     def train_epoch(self) -> FloatArray:
-        """Trains on every pair once; returns the mean loss of each replica, (R,) float64."""
+        """Trains on every example once; returns the mean loss of each replica, (R,) float64."""
         device = self.vectors.device
-        num_pairs = len(self._labels)
-        order = torch.from_numpy(np.stack([stream.order.permutation(num_pairs) for stream in self._streams]))
-        pairs = self._pairs[:, order].transpose(0, 1).to(device)  # (S, 2, P)
-        labels = self._labels[order].to(device)  # (S, P)
+        num_examples = len(self._labels)
+        order = torch.from_numpy(np.stack([stream.order.permutation(num_examples) for stream in self._streams]))
+        examples = self._examples[:, order].transpose(0, 1).to(device)  # (S, k, E)
+        labels = self._labels[order].to(device)  # (S, E)
         total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
         with batch_invariant_matmul(len(self.model)):
-            for start in range(0, num_pairs, self._batch_size):
+            for start in range(0, num_examples, self._batch_size):
                 batch = slice(start, start + self._batch_size)
-                loss = self._step(pairs[:, :, batch], labels[:, batch])
+                loss = self._step(examples[:, :, batch], labels[:, batch])
                 total += loss * labels[0, batch].numel()
-        return (total / num_pairs).cpu().numpy()
+            self._refit_codebooks()
+        return (total / num_examples).cpu().numpy()
 
-    def _step(self, pairs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Updates every replica on (S, 2, B) rows of sentences and (S, B) labels; returns the losses, (R,)."""
-        seeds, _, batch = pairs.shape
-        pair_rows = pairs.flatten(1)
+    def _step(self, examples: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Updates every replica on (S, k, B) rows of sentences and (S, B) labels; returns the losses, (R,)."""
+        example_rows = examples.flatten(1)
         sampled_rows = self._sample_neighborhoods()
-        rows = pair_rows if sampled_rows is None else torch.cat([pair_rows, sampled_rows], 1)
+        rows = example_rows if sampled_rows is None else torch.cat([example_rows, sampled_rows], 1)
         activations = self.model.forward(self._noisy_vectors(rows))
-        outputs, straight_through = activations[-1], None
+        outputs = activations[-1]
+        quantized, straight_through = outputs, None
         if self.model.quantizer:
-            outputs, straight_through = self.model.quantizer.straight_through(outputs)
+            quantized, straight_through = self.model.quantizer.straight_through(outputs)
 
-        cosine = losses.PairCosine(outputs[:, : 2 * batch])
-        loss, gradient = self._label_loss(cosine.value.view(-1, seeds, batch), labels)  # (A, S) and (A, S, B)
-        gradient = cosine.backward(gradient.view(-1, batch))
-        if sampled_rows is not None:
-            normalized = L2Normalize(outputs[:, 2 * batch :])
-            gradient = torch.cat([gradient, self._neighborhood_gradient(normalized, sampled_rows)], 1)
-        elif self._recipe.neighbor_weight:
-            gradient = gradient.add_(self._neighborhood_gradient(cosine.normalized, pair_rows))
+        if self._recipe.needs_scores:
+            loss, gradient = self._pair_gradient(quantized, example_rows, labels, sampled_rows)
+            query_gradient = None
+        else:
+            loss, gradient, query_gradient = self._search_gradient(outputs, quantized, examples, sampled_rows)
         if straight_through:
             gradient = straight_through(gradient)
-
+        if query_gradient is not None:
+            gradient = gradient.add_(query_gradient)
         self.model.backward(activations, gradient)
         self._optimizer.lr = lr_at(self._recipe.lr_schedule, self._recipe.lr, self._steps_done / self._steps)
         self._optimizer.step()
         self._steps_done += 1
         return loss.view(-1)
 
+    def _pair_gradient(
+        self, outputs: torch.Tensor, pair_rows: torch.Tensor, labels: torch.Tensor, sampled_rows: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss on labels (A, S), and its gradient with the neighborhood loss's, (R, N, dim); all vectors are stored."""
+        seeds, batch = labels.shape
+        cosine = losses.PairCosine(outputs[:, : 2 * batch])
+        label_loss = losses.LABEL_LOSSES[self._recipe.loss]
+        loss, gradient = label_loss(cosine.value.view(-1, seeds, batch), labels)  # (A, S) and (A, S, B)
+        gradient = cosine.backward(gradient.view(-1, batch))
+        if sampled_rows is not None:
+            normalized = L2Normalize(outputs[:, 2 * batch :])
+            gradient = torch.cat([gradient, self._neighborhood_gradient(normalized, sampled_rows)], 1)
+        elif self._recipe.neighbor_weight:
+            gradient = gradient.add_(self._neighborhood_gradient(cosine.normalized, pair_rows))
+        return loss, gradient
+
     def _neighborhood_gradient(self, normalized: L2Normalize, rows: torch.Tensor) -> torch.Tensor:
         """Weighted gradient of the neighborhood loss with respect to the outputs of (S, N) sentences, (R, N, dim)."""
-        temperature = self._recipe.neighbor_temperature
+        teacher, temperature = self._teacher_probs(rows), self._recipe.neighbor_temperature
+        _, gradient = losses.neighborhood_kl_loss(normalized.unit, teacher, temperature)
+        return normalized.backward(gradient).mul_(self._recipe.neighbor_weight)
+
+    def _search_gradient(
+        self, outputs: torch.Tensor, quantized: torch.Tensor, examples: torch.Tensor, sampled_rows: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses of float queries among stored vectors, with gradients with respect to `quantized` and `outputs`.
+
+        The loss is InfoNCE, or without it the neighborhood loss, (R,).
+        """
+        recipe, (_, sides, batch) = self._recipe, examples.shape
+        queries, stored = L2Normalize(outputs), L2Normalize(quantized)
+        query_gradient, stored_gradient = torch.zeros_like(outputs), torch.zeros_like(outputs)
+        if recipe.neighbor_weight:
+            neighbors = slice(0 if sampled_rows is None else sides * batch, None)
+            teacher = self._teacher_probs(examples.flatten(1) if sampled_rows is None else sampled_rows)
+            loss, *gradients = losses.search_kl_loss(
+                queries.unit[:, neighbors], stored.unit[:, neighbors], teacher, recipe.neighbor_temperature
+            )
+            for total, gradient in zip((query_gradient, stored_gradient), gradients, strict=True):
+                total[:, neighbors] = gradient.mul_(recipe.neighbor_weight)
+        if recipe.loss == "infonce":
+            answers = slice(batch, sides * batch)
+            columns = losses.candidate_mask(examples[:, 0], examples[:, 1:].flatten(1))
+            loss, of_queries, of_passages = losses.infonce_loss(
+                queries.unit[:, :batch], stored.unit[:, answers], *columns, recipe.infonce_temperature
+            )
+            query_gradient[:, :batch] += of_queries
+            stored_gradient[:, answers] += of_passages
+        return loss, stored.backward(stored_gradient), queries.backward(query_gradient)
+
+    def _teacher_probs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the neighbors of (S, N) sentences by the teacher, (S, N, N)."""
         vectors = self._gather(rows)
         if self._teachers is not None:
             vectors = functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
-        teacher = losses.log_neighbor_probs(vectors, temperature)
-        _, gradient = losses.neighborhood_kl_loss(normalized.unit, teacher, temperature)
-        return normalized.backward(gradient).mul_(self._recipe.neighbor_weight)
+        return losses.log_neighbor_probs(vectors, vectors, self._recipe.neighbor_temperature)
+
+    def _refit_codebooks(self) -> None:
+        """Fits the centroids to the present outputs, for which the layers have moved on."""
+        quantizer, iterations = self.model.quantizer, self._recipe.codebook_iterations
+        if not iterations or not isinstance(quantizer, ProductQuantizer):
+            return
+        vectors = fit_sample(self.vectors)
+        refitted = [
+            quantizer.replica(r).refit(self.model.replica(r).compress(vectors)[None], iterations).codebooks
+            for r in range(len(self.model))
+        ]
+        self.model.quantizer = ProductQuantizer(torch.cat(refitted))
 
     def _sample_neighborhoods(self) -> torch.Tensor | None:
         """Sentences for the neighborhood loss of this step, (S, N) rows; None if it uses those of the pairs."""
@@ -231,9 +292,16 @@ def _build_model(
     return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer, skip_dims)
 
 
+def fit_sample(vectors: torch.Tensor) -> torch.Tensor:
+    """Returns the (N, d) vectors, or `MAX_FIT_ROWS` evenly spaced ones, to fit initial layers and codebooks to."""
+    if len(vectors) <= MAX_FIT_ROWS:
+        return vectors
+    return vectors[torch.arange(MAX_FIT_ROWS, device=vectors.device) * len(vectors) // MAX_FIT_ROWS]
+
+
 def _fit_codebooks(setup: TrainingSetup, layers: Sequence[Sequence[Layer]]) -> torch.Tensor:
-    """Fits (R, M, K, P) codebooks to the initial outputs of each seed. Refitting them per epoch gains nothing."""
-    vectors = torch.from_numpy(setup.train.sentences).to(setup.device)
+    """Fits (R, M, K, P) codebooks to the initial outputs of each seed."""
+    vectors = fit_sample(torch.from_numpy(setup.train.sentences)).to(setup.device)
     codebooks = []
     for seed_layers, seed in zip(layers, setup.seeds, strict=True):
         outputs = CompressorNetwork(seed_layers).to(setup.device).compress(vectors).cpu().numpy()
