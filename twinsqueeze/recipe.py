@@ -133,10 +133,18 @@ class Recipe(BaseModel):
     )
     num_neighbors: int = _field(
         0,
-        "Sentences that the neighborhood loss compares. 0: those of the batch; n: 512 sampled train sentences, each "
-        "sampled with its n nearest neighbors by the encoder.",
+        "Sentences that the neighborhood loss compares. With scores: 0: those of the batch; n: 512 sampled train "
+        "sentences, each sampled with its n nearest neighbors by the encoder. Without: each query of the batch adds n "
+        "of its 20 nearest train vectors to the candidates.",
         ge=0,
         le=100,
+    )
+    num_candidates: int = _field(
+        0,
+        "Random train vectors among which the queries of every batch are searched, besides the passages of the batch. "
+        "For data without scores.",
+        ge=0,
+        le=65_536,
     )
     synthetic_sentences: int = _field(
         0,

@@ -76,7 +76,7 @@ def test_neighborhood_kl_loss_and_its_gradient_match_pytorch(temperature):
     def log_probs(rows: torch.Tensor) -> torch.Tensor:
         return functional.log_softmax((rows @ rows.T / temperature)[off_diagonal].view(6, 5), -1)
 
-    teacher = log_neighbor_probs(vectors, vectors, temperature)
+    teacher = log_neighbor_probs(vectors, temperature)
     loss, gradient = neighborhood_kl_loss(compressed.detach(), teacher, temperature)
     targets = [log_probs(vectors[r % 2]) for r in range(6)]
     options = {"log_target": True, "reduction": "batchmean"}

@@ -53,6 +53,18 @@ class EncodedSplit:
         return np.stack([self.first, self.second, *([] if self.negatives is None else [self.negatives])])
 
     @property
+    def stored_rows(self) -> IntArray:
+        """Rows that a search stores, in ascending order: the corpus, or the passages of queries, or all."""
+        if self.corpus is not None:
+            return np.sort(self.corpus)
+        return np.unique(self.second) if self.task == RETRIEVAL else np.arange(len(self.embeddings))
+
+    @property
+    def stored_vectors(self) -> FloatArray:
+        """(F, d), what quantizers are fitted to: the vectors that a search stores, of scored pairs all sentences."""
+        return self.sentences if self.task == SIMILARITY else self.embeddings[self.stored_rows]
+
+    @property
     def sentences(self) -> FloatArray:
         """(N + M, d), the embeddings followed by the unpaired ones."""
         return self.embeddings if self.unpaired is None else np.concatenate([self.embeddings, self.unpaired])

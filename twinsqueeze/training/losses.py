@@ -8,7 +8,6 @@ Losses on labels take cosines (..., P) and labels (P,) or (..., P), and return t
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from twinsqueeze.model.quantizers import EPSILON, L2Normalize
 from twinsqueeze.types import IntArray
@@ -58,46 +57,48 @@ class PairCosine:
         return result.view(len(result), -1, result.shape[-1]).mul_(self.normalized.inverse_norm)
 
 
-def candidate_mask(queries: torch.Tensor, passages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the column of each query's passage, (S, B), and which columns are its candidates, (S, B, C) bool.
+def candidate_log_probs(
+    queries: torch.Tensor, stored: torch.Tensor, candidates: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Returns the log-softmax of queries' cosines with their candidates, (R, B, C); -inf for all other vectors.
 
-    `queries` (S, B) and `passages` (S, C) are rows; passage i < B answers query i, the others are negatives. Of equal
-    passages the first column is the candidate. Another passage that the batch has for the same query is none.
+    `queries` (R, B, dim) and `stored` (R, C, dim) are unit vectors. `candidates` (S, B, C) says which of the stored
+    vectors a query has; replica r has those of seed r mod S.
     """
-    batch = queries.shape[1]
-    is_same = passages[:, :, None] == passages[:, None, :]  # (S, C, C)
-    first = is_same.int().argmax(-1)  # (S, C) first column with an equal passage
-    targets = first[:, :batch]
-    candidates = (first == torch.arange(passages.shape[1], device=first.device))[:, None].repeat(1, batch, 1)
-    same_query = (queries[:, :, None] == queries[:, None, :]).float()  # (S, B, B)
-    is_target = functional.one_hot(targets, passages.shape[1])
-    answers = same_query @ is_target.float() > 0
-    return targets, candidates & (~answers | is_target.bool())
+    logits = (queries @ stored.transpose(-1, -2)).div_(temperature).view(-1, *candidates.shape)  # (A, S, B, C)
+    return torch.log_softmax(logits.masked_fill_(~candidates, -torch.inf), -1).flatten(0, 1)
 
 
 def infonce_loss(
-    queries: torch.Tensor,
-    passages: torch.Tensor,
-    targets: torch.Tensor,
-    candidates: torch.Tensor,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) with the batch's passages as negatives, and its gradients.
+    log_probs: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): cross-entropy of each query's passage among candidates.
 
-    `queries` (R, B, dim) and `passages` (R, C, dim) are unit vectors; `targets` and `candidates` are of S seeds, and
-    replica r has seed r mod S. With logits z = q p' / T and the softmax s of a query's candidates: dL/dz = (s - y) / B.
-    Autograd: `functional.cross_entropy(z.masked_fill(~candidates, -inf), targets)` per replica.
-    Returns the loss (R,) and the gradients with respect to queries and passages.
+    `log_probs` (R, B, C) are from `candidate_log_probs`, and `targets` (S, B) are columns. With p = exp(log_probs) and
+    the cosines c: dL/dc = (p - y) / (B T). Autograd: `functional.cross_entropy(logits, targets)` per replica.
+    Returns the loss (R,), and its gradient with respect to the cosines, (R, B, C).
     """
-    seeds, batch = targets.shape
-    logits = (queries @ passages.transpose(1, 2)).div_(temperature).view(-1, *candidates.shape)  # (A, S, B, C)
-    log_probs = torch.log_softmax(logits.masked_fill_(~candidates, -torch.inf), -1)
-    columns = targets.expand(len(logits), seeds, batch)[..., None]
-    loss = -log_probs.gather(-1, columns).squeeze(-1).mean(-1)  # (A, S)
-    gradient = log_probs.exp_()
-    gradient.scatter_add_(-1, columns, gradient.new_full((1,), -1.0).expand(columns.shape))
-    gradient = gradient.view(-1, *candidates.shape[1:]).div_(batch * temperature)
-    return loss.view(-1), gradient @ passages, gradient.transpose(1, 2) @ queries
+    columns = targets.repeat(len(log_probs) // len(targets), 1)[..., None]  # (R, B, 1)
+    loss = -log_probs.gather(-1, columns).squeeze(-1).mean(-1)
+    gradient = log_probs.exp()
+    gradient.scatter_add_(-1, columns, torch.full_like(columns, -1, dtype=gradient.dtype))
+    return loss, gradient.div_(targets.shape[1] * temperature)
+
+
+def distillation_loss(
+    log_probs: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean KL(p || q) of the queries' distributions q over their candidates from the teacher's p.
+
+    Both are from `candidate_log_probs`: (R, B, C), and the teacher's (S, B, C); replica r has teacher r mod S.
+    Autograd: `functional.kl_div(q, p, log_target=True, reduction="batchmean")` per replica, without -inf.
+    Returns the loss (R,), and its gradient with respect to the cosines, (R, B, C).
+    """
+    log_probs = log_probs.view(-1, *teacher.shape)
+    teacher_probs, size = teacher.exp(), teacher.shape[1]
+    terms = teacher_probs * (teacher - log_probs).nan_to_num_(0.0)  # of no candidates: -inf minus -inf
+    loss = terms.sum((-1, -2)) / size
+    return loss.view(-1), (log_probs.exp() - teacher_probs).flatten(0, 1).div_(size * temperature)
 
 
 # Sentences per step of the neighborhood loss, if they are sampled from the train split.
@@ -112,12 +113,9 @@ def sample_with_neighbors(generator: np.random.Generator, neighbors: IntArray) -
     return rows[np.sort(first_places)[: len(sampled)]]
 
 
-def log_neighbor_probs(queries: torch.Tensor, stored: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns the log-softmax of each query's cosines with the stored vectors, both (..., N, d) unit vectors.
-
-    Query i is the same sentence as stored vector i: the diagonal is -inf.
-    """
-    logits = (queries @ stored.transpose(-1, -2)).div_(temperature)
+def log_neighbor_probs(unit: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns the log-softmax of each of (..., N, d) unit vectors' cosines with the others; the diagonal is -inf."""
+    logits = (unit @ unit.transpose(-1, -2)).div_(temperature)
     logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     return torch.log_softmax(logits, -1)
 
@@ -128,28 +126,14 @@ def neighborhood_kl_loss(
     """Mean KL(p || q) of the vectors' neighbor distributions q from the teacher's p, and its gradient.
 
     With logits z = u u' / T: dKL/dz = (q - p) / N, and u is on both sides of z. Autograd: without the diagonal,
-    `functional.kl_div(log_neighbor_probs(unit, unit, T), teacher, log_target=True, reduction="batchmean")` per replica.
+    `functional.kl_div(log_neighbor_probs(unit, T), teacher, log_target=True, reduction="batchmean")` per replica.
     `unit` and its gradient are (R, N, dim). `teacher` has log-probabilities (S, N, N); replica r has teacher r mod S.
     """
-    loss, logit_gradient = _neighbor_kl(unit, unit, teacher, temperature)
-    return loss, (logit_gradient + logit_gradient.transpose(-1, -2)) @ unit
-
-
-def search_kl_loss(
-    queries: torch.Tensor, stored: torch.Tensor, teacher: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`neighborhood_kl_loss` of float queries among stored vectors, with its gradients with respect to both."""
-    loss, logit_gradient = _neighbor_kl(queries, stored, teacher, temperature)
-    return loss, logit_gradient @ stored, logit_gradient.transpose(-1, -2) @ queries
-
-
-def _neighbor_kl(
-    queries: torch.Tensor, stored: torch.Tensor, teacher: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss (R,) and its gradient with respect to the cosines, (R, N, N)."""
     size = teacher.shape[-1]
-    log_probs = log_neighbor_probs(queries, stored, temperature).view(-1, *teacher.shape)  # (A, S, N, N)
+    log_probs = log_neighbor_probs(unit, temperature).view(-1, *teacher.shape)  # (A, S, N, N)
     teacher_probs = teacher.exp()
     terms = teacher_probs * (teacher - log_probs).nan_to_num_(0.0)  # on the diagonal: -inf minus -inf
     loss = terms.sum((-1, -2)) / size
-    return loss.view(-1), (log_probs.exp() - teacher_probs).view(-1, size, size).div_(size * temperature)
+    logit_gradient = (log_probs.exp() - teacher_probs).view(-1, size, size).div_(size * temperature)
+    gradient = (logit_gradient + logit_gradient.transpose(-1, -2)) @ unit
+    return loss.view(-1), gradient

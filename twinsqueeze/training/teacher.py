@@ -1,6 +1,6 @@
-"""The projection teacher: a linear layer from d to d dimensions that is trained on the scores before the compressor.
+"""The projection teacher: a linear layer from d to d dimensions that is trained on the pairs before the compressor.
 
-A compressor has to discard most of the encoder's information. The teacher learns the scores without that limit. It
+A compressor has to discard most of the encoder's information. The teacher learns the pairs without that limit. It
 starts with all principal components of the train sentences, a rotation of the centered encoder, and noise and a small
 learning rate keep it close to them. A compressor can start with the teacher's first principal components, and the
 neighborhood loss can use the teacher's neighbors.
@@ -13,18 +13,13 @@ import torch
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.task import RETRIEVAL, SIMILARITY
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 
 # A smaller learning rate fits the scores less and stays closer to the encoder; see experiments/LOG.md.
-TEACHER_RECIPE = {
-    "architecture": "linear",
-    "init": "pca",
-    "loss": "pearson",
-    "label_transform": "linear",
-    "lr": 6e-4,
-    "lr_schedule": "linear",
-    "batch_size": 256,
-    "epochs": 20,
+TEACHER_RECIPES = {
+    SIMILARITY: {"loss": "pearson", "label_transform": "linear", "lr": 6e-4, "batch_size": 256, "epochs": 20},
+    RETRIEVAL: {"loss": "infonce", "lr": 1e-3, "batch_size": 512, "epochs": 6},
 }
 
 
@@ -36,7 +31,8 @@ def train_teachers(
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:
     """Trains one teacher per seed, in three seconds each; returns weights (d, d) and biases (d,) on the CPU."""
-    recipe = Recipe.parse({**TEACHER_RECIPE, "alpha": alpha, "dim": train.dimension})
+    fields = {"architecture": "linear", "init": "pca", "lr_schedule": "linear", "alpha": alpha, "dim": train.dimension}
+    recipe = Recipe.parse({**fields, **TEACHER_RECIPES[train.task]})
     trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))
     for epoch in range(1, recipe.epochs + 1):
         trainer.train_epoch()

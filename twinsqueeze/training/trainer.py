@@ -1,7 +1,7 @@
 """A batch of replicas in training: random streams, training steps and resumable state."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -14,41 +14,25 @@ from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorNetwork, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
-from twinsqueeze.model.quantizers import L2Normalize, ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
+from twinsqueeze.model.quantizers import (
+    Backward,
+    L2Normalize,
+    ProductQuantizer,
+    Quantizer,
+    SignQuantizer,
+    fit_codebooks,
+)
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training import losses
+from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, first_columns, other_answers
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
+from twinsqueeze.training.seed_streams import SeedStreams
 from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.compute import BLAS_LOCK, batch_invariant_matmul
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 TEACHERS = "teachers"
-MAX_FIT_ROWS = 65_536  # FAISS's limit too: 256 vectors per centroid
-
-
-@dataclass(frozen=True)
-class SeedStreams:
-    """Independent random generators of one seed."""
-
-    weights: np.random.Generator
-    order: np.random.Generator
-    noise: np.random.Generator
-    neighbors: np.random.Generator
-
-    @classmethod
-    def from_seed(cls, seed: int) -> Self:
-        """Returns the streams of a seed from their beginning."""
-        return cls(*(np.random.Generator(np.random.PCG64(child)) for child in np.random.SeedSequence(seed).spawn(4)))
-
-    def state(self) -> dict[str, Any]:
-        """Returns the states of all streams as JSON values."""
-        return {name: generator.bit_generator.state for name, generator in vars(self).items()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state`."""
-        for name, generator in vars(self).items():
-            generator.bit_generator.state = state[name]
 
 
 @dataclass(frozen=True)
@@ -84,6 +68,7 @@ class BatchedTrainer:
         self.vectors = torch.from_numpy(train.sentences).to(device)
         self._recipe, self._teachers = recipe, teachers
         self._streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
+        self._stored_vectors = torch.from_numpy(train.stored_vectors).to(device)
         self._examples = torch.from_numpy(train.examples)  # (k, E) rows of `vectors`
         labels = scores_to_labels(train.scores, recipe.label_transform) if recipe.needs_scores else np.zeros(len(train))
         self._labels = torch.from_numpy(labels.astype(np.float32))
@@ -91,13 +76,16 @@ class BatchedTrainer:
         self._steps = recipe.epochs * math.ceil(len(train) / self._batch_size)
         self._steps_done = 0
         self._optimizer = FlatAdam(model.parameters, model.gradient, recipe.lr, recipe.weight_decay)
-        samples_neighbors = recipe.neighbor_weight and recipe.num_neighbors
+        samples_neighbors = recipe.needs_scores and recipe.neighbor_weight and recipe.num_neighbors
         self._neighbors = nearest_neighbors(train.sentences, recipe.num_neighbors) if samples_neighbors else None
+        self._sampler = None if recipe.needs_scores else CandidateSampler(train, recipe)
         scales = [noise_scale(alpha, train.dimension) for alpha in setup.alphas]
         self._noise_scales = torch.tensor(scales, dtype=torch.float32, device=device)
         self._is_noisy = any(scales)
-        rows = len(self._examples) * self._batch_size
-        rows += min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0
+        if self._sampler:
+            rows = self._sampler.num_rows(len(self._examples), self._batch_size)
+        else:
+            rows = 2 * self._batch_size + (min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
         self._uniform = torch.zeros(len(self._streams), rows, train.dimension)  # stays zero without noise
 
     @classmethod
@@ -105,7 +93,7 @@ class BatchedTrainer:
         """Starts a training; `teacher_layers` are the result of `train_teachers`, if the recipe needs teachers."""
         recipe = setup.recipe
         starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(setup.seeds)
-        vectors = fit_sample(torch.from_numpy(setup.train.sentences)).numpy()
+        vectors = setup.train.sentences
         with BLAS_LOCK:
             layers = [
                 initial_layers(recipe, vectors, SeedStreams.from_seed(seed).weights, start)
@@ -167,35 +155,21 @@ class BatchedTrainer:
 
     def _step(self, examples: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Updates every replica on (S, k, B) rows of sentences and (S, B) labels; returns the losses, (R,)."""
-        example_rows = examples.flatten(1)
-        sampled_rows = self._sample_neighborhoods()
-        rows = example_rows if sampled_rows is None else torch.cat([example_rows, sampled_rows], 1)
-        activations = self.model.forward(self._noisy_vectors(rows))
-        outputs = activations[-1]
-        quantized, straight_through = outputs, None
-        if self.model.quantizer:
-            quantized, straight_through = self.model.quantizer.straight_through(outputs)
-
-        if self._recipe.needs_scores:
-            loss, gradient = self._pair_gradient(quantized, example_rows, labels, sampled_rows)
-            query_gradient = None
-        else:
-            loss, gradient, query_gradient = self._search_gradient(outputs, quantized, examples, sampled_rows)
-        if straight_through:
-            gradient = straight_through(gradient)
-        if query_gradient is not None:
-            gradient = gradient.add_(query_gradient)
-        self.model.backward(activations, gradient)
+        loss = self._pair_step(examples, labels) if self._sampler is None else self._search_step(examples)
         self._optimizer.lr = lr_at(self._recipe.lr_schedule, self._recipe.lr, self._steps_done / self._steps)
         self._optimizer.step()
         self._steps_done += 1
-        return loss.view(-1)
+        return loss
 
-    def _pair_gradient(
-        self, outputs: torch.Tensor, pair_rows: torch.Tensor, labels: torch.Tensor, sampled_rows: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss on labels (A, S), and its gradient with the neighborhood loss's, (R, N, dim); all vectors are stored."""
-        seeds, batch = labels.shape
+    def _pair_step(self, pairs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sets the gradient of the loss on labels and of the neighborhood loss, all on stored vectors."""
+        seeds, _, batch = pairs.shape
+        pair_rows = pairs.flatten(1)
+        sampled_rows = self._sample_neighborhoods()
+        rows = pair_rows if sampled_rows is None else torch.cat([pair_rows, sampled_rows], 1)
+        activations = self.model.forward(self._noisy_vectors(rows))
+        outputs, straight_through = self._quantize(activations[-1])
+
         cosine = losses.PairCosine(outputs[:, : 2 * batch])
         label_loss = losses.LABEL_LOSSES[self._recipe.loss]
         loss, gradient = label_loss(cosine.value.view(-1, seeds, batch), labels)  # (A, S) and (A, S, B)
@@ -205,57 +179,73 @@ class BatchedTrainer:
             gradient = torch.cat([gradient, self._neighborhood_gradient(normalized, sampled_rows)], 1)
         elif self._recipe.neighbor_weight:
             gradient = gradient.add_(self._neighborhood_gradient(cosine.normalized, pair_rows))
-        return loss, gradient
+        self.model.backward(activations, straight_through(gradient))
+        return loss.view(-1)
+
+    def _search_step(self, examples: torch.Tensor) -> torch.Tensor:
+        """Sets the gradient of InfoNCE and of the neighborhood loss, of float queries among stored candidates.
+
+        Returns InfoNCE, or without it the neighborhood loss, (R,).
+        """
+        recipe, batch = self._recipe, examples.shape[2]
+        queries, candidates = examples[:, 0], self._sample_candidates(examples)
+        activations = self.model.forward(self._noisy_vectors(torch.cat([queries, candidates], 1)))
+        outputs = activations[-1]
+        quantized, straight_through = self._quantize(outputs[:, batch:])
+        asked, stored = L2Normalize(outputs[:, :batch]), L2Normalize(quantized)
+        mask = candidate_mask(queries, candidates)
+        gradient = torch.zeros(len(self.model), *mask.shape[1:], device=mask.device)
+        if recipe.neighbor_weight:
+            temperature = recipe.neighbor_temperature
+            vectors = self._teacher_vectors(queries), self._teacher_vectors(candidates)
+            teacher = losses.candidate_log_probs(*vectors, mask, temperature)
+            log_probs = losses.candidate_log_probs(asked.unit, stored.unit, mask, temperature)
+            loss, of_cosines = losses.distillation_loss(log_probs, teacher, temperature)
+            gradient.add_(of_cosines, alpha=recipe.neighbor_weight)
+        if recipe.loss == "infonce":
+            targets = first_columns(candidates)[:, :batch]
+            mask = mask & ~other_answers(queries, targets, candidates.shape[1])
+            log_probs = losses.candidate_log_probs(asked.unit, stored.unit, mask, recipe.infonce_temperature)
+            loss, of_cosines = losses.infonce_loss(log_probs, targets, recipe.infonce_temperature)
+            gradient += of_cosines
+        of_queries = asked.backward(gradient @ stored.unit)
+        of_stored = straight_through(stored.backward(gradient.transpose(1, 2) @ asked.unit))
+        self.model.backward(activations, torch.cat([of_queries, of_stored], 1))
+        return loss
+
+    def _quantize(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        if self.model.quantizer is None:
+            return outputs, lambda gradient: gradient
+        return self.model.quantizer.straight_through(outputs)
 
     def _neighborhood_gradient(self, normalized: L2Normalize, rows: torch.Tensor) -> torch.Tensor:
         """Weighted gradient of the neighborhood loss with respect to the outputs of (S, N) sentences, (R, N, dim)."""
-        teacher, temperature = self._teacher_probs(rows), self._recipe.neighbor_temperature
+        temperature = self._recipe.neighbor_temperature
+        teacher = losses.log_neighbor_probs(self._teacher_vectors(rows), temperature)
         _, gradient = losses.neighborhood_kl_loss(normalized.unit, teacher, temperature)
         return normalized.backward(gradient).mul_(self._recipe.neighbor_weight)
 
-    def _search_gradient(
-        self, outputs: torch.Tensor, quantized: torch.Tensor, examples: torch.Tensor, sampled_rows: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses of float queries among stored vectors, with gradients with respect to `quantized` and `outputs`.
-
-        The loss is InfoNCE, or without it the neighborhood loss, (R,).
-        """
-        recipe, (_, sides, batch) = self._recipe, examples.shape
-        queries, stored = L2Normalize(outputs), L2Normalize(quantized)
-        query_gradient, stored_gradient = torch.zeros_like(outputs), torch.zeros_like(outputs)
-        if recipe.neighbor_weight:
-            neighbors = slice(0 if sampled_rows is None else sides * batch, None)
-            teacher = self._teacher_probs(examples.flatten(1) if sampled_rows is None else sampled_rows)
-            loss, *gradients = losses.search_kl_loss(
-                queries.unit[:, neighbors], stored.unit[:, neighbors], teacher, recipe.neighbor_temperature
-            )
-            for total, gradient in zip((query_gradient, stored_gradient), gradients, strict=True):
-                total[:, neighbors] = gradient.mul_(recipe.neighbor_weight)
-        if recipe.loss == "infonce":
-            answers = slice(batch, sides * batch)
-            columns = losses.candidate_mask(examples[:, 0], examples[:, 1:].flatten(1))
-            loss, of_queries, of_passages = losses.infonce_loss(
-                queries.unit[:, :batch], stored.unit[:, answers], *columns, recipe.infonce_temperature
-            )
-            query_gradient[:, :batch] += of_queries
-            stored_gradient[:, answers] += of_passages
-        return loss, stored.backward(stored_gradient), queries.backward(query_gradient)
-
-    def _teacher_probs(self, rows: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the neighbors of (S, N) sentences by the teacher, (S, N, N)."""
+    def _teacher_vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """The teacher's unit vectors of (S, N) sentences, (S, N, d)."""
         vectors = self._gather(rows)
-        if self._teachers is not None:
-            vectors = functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
-        return losses.log_neighbor_probs(vectors, vectors, self._recipe.neighbor_temperature)
+        return vectors if self._teachers is None else functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
+
+    def _sample_candidates(self, examples: torch.Tensor) -> torch.Tensor:
+        """Rows of candidates for (S, k, B) examples, (S, C)."""
+        assert self._sampler
+        rows = [
+            self._sampler.sample(stream.neighbors, each.numpy())
+            for stream, each in zip(self._streams, examples.cpu(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
     def _refit_codebooks(self) -> None:
         """Fits the centroids to the present outputs, for which the layers have moved on."""
         quantizer, iterations = self.model.quantizer, self._recipe.codebook_iterations
         if not iterations or not isinstance(quantizer, ProductQuantizer):
             return
-        vectors = fit_sample(self.vectors)
         refitted = [
-            quantizer.replica(r).refit(self.model.replica(r).compress(vectors)[None], iterations).codebooks
+            quantizer.replica(r).refit(self.model.replica(r).compress(self._stored_vectors)[None], iterations).codebooks
             for r in range(len(self.model))
         ]
         self.model.quantizer = ProductQuantizer(torch.cat(refitted))
@@ -292,16 +282,9 @@ def _build_model(
     return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer, skip_dims)
 
 
-def fit_sample(vectors: torch.Tensor) -> torch.Tensor:
-    """Returns the (N, d) vectors, or `MAX_FIT_ROWS` evenly spaced ones, to fit initial layers and codebooks to."""
-    if len(vectors) <= MAX_FIT_ROWS:
-        return vectors
-    return vectors[torch.arange(MAX_FIT_ROWS, device=vectors.device) * len(vectors) // MAX_FIT_ROWS]
-
-
 def _fit_codebooks(setup: TrainingSetup, layers: Sequence[Sequence[Layer]]) -> torch.Tensor:
     """Fits (R, M, K, P) codebooks to the initial outputs of each seed."""
-    vectors = fit_sample(torch.from_numpy(setup.train.sentences)).to(setup.device)
+    vectors = torch.from_numpy(setup.train.stored_vectors).to(setup.device)
     codebooks = []
     for seed_layers, seed in zip(layers, setup.seeds, strict=True):
         outputs = CompressorNetwork(seed_layers).to(setup.device).compress(vectors).cpu().numpy()
