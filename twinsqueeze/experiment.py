@@ -11,16 +11,19 @@ from types import MappingProxyType
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.dataset import Dataset, EncodedSplit
+from twinsqueeze.data.dataset import NO_ENCODER, Dataset, EncodedSplit
 from twinsqueeze.data.encoder import DEFAULT_ENCODER, OnProgress, SentenceEncoder, embed_splits
 from twinsqueeze.data.sentence_pairs import NAMED_DATASETS
 from twinsqueeze.data.synthetic import embed_synthetic
+from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
 from twinsqueeze.evaluation.evaluator import EvaluationResult, Evaluator, pair_losses
+from twinsqueeze.evaluation.retrieval import RetrievalEvaluator
 from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.grid_trainer import GridBatch, train_batches
@@ -29,40 +32,61 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, Reporter
 from twinsqueeze.utils.disk_cache import DiskCache
-from twinsqueeze.utils.files import expand_user, is_dir
+from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.signals import check_interrupted
 
 
 @dataclass(frozen=True, eq=False)
 class ExperimentData:
-    """Encoded sentence pairs, with what is derived from them once and shared by all recipes."""
+    """An encoded dataset, with what is derived from it once and shared by all recipes."""
 
     pairs: Dataset
-    encoder: SentenceEncoder
+    encoder: SentenceEncoder | None  # None if the data are vectors
     encoded: dict[str, EncodedSplit]  # by split
     device: torch.device  # of training and evaluation
     reporter: Reporter
     _cache: DiskCache
-    _evaluators: dict[tuple[str, str], Evaluator] = field(default_factory=dict)
+    _evaluators: dict[tuple[str, str], Evaluator | RetrievalEvaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
     _synthetic: dict[int, FloatArray] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """What can be measured on the data."""
+        return self.pairs.task
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder's name, "none" without one."""
+        return self.encoder.name if self.encoder else NO_ENCODER
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """The encoder's fingerprint, "none" without one."""
+        return self.encoder.fingerprint if self.encoder else NO_ENCODER
 
     def training_pairs(self, recipe: Recipe) -> EncodedSplit:
         """Returns the train pairs, with the synthetic sentences of a recipe."""
         encoded, number = self.encoded["train"], recipe.synthetic_sentences
         if not number:
             return encoded
+        if self.encoder is None:
+            raise InputError("synthetic_sentences must be 0 for data that are vectors, since they need an encoder")
         if number not in self._synthetic:
             texts = self.pairs.splits["train"].texts
             with _encoding_progress(self.reporter, "encoding synthetic sentences", self._cache) as advance:
                 self._synthetic[number] = embed_synthetic(number, texts, self.encoder, self._cache, advance)
         return replace(encoded, unpaired=self._synthetic[number])
 
-    def evaluator(self, split: str, label_transform: str) -> Evaluator:
+    def evaluator(self, split: str, label_transform: str) -> Evaluator | RetrievalEvaluator:
         """Returns the evaluator of compressors on a split."""
         key = split, label_transform
         if key not in self._evaluators:
-            self._evaluators[key] = Evaluator(self.encoded[split], label_transform, self.device)
+            encoded = self.encoded[split]
+            if self.task == SIMILARITY:
+                self._evaluators[key] = Evaluator(encoded, label_transform, self.device)
+            else:
+                self._evaluators[key] = RetrievalEvaluator(encoded, self.device)
         return self._evaluators[key]
 
     def baselines(self, splits: Sequence[str], label_transform: str, dim: int) -> list[BaselineScores]:
@@ -91,20 +115,21 @@ def load_data(recipes: Sequence[Recipe], load: Callable[[Recipe], ExperimentData
 
 def prepare_data(
     pairs: Dataset,
-    encoder: SentenceEncoder,
+    encoder: SentenceEncoder | None,
+    device: str,
     *,
     validate_dim: Callable[[int], None] = lambda _: None,
     reporter: Reporter = SILENT,
 ) -> ExperimentData:
-    """Encodes the sentences of train and of the splits to evaluate on; vectors come from the cache where it has them.
+    """Encodes the texts of train and of the splits to evaluate on; vectors come from the cache where it has them.
 
-    The encoder's device is also that of the compressors. `validate_dim` is called with the encoder's dimension before
-    anything is encoded, and may raise `InputError`.
+    Without an encoder the data are vectors. `device` is that of the compressors. `validate_dim` is called with the
+    encoder's dimension before anything is encoded, and may raise `InputError`.
     """
-    cache, device = DiskCache(), resolve_device(encoder.device)
+    cache = DiskCache()
     with _encoding_progress(reporter, "encoding", cache) as advance:
         encoded = embed_splits(pairs.splits, encoder, cache, validate_dim=validate_dim, on_progress=advance)
-    return ExperimentData(pairs, encoder, encoded, device, reporter, cache)
+    return ExperimentData(pairs, encoder, encoded, resolve_device(device), reporter, cache)
 
 
 @contextmanager
@@ -145,7 +170,7 @@ class EvaluatedTraining(Evaluation):
 
     training: TrainingResult
     metadata: CheckpointMetadata
-    train_losses: FloatArray  # (P,) squared errors of the train pairs
+    train_losses: FloatArray | None  # (P,) squared errors of the train pairs; None without scores
 
 
 def train(
@@ -231,14 +256,15 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
         dataset_digest=data.pairs.digest,
         score_max=data.pairs.score_max,
         columns=dict(data.pairs.columns),
-        encoder_fingerprint=data.encoder.fingerprint,
+        encoder_fingerprint=data.encoder_fingerprint,
         version=__version__,
         int8_ranges=int8_calibration_ranges(placed.compress(vectors).cpu().numpy()),
     )
     evaluation = evaluate(
         recipe.name, compressor, metadata, data, [split for split in data.encoded if split != "train"]
     )
-    train_losses = pair_losses(placed, train_pairs, recipe.label_transform)
+    scored = data.task == SIMILARITY
+    train_losses = pair_losses(placed, train_pairs, recipe.label_transform) if scored else None
     return EvaluatedTraining(**vars(evaluation), training=training, metadata=metadata, train_losses=train_losses)
 
 
@@ -246,8 +272,10 @@ def _with_absolute_paths(recipe: Recipe, data: ExperimentData) -> Recipe:
     """Returns the recipe with folders that are found from any working directory."""
     paths = {}
     folder = expand_user(recipe.dataset)
-    if recipe.dataset not in NAMED_DATASETS and is_dir(folder):
+    if recipe.dataset not in NAMED_DATASETS and (is_dir(folder) or is_file(folder)):
         paths["dataset"] = str(folder.resolve())
-    if data.encoder.name != DEFAULT_ENCODER and is_dir(expand_user(recipe.encoder)):
+    if data.encoder is None:
+        paths["encoder"] = NO_ENCODER
+    elif data.encoder.name != DEFAULT_ENCODER and is_dir(expand_user(recipe.encoder)):
         paths["encoder"] = str(data.encoder.folder)
     return recipe.model_copy(update=paths)

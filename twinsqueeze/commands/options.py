@@ -26,7 +26,8 @@ SECTIONS = {
     "Quantizer": ("quantizer", "subvector_dim", "codebook_iterations"),
     "Loss": ("loss", "infonce_temperature", "label_transform"),
     "Neighborhood loss": (
-        "neighbor_weight", "num_neighbors", "num_candidates", "neighbor_temperature", "teacher", "teacher_alpha", "synthetic_sentences",
+        "neighbor_weight", "num_neighbors", "num_candidates", "neighbor_temperature", "teacher", "teacher_alpha",
+        "synthetic_sentences",
     ),
 }  # fmt: skip
 

@@ -115,16 +115,22 @@ def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
 
 def embed_splits(
     splits: Mapping[str, Split],
-    encoder: SentenceEncoder,
+    encoder: SentenceEncoder | None,
     cache: DiskCache,
     *,
     validate_dim: Callable[[int], None] = lambda _: None,
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[str, EncodedSplit]:
-    """Return the splits with embeddings; the encoder is loaded only for sentences that the cache lacks.
+    """Return the splits with embeddings; the encoder is loaded only for texts that the cache lacks.
+
+    Splits of vectors need no encoder.
 
     `validate_dim` gets their dimension after the first batch; `on_progress` the sentences encoded so far, and in all.
     """
+    if encoder is None:
+        encoded = {name: split.encode(np.empty((0, 0)), {}) for name, split in splits.items()}
+        validate_dim(next(iter(encoded.values())).dimension)
+        return encoded
     units = _split_into_units(splits)
     keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}
     found = {name: cached_vectors(cache, key) for name, key in keys.items()}

@@ -31,7 +31,7 @@ def read_blocks(
     column: str | None = None,
     on_guess: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Block]:
-    """Yield the rows of the files in order, at least one block; bad input is an `InputError`.
+    """Return the rows of the files in order, at least one block; bad input is an `InputError`.
 
     Args:
         source: A file, a folder of files of one format, or standard input ("-").
@@ -40,7 +40,13 @@ def read_blocks(
             None: the only possible choice.
         on_guess: Called with how the rows are read if that was not the only way, such as "column 'v' of x as vectors".
     """
-    files = find_files(source, format_)
+    return read_file_blocks(find_files(source, format_), source, column, on_guess)
+
+
+def read_file_blocks(
+    files: Sequence[TableFile], source: str, column: str | None, on_guess: Callable[[str], None]
+) -> Iterator[Block]:
+    """Yield the rows of files as `read_blocks` does; messages name the `source`."""
     num_rows, shape = 0, None
     for block in _Reader(column, on_guess).read_files(files):
         found = () if isinstance(block.rows, list) else block.rows.shape[1:]
