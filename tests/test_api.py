@@ -20,7 +20,7 @@ DIMENSION = 64
 
 @pytest.fixture(scope="module")
 def data(pairs_folder):
-    return ts.load_pairs(str(pairs_folder))
+    return ts.load_dataset(str(pairs_folder))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ sys.path.insert(0, ".")
 import twinsqueeze as ts
 pairs, encoder, folder = sys.argv[1:]
 recipe = ts.Recipe(encoder=encoder, epochs=1, dim=4, device="cpu")
-ts.train(recipe, ts.load_pairs(pairs)).compressor.save(folder)
+ts.train(recipe, ts.load_dataset(pairs)).compressor.save(folder)
 ts.Compressor.load(folder).encode(["A man plays the guitar."])
 """
     arguments = str(pairs_folder), str(tiny_encoder), str(tmp_path / "model")

@@ -3,7 +3,7 @@
 Example:
     import twinsqueeze as ts
 
-    data = ts.load_pairs("stsb")
+    data = ts.load_dataset("stsb")
     result = ts.train(ts.Recipe(alpha=0.75), data, progress=True)
     result.scores["test"].spearman
     result.compressor.encode(["A man plays the guitar."])
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from twinsqueeze.api import SplitScores, TrainResult, compare_recipes, track, train
     from twinsqueeze.compressor import Compressor
     from twinsqueeze.data.dataset import Dataset
-    from twinsqueeze.data.sentence_pairs import load_pairs
+    from twinsqueeze.data.loading import load_dataset
     from twinsqueeze.errors import InputError
     from twinsqueeze.recipe import Recipe
 
@@ -29,7 +29,7 @@ __all__ = [
     "SplitScores",
     "TrainResult",
     "compare_recipes",
-    "load_pairs",
+    "load_dataset",
     "track",
     "train",
 ]

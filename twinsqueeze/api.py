@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import nan
 
 import pandas as pd
 
@@ -11,7 +12,7 @@ from twinsqueeze import experiment
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
 from twinsqueeze.recipe import Recipe
@@ -19,13 +20,13 @@ from twinsqueeze.training.loop import History
 from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, TERMINAL, Reporter
 
-__all__ = ["Compressor", "Dataset", "InputError", "Recipe", "compare_recipes", "load_pairs", "track", "train"]
+__all__ = ["Compressor", "Dataset", "InputError", "Recipe", "compare_recipes", "load_dataset", "track", "train"]
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The scores of a compressor on one split.
+    """The scores of a compressor on one split; NaN where the data do not allow them.
 
     Attributes:
         mse: Mean squared error of the pairs' cosines to their labels.
@@ -36,16 +37,22 @@ class SplitScores:
         recall_at_1: Fraction of the similar sentences (score of at least 4) that are the nearest neighbor.
         recall_at_10: The same among the 10 nearest neighbors.
         mrr: Mean reciprocal rank of the first similar sentence.
+        ndcg_at_10: Normalized discounted cumulative gain of the 10 passages that a query finds first.
+        mrr_at_10: Mean reciprocal rank of the first relevant passage; 0 if it is not among the first 10.
+        recall_at_100: Fraction of the relevant passages among the first 100.
     """
 
-    mse: float
-    mae: float
-    pearson: float
-    spearman: float
     neighbor_recall: float
-    recall_at_1: float
-    recall_at_10: float
-    mrr: float
+    mse: float = nan
+    mae: float = nan
+    pearson: float = nan
+    spearman: float = nan
+    recall_at_1: float = nan
+    recall_at_10: float = nan
+    mrr: float = nan
+    ndcg_at_10: float = nan
+    mrr_at_10: float = nan
+    recall_at_100: float = nan
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def train(recipe: Recipe, data: Dataset, *, progress: bool = False) -> TrainResu
 
     Args:
         recipe: What to train; its `dataset` is ignored.
-        data: Sentence pairs from `load_pairs`, with train and dev.
+        data: A dataset from `load_dataset`, with train and dev.
         progress: Whether to show progress bars and messages on standard error.
 
     Raises:
@@ -80,13 +87,14 @@ def train(recipe: Recipe, data: Dataset, *, progress: bool = False) -> TrainResu
 
     Examples:
         >>> import twinsqueeze as ts
-        >>> result = ts.train(ts.Recipe(alpha=0.75, epochs=2), ts.load_pairs("demo"))
+        >>> result = ts.train(ts.Recipe(alpha=0.75, epochs=2), ts.load_dataset("demo"))
         >>> len(result.history.loss)
         2
         >>> 0 < result.scores["test"].spearman < 1
         True
     """
     prepared = _prepare(recipe, data, TERMINAL if progress else SILENT)
+    recipe = experiment.adapt_recipe(recipe, prepared)
     if not _tracking.get():
         return _result(experiment.evaluate_training(experiment.train(recipe, prepared), prepared))
     from twinsqueeze.commands.train import train_and_log  # noqa: PLC0415 - imports MLflow, only if runs are tracked
@@ -100,7 +108,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: Dataset, *, progress: bool 
 
     Args:
         recipes: What to train. Recipes that differ only in alpha and seed train together.
-        data: Sentence pairs from `load_pairs`, with train and dev.
+        data: A dataset from `load_dataset`, with train and dev.
         progress: Whether to show progress bars and messages on standard error.
 
     Returns:
@@ -113,7 +121,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: Dataset, *, progress: bool 
     Examples:
         >>> import twinsqueeze as ts
         >>> recipes = [ts.Recipe(alpha=alpha, epochs=1) for alpha in (0, 0.75)]
-        >>> table = ts.compare_recipes(recipes, ts.load_pairs("demo"))
+        >>> table = ts.compare_recipes(recipes, ts.load_dataset("demo"))
         >>> list(table["name"][:2])
         ['mlp32-a0-s0-epochs1', 'mlp32-a0.75-s0-epochs1']
     """
@@ -121,6 +129,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: Dataset, *, progress: bool 
         raise InputError("no recipe to compare: pass at least one")
     reporter = TERMINAL if progress else SILENT
     prepared = experiment.load_data(recipes, lambda recipe: _prepare(recipe, data, reporter))
+    recipes = list(prepared)
     if _tracking.get():
         from twinsqueeze.commands.ablation import train_grid_and_log  # noqa: PLC0415 - as in `train`
 
@@ -160,8 +169,10 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
 
 
 def _prepare(recipe: Recipe, data: Dataset, reporter: Reporter) -> ExperimentData:
-    encoder = resolve_encoder(recipe.encoder, resolve_device(recipe.device).type)
-    return experiment.prepare_data(data, encoder, validate_dim=recipe.validate_dim, reporter=reporter)
+    recipe.check_task(data.task, data.name)
+    device = resolve_device(recipe.device).type
+    encoder = None if data.has_vectors else resolve_encoder(recipe.encoder, device)
+    return experiment.prepare_data(data, encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
 
 
 def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainResult:

@@ -16,13 +16,13 @@ from twinsqueeze.commands.options import (
     SectionedGroup,
     bool_option,
     choices,
+    dataset_loader,
     dataset_options,
     experiment_option,
     input_format_option,
     input_option,
     model_option,
     option,
-    pair_loader,
     precision_option,
     resume_option,
     training_options,
@@ -30,7 +30,8 @@ from twinsqueeze.commands.options import (
 )
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import PRESETS, Recipe, load_preset
+from twinsqueeze.recipe import BEST_PRESETS, PRESETS, Recipe
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.utils import processes, signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
@@ -136,22 +137,39 @@ def train_command(**options: Any) -> None:
 
 
 @cli.command("best", epilog="Example: twinsqueeze best --recipe best-16 --dataset stsb")
-@option("recipe", "The preset. Other options override its fields.", default="best", metavar=choices(PRESETS))
+@option(
+    "recipe",
+    "The preset. Other options override its fields. auto: best for scored pairs, pairs for queries with passages, "
+    "vectors for texts or vectors alone.",
+    default="auto",
+    metavar=choices(("auto", *PRESETS)),
+)
 @training_options(preset=True)
 def best_command(recipe: str, **options: Any) -> None:
     """Train a preset recipe and evaluate it on dev and test.
 
     The presets are in twinsqueeze/recipes/. best: 32 bytes per vector; best-16: 16 bytes; search and search-16: the
     same sizes for search in text that differs from STS-B; floats: float32 vectors; published: the defaults of main.
+    pairs and pairs-16: 32 and 16 bytes for queries with the passages that answer them; vectors and vectors-16: the same
+    for texts or vectors alone.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    _train(**load_preset(recipe) | given, on_test=True)
+    settings: dict[str, Any] = {
+        name: given.pop(name) for name in ("resume", "verbose", "score_max", "columns") if name in given
+    }
+    load = dataset_loader(settings)
+
+    def choose_recipe(task: Task) -> Recipe:
+        return Recipe.preset(BEST_PRESETS[task] if recipe == "auto" else recipe, **given)
+
+    choose_recipe(SIMILARITY)  # raises for wrong options
+    _lazy_import("commands.train").train(choose_recipe, load=load, on_test=True, **settings)
 
 
 def _train(*, on_test: bool, resume: bool, verbose: bool, **options: Any) -> None:
-    load = pair_loader(options)
+    load = dataset_loader(options)
     recipe = Recipe.parse(options)
-    _lazy_import("commands.train").train(recipe, load=load, on_test=on_test, resume=resume, verbose=verbose)
+    _lazy_import("commands.train").train(lambda _: recipe, load=load, on_test=on_test, resume=resume, verbose=verbose)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
@@ -190,7 +208,7 @@ def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> No
     """
     given = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != "grid"}
     recipes = load_grid(grid, **given)
-    load = pair_loader(options)
+    load = dataset_loader(options)
     module = _lazy_import("commands.ablation")
     module.run_ablation(grid, recipes, module.AblationOptions(load=load, **options))
 

@@ -26,7 +26,7 @@ class Compressor:
     Examples:
         >>> import numpy as np, twinsqueeze as ts
         >>> recipe = ts.Recipe(dim=8, epochs=1)
-        >>> compressor = ts.train(recipe, ts.load_pairs("demo")).compressor
+        >>> compressor = ts.train(recipe, ts.load_dataset("demo")).compressor
         >>> compressor.compress(np.ones((3, 384))).shape
         (3, 8)
         >>> compressor.encode(["A man plays the guitar."]).shape

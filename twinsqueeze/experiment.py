@@ -16,7 +16,7 @@ from twinsqueeze.data.encoder import DEFAULT_ENCODER, OnProgress, SentenceEncode
 from twinsqueeze.data.sentence_pairs import NAMED_DATASETS
 from twinsqueeze.data.synthetic import embed_synthetic
 from twinsqueeze.errors import InputError
-from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, cached_baselines
+from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, VectorEvaluator, cached_baselines
 from twinsqueeze.evaluation.evaluator import EvaluationResult, Evaluator, pair_losses
 from twinsqueeze.evaluation.retrieval import RetrievalEvaluator
 from twinsqueeze.model.checkpoint import CheckpointMetadata
@@ -93,8 +93,8 @@ class ExperimentData:
         """Returns the scores of baselines at a dimension, fitted on the train vectors without labels."""
         key = tuple(splits), label_transform, dim
         if key not in self._baselines:
-            evaluators = {split: self.evaluator(split, label_transform) for split in splits}
-            task = BaselineTask(self.encoded["train"].embeddings, evaluators)
+            evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, label_transform) for s in splits}
+            task = BaselineTask(self.encoded["train"].embeddings, evaluators, self.task)
             self._baselines[key] = cached_baselines(task, dim, self._cache, partial(_progress, self.reporter))
         return self._baselines[key]
 
@@ -103,14 +103,24 @@ DataByRecipe = Mapping[Recipe, ExperimentData]
 
 
 def load_data(recipes: Sequence[Recipe], load: Callable[[Recipe], ExperimentData]) -> DataByRecipe:
-    """Returns the data of each recipe; recipes with equal dataset, encoder and device share theirs."""
+    """Returns the data of each recipe; recipes with equal dataset, encoder and device share theirs.
+
+    The recipes are as `adapt_recipe` returns them.
+    """
     groups: dict[tuple[str, str, str], list[Recipe]] = defaultdict(list)
     for recipe in recipes:
         groups[recipe.dataset, recipe.encoder, recipe.device].append(recipe)
     loaded: dict[Recipe, ExperimentData] = {}
     for group in groups.values():  # if the largest dim fits the encoder, so do the others
-        loaded |= dict.fromkeys(group, load(max(group, key=attrgetter("dim"))))
+        data = load(max(group, key=attrgetter("dim")))
+        loaded |= dict.fromkeys((adapt_recipe(recipe, data) for recipe in group), data)
     return loaded
+
+
+def adapt_recipe(recipe: Recipe, data: ExperimentData) -> Recipe:
+    """Returns a recipe without its encoder if the data are vectors; raises an `InputError` if it can't be trained."""
+    recipe.check_task(data.task, data.pairs.name)
+    return recipe if data.encoder else recipe.model_copy(update={"encoder": NO_ENCODER})
 
 
 def prepare_data(
@@ -162,6 +172,7 @@ class Evaluation:
     recipe: Recipe  # the default for weights of another program
     results: dict[str, EvaluationResult]
     baselines: list[BaselineScores]
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,8 @@ def evaluate(
     recipe, ranges = (metadata.recipe, metadata.int8_ranges) if metadata else (Recipe(), None)
     placed = compressor.to(data.device)
     results = {split: data.evaluator(split, recipe.label_transform)(placed, ranges) for split in splits}
-    return Evaluation(name, compressor, recipe, results, data.baselines(splits, recipe.label_transform, compressor.dim))
+    baselines = data.baselines(splits, recipe.label_transform, compressor.dim)
+    return Evaluation(name, compressor, recipe, results, baselines, data.task)
 
 
 def evaluate_training(training: TrainingResult, data: ExperimentData) -> EvaluatedTraining:
@@ -274,8 +286,6 @@ def _with_absolute_paths(recipe: Recipe, data: ExperimentData) -> Recipe:
     folder = expand_user(recipe.dataset)
     if recipe.dataset not in NAMED_DATASETS and (is_dir(folder) or is_file(folder)):
         paths["dataset"] = str(folder.resolve())
-    if data.encoder is None:
-        paths["encoder"] = NO_ENCODER
-    elif data.encoder.name != DEFAULT_ENCODER and is_dir(expand_user(recipe.encoder)):
+    if data.encoder and data.encoder.name != DEFAULT_ENCODER and is_dir(expand_user(recipe.encoder)):
         paths["encoder"] = str(data.encoder.folder)
     return recipe.model_copy(update=paths)

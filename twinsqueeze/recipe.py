@@ -15,9 +15,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from twinsqueeze.errors import InputError, suggest, truncate_repr
+from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY, Task
 
 # The presets in twinsqueeze/recipes/. `published` has the defaults.
-PRESETS = ("published", "best", "best-16", "search", "search-16", "floats")
+PRESETS = (
+    "published", "best", "best-16", "search", "search-16", "floats", "pairs", "pairs-16", "vectors", "vectors-16",
+)  # fmt: skip
+# Which preset `best` takes by default, by the task of the data.
+BEST_PRESETS = {SIMILARITY: "best", RETRIEVAL: "pairs", NEIGHBORS: "vectors"}
 # Fields that are in no name or in every one.
 UNNAMED_FIELDS = ("alpha", "seed", "encoder", "dataset", "device")
 # Label of rows that compare float32 queries with stored codes, as a search does.
@@ -176,10 +181,10 @@ class Recipe(BaseModel):
     )
     dataset: str = _field(
         "auto",
-        "Scored sentence pairs. stsb: STS-B from the Hub; demo: bundled pairs, not a benchmark; a Hub id; a folder "
-        "with train, dev and test as .csv, .tsv, .jsonl or .parquet. auto: stsb if it is cached or the Hub answers "
-        "within 5 s, demo otherwise.",
-        "auto, stsb, demo, a Hub id or the path of a folder",
+        "What to train on. stsb: STS-B from the Hub; demo: bundled pairs, not a benchmark; a Hub id; a file or folder "
+        "of scored pairs, of queries with passages, of texts, or of vectors, as .npy, .parquet, .csv, .tsv, .jsonl or "
+        ".txt. auto: stsb if it is cached or the Hub answers within 5 s, demo otherwise.",
+        "auto, stsb, demo, a Hub id or the path of a file or folder",
         min_length=1,
     )
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "Training device. auto: cuda if available, cpu otherwise.")
@@ -212,6 +217,25 @@ class Recipe(BaseModel):
     def preset(cls, name: str, **overrides: Any) -> Self:
         """Returns a preset, one of `PRESETS`, with some fields replaced; raises an `InputError` as `parse` does."""
         return cls.parse({**load_preset(name), **overrides})
+
+    def check_task(self, task: Task, dataset: str) -> None:
+        """Raises an `InputError` if the recipe can't be trained on data of a task; it names presets that can."""
+        if problem := self._task_problem(task):
+            presets = [name for name, recipe in _preset_recipes().items() if not recipe._task_problem(task)]
+            raise InputError(f"{problem}, and dataset {dataset!r} has {task.data}: {', '.join(presets)} fit such data")
+
+    def _task_problem(self, task: Task) -> str | None:
+        if task == SIMILARITY:
+            return None if self.needs_scores else f"loss {self.loss} is for data without scores"
+        if self.needs_scores:
+            return f"loss {self.loss} needs scores"
+        if task == NEIGHBORS and self.loss == "infonce":
+            return "loss infonce needs queries with passages"
+        if task == NEIGHBORS and self.needs_teacher:
+            return "the projection teacher needs pairs"
+        if self.loss == "none" and not self.neighbor_weight:
+            return "loss none needs a neighbor_weight above 0"
+        return None
 
     def validate_dim(self, encoder_dim: int) -> None:
         """Raises an `InputError` if `dim` exceeds the dimension of the encoder."""

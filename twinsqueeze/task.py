@@ -12,6 +12,7 @@ class Task:
 
     Attributes:
         name: Value of the tag `twinsqueeze.task`.
+        data: What the data are, for messages.
         unit: What scores are averaged over.
         selection: The score by which models are selected, on dev. Higher is better.
         curve_scores: Measured after every epoch.
@@ -21,6 +22,7 @@ class Task:
     """
 
     name: str
+    data: str
     unit: str
     selection: str
     curve_scores: tuple[str, ...]
@@ -44,6 +46,7 @@ _PAIR_SCORES = ("mse", "mae", "pearson", "spearman")
 # Pairs with human scores.
 SIMILARITY = Task(
     name="similarity",
+    data="scored pairs",
     unit="pairs",
     selection="spearman",
     curve_scores=_PAIR_SCORES,
@@ -54,6 +57,7 @@ SIMILARITY = Task(
 # Queries with the passages that answer them.
 RETRIEVAL = Task(
     name="retrieval",
+    data="queries with passages",
     unit="queries",
     selection="ndcg_at_10",
     curve_scores=("ndcg_at_10",),
@@ -64,6 +68,7 @@ RETRIEVAL = Task(
 # Texts or vectors alone.
 NEIGHBORS = Task(
     name="neighbors",
+    data="texts or vectors alone",
     unit="vectors",
     selection="neighbor_recall",
     curve_scores=("neighbor_recall",),

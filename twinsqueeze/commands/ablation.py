@@ -14,7 +14,7 @@ from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints, plan_with_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.dataset import Dataset
-from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import DataByRecipe, EvaluatedTraining, ExperimentData
 from twinsqueeze.grid import find_grid
@@ -51,7 +51,7 @@ class AblationOptions:
     Unless `force`, recipes that a finished run of the experiment has trained on the same data are not trained again.
     """
 
-    load: Callable[[str], Dataset] = load_pairs
+    load: Callable[[str], Dataset] = load_dataset
     force: bool = False
     resume: bool = True
     verbose: bool = False
@@ -62,9 +62,12 @@ def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions)
     name = Path(grid).stem
 
     def load(recipe: Recipe) -> ExperimentData:
-        return load_experiment_data(recipe, options.load, recipe.validate_dim, f"{name}, {len(recipes)} trainings")
+        dataset = options.load(recipe.dataset)
+        recipe.check_task(dataset.task, dataset.name)
+        return load_experiment_data(recipe, dataset, recipe.validate_dim, f"{name}, {len(recipes)} trainings")
 
     data = experiment.load_data(recipes, load)
+    recipes = list(data)
     with _start_grid(name, recipes, data, {"grid": grid}) as parent:
         parent.log_artifact(find_grid(grid))
         loaded, _ = run_loader.load_runs(parent.experiment_id)

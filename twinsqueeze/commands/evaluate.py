@@ -9,7 +9,7 @@ from typing import Any
 from twinsqueeze import experiment
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.dataset import SPLITS, Dataset
-from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
@@ -53,7 +53,7 @@ def evaluate(options: EvaluationOptions) -> None:
     if not metadata or metadata.int8_ranges is None:
         console.info(f"model {model!r} has no calibration for int8: its int8 scores are left out")
     params = recipe.model_dump(exclude={"dataset", "device"}) if metadata else {}
-    params |= {"model": model, "split": split, "encoder": data.encoder.name, "dim": compressor.dim}
+    params |= {"model": model, "split": split, "encoder": data.encoder_name, "dim": compressor.dim}
     params |= {"label_transform": recipe.label_transform}
     tags = {TRAINED_RUN: resolved.run_id} if resolved.run_id else {}
     with start_run(run_name, "evaluation") as run:
@@ -69,7 +69,7 @@ def _load_data(
     options: EvaluationOptions, recipe: Recipe, metadata: CheckpointMetadata | None, input_dim: int, run_name: str
 ) -> ExperimentData:
     dataset, score_max, columns = options.dataset, options.score_max, options.columns
-    last_split, load = options.split, load_pairs
+    last_split, load = options.split, load_dataset
     if dataset == SAME_DATASET:
         if metadata is None:
             raise InputError(f"model {options.model!r} does not record its training data: pass --dataset")
@@ -90,16 +90,15 @@ def _load_data(
     # contains it.
     splits = SPLITS[: SPLITS.index(last_split) + 1]
     source = Recipe.parse({"dataset": dataset, "encoder": encoder, "device": options.device})
-    data = load_experiment_data(
-        source, partial(load, splits=splits, score_max=score_max, columns=columns), validate_dim, run_name
-    )
-    if metadata and metadata.encoder_fingerprint != data.encoder.fingerprint:
+    pairs = load(dataset, splits=splits, score_max=score_max, columns=columns, reporter=console.TERMINAL)
+    data = load_experiment_data(source, pairs, validate_dim, run_name)
+    if metadata and metadata.encoder_fingerprint != data.encoder_fingerprint:
         console.warn(f"the files of encoder {encoder!r} are not those that the model was trained with")
     return data
 
 
 def _load_same_pairs(model: str, digest: str, dataset: str, **options: Any) -> Dataset:
-    pairs = load_pairs(dataset, **options)
+    pairs = load_dataset(dataset, **options)
     if pairs.digest != digest:
         raise InputError(
             f"the train and dev pairs of {pairs.source} are not those that model {model!r} was trained on: restore "

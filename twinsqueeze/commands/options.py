@@ -105,11 +105,16 @@ def dataset_options(command: Command) -> Command:
     return columns_option(score_max_option(command))
 
 
-def pair_loader(options: dict[str, Any]) -> Callable[..., Any]:
-    """Returns `load_pairs` with the `dataset_options`, which are taken out of the options."""
-    from twinsqueeze.data.sentence_pairs import load_pairs  # noqa: PLC0415 - imports NumPy, which --help does without
+def dataset_loader(options: dict[str, Any]) -> Callable[..., Any]:
+    """Returns `load_dataset` with the `dataset_options`, which are taken out of the options."""
+    from twinsqueeze.data.loading import load_dataset  # noqa: PLC0415 - imports NumPy, which --help does without
+    from twinsqueeze.utils.console import TERMINAL  # noqa: PLC0415 - as above
 
-    return partial(load_pairs, **{name: options.pop(name) for name in ("score_max", "columns") if name in options})
+    return partial(
+        load_dataset,
+        reporter=TERMINAL,
+        **{name: options.pop(name) for name in ("score_max", "columns") if name in options},
+    )
 
 
 def parse_columns(value: str | None) -> dict[str, str]:
@@ -130,8 +135,8 @@ score_max_option = option(
 )
 columns_option = option(
     "columns",
-    "The dataset's own names of columns, such as sentence1=text1,sentence2=text2,score=label.  [default: sentence1, "
-    "sentence2, score]",
+    "The dataset's own names of columns, such as sentence1=text1,sentence2=text2,score=label or anchor=title,"
+    "positive=body, or text or vector.  [default: recognized]",
     metavar="NAMES",
     callback=lambda _context, _option, value: parse_columns(value),
 )

@@ -20,7 +20,6 @@ from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
-from twinsqueeze.evaluation.metrics import METRICS
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData, prepare_data
 from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.recipe import Recipe
@@ -28,12 +27,12 @@ from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table,
 from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
-from twinsqueeze.task import SIMILARITY
+from twinsqueeze.task import NEIGHBORS, SIMILARITY, Task
 from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run import check_tracking_server, env_run_id
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.store import find_current_experiment
-from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TEST_DIGEST
+from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TASK, TEST_DIGEST
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
@@ -91,24 +90,25 @@ class RunRecorder:
         """Logs a trained compressor with its scores, figures, tables and description; `draw` renders the figures."""
         recipe, history, train_losses = evaluated.recipe, evaluated.training.history, evaluated.train_losses
         curves = partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss)
-        losses = {"train": train_losses} | {split: result.losses for split, result in evaluated.results.items()}
-        with self._log_figures({"loss_curves": curves, **_figures(evaluated, losses)}, draw):
+        with self._log_figures({"loss_curves": curves, **_figures(evaluated, train_losses)}, draw):
             model = serialize_checkpoint(evaluated.compressor, evaluated.metadata)
             example = self._data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
             model_id = log_compressor(self.run, model, example, recipe.model_dump())
-            squared_errors = pd.DataFrame({"squared_error": train_losses.astype(np.float32)})
-            self.run.log_table("train_pair_losses.parquet", squared_errors)
+            if train_losses is not None:
+                squared_errors = pd.DataFrame({"squared_error": train_losses.astype(np.float32)})
+                self.run.log_table("train_pair_losses.parquet", squared_errors)
             self._log_scores(evaluated, model_id, recipe.epochs)
             self._log_times(evaluated.training)
             self._log_tables(evaluated, _describe_training(evaluated, self._data))
 
     def log_evaluation(self, evaluation: Evaluation, model_id: str | None) -> None:
         """Logs the evaluation of a model on one split."""
-        ((split, result),) = evaluation.results.items()
+        (split,) = evaluation.results
         dataset = escape_markdown(self._data.pairs.name)
-        with self._log_figures(_figures(evaluation, {split: result.losses}), figure_pool.render):
+        unit = self._data.task.unit
+        with self._log_figures(_figures(evaluation, None), figure_pool.render):
             self._log_scores(evaluation, model_id)
-            self._log_tables(evaluation, f"Model {evaluation.name} evaluated on the {split} pairs of {dataset}.")
+            self._log_tables(evaluation, f"Model {evaluation.name} evaluated on the {split} {unit} of {dataset}.")
 
     @contextmanager
     def _log_figures(self, figures: Mapping[str, Drawing], draw: Draw) -> Iterator[None]:
@@ -122,9 +122,9 @@ class RunRecorder:
         for split, result in evaluation.results.items():
             data = self._inputs[split]
             step = epochs if split == "dev" else 0  # dev has a curve; the UI shows single values as bars
-            pair_scores = {f"{split}/{name}": result.scores[name] for name in METRICS}
-            self.run.log_metrics(pair_scores, step, model_id, data)
-            self.run.log_metrics(_extra_metrics(split, result), 0, model_id, data)
+            curve_scores = {f"{split}/{name}": result.scores[name] for name in evaluation.task.curve_scores}
+            self.run.log_metrics(curve_scores, step, model_id, data)
+            self.run.log_metrics(_extra_metrics(split, result, evaluation.task), 0, model_id, data)
         self.run.log_metrics({"search/bytes_per_vector": evaluation.compressor.bytes_per_vector})
 
     def _log_times(self, training: TrainingResult) -> None:
@@ -162,15 +162,14 @@ class RunRecorder:
 
 
 def load_experiment_data(
-    recipe: Recipe, load: Callable[[str], Dataset], validate_dim: Callable[[int], None], run_name: str
+    recipe: Recipe, pairs: Dataset, validate_dim: Callable[[int], None], run_name: str
 ) -> ExperimentData:
-    """Loads a recipe's dataset by its name, checks that the tracking server answers, and encodes the sentences.
+    """Checks that the tracking server answers, and encodes the texts of a dataset.
 
     Before they are encoded, it prints what data, encoder and device the run has.
     """
     device = resolve_device(recipe.device).type
-    pairs = load(recipe.dataset)
-    encoder = resolve_encoder(recipe.encoder, device)
+    encoder = None if pairs.has_vectors else resolve_encoder(recipe.encoder, device)
     check_tracking_server()
     if not env_run_id():
         find_current_experiment()  # raises for settings that disagree
@@ -179,28 +178,39 @@ def load_experiment_data(
     def print_setup(dim: int) -> None:
         validate_dim(dim)
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in pairs.splits.items())
-        console.info(f"Data:    {pairs.name}, {sizes} pairs")
-        console.info(f"Encoder: {encoder.name}, {dim} floats")
+        console.info(f"Data:    {pairs.name}, {sizes} {_noun(pairs.task)}")
+        console.info(f"Encoder: {encoder.name}, {dim} floats" if encoder else f"Vectors: {dim} floats")
         console.info(f"Run:     {run_name} on {device}")
         if pairs.notice:
             console.warn(pairs.notice)
 
-    return prepare_data(pairs, encoder, validate_dim=print_setup, reporter=console.TERMINAL)
+    return prepare_data(pairs, encoder, device, validate_dim=print_setup, reporter=console.TERMINAL)
 
 
-def _figures(evaluation: Evaluation, losses: Mapping[str, FloatArray]) -> dict[str, Drawing]:
+def _figures(evaluation: Evaluation, train_losses: FloatArray | None) -> dict[str, Drawing]:
+    quality: dict[str, Drawing] = {"quality_against_bytes": search_table.quality_figure(_search_rows(evaluation))}
+    if evaluation.task != SIMILARITY:
+        return quality
     predictions = {split: (result.labels, result.predicted) for split, result in evaluation.results.items()}
-    return {
-        "predicted_against_label": partial(
-            run_plots.plot_run_predictions, predictions, evaluation.recipe.label_transform
-        ),
+    losses = {split: result.losses for split, result in evaluation.results.items()}
+    if train_losses is not None:
+        losses = {"train": train_losses, **losses}
+    label_transform = evaluation.recipe.label_transform
+    return quality | {
+        "predicted_against_label": partial(run_plots.plot_run_predictions, predictions, label_transform),
         "pair_losses": partial(run_plots.plot_run_losses, losses),
-        "quality_against_bytes": search_table.quality_figure(_search_rows(evaluation)),
     }
 
 
+def _noun(task: Task) -> str:
+    """Returns what the examples of a training are."""
+    return "rows" if task == NEIGHBORS else "pairs"
+
+
 def _search_rows(evaluation: Evaluation) -> list[SearchRow]:
-    return search_table.rows_from_run(_vector_format(evaluation), evaluation.results, evaluation.baselines, SIMILARITY)
+    return search_table.rows_from_run(
+        _vector_format(evaluation), evaluation.results, evaluation.baselines, evaluation.task
+    )
 
 
 def _vector_format(evaluation: Evaluation) -> VectorFormat:
@@ -210,10 +220,12 @@ def _vector_format(evaluation: Evaluation) -> VectorFormat:
 
 def _describe_training(evaluated: EvaluatedTraining, data: ExperimentData) -> str:
     recipe, resumed_from_epoch = evaluated.recipe, evaluated.training.resumed_from_epoch
+    train = data.pairs.splits["train"]
     text = (
         f"A compressor ({recipe.architecture}, {evaluated.compressor.input_dim} to {recipe.dim} dimensions, "
-        f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {len(evaluated.train_losses):,} "
-        f"train pairs of {escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed {recipe.seed}."
+        f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {len(train):,} train "
+        f"{_noun(data.task)} of {escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed "
+        f"{recipe.seed}."
     )
     if resumed_from_epoch:
         text += f" The training was interrupted and resumed from epoch {resumed_from_epoch}."
@@ -238,7 +250,7 @@ def environment_params(data: ExperimentData) -> dict[str, Any]:
 
 def short_fingerprint(data: ExperimentData) -> str:
     """Returns the encoder's fingerprint as runs record it, 16 hex digits."""
-    return data.encoder.fingerprint[:16]
+    return data.encoder_fingerprint[:16]
 
 
 def _cpu() -> str:
@@ -251,12 +263,13 @@ def data_tags(data: ExperimentData) -> dict[str, str]:
     """Returns the tags that identify a run's data."""
     pairs, test = data.pairs, data.pairs.splits.get("test")
     tags = {DATASET: pairs.name, DATASET_DIGEST: pairs.digest, TEST_DIGEST: test and test.digest, NOTICE: pairs.notice}
+    tags[TASK] = pairs.task.name
     return {name: value for name, value in tags.items() if value}
 
 
-def _extra_metrics(split: str, result: EvaluationResult) -> dict[str, float]:
+def _extra_metrics(split: str, result: EvaluationResult, task: Task) -> dict[str, float]:
     """The scores that are logged once. MLflow shows the intervals in a section of their own."""
-    values = {metric_name(split, name): value for name, value in result.scores.items() if name not in METRICS}
+    values = {metric_name(split, name): value for name, value in result.scores.items() if name not in task.curve_scores}
     for precision, scores in result.by_precision.items():
         values |= {metric_name(split, name, precision): value for name, value in scores.items()}
     for name, interval in result.intervals.items():
@@ -281,7 +294,9 @@ def baseline_table(baselines: Sequence[BaselineScores]) -> pd.DataFrame:
 def _predictions(pairs: Dataset, results: Mapping[str, EvaluationResult]) -> pd.DataFrame:
     tables = []
     for name, result in results.items():
-        columns: dict[str, Any] = {"split": name, **pairs.splits[name].columns()}
-        columns |= {"label": result.labels, "predicted": result.predicted, "squared_error": result.losses}
+        columns: dict[str, Any] = {"split": name, **pairs.splits[name].columns(result.query_rows)}
+        if len(result.labels):
+            columns |= {"label": result.labels, "predicted": result.predicted, "squared_error": result.losses}
+        columns |= result.query_scores
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)

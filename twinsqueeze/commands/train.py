@@ -1,27 +1,38 @@
 """The commands main, train and best: one training, recorded in MLflow."""
 
 from collections.abc import Callable
-from functools import partial
 
 from twinsqueeze import experiment
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints
 from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
 from twinsqueeze.data.dataset import SPLITS, Dataset
-from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.tags import DATASET_DIGEST, RECIPE_DIGEST
 
 
 def train(
-    recipe: Recipe, *, load: Callable[..., Dataset] = load_pairs, on_test: bool, resume: bool, verbose: bool
+    choose_recipe: Callable[[Task], Recipe],
+    *,
+    load: Callable[..., Dataset] = load_dataset,
+    on_test: bool,
+    resume: bool,
+    verbose: bool,
 ) -> None:
-    """Trains a compressor, records the run and prints its scores. Unless `on_test`, test is not read."""
-    load_splits = partial(load, splits=SPLITS if on_test else SPLITS[:2])
-    data = load_experiment_data(recipe, load_splits, recipe.validate_dim, recipe.name)
+    """Trains a compressor, records the run and prints its scores. Unless `on_test`, test is not read.
+
+    The recipe is chosen by the task of the data, which are the same for all.
+    """
+    dataset = load(choose_recipe(SIMILARITY).dataset, splits=SPLITS if on_test else SPLITS[:2])
+    recipe = choose_recipe(dataset.task)
+    recipe.check_task(dataset.task, dataset.name)
+    data = load_experiment_data(recipe, dataset, recipe.validate_dim, recipe.name)
+    recipe = experiment.adapt_recipe(recipe, data)
     recorder, evaluated = train_and_log(recipe, data, resume=resume)
     run = recorder.run
     if on_test:

@@ -96,8 +96,8 @@ class Split(Protocol):
     def encode(self, embeddings: FloatArray, row: Mapping[str, int]) -> EncodedSplit:
         """Returns the split with the embeddings of its texts, given the row of each text in `embeddings`."""
 
-    def columns(self) -> dict[str, Sequence[Any]]:
-        """Returns what predictions are shown beside: the pairs or the queries as columns of a table."""
+    def columns(self, query_rows: IntArray) -> dict[str, Sequence[Any]]:
+        """Returns what predictions are shown beside as columns of a table: the pairs, or the queries at some rows."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,9 @@ class RowSplit:
             vectors, self.first, self.second, self.relevance, None, self.negatives, self.corpus, self.task
         )
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self, query_rows: IntArray) -> dict[str, Sequence[Any]]:
         """Returns the queries: texts, or row numbers of vectors."""
-        queries = np.unique(self.first) if len(self.first) else np.arange(len(self.rows))
-        return {"query": [self.rows[int(i)] for i in queries] if self.texts else queries.tolist()}
+        return {"query": [self.texts[int(i)] for i in query_rows] if self.texts else query_rows.tolist()}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from types import MappingProxyType
 from twinsqueeze.data.beir import is_beir_folder, load_beir
 from twinsqueeze.data.dataset import SPLITS, Dataset, RowSplit, check_splits
 from twinsqueeze.data.npy_rows import NpyTable
-from twinsqueeze.data.pair_columns import are_scored_pairs
+from twinsqueeze.data.pair_columns import COLUMNS, are_scored_pairs
 from twinsqueeze.data.positive_pairs import PAIR_COLUMNS, find_pair_columns, load_positive_pairs
 from twinsqueeze.data.rows_alone import load_rows
-from twinsqueeze.data.sentence_pairs import COLUMNS, NAMED_DATASETS, SPLIT_ALIASES, load_pairs
+from twinsqueeze.data.sentence_pairs import NAMED_DATASETS, SPLIT_ALIASES, load_pairs
 from twinsqueeze.data.table_files import FORMATS, TableFile, find_files, find_splits
 from twinsqueeze.data.table_rows import open_table
 from twinsqueeze.errors import InputError, truncate_repr

@@ -1,7 +1,10 @@
 """Which columns of a table of pairs are the sentences and the scores."""
 
+import csv
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from io import StringIO
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.text import escape_control_chars
@@ -30,23 +33,23 @@ def are_scored_pairs(names: Sequence[str], columns: Mapping[str, str]) -> bool:
     return bool(set(columns) & set(COLUMNS)) or COLUMNS[0] in names or bool(pair and score)
 
 
-def _suggest_columns(names: Sequence[str]) -> str:
-    """Return a hint that maps the columns of other datasets to ours; nothing if none is like them."""
-    if len(names) == 1 and (separator := next((mark for mark in ";\t|," if mark in names[0]), None)):
-        return f": separate cells as its suffix says, not by {separator!r}"
-    pair, score = _similar_columns(names)
-    if not pair:
-        return ""
-    renamed = zip(COLUMNS, [*pair, *score], strict=False)
-    option = ",".join(f"{ours}={theirs}" for ours, theirs in renamed if ours != theirs)
-    missing = "" if score else " A column of scores is needed too"
-    return f": did you mean --columns {option}?{missing}" if option else ""
-
-
 def _similar_columns(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the two columns that are like those of other datasets' pairs, and the one like their scores, if any."""
     similar = {re.sub(r"[\W_]", "", name).casefold(): name for name in reversed(names)}
     numbered = [(name, name[:-1] + after) for before, after in ("12", "ab") for name in similar if name[-1:] == before]
     pair = next((pair for pair in (*numbered, *SIMILAR_PAIRS) if set(pair) <= set(similar)), ())
-    score = [similar[name] for name in SIMILAR_SCORES if name in similar]
-    return [similar[name] for name in pair], score[:1]
+    others = [name for name in reversed(similar) if name not in pair]
+    scores = [similar[name] for word in WORDS_OF_SCORES for name in others if word in name]
+    return [similar[name] for name in pair], scores[:1]
+
+
+def _suggest_columns(names: Sequence[str]) -> str:
+    """Return a hint that maps the columns of other datasets to ours; nothing if none is like them."""
+    if len(names) == 1 and (separator := next((mark for mark in ";\t|," if mark in names[0]), None)):
+        return f": separate cells as its suffix says, not by {separator!r}"
+    pair, score = _similar_columns(names)
+    renamed = zip(COLUMNS, [*pair, *score], strict=False) if pair else ()
+    cells = [f"{ours}={theirs}" for ours, theirs in renamed if ours != theirs]
+    option, missing = StringIO(), "" if score else " A column of scores is needed too"
+    csv.writer(option, lineterminator="").writerow(cells)
+    return f": did you mean --columns {shlex.quote(option.getvalue())}?{missing}" if cells else ""

@@ -18,7 +18,7 @@ from twinsqueeze.data.pair_columns import COLUMNS, choose_columns
 from twinsqueeze.data.vector_text import text_fault
 from twinsqueeze.errors import InputError, suggest, truncate_repr
 from twinsqueeze.task import SIMILARITY, Task
-from twinsqueeze.types import FloatArray
+from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.files import expand_user, is_dir, is_file
 from twinsqueeze.utils.text import escape_control_chars
 
@@ -71,7 +71,7 @@ class ScoredPairs:
         first, second = np.split(local.astype(np.int64), 2)
         return EncodedSplit(embeddings[used], first, second, self.scores)
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self, _: IntArray) -> dict[str, Sequence[Any]]:
         """Returns the columns sentence1, sentence2 and score."""
         return {"sentence1": self.sentence1, "sentence2": self.sentence2, "score": self.scores.tolist()}
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from twinsqueeze.evaluation.evaluator import Evaluator
+from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, OPQ, faiss_version, product_quantizers
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import BLAS_LOCK
 from twinsqueeze.utils.console import SILENT, OpenProgress
@@ -52,12 +53,23 @@ class Baseline(NamedTuple):
     query_transform: Transform | None = None  # of query vectors, if they are not stored vectors
 
 
+class VectorEvaluator(Protocol):
+    """An evaluator of any vectors of a split."""
+
+    split: EncodedSplit
+    labels: FloatArray
+
+    def score_vectors(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
+        """Return all scores of stored vectors (N, dim), which are also the queries unless others are given."""
+
+
 @dataclass(frozen=True)
 class BaselineTask:
     """Vectors (N, d) that baselines are fitted on, and an evaluator for each split that they are scored on."""
 
     train: FloatArray
-    evaluators: Mapping[str, Evaluator]
+    evaluators: Mapping[str, VectorEvaluator]
+    task: Task
 
     @property
     def digest(self) -> str:
@@ -66,7 +78,7 @@ class BaselineTask:
         for name, evaluator in sorted(self.evaluators.items()):
             split = evaluator.split
             digest.update(name.encode())
-            for array in (split.embeddings, split.first, split.second, split.scores, evaluator.labels):
+            for array in (split.embeddings, split.examples, split.scores, split.stored_rows, evaluator.labels):
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -97,18 +109,30 @@ def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
             yield Baseline(f"{name}, {label}", dim, bytes_per_vector(precision, dim), True, stored)
 
 
-def full_dim_encodings(train: FloatArray, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
-    """Yield baselines with all d dimensions: floats, int8, signs and FAISS's product quantizers, fitted on `train`."""
+def full_dim_encodings(train: FloatArray, task: Task, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
+    """Yield baselines with all d dimensions: floats, int8, signs and FAISS's product quantizers, fitted on `train`.
+
+    Codes are scored with stored queries and with float queries, but of data without scores with float queries alone.
+    """
     dimension = train.shape[1]
     yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_identity])
-    signs, center = [_signs(_identity, train)], train.mean(0)
+    signs, center = _signs(_identity, train), train.mean(0)
     name, size = f"signs of {dimension}, centered", bytes_per_vector("binary", dimension)
-    yield Baseline(name, None, size, False, signs)
-    yield Baseline(f"{name}, {FLOAT_QUERIES}", None, size, True, signs, lambda vectors: vectors - center)
+    yield from _with_float_queries(Baseline(name, None, size, False, [signs], lambda vectors: vectors - center), task)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
     for name, size, reconstruct in product_quantizers(train, cache, progress):
-        yield Baseline(f"{name}, {size} bytes", None, size, True, [reconstruct])
-        yield Baseline(f"{name}, {FLOAT_QUERIES}, {size} bytes", None, size, True, [reconstruct], _identity)
+        encoding = Baseline(name, None, size, True, [reconstruct], _identity)
+        for row in _with_float_queries(encoding, task):
+            yield row._replace(name=f"{row.name}, {size} bytes")
+
+
+def _with_float_queries(encoding: Baseline, task: Task) -> Iterator[Baseline]:
+    """Yield an encoding with stored and with float queries, the latter under a name of its own."""
+    if task == SIMILARITY:
+        yield encoding._replace(query_transform=None)
+        yield encoding._replace(name=f"{encoding.name}, {FLOAT_QUERIES}", search_only=True)
+    else:
+        yield encoding._replace(search_only=False)
 
 
 def _identity(vectors: FloatArray) -> FloatArray:
@@ -139,7 +163,7 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 
 
 def score_baselines(
-    baselines: Iterable[Baseline], evaluators: Mapping[str, Evaluator], on_scored: Callable[[], None]
+    baselines: Iterable[Baseline], evaluators: Mapping[str, VectorEvaluator], on_scored: Callable[[], None]
 ) -> list[BaselineScores]:
     """Score baselines on every split; `on_scored` is called after each draw on a split."""
     results = []
@@ -172,7 +196,7 @@ def cached_baselines(
 
     # Both are generators, which fit nothing if the cache has their scores.
     groups = {
-        cache_key(f"faiss {faiss_version()}"): full_dim_encodings(task.train, cache, progress),
+        cache_key(f"faiss {faiss_version()}"): full_dim_encodings(task.train, task.task, cache, progress),
         cache_key(f"scikit-learn {version('scikit-learn')}, {dim}"): dimension_reductions(task.train, dim),
     }
     rows: dict[str, list[BaselineScores]] = {}

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.data.dataset import NO_ROWS, EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
 from twinsqueeze.evaluation.metrics import RetrievalScores, relevant_pairs, retrieval_scores, score
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.model.precision import Int8Ranges, dequantize
-from twinsqueeze.types import FloatArray
+from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
 # Scores that are recorded at every precision.
@@ -34,6 +34,7 @@ class EvaluationResult:
     intervals: dict[str, Interval]  # bootstrap intervals, over pairs or queries, of the task's `interval_scores`
     by_precision: dict[str, dict[str, float]]
     query_scores: dict[str, FloatArray] = field(default_factory=dict)  # (Q,) by name
+    query_rows: IntArray = field(default_factory=lambda: NO_ROWS)  # (Q,) rows of the queries in the split
 
     @property
     def losses(self) -> FloatArray:

@@ -30,7 +30,8 @@ class RetrievalEvaluator:
     """
 
     def __init__(self, split: EncodedSplit, device: torch.device) -> None:
-        self.split, self.labels = split, np.empty(0)
+        self.split = split
+        self.labels: FloatArray = np.empty(0)  # there are no scores
         num_rows = len(split.embeddings)
         self._corpus = np.arange(num_rows) if split.corpus is None else split.corpus
         if split.task == NEIGHBORS:
@@ -63,6 +64,7 @@ class RetrievalEvaluator:
             intervals={name: mean_interval(query_scores[name]) for name in shown},
             by_precision=by_precision,
             query_scores={name: query_scores[name] for name in shown},
+            query_rows=self._queries,
         )
 
     def score_vectors(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:

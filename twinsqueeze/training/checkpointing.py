@@ -145,7 +145,7 @@ def _environment_digest(train: EncodedSplit, dev: EncodedSplit, environment: Map
     for module in sorted(PACKAGE_DIR.rglob("*.py")):
         digest.update(module.read_bytes())
     for pairs in (train, dev):
-        for array in (pairs.embeddings, pairs.first, pairs.second, pairs.scores):
+        for array in (pairs.embeddings, pairs.examples, pairs.scores, pairs.stored_rows):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
