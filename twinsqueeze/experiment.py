@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.dataset import NO_ENCODER, Dataset, EncodedSplit
+from twinsqueeze.data.dataset import Dataset, EncodedSplit
 from twinsqueeze.data.encoder import DEFAULT_ENCODER, OnProgress, SentenceEncoder, embed_splits
 from twinsqueeze.data.sentence_pairs import NAMED_DATASETS
 from twinsqueeze.data.synthetic import embed_synthetic
@@ -23,7 +23,7 @@ from twinsqueeze.model.checkpoint import CheckpointMetadata
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import int8_calibration_ranges
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.task import SIMILARITY, Task
+from twinsqueeze.task import NO_ENCODER, SIMILARITY, Task
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.grid_trainer import GridBatch, train_batches
@@ -264,6 +264,7 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
     vectors = torch.from_numpy(train_pairs.embeddings).to(data.device)
     metadata = CheckpointMetadata(
         recipe=_with_absolute_paths(recipe, data),
+        task=data.task.name,
         dataset=data.pairs.name,
         dataset_digest=data.pairs.digest,
         score_max=data.pairs.score_max,

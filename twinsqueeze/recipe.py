@@ -117,11 +117,11 @@ class Recipe(BaseModel):
         "one of 256 centroids, a byte; sign: the signs, one bit each.",
         "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
     )
-    codebook_iterations: int = _field(
-        0,
-        "Iterations of k-means by which a product quantizer's centroids follow the layers after every epoch.",
+    codebook_lr: float = _field(
+        0.0,
+        "Adam's learning rate for the centroids of a product quantizer, with the schedule of lr; for data without "
+        "scores. 0 keeps those that k-means finds before the training.",
         ge=0,
-        le=100,
     )
     loss: Literal["mse", "pearson", "infonce", "none"] = _field(
         "mse",

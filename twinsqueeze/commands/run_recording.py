@@ -143,7 +143,9 @@ class RunRecorder:
         missing = missing_baselines_note(baselines)
         paragraphs = [
             *([f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []),
-            " ".join([description, *(formats.scores_sentence(s, result, SIMILARITY) for s, result in results.items())]),
+            " ".join(
+                [description, *(formats.scores_sentence(s, result, evaluation.task) for s, result in results.items())]
+            ),
             formats.markdown_table(*scores),
             "Search quality:",
             formats.markdown_table(*search_table.format_rows(_search_rows(evaluation), results)),

@@ -13,8 +13,6 @@ from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY, Task
 from twinsqueeze.types import FloatArray, IntArray
 
 SPLITS = ("train", "dev", "test")
-# Encoder of data that are vectors already.
-NO_ENCODER = "none"
 NO_ROWS: IntArray = np.empty(0, np.int64)
 
 

@@ -72,6 +72,12 @@ class ProductQuantizer:
         self.codebooks = codebooks
         self.subvector_dim = codebooks.shape[3]
         self.dim = codebooks.shape[1] * codebooks.shape[3]
+        self.gradient: torch.Tensor | None = None  # of the codebooks, set by `straight_through` if it is a tensor
+        self.update()
+
+    def update(self) -> None:
+        """Follows codebooks that have changed in place."""
+        codebooks = self.codebooks
         # |x - c|^2 is least where x . c - |c|^2 / 2 is greatest: one product of (x, 1) with (R, M, P + 1, K).
         self._factors = torch.cat([codebooks, codebooks.square().sum(-1, keepdim=True) / -2], -1).mT.contiguous()
 
@@ -89,24 +95,6 @@ class ProductQuantizer:
         index = codes.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, self.subvector_dim)  # (R, M, N, P)
         return self.codebooks.gather(2, index).transpose(1, 2).flatten(2)
 
-    def refit(self, unit: torch.Tensor, iterations: int) -> "ProductQuantizer":
-        """Returns the quantizer after iterations of k-means on (R, N, dim) unit vectors.
-
-        Each moves every centroid to the mean of the subvectors nearest to it; one without subvectors stays.
-        """
-        quantizer = self
-        for _ in range(iterations):
-            sums = quantizer.codebooks.new_zeros(quantizer.codebooks.shape, dtype=torch.float64)
-            counts = quantizer.codebooks.new_zeros(quantizer.codebooks.shape[:3], dtype=torch.float64)
-            for r, codes in enumerate(quantizer.encode(unit)):
-                subvectors = unit[r].view(len(unit[r]), -1, self.subvector_dim).double()
-                for m in range(codes.shape[1]):
-                    sums[r, m].index_add_(0, codes[:, m], subvectors[:, m])
-                    counts[r, m] = torch.bincount(codes[:, m], minlength=self.codebooks.shape[2])
-            means = (sums / counts.clamp_min(1)[..., None]).float()
-            quantizer = ProductQuantizer(torch.where(counts[..., None] > 0, means, quantizer.codebooks))
-        return quantizer
-
     def dequantize(self, vectors: torch.Tensor) -> torch.Tensor:
         """Returns the nearest centroids of vectors of any length; the padding stays zero."""
         return self._nearest_centroids(functional.normalize(vectors, dim=-1))
@@ -114,15 +102,32 @@ class ProductQuantizer:
     def straight_through(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
         """Returns the nearest centroids, and a gradient that passes them unchanged."""
         normalized = L2Normalize(outputs)
-        return self._nearest_centroids(normalized.unit), normalized.backward
+        codes = self.encode(normalized.unit[..., : self.dim])
+
+        def backward(gradient: torch.Tensor) -> torch.Tensor:
+            if self.gradient is not None:
+                self._sum_gradients(codes, gradient[..., : self.dim])
+            return normalized.backward(gradient)
+
+        return self._pad(self.decode(codes), outputs), backward
+
+    def _sum_gradients(self, codes: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Sets each centroid's gradient to the sum of those of its subvectors, (R, N, dim) with codes (R, N, M)."""
+        assert self.gradient is not None
+        replicas, subvectors, centroids, subvector_dim = self.codebooks.shape
+        tables = torch.arange(replicas * subvectors, device=codes.device).view(replicas, 1, subvectors)
+        index = (tables * centroids + codes).view(-1, 1).expand(-1, subvector_dim)
+        self.gradient.zero_().view(-1, subvector_dim).scatter_add_(0, index, gradient.reshape(-1, subvector_dim))
 
     def replica(self, index: int) -> "ProductQuantizer":
         """Returns the quantizer of one compressor."""
         return ProductQuantizer(self.codebooks[index : index + 1])
 
     def _nearest_centroids(self, unit: torch.Tensor) -> torch.Tensor:
-        padding = unit.shape[-1] - self.dim
-        return functional.pad(self.decode(self.encode(unit[..., : self.dim])), (0, padding))
+        return self._pad(self.decode(self.encode(unit[..., : self.dim])), unit)
+
+    def _pad(self, decoded: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        return functional.pad(decoded, (0, outputs.shape[-1] - self.dim))
 
 
 Quantizer = SignQuantizer | ProductQuantizer

@@ -30,7 +30,7 @@ COMPACT_COLUMNS = ("model", "alpha", "seeds", "MSE", "neighbor recall")
 
 def count_scored(result: "EvaluationResult", task: Task) -> str:
     """What a result's scores are averaged over, such as "1,500 pairs"."""
-    number = len(result.labels) or len(next(iter(vars(result)["query_scores"].values())))
+    number = len(result.labels) or len(next(iter(result.query_scores.values())))
     return f"{number:,} {task.unit}"
 
 

@@ -68,7 +68,6 @@ class BatchedTrainer:
         self.vectors = torch.from_numpy(train.sentences).to(device)
         self._recipe, self._teachers = recipe, teachers
         self._streams = [SeedStreams.from_seed(seed) for seed in setup.seeds]
-        self._stored_vectors = torch.from_numpy(train.stored_vectors).to(device)
         self._examples = torch.from_numpy(train.examples)  # (k, E) rows of `vectors`
         labels = scores_to_labels(train.scores, recipe.label_transform) if recipe.needs_scores else np.zeros(len(train))
         self._labels = torch.from_numpy(labels.astype(np.float32))
@@ -76,6 +75,11 @@ class BatchedTrainer:
         self._steps = recipe.epochs * math.ceil(len(train) / self._batch_size)
         self._steps_done = 0
         self._optimizer = FlatAdam(model.parameters, model.gradient, recipe.lr, recipe.weight_decay)
+        self._codebook_optimizer = None
+        if isinstance(model.quantizer, ProductQuantizer) and recipe.codebook_lr and not recipe.needs_scores:
+            model.quantizer.gradient = torch.zeros_like(model.quantizer.codebooks)
+            flat = model.quantizer.codebooks.view(-1), model.quantizer.gradient.view(-1)
+            self._codebook_optimizer = FlatAdam(*flat, recipe.codebook_lr, 0.0)
         samples_neighbors = recipe.needs_scores and recipe.neighbor_weight and recipe.num_neighbors
         self._neighbors = nearest_neighbors(train.sentences, recipe.num_neighbors) if samples_neighbors else None
         self._sampler = None if recipe.needs_scores else CandidateSampler(train, recipe)
@@ -133,6 +137,8 @@ class BatchedTrainer:
         tensors = {"parameters": self.model.parameters, **self._optimizer.state}
         if isinstance(self.model.quantizer, ProductQuantizer):
             tensors[CODEBOOKS] = self.model.quantizer.codebooks
+        if self._codebook_optimizer:
+            tensors |= {f"{CODEBOOKS}.{name}": each for name, each in self._codebook_optimizer.state.items()}
         if self._teachers is not None:
             tensors[TEACHERS] = self._teachers.parameters
         return tensors
@@ -150,14 +156,18 @@ class BatchedTrainer:
                 batch = slice(start, start + self._batch_size)
                 loss = self._step(examples[:, :, batch], labels[:, batch])
                 total += loss * labels[0, batch].numel()
-            self._refit_codebooks()
         return (total / num_examples).cpu().numpy()
 
     def _step(self, examples: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Updates every replica on (S, k, B) rows of sentences and (S, B) labels; returns the losses, (R,)."""
         loss = self._pair_step(examples, labels) if self._sampler is None else self._search_step(examples)
-        self._optimizer.lr = lr_at(self._recipe.lr_schedule, self._recipe.lr, self._steps_done / self._steps)
+        schedule, done = self._recipe.lr_schedule, self._steps_done / self._steps
+        self._optimizer.lr = lr_at(schedule, self._recipe.lr, done)
         self._optimizer.step()
+        if self._codebook_optimizer and isinstance(self.model.quantizer, ProductQuantizer):
+            self._codebook_optimizer.lr = lr_at(schedule, self._recipe.codebook_lr, done)
+            self._codebook_optimizer.step()
+            self.model.quantizer.update()
         self._steps_done += 1
         return loss
 
@@ -238,17 +248,6 @@ class BatchedTrainer:
             for stream, each in zip(self._streams, examples.cpu(), strict=True)
         ]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
-
-    def _refit_codebooks(self) -> None:
-        """Fits the centroids to the present outputs, for which the layers have moved on."""
-        quantizer, iterations = self.model.quantizer, self._recipe.codebook_iterations
-        if not iterations or not isinstance(quantizer, ProductQuantizer):
-            return
-        refitted = [
-            quantizer.replica(r).refit(self.model.replica(r).compress(self._stored_vectors)[None], iterations).codebooks
-            for r in range(len(self.model))
-        ]
-        self.model.quantizer = ProductQuantizer(torch.cat(refitted))
 
     def _sample_neighborhoods(self) -> torch.Tensor | None:
         """Sentences for the neighborhood loss of this step, (S, N) rows; None if it uses those of the pairs."""
