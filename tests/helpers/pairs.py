@@ -6,6 +6,7 @@ import numpy as np
 
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import ScoredPairs
+from twinsqueeze.task import RETRIEVAL
 
 SUBJECTS = ["a cat", "the man", "my sister", "a small dog", "the teacher", "our neighbour", "a tired nurse", "the cook"]
 VERBS = ["is eating", "carries", "has lost", "wants to buy", "is painting", "throws away"]
@@ -39,6 +40,20 @@ def random_pairs(pairs: int, sentences: int, dimension: int, seed: int) -> Encod
     cosine = (vectors[first] * vectors[second]).sum(1)
     scores = np.round(np.clip(5 * cosine + generator.normal(size=pairs) * 0.3, 0, 5), 1).astype(np.float64)
     return EncodedSplit(vectors, first, second, scores)
+
+
+def random_queries(queries: int, dimension: int, seed: int, *, negatives: bool = False) -> EncodedSplit:
+    """Unit vectors of 20 passages and of queries near them, of which the first 10 have a second passage."""
+    generator = np.random.default_rng(seed)
+    passages = generator.normal(size=(20, dimension))
+    answer = generator.integers(20, size=queries)
+    vectors = np.concatenate([passages, passages[answer] + 0.8 * generator.normal(size=(queries, dimension))])
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    first = np.concatenate([20 + np.arange(queries), 20 + np.arange(10)])
+    second = np.concatenate([answer, (answer[:10] + 1) % 20])
+    relevance = generator.integers(1, 4, size=len(first)).astype(float)
+    wrong = (second + 7) % 20 if negatives else None
+    return EncodedSplit(vectors, first, second, relevance, None, wrong, np.arange(20), RETRIEVAL)
 
 
 def scored_pairs(*rows):

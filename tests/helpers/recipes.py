@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.pairs import random_pairs
+from tests.helpers.pairs import random_pairs, random_queries
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.recipe import Recipe
 
@@ -16,6 +16,10 @@ TEACHER = LINEAR | {"init": "teacher", "teacher": "projection", "neighbor_weight
 PRODUCT = {"quantizer": "product"}
 SIGN = {"quantizer": "sign"}
 RESIDUAL = {"architecture": "residual"}
+SEARCH = {
+    "architecture": "linear", "neighbor_weight": 1, "num_neighbors": 2, "num_candidates": 30, "batch_size": 32,
+    "codebook_lr": 1e-3, "lr_schedule": "linear",
+}  # fmt: skip
 # Vector registers hold 8 or 16 floats, so that 10, 20, 33 and 36 dimensions do not fill all of them.
 RECIPES: dict[str, dict[str, Any]] = {
     "mlp": {"dim": 10, "lr": 1e-3},
@@ -32,13 +36,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "product": TEACHER | PRODUCT | {"dim": 36},
     "product-pca": LINEAR | PRODUCT | {"dim": 12, "subvector_dim": 6, "neighbor_weight": 1, "init": "pca"},
     "product-encoder": LINEAR | PRODUCT | {"dim": 48, "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"},
+    "infonce-sign": SEARCH | SIGN | {"dim": 16, "loss": "infonce", "neighbor_weight": 0.5},
+    "search": SEARCH | PRODUCT | {"dim": 24, "loss": "none", "init": "teacher", "teacher": "projection"},
     "residual-neighbors": TEACHER | RESIDUAL | {"dim": 20, "num_neighbors": 3},
 }
-DEFAULT = ("mlp", "residual", "product-neighbors")
+DEFAULT = ("mlp", "residual", "product-neighbors", "search")
 
 
 def each_recipe(slow_dimension: int = 64) -> list[Any]:
-    """Returns pytest parameters (dimension of the encoder, fields): three, and those of all recipes as slow tests."""
+    """Returns pytest parameters (dimension of the encoder, fields): four, and those of all recipes as slow tests."""
     default = [pytest.param(64, RECIPES[name], id=name) for name in DEFAULT]
     return default + [
         pytest.param(slow_dimension, fields, id=f"{name}-of-{slow_dimension}", marks=pytest.mark.slow)
@@ -53,8 +59,10 @@ def make_recipes(alphas: Iterable[float] = (0.75,), seeds: Iterable[int] = (3,),
     return [Recipe.parse(shared | {"alpha": alpha, "seed": seed}) for alpha, seed in product(alphas, seeds)]
 
 
-def make_pairs(dimension: int) -> tuple[EncodedSplit, EncodedSplit]:
-    """Returns train with 50 sentences in no pair, and dev."""
+def make_pairs(dimension: int, *, loss: str = "mse", **_: Any) -> tuple[EncodedSplit, EncodedSplit]:
+    """Returns train and dev: scored pairs with 50 sentences in no pair, or what a loss without scores needs."""
+    if loss in {"infonce", "none"}:
+        return random_queries(150, dimension, seed=1), random_queries(40, dimension, seed=2)
     train = random_pairs(pairs=150, sentences=120, dimension=dimension, seed=1)
     unpaired = random_pairs(pairs=2, sentences=50, dimension=dimension, seed=3).embeddings
     return replace(train, unpaired=unpaired), random_pairs(pairs=60, sentences=70, dimension=dimension, seed=2)

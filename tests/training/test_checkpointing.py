@@ -45,7 +45,7 @@ def folder(tmp_path, small_train, small_dev):
     [pytest.param([0.75], [3], id="alone", marks=pytest.mark.slow), pytest.param([0, 0.75], [5, 3], id="in a grid")],
 )
 def test_a_training_resumes_bit_for_bit_from_every_epoch(dimension, fields, alphas, seeds, tmp_path, monkeypatch):
-    folder = CheckpointFolder(tmp_path, *make_pairs(dimension))
+    folder = CheckpointFolder(tmp_path, *make_pairs(dimension, **fields))
     recipes = make_recipes(alphas, seeds, **fields)
     uninterrupted = train_replicas(recipes, *folder.pairs, clean_loss_every=3)
     saving = EveryEpoch(recipes)

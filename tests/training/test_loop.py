@@ -5,9 +5,9 @@ import torch
 from tests.helpers.recipes import make_recipes
 from tests.helpers.results import same_bits
 from twinsqueeze.errors import InputError
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.task import SIMILARITY
 from twinsqueeze.training.loop import train_replicas
-from twinsqueeze.training.teacher import TEACHER_RECIPE, train_teachers
+from twinsqueeze.training.teacher import teacher_recipe, train_teachers
 from twinsqueeze.utils.compute import resolve_device
 
 
@@ -22,7 +22,8 @@ def test_results_are_in_the_order_of_the_recipes(small_train, small_dev):
 def test_teachers_are_trainings_at_full_dimension(small_train, small_dev):
     """With a recipe of their own, and without dev."""
     teachers = train_teachers([3, 5], 0.5, small_train, torch.device("cpu"))
-    recipes = [Recipe(dim=24, seed=seed, alpha=0.5, device="cpu", **TEACHER_RECIPE) for seed in (3, 5)]
+    recipe = teacher_recipe(SIMILARITY, 0.5, 24)
+    recipes = [recipe.model_copy(update={"seed": seed, "device": "cpu"}) for seed in (3, 5)]
     for result, teacher in zip(train_replicas(recipes, small_train, small_dev), teachers, strict=True):
         assert all(map(torch.equal, result.compressor.layers[0], teacher))
         assert result.history.clean_loss[-1] < result.history.clean_loss[0]

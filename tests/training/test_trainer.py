@@ -15,7 +15,7 @@ from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
 from twinsqueeze.model.initialization import pca_layer
 from twinsqueeze.training import trainer
 from twinsqueeze.training.loop import train_replicas
-from twinsqueeze.training.teacher import TEACHER_RECIPE
+from twinsqueeze.training.teacher import TEACHER_RECIPES
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 from twinsqueeze.utils.compute import map_threaded
 
@@ -91,8 +91,9 @@ def test_a_training_matches_pytorchs_autograd(place, fields, unpaired, small_tra
 )
 def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads(dimension, fields, monkeypatch):
     """A thread has one core if several train, and else all of them."""
-    monkeypatch.setitem(TEACHER_RECIPE, "epochs", 2)
-    fields, pairs = fields | {"epochs": 2}, make_pairs(dimension)
+    for recipe in TEACHER_RECIPES.values():
+        monkeypatch.setitem(recipe, "epochs", 2)
+    fields, pairs = fields | {"epochs": 2}, make_pairs(dimension, **fields)
 
     def train(recipes):
         return train_replicas(recipes, *pairs)

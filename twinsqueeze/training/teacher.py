@@ -7,20 +7,27 @@ neighborhood loss can use the teacher's neighbors.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.task import RETRIEVAL, SIMILARITY
+from twinsqueeze.task import RETRIEVAL, SIMILARITY, Task
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
 
 # A smaller learning rate fits the scores less and stays closer to the encoder; see experiments/LOG.md.
-TEACHER_RECIPES = {
+TEACHER_RECIPES: dict[Task, dict[str, Any]] = {
     SIMILARITY: {"loss": "pearson", "label_transform": "linear", "lr": 6e-4, "batch_size": 256, "epochs": 20},
     RETRIEVAL: {"loss": "infonce", "lr": 1e-3, "batch_size": 512, "epochs": 6},
 }
+
+
+def teacher_recipe(task: Task, alpha: float, dim: int) -> Recipe:
+    """Returns the recipe of the projection of `dim` dimensions."""
+    fields = {"architecture": "linear", "init": "pca", "lr_schedule": "linear", "alpha": alpha, "dim": dim}
+    return Recipe.parse({**fields, **TEACHER_RECIPES[task]})
 
 
 def train_teachers(
@@ -31,8 +38,7 @@ def train_teachers(
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:
     """Trains one teacher per seed, in three seconds each; returns weights (d, d) and biases (d,) on the CPU."""
-    fields = {"architecture": "linear", "init": "pca", "lr_schedule": "linear", "alpha": alpha, "dim": train.dimension}
-    recipe = Recipe.parse({**fields, **TEACHER_RECIPES[train.task]})
+    recipe = teacher_recipe(train.task, alpha, train.dimension)
     trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))
     for epoch in range(1, recipe.epochs + 1):
         trainer.train_epoch()
