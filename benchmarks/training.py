@@ -19,7 +19,8 @@ from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
+from twinsqueeze.training.setup import TrainingSetup
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.disk_cache import DiskCache
 
 

@@ -14,8 +14,8 @@ from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import fit_codebooks
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training import losses
+from twinsqueeze.training.seed_streams import SeedStreams
 from twinsqueeze.training.teacher import train_teachers
-from twinsqueeze.training.trainer import SeedStreams
 
 
 class ResidualModel(nn.Module):

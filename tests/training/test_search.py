@@ -12,7 +12,8 @@ from tests.helpers.recipes import PRODUCT, SEARCH, SIGN, make_recipes
 from twinsqueeze.task import NEIGHBORS
 from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, first_columns, other_answers
 from twinsqueeze.training.losses import candidate_log_probs, distillation_loss, infonce_loss
-from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
+from twinsqueeze.training.setup import TrainingSetup
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def test_a_step_has_the_gradient_of_autograd(quantizer):
     examples = torch.from_numpy(train.examples[:, 5:25])[None]
     sampled = []
     original = trainer._sample_candidates
-    trainer._sample_candidates = lambda rows: sampled.append(original(rows)) or sampled[-1]
+    trainer._sample_candidates = lambda *arguments: sampled.append(original(*arguments)) or sampled[-1]
     loss = trainer._search_step(examples)
     (weight, bias), model = trainer.model.layers[0], trainer.model
 

@@ -15,8 +15,9 @@ from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
 from twinsqueeze.model.initialization import pca_layer
 from twinsqueeze.training import trainer
 from twinsqueeze.training.loop import train_replicas
+from twinsqueeze.training.setup import TrainingSetup
 from twinsqueeze.training.teacher import TEACHER_RECIPES
-from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
+from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.compute import map_threaded
 
 CPU = torch.device("cpu")

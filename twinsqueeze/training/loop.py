@@ -17,8 +17,9 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SCORE_NAMES
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.losses import LABEL_LOSSES
+from twinsqueeze.training.setup import TrainingSetup
 from twinsqueeze.training.teacher import train_teachers
-from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup, TrainingState
+from twinsqueeze.training.trainer import BatchedTrainer, TrainingState
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import resolve_device
 
@@ -149,12 +150,13 @@ class _Run:
     def train_epoch(self, *, with_clean_loss: bool) -> None:
         loss = self._trainer.train_epoch()
         scores = self._score_dev(self._trainer.model)
-        measured = with_clean_loss and self._setup.recipe.needs_scores
-        clean_loss = self._measure_clean_loss() if measured else np.full(len(loss), np.nan)
+        clean_loss = self._measure_clean_loss() if with_clean_loss else np.full(len(loss), np.nan)
         self.curves.append(np.stack([loss, clean_loss, *scores]))
 
     def _measure_clean_loss(self) -> FloatArray:
         train, trainer = self._setup.train, self._trainer
+        if not self._setup.recipe.needs_scores:
+            return trainer.measure_clean_search_loss()
         predicted = predict_pair_cosines_of_each(trainer.model, trainer.vectors[: len(train.embeddings)], train)
         loss = LABEL_LOSSES[self._setup.recipe.loss](torch.from_numpy(predicted).double(), self._train_labels)[0]
         return loss.numpy()

@@ -15,7 +15,8 @@ from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.compressor import Layer
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import RETRIEVAL, SIMILARITY, Task
-from twinsqueeze.training.trainer import BatchedTrainer, TrainingSetup
+from twinsqueeze.training.setup import TrainingSetup
+from twinsqueeze.training.trainer import BatchedTrainer
 
 # A smaller learning rate fits the scores less and stays closer to the encoder; see experiments/LOG.md.
 TEACHER_RECIPES: dict[Task, dict[str, Any]] = {

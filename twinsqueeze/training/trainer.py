@@ -1,49 +1,34 @@
 """A batch of replicas in training: random streams, training steps and resumable state."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.sentence_pairs import scores_to_labels
-from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, CompressorNetwork, Layer, layer_sizes
+from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, Layer, layer_sizes
 from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import (
     Backward,
     L2Normalize,
     ProductQuantizer,
-    Quantizer,
-    SignQuantizer,
-    fit_codebooks,
 )
-from twinsqueeze.recipe import Recipe
 from twinsqueeze.training import losses
 from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, first_columns, other_answers
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.training.seed_streams import SeedStreams
+from twinsqueeze.training.setup import TrainingSetup, build_model, empty_layers, fit_initial_codebooks
 from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.compute import BLAS_LOCK, batch_invariant_matmul
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 TEACHERS = "teachers"
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """R = A * S replicas: each of A strengths of noise with each of S seeds, seeds varying fastest."""
-
-    recipe: Recipe  # of every replica, but for alpha and seed
-    alphas: Sequence[float]
-    seeds: Sequence[int]
-    train: EncodedSplit
-    device: torch.device
+CLEAN_EXAMPLES = 2048  # of a loss that searches
 
 
 @dataclass(frozen=True)
@@ -103,22 +88,22 @@ class BatchedTrainer:
                 initial_layers(recipe, vectors, SeedStreams.from_seed(seed).weights, start)
                 for seed, start in zip(setup.seeds, starts, strict=True)
             ]
-            codebooks = _fit_codebooks(setup, layers) if recipe.quantizer == "product" else None
+            codebooks = fit_initial_codebooks(setup, layers) if recipe.quantizer == "product" else None
         teachers = None
         if teacher_layers and recipe.teacher == "projection":
             teachers = CompressorBatch([[layer] for layer in teacher_layers], setup.device)
-        return cls(setup, _build_model(setup, layers, codebooks), teachers)
+        return cls(setup, build_model(setup, layers, codebooks), teachers)
 
     @classmethod
     def resume(cls, setup: TrainingSetup, state: TrainingState) -> Self:
         """Continues a training of the same setup, bit for bit."""
         recipe, dimension, num_seeds = setup.recipe, setup.train.dimension, len(setup.seeds)
-        layers = [_empty_layers(layer_sizes(recipe.architecture, dimension, recipe.dim))] * num_seeds
+        layers = [empty_layers(layer_sizes(recipe.architecture, dimension, recipe.dim))] * num_seeds
         codebooks = torch.from_numpy(state.arrays[CODEBOOKS]) if CODEBOOKS in state.arrays else None
         teachers = None
         if TEACHERS in state.arrays:
-            teachers = CompressorBatch([_empty_layers((dimension, dimension))] * num_seeds, setup.device)
-        trainer = cls(setup, _build_model(setup, layers, codebooks), teachers)
+            teachers = CompressorBatch([empty_layers((dimension, dimension))] * num_seeds, setup.device)
+        trainer = cls(setup, build_model(setup, layers, codebooks), teachers)
         for name, tensor in trainer._tensors().items():
             tensor.copy_(torch.from_numpy(state.arrays[name]))
         for stream, stream_state in zip(trainer._streams, state.values["streams"], strict=True):
@@ -193,13 +178,33 @@ class BatchedTrainer:
         return loss.view(-1)
 
     def _search_step(self, examples: torch.Tensor) -> torch.Tensor:
-        """Sets the gradient of InfoNCE and of the neighborhood loss, of float queries among stored candidates.
+        """Sets the gradient of InfoNCE and of the neighborhood loss, of float queries among stored candidates."""
+        candidates = self._sample_candidates(examples, [stream.neighbors for stream in self._streams])
+        vectors = self._noisy_vectors(torch.cat([examples[:, 0], candidates], 1))
+        loss, backward = self._search_loss(examples[:, 0], candidates, vectors)
+        backward()
+        return loss
 
-        Returns InfoNCE, or without it the neighborhood loss, (R,).
+    def measure_clean_search_loss(self) -> FloatArray:
+        """Returns the loss without noise of up to `CLEAN_EXAMPLES` examples among fixed candidates, (R,)."""
+        num_seeds, num_examples = len(self._streams), self._examples.shape[1]
+        chosen = np.linspace(0, num_examples - 1, min(CLEAN_EXAMPLES, num_examples)).astype(np.int64)
+        examples = self._examples[:, chosen].to(self.vectors.device).expand(num_seeds, -1, -1)
+        candidates = self._sample_candidates(examples, [np.random.default_rng(0) for _ in range(num_seeds)])
+        vectors = self._gather(torch.cat([examples[:, 0], candidates], 1))
+        with batch_invariant_matmul(len(self.model)):
+            loss, _ = self._search_loss(examples[:, 0], candidates, vectors.repeat(len(self._noise_scales), 1, 1))
+        return loss.cpu().numpy()
+
+    def _search_loss(
+        self, queries: torch.Tensor, candidates: torch.Tensor, vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[], None]]:
+        """Returns InfoNCE, or without it the neighborhood loss, (R,), and a function that sets the gradient of both.
+
+        `queries` (S, B) and `candidates` (S, C) are rows, whose vectors are (R, B + C, d).
         """
-        recipe, batch = self._recipe, examples.shape[2]
-        queries, candidates = examples[:, 0], self._sample_candidates(examples)
-        activations = self.model.forward(self._noisy_vectors(torch.cat([queries, candidates], 1)))
+        recipe, batch = self._recipe, queries.shape[1]
+        activations = self.model.forward(vectors)
         outputs = activations[-1]
         quantized, straight_through = self._quantize(outputs[:, batch:])
         asked, stored = L2Normalize(outputs[:, :batch]), L2Normalize(quantized)
@@ -207,8 +212,8 @@ class BatchedTrainer:
         gradient = torch.zeros(len(self.model), *mask.shape[1:], device=mask.device)
         if recipe.neighbor_weight:
             temperature = recipe.neighbor_temperature
-            vectors = self._teacher_vectors(queries), self._teacher_vectors(candidates)
-            teacher = losses.candidate_log_probs(*vectors, mask, temperature)
+            teacher_vectors = self._teacher_vectors(queries), self._teacher_vectors(candidates)
+            teacher = losses.candidate_log_probs(*teacher_vectors, mask, temperature)
             log_probs = losses.candidate_log_probs(asked.unit, stored.unit, mask, temperature)
             loss, of_cosines = losses.distillation_loss(log_probs, teacher, temperature)
             gradient.add_(of_cosines, alpha=recipe.neighbor_weight)
@@ -218,10 +223,13 @@ class BatchedTrainer:
             log_probs = losses.candidate_log_probs(asked.unit, stored.unit, mask, recipe.infonce_temperature)
             loss, of_cosines = losses.infonce_loss(log_probs, targets, recipe.infonce_temperature)
             gradient += of_cosines
-        of_queries = asked.backward(gradient @ stored.unit)
-        of_stored = straight_through(stored.backward(gradient.transpose(1, 2) @ asked.unit))
-        self.model.backward(activations, torch.cat([of_queries, of_stored], 1))
-        return loss
+
+        def backward() -> None:
+            of_queries = asked.backward(gradient @ stored.unit)
+            of_stored = straight_through(stored.backward(gradient.transpose(1, 2) @ asked.unit))
+            self.model.backward(activations, torch.cat([of_queries, of_stored], 1))
+
+        return loss, backward
 
     def _quantize(self, outputs: torch.Tensor) -> tuple[torch.Tensor, Backward]:
         if self.model.quantizer is None:
@@ -240,13 +248,10 @@ class BatchedTrainer:
         vectors = self._gather(rows)
         return vectors if self._teachers is None else functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
 
-    def _sample_candidates(self, examples: torch.Tensor) -> torch.Tensor:
+    def _sample_candidates(self, examples: torch.Tensor, generators: Sequence[np.random.Generator]) -> torch.Tensor:
         """Rows of candidates for (S, k, B) examples, (S, C)."""
         assert self._sampler
-        rows = [
-            self._sampler.sample(stream.neighbors, each.numpy())
-            for stream, each in zip(self._streams, examples.cpu(), strict=True)
-        ]
+        rows = [self._sampler.sample(*item) for item in zip(generators, examples.cpu().numpy(), strict=True)]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
     def _sample_neighborhoods(self) -> torch.Tensor | None:
@@ -267,29 +272,3 @@ class BatchedTrainer:
         if self._is_noisy:
             fill_uniform([stream.noise for stream in self._streams], uniform)
         return add_noise(vectors, uniform.to(self.vectors.device), self._noise_scales)
-
-
-def _build_model(
-    setup: TrainingSetup, layers: Sequence[Sequence[Layer]], codebooks: torch.Tensor | None
-) -> CompressorBatch:
-    """Returns the replicas, given the layers of each seed and the (R, M, K, P) codebooks of a product quantizer."""
-    recipe = setup.recipe
-    quantizer: Quantizer | None = SignQuantizer() if recipe.quantizer == "sign" else None
-    if codebooks is not None:
-        quantizer = ProductQuantizer(codebooks.clone().to(setup.device))
-    skip_dims = recipe.dim if recipe.architecture == "residual" else 0
-    return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer, skip_dims)
-
-
-def _fit_codebooks(setup: TrainingSetup, layers: Sequence[Sequence[Layer]]) -> torch.Tensor:
-    """Fits (R, M, K, P) codebooks to the initial outputs of each seed."""
-    vectors = torch.from_numpy(setup.train.stored_vectors).to(setup.device)
-    codebooks = []
-    for seed_layers, seed in zip(layers, setup.seeds, strict=True):
-        outputs = CompressorNetwork(seed_layers).to(setup.device).compress(vectors).cpu().numpy()
-        codebooks.append(fit_codebooks(outputs, setup.recipe.subvector_dim, seed))
-    return torch.stack(codebooks * len(setup.alphas))
-
-
-def _empty_layers(sizes: Sequence[int]) -> list[Layer]:
-    return [(torch.zeros(outputs, inputs), torch.zeros(outputs)) for inputs, outputs in pairwise(sizes)]
