@@ -94,7 +94,7 @@ class ExperimentData:
         key = tuple(splits), label_transform, dim
         if key not in self._baselines:
             evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, label_transform) for s in splits}
-            task = BaselineTask(self.encoded["train"].embeddings, evaluators, self.task)
+            task = BaselineTask(self.encoded["train"].embeddings, evaluators)
             self._baselines[key] = cached_baselines(task, dim, self._cache, partial(_progress, self.reporter))
         return self._baselines[key]
 

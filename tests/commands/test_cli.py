@@ -95,7 +95,7 @@ def test_bad_values_of_a_training(workplace, command, arguments, message):
         ("ablation", "Missing option '--grid'"),
         ("ablation --grid absent.yaml", "grid 'absent.yaml' not found"),
         ("mian", "No such command 'mian'. Did you mean 'main'?"),
-        ("best --recipe bst-16", "floats, not 'bst-16' (did you mean 'best-16'?)"),
+        ("best --recipe bst-16", "vectors-16, not 'bst-16' (did you mean 'best-16'?)"),
         ("main --dataset dmo", "folder with train, dev and test (did you mean 'demo'?)"),
         (
             "register --metric dev/f1",

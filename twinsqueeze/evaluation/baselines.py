@@ -17,7 +17,7 @@ from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, OPQ, faiss_version, product_quantizers
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
-from twinsqueeze.task import SIMILARITY, Task
+from twinsqueeze.task import SIMILARITY
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import BLAS_LOCK
 from twinsqueeze.utils.console import SILENT, OpenProgress
@@ -69,7 +69,11 @@ class BaselineTask:
 
     train: FloatArray
     evaluators: Mapping[str, VectorEvaluator]
-    task: Task
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the data are scored pairs."""
+        return all(evaluator.split.task == SIMILARITY for evaluator in self.evaluators.values())
 
     @property
     def digest(self) -> str:
@@ -109,12 +113,12 @@ def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
             yield Baseline(f"{name}, {label}", dim, bytes_per_vector(precision, dim), True, stored)
 
 
-def full_dim_encodings(train: FloatArray, task: Task, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
-    """Yield baselines with all d dimensions: floats, int8, signs and FAISS's product quantizers, fitted on `train`.
+def full_dim_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
+    """Yield baselines with all d dimensions: floats, int8, signs and FAISS's product quantizers, fitted on train.
 
     Codes are scored with stored queries and with float queries, but of data without scores with float queries alone.
     """
-    dimension = train.shape[1]
+    train, dimension = task.train, task.train.shape[1]
     yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_identity])
     signs, center = _signs(_identity, train), train.mean(0)
     name, size = f"signs of {dimension}, centered", bytes_per_vector("binary", dimension)
@@ -126,9 +130,9 @@ def full_dim_encodings(train: FloatArray, task: Task, cache: DiskCache, progress
             yield row._replace(name=f"{row.name}, {size} bytes")
 
 
-def _with_float_queries(encoding: Baseline, task: Task) -> Iterator[Baseline]:
+def _with_float_queries(encoding: Baseline, task: BaselineTask) -> Iterator[Baseline]:
     """Yield an encoding with stored and with float queries, the latter under a name of its own."""
-    if task == SIMILARITY:
+    if task.has_scores:
         yield encoding._replace(query_transform=None)
         yield encoding._replace(name=f"{encoding.name}, {FLOAT_QUERIES}", search_only=True)
     else:
@@ -196,7 +200,7 @@ def cached_baselines(
 
     # Both are generators, which fit nothing if the cache has their scores.
     groups = {
-        cache_key(f"faiss {faiss_version()}"): full_dim_encodings(task.train, task.task, cache, progress),
+        cache_key(f"faiss {faiss_version()}"): full_dim_encodings(task, cache, progress),
         cache_key(f"scikit-learn {version('scikit-learn')}, {dim}"): dimension_reductions(task.train, dim),
     }
     rows: dict[str, list[BaselineScores]] = {}
