@@ -72,7 +72,7 @@ class Compressor:
             raise InputError(f"vectors must have the shape (n, {self.input_dim}), not {vectors.shape}")
         int8_ranges = self._metadata.int8_ranges if self._metadata else None
         check_precision(precision, int8_ranges, self._network.codebooks, repr(self))
-        return VectorCompressor(self._network, precision, int8_ranges).compress(vectors)
+        return VectorCompressor(self._network, precision, self._metadata).compress(vectors)
 
     def encode(self, texts: Sequence[str], precision: str = "float32") -> AnyArray:
         """Encodes texts with the encoder of the training, and compresses their vectors as `compress` does."""

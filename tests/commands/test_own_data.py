@@ -2,6 +2,7 @@
 
 import json
 
+import faiss
 import mlflow
 import numpy as np
 import pandas as pd
@@ -88,7 +89,24 @@ def test_a_grid_is_compared_registered_exported_and_compresses(place, trained):
     assert refused.returncode == 2
     place.run("export", "--model", "models:/twinsqueeze@champion", "--output", "weights", "--format", "safetensors")
     place.run("compress", "--input", "vectors.npy", "--model", "weights", "--output", "codes.npy")
-    assert np.load(place.folder / "codes.npy").shape == (420, 2)
+    codes = np.load(place.folder / "codes.npy")
+    assert codes.shape == (420, 2)
+    check_inputs_of_any_length(place, codes)
+
+
+def check_inputs_of_any_length(place, codes):
+    """The trained vectors had unit length. What is compressed is scaled alike: by the command, an index and MLflow."""
+    vectors = np.load(place.folder / "vectors.npy")
+    np.save(place.folder / "unit.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    place.run("compress", "--input", "unit.npy", "--model", "weights", "--output", "unit-codes.npy")
+    assert (np.load(place.folder / "unit-codes.npy") == codes).mean() > 0.99
+    place.run("export", "--model", "weights", "--output", "index", "--format", "faiss")
+    index = faiss.read_index(str(place.folder / "index" / "index.faiss"))
+    index.add(vectors)
+    stored = faiss.vector_to_array(faiss.downcast_index(index.index).codes).reshape(codes.shape)
+    assert (stored == codes).mean() > 0.99
+    model = mlflow.pyfunc.load_model(str(place.model(place.runs("train")[-1])))
+    np.testing.assert_allclose(model.predict(vectors[:5]), model.predict(vectors[:5] * 100), atol=1e-6)
 
 
 def test_queries_with_passages_are_encoded_and_learned(place, tiny_encoder):

@@ -104,7 +104,7 @@ def _build_index(compressor: VectorCompressor, options: CompressOptions) -> Fais
             raise InputError(f"ivf is for indexes, and output {str(options.output)!r} does not end in {INDEX_SUFFIX}")
         return None
     check_index_support(compressor.network, options.ivf, options.model)
-    return FaissIndex(compressor.network, compressor.precision, compressor.ranges, options.ivf)
+    return compressor.build_index(options.ivf)
 
 
 def _check_vectors(vectors: AnyArray | NpyRows, compressor: VectorCompressor, options: CompressOptions) -> None:

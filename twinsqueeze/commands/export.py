@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.inference.compression import load_compressor
-from twinsqueeze.model.faiss_index import FaissIndex, check_index_support
+from twinsqueeze.model.faiss_index import check_index_support
 from twinsqueeze.model.onnx import check_onnx_installed, export_compressor, export_text_model
 from twinsqueeze.model.sentence_transformer import describe_text_model
 from twinsqueeze.registry.model_card import render_model_card
@@ -85,7 +85,7 @@ def _write_files(folder: Path, model: str, resolved: ResolvedModel, format: str,
     if format == "faiss":
         check_index_support(compressor, "none", model)
         with (folder / INDEX_FILE).open("wb") as file:
-            FaissIndex(compressor, loaded.precision, loaded.ranges).write(file)
+            loaded.build_index().write(file)
     elif format != "safetensors":
         sentence_transformer, _ = load_sentence_transformer_for(model, resolved)
         text_model = describe_text_model(sentence_transformer)

@@ -12,6 +12,7 @@ from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, cached_vectors
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
+from twinsqueeze.model.faiss_index import FaissIndex
 from twinsqueeze.model.precision import Int8Ranges, check_precision, quantize
 from twinsqueeze.model.sentence_transformer import token_limit
 from twinsqueeze.types import AnyArray, FloatArray
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VectorCompressor:
-    """A network on the CPU and the precision of its output; `ranges` calibrate int8."""
+    """A network on the CPU and the precision of its output; `metadata` calibrate int8 and scale inputs."""
 
     network: CompressorNetwork
     precision: str
-    ranges: Int8Ranges | None
+    metadata: CheckpointMetadata | None
+
+    @property
+    def ranges(self) -> Int8Ranges | None:
+        """The calibration for int8."""
+        return self.metadata.int8_ranges if self.metadata else None
+
+    def build_index(self, lists: str = "none") -> FaissIndex:
+        """Return an empty FAISS index that takes what `compress` takes; `lists` as for `FaissIndex`."""
+        normalizes = bool(self.metadata and self.metadata.normalizes_inputs)
+        return FaissIndex(self.network, self.precision, self.ranges, lists, normalizes_inputs=normalizes)
 
     def quantize(self, compressed: FloatArray) -> AnyArray:
         """Return (n, dim) float32 vectors at the output's precision."""
@@ -43,6 +54,8 @@ class VectorCompressor:
             vectors = np.pad(vectors, ((0, -num_rows % ALIGNMENT), (0, 0)))
         with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
             inputs = torch.from_numpy(np.require(vectors, np.float32, ("C", "W")))
+        if self.metadata and self.metadata.normalizes_inputs:
+            inputs = torch.nn.functional.normalize(inputs, dim=1)
         compressed = self.network.compress(inputs)
         for tensor, fault in ((inputs, "has NaN or infinite numbers"), (compressed, "is too long a vector")):
             # The sum is faster than a look at every number, and not finite if one of them is not.
@@ -58,7 +71,7 @@ def load_compressor(checkpoint: Path, model: str, precision: str) -> tuple[Vecto
     ranges = metadata.int8_ranges if metadata else None
     precision = network.precision if precision == "auto" else precision
     check_precision(precision, ranges, network.codebooks, model)
-    return VectorCompressor(network, precision, ranges), metadata
+    return VectorCompressor(network, precision, metadata), metadata
 
 
 def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[str], cache: DiskCache) -> FloatArray:

@@ -10,7 +10,7 @@ from twinsqueeze.errors import InputError, one_line
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.task import SIMILARITY
+from twinsqueeze.task import NO_ENCODER, SIMILARITY
 
 HEADER = "twinsqueeze"
 
@@ -27,6 +27,11 @@ class CheckpointMetadata(BaseModel):
     version: str
     task: str = SIMILARITY.name
     int8_ranges: Int8Ranges | None = None
+
+    @property
+    def normalizes_inputs(self) -> bool:
+        """Whether inputs are scaled to unit length first: if it was trained on vectors, not on an encoder's output."""
+        return self.recipe.encoder == NO_ENCODER
 
 
 def serialize_checkpoint(compressor: CompressorNetwork, metadata: CheckpointMetadata | None) -> bytes:

@@ -56,12 +56,19 @@ class FaissIndex:
     """A FAISS index of the codes of a linear compressor at a precision; `ranges` calibrate int8.
 
     `lists` is "none" for an exhaustive search, a number of lists of an inverted file (IVF), or "auto" for `num_lists`.
+    With `normalizes_inputs` the index scales its inputs to unit length.
     """
 
     def __init__(
-        self, network: CompressorNetwork, precision: str, ranges: Int8Ranges | None = None, lists: str = "none"
+        self,
+        network: CompressorNetwork,
+        precision: str,
+        ranges: Int8Ranges | None = None,
+        lists: str = "none",
+        *,
+        normalizes_inputs: bool = False,
     ) -> None:
-        self.precision, self.lists = precision, lists
+        self.precision, self.lists, self._normalizes_inputs = precision, lists, normalizes_inputs
         ((self._weight, self._bias),) = network.layers
         codebooks = network.codebooks if precision == "product" else None
         self._codes = _build_storage(network.dim, precision, ranges, codebooks)
@@ -90,6 +97,8 @@ class FaissIndex:
             index.prepend_transform(_linear_transform(weight, bias))
         index.prepend_transform(faiss.NormalizationTransform(dim))
         index.prepend_transform(_linear_transform(self._weight.cpu().numpy(), self._bias.cpu().numpy()))
+        if self._normalizes_inputs:
+            index.prepend_transform(faiss.NormalizationTransform(self._weight.shape[1]))
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
         return int(index.ntotal)
 

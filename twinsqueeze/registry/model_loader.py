@@ -84,8 +84,8 @@ def load_sentence_transformer_for(
         encoder = resolve_encoder(encoder_name, device)
     elif metadata and metadata.recipe.encoder == NO_ENCODER:
         raise InputError(
-            f"model {model!r} was trained on vectors and has no encoder: export accepts --format safetensors, and "
-            "compress accepts vectors, or texts with --encoder"
+            f"model {model!r} was trained on vectors and has no encoder: export accepts --format faiss or "
+            "safetensors, and compress accepts vectors, or texts with --encoder"
         )
     elif metadata is None:
         raise InputError(

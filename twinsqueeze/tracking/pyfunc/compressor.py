@@ -4,12 +4,14 @@ MLflow copies this file into the model and runs it where TwinSqueeze is not inst
 TwinSqueeze.
 """
 
+import json
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 
@@ -18,7 +20,12 @@ class CompressorModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the layers, sorted by the numbers in their names."""
-        state = load_file(context.artifacts["compressor"])
+        file = context.artifacts["compressor"]
+        with safe_open(file, framework="numpy") as tensors:
+            metadata = json.loads((tensors.metadata() or {}).get("twinsqueeze", "{}"))
+        # Trained on vectors that were scaled to unit length, not on an encoder's.
+        self.normalizes_inputs = metadata.get("recipe", {}).get("encoder") == "none"
+        state = load_file(file)
         numbers = sorted(int(name.split(".")[0]) for name in state if name.endswith(".weight"))
         self.layers = [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in numbers]
 
@@ -31,12 +38,17 @@ class CompressorModel(PythonModel):
         if not np.isfinite(hidden).all():
             row = int(np.argmin(np.isfinite(hidden).all(1)))
             raise MlflowException.invalid_parameter_value(f"row {row} has a number that is not finite")
+        if self.normalizes_inputs:
+            hidden = self._normalize(hidden)
         for i, (weight, bias) in enumerate(self.layers):
             if i:
                 hidden = np.maximum(hidden, np.float32(0))
             hidden = hidden @ weight.T + bias
-        length = np.linalg.norm(hidden, axis=1, keepdims=True)
-        return hidden / np.maximum(length, np.float32(1e-12))
+        return self._normalize(hidden)
+
+    def _normalize(self, vectors: np.ndarray) -> np.ndarray:
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / np.maximum(length, np.float32(1e-12))
 
 
 mlflow.models.set_model(CompressorModel())
