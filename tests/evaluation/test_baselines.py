@@ -151,6 +151,21 @@ def test_float_queries_are_compared_with_vectors_that_faiss_decodes(found, task)
     assert expected > found["FAISS PQ, 16 bytes"].scores["dev"]["neighbor_recall"]
 
 
+@pytest.mark.parametrize("bits", [1, 2])
+def test_rotated_components_are_searched_as_faiss_does(bits, monkeypatch):
+    name = {1: "rotated signs", 2: "TurboQuant 2 bits"}[bits]
+    monkeypatch.setattr(faiss_baselines, "SCALAR_QUANTIZERS", ((name, 32, bits), (name, 128, bits)))
+    train, other = (random_pairs(pairs=2, sentences=200, dimension=64, seed=seed).embeddings for seed in (1, 2))
+    ((found, size, decode, transform_query),) = faiss_baselines.scalar_quantizers(train)  # 128 are too many
+    assert (found, size) == (name, 4 * bits)
+    index = faiss.index_factory(64, f"PCAR32,L2norm,SQtqmse{bits}", faiss.METRIC_INNER_PRODUCT)
+    index.train(train)
+    index.add(other)
+    similarities, rows = index.search(train[:20], 10)
+    products = transform_query(train[:20]) @ decode(other).T
+    np.testing.assert_allclose(np.take_along_axis(products, rows, 1), similarities, atol=1e-5)
+
+
 def test_opq_beats_pq_on_correlated_dimensions(tmp_path, monkeypatch):
     """PQ separates correlated dimensions, which OPQ's rotation (Ge et al. 2013) avoids."""
     monkeypatch.setattr(faiss_baselines, "CODE_SIZES", (16,))

@@ -8,13 +8,21 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import count
+from itertools import chain, count
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.evaluation.faiss_baselines import CODE_SIZES, NUM_CENTROIDS, OPQ, faiss_version, product_quantizers
+from twinsqueeze.evaluation.faiss_baselines import (
+    CODE_SIZES,
+    NUM_CENTROIDS,
+    OPQ,
+    Transform,
+    faiss_version,
+    product_quantizers,
+    scalar_quantizers,
+)
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.task import SIMILARITY
@@ -23,10 +31,9 @@ from twinsqueeze.utils.compute import BLAS_LOCK
 from twinsqueeze.utils.console import SILENT, OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
 
-Transform = Callable[[FloatArray], FloatArray]
 PROJECTION_DRAWS = 20
 # Part of every cache key: increase it when a baseline is computed differently.
-CACHE_VERSION = "6"
+CACHE_VERSION = "7"
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,9 @@ def full_dim_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgr
     name, size = f"signs of {dimension}, centered", bytes_per_vector("binary", dimension)
     yield from _with_float_queries(Baseline(name, None, size, False, [signs], lambda vectors: vectors - center), task)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
-    for name, size, reconstruct in product_quantizers(train, cache, progress):
-        encoding = Baseline(name, None, size, True, [reconstruct], _identity)
-        for row in _with_float_queries(encoding, task):
+    quantizers = ((*each, _identity) for each in product_quantizers(train, cache, progress))
+    for name, size, decode, transform_query in chain(quantizers, scalar_quantizers(train)):
+        for row in _with_float_queries(Baseline(name, None, size, True, [decode], transform_query), task):
             yield row._replace(name=f"{row.name}, {size} bytes")
 
 

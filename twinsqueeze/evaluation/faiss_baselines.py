@@ -1,4 +1,4 @@
-"""FAISS's product quantizers as baselines, trained once per set of vectors; they need the extra `search`."""
+"""FAISS's quantizers as baselines, trained once per set of vectors; they need the extra `search`."""
 
 import hashlib
 import importlib.util
@@ -25,8 +25,17 @@ NUM_CENTROIDS = 2**BITS
 # FAISS's defaults for OPQ, 50 iterations with 40 and then 4 of k-means, take three times as long for hardly more
 # neighbor recall: on STS-B's test split 0.57 instead of 0.56 in 16 bytes, 0.68 both ways in 32.
 OPQ_SETTINGS = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
+# Fixed quantizers of randomly rotated principal components (TurboQuant, Zandieh et al. 2025, arXiv 2504.19874): a
+# name without the size, principal components, and bits per component.
+SCALAR_QUANTIZERS = (
+    ("rotated signs", 128, 1),
+    ("rotated signs", 256, 1),
+    ("TurboQuant 2 bits", 128, 2),
+    ("TurboQuant 2 bits", 256, 2),
+)
 # Part of every cache key: increase it when quantizers are trained differently.
 CACHE_VERSION = "1"
+Transform = Callable[[FloatArray], FloatArray]
 # Name of a quantizer without the size, and bytes per code.
 _Config = tuple[str, int]
 
@@ -38,7 +47,7 @@ def faiss_version() -> str | None:
 
 def product_quantizers(
     train: FloatArray, cache: DiskCache, progress: OpenProgress
-) -> Iterator[tuple[str, int, Callable[[FloatArray], FloatArray]]]:
+) -> Iterator[tuple[str, int, Transform]]:
     """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at the sizes of 16, 32 and 64 bytes that divide d.
 
     Each is a name without the size, bytes per code, and a function that encodes and decodes vectors. Nothing is
@@ -65,6 +74,39 @@ def product_quantizers(
     for name, size in keys:
         index = faiss.deserialize_index(np.frombuffer(payloads[name, size], np.uint8))
         yield name, size, partial(_reconstruct, faiss, index)
+
+
+def scalar_quantizers(train: FloatArray) -> Iterator[tuple[str, int, Transform, Transform]]:
+    """Yield `SCALAR_QUANTIZERS` with at most as many components as there are dimensions and vectors (N, d).
+
+    Each is a name without the size, bytes per code, and functions to decoded vectors and to float queries, both unit
+    vectors or near. They take a second to train, of which the PCA is most. Nothing is yielded without FAISS.
+    """
+    if not faiss_version():
+        return
+    import faiss  # noqa: PLC0415 - an extra
+
+    train = np.ascontiguousarray(train, np.float32)
+    for name, components, bits in SCALAR_QUANTIZERS:
+        if components <= min(train.shape):
+            index = faiss.index_factory(train.shape[1], f"PCAR{components},L2norm,SQtqmse{bits}")
+            with _single_threaded(faiss):
+                index.train(train)
+            decode, rotate = partial(_decode_rotated, faiss, index), partial(_rotate, faiss, index)
+            yield name, components * bits // 8, decode, rotate
+
+
+def _rotate(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
+    """Apply the transforms of an index."""
+    for i in range(index.chain.size()):
+        vectors = faiss.downcast_VectorTransform(index.chain.at(i)).apply(np.ascontiguousarray(vectors, np.float32))
+    return vectors
+
+
+def _decode_rotated(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
+    with _single_threaded(faiss):
+        codes = faiss.downcast_index(index.index)
+        return np.asarray(codes.sa_decode(codes.sa_encode(_rotate(faiss, index, vectors))))
 
 
 def _reconstruct(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
