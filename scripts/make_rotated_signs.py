@@ -13,7 +13,7 @@ import faiss
 import torch
 
 from scripts.docs_macros import RESULTS
-from twinsqueeze.data.encoder import DEFAULT_ENCODER, embed_pairs, resolve_encoder
+from twinsqueeze.data.encoder import DEFAULT_ENCODER, embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.types import FloatArray
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="stsb", help="the Hub's, or a folder with STS-B (default: %(default)s)")
     pairs = load_pairs(parser.parse_args().dataset)
-    encoded = embed_pairs(pairs.splits, resolve_encoder(DEFAULT_ENCODER), DiskCache())
+    encoded = embed_splits(pairs.splits, resolve_encoder(DEFAULT_ENCODER), DiskCache())
     evaluator = Evaluator(encoded["test"], "tanh", torch.device("cpu"))
     rows = [TITLES, *(score_index(factory, encoded["train"].embeddings, evaluator) for factory in INDEXES)]
     with (RESULTS / "rotated_signs.csv").open("w", encoding="utf-8", newline="") as file:

@@ -248,7 +248,7 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Returns the seconds of an epoch per replica in a batch on one core, by part."""
     pairs = load_pairs(recipe.dataset, splits=("train", "dev"))
-    encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder, "cpu")).encoded
+    encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder, "cpu"), "cpu").encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
