@@ -11,8 +11,9 @@ from tests.helpers.commands import ROOT
 from twinsqueeze.cli import cli
 from twinsqueeze.commands import train
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import Recipe, format_value
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SIMILARITY
+from twinsqueeze.utils.text import format_value
 
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 # What an entry point would need a run of its own for, on the server that was away.

@@ -7,7 +7,8 @@ from tests.helpers.commands import ROOT
 from tests.helpers.refusals import refusal
 from twinsqueeze.errors import InputError
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import Recipe, format_value
+from twinsqueeze.recipe import Recipe
+from twinsqueeze.utils.text import format_value
 
 
 def test_defaults_are_those_of_the_study():

@@ -16,21 +16,26 @@ from twinsqueeze.commands.options import (
     SectionedGroup,
     bool_option,
     choices,
+    column_option,
     dataset_loader,
     dataset_options,
     experiment_option,
+    export_format_option,
+    grid_option,
     input_format_option,
     input_option,
+    metric_option,
     model_option,
     option,
     precision_option,
+    preset_option,
     resume_option,
     training_options,
     verbose_option,
 )
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import BEST_PRESETS, PRESETS, Recipe
+from twinsqueeze.recipe import BEST_PRESETS, Recipe
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.utils import processes, signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
@@ -137,13 +142,7 @@ def train_command(**options: Any) -> None:
 
 
 @cli.command("best", epilog="Example: twinsqueeze best --recipe best-16 --dataset stsb")
-@option(
-    "recipe",
-    "The preset. Other options override its fields. auto: best for scored pairs, pairs for queries with passages, "
-    "vectors for texts or vectors alone.",
-    default="auto",
-    metavar=choices(("auto", *PRESETS)),
-)
+@preset_option
 @training_options(preset=True)
 def best_command(recipe: str, **options: Any) -> None:
     """Train a preset recipe and evaluate it on dev and test.
@@ -188,12 +187,7 @@ def evaluate_command(**options: Any) -> None:
 
 
 @cli.command("ablation", epilog="Example: twinsqueeze ablation --grid published --dataset stsb")
-@option(
-    "grid",
-    "A YAML file that maps recipe fields to lists of values, or the name of a file of experiments/, such as quick.",
-    required=True,
-    metavar="FILE",
-)
+@grid_option
 @option("dataset", "As for main, or `grid` for the file's.", default="grid")
 @option("device", "As for main, or `grid` for the file's.", default="grid", metavar=choices(("grid", *DEVICES)))
 @bool_option("force", "Train recipes again that the experiment has already trained on the same data.")
@@ -229,15 +223,7 @@ def compare_command(experiment: str, **options: Any) -> None:
 
 @cli.command("register", epilog="Example: twinsqueeze register --experiment ablation")
 @experiment_option
-@option(
-    "metric",
-    "Metric to select and compare by. auto: dev/spearman of scored pairs, dev/ndcg_at_10 of queries with passages, "
-    "dev/neighbor_recall of texts or vectors.",
-    default="auto",
-    metavar=choices(
-        ("auto", "dev/spearman", "dev/pearson", "dev/mse", "dev/mae", "dev/ndcg_at_10", "dev/neighbor_recall")
-    ),
-)
+@metric_option
 @option("dataset", "Name of the runs' data; `any` if the experiment has runs on one dataset only.", default="any")
 @bool_option("rollback", "Restore the previous champion; registers nothing.")
 def register_command(experiment: str, **options: Any) -> None:
@@ -253,13 +239,7 @@ def register_command(experiment: str, **options: Any) -> None:
 @cli.command("export", epilog="Example: twinsqueeze export --model models:/twinsqueeze@champion --output model")
 @model_option
 @option("output", "Folder to write; must be empty or not exist.", required=True, type=PATH, metavar="FOLDER")
-@option(
-    "format",
-    "folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, verified against "
-    "PyTorch; faiss: an empty FAISS index that takes the encoder's vectors and stores them at --precision.",
-    default="folder",
-    metavar=choices(("folder", "safetensors", "onnx", "faiss")),
-)
+@export_format_option
 @precision_option
 @bool_option("overwrite", "Replace an earlier export.")
 def export_command(model: str, output: Path, **options: Any) -> None:
@@ -280,12 +260,7 @@ def export_command(model: str, output: Path, **options: Any) -> None:
 )
 @precision_option
 @input_format_option
-@option(
-    "column",
-    "Column or key to compress, or a pattern such as 'v*' for the columns of the vectors' numbers; auto for the only "
-    "possible choice.",
-    default="auto",
-)
+@column_option
 @option("encoder", "Encoder of texts: same, for the encoder of the training, or as for main.", default="same")
 @option(
     "device", "Where texts are encoded. Vectors are compressed on the CPU.", default="auto", metavar=choices(DEVICES)

@@ -12,10 +12,12 @@ from importlib.resources import files
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from twinsqueeze.errors import InputError, suggest, truncate_repr
+from twinsqueeze.recipe_fields import format_error, recipe_field
 from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY, Task
+from twinsqueeze.utils.text import format_value
 
 # The presets in twinsqueeze/recipes/. `published` has the defaults.
 PRESETS = (
@@ -38,23 +40,6 @@ def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None)
     return -(-bits * dim // 8)
 
 
-def format_value(value: object) -> str:
-    """Return the shortest text of a value, as users of `mlflow run -P` type it: 0 for 0.0, true for True.
-
-    MLflow groups runs by the text of their parameters.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def _field(default: Any, description: str, allowed: str = "", **bounds: Any) -> Any:
-    """A field; `allowed` completes the message "NAME must be …" if its type and bounds do not say it all."""
-    if allowed:
-        bounds["json_schema_extra"] = {"allowed": allowed}
-    return Field(default, description=description, **bounds)
-
-
 class Recipe(BaseModel):
     """The hyperparameters of one training; equal recipes on equal data give equal weights on one machine.
 
@@ -69,74 +54,74 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    alpha: float = _field(
+    alpha: float = recipe_field(
         0.75,
         "Strength of the NEFTune-style noise. Every training step adds U(-1, 1) * alpha / sqrt(d) to each of the d "
         "components of a sentence's unit vector: noise of norm about alpha / sqrt(3). 0 trains without noise.",
         ge=0,
     )
-    dim: int = _field(32, "Output dimension; at most the encoder's dimension.", ge=2)
-    epochs: int = _field(200, "Passes over the training pairs. The last epoch's weights are used.", ge=1)
-    batch_size: int = _field(32, "Sentence pairs per training step.", ge=1)
-    lr: float = _field(2e-4, "Adam's learning rate.", gt=0)
-    lr_schedule: Literal["constant", "cosine", "linear"] = _field(
+    dim: int = recipe_field(32, "Output dimension; at most the encoder's dimension.", ge=2)
+    epochs: int = recipe_field(200, "Passes over the training pairs. The last epoch's weights are used.", ge=1)
+    batch_size: int = recipe_field(32, "Sentence pairs per training step.", ge=1)
+    lr: float = recipe_field(2e-4, "Adam's learning rate.", gt=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = recipe_field(
         "constant",
         "Learning rate schedule, where t is the fraction of steps done. constant: lr; cosine: "
         "lr * (1 + cos(pi * t)) / 2; linear: lr * (1 - t).",
     )
-    weight_decay: float = _field(
+    weight_decay: float = recipe_field(
         0.0,
         "Decoupled weight decay as in AdamW: every step subtracts lr * weight_decay of each weight. 0 is Adam.",
         ge=0,
     )
-    seed: int = _field(
+    seed: int = recipe_field(
         0,
         "Seeds the initial weights, the order of pairs, the noise and the sampled neighborhoods, each in a random "
         "stream of its own.",
         ge=0,
         le=2**31 - 1,
     )
-    architecture: Literal["mlp", "linear", "residual"] = _field(
+    architecture: Literal["mlp", "linear", "residual"] = recipe_field(
         "mlp",
         "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; residual: a linear "
         "layer plus a branch of 1024 ReLU units whose output starts at zero.",
     )
-    init: Literal["random", "pca", "teacher"] = _field(
+    init: Literal["random", "pca", "teacher"] = recipe_field(
         "random",
         "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
         "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
         "d -> d linear projection that is first trained on the scores.",
         "random, or for a linear or residual compressor pca or teacher",
     )
-    subvector_dim: int = _field(
+    subvector_dim: int = recipe_field(
         4, "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.", ge=1
     )
-    quantizer: Literal["none", "product", "sign"] = _field(
+    quantizer: Literal["none", "product", "sign"] = recipe_field(
         "none",
         "Quantizer that the vectors are trained and evaluated with. none: float32; product: each subvector becomes "
         "one of 256 centroids, a byte; sign: the signs, one bit each.",
         "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
     )
-    codebook_lr: float = _field(
+    codebook_lr: float = recipe_field(
         0.0,
         "Adam's learning rate for the centroids of a product quantizer, with the schedule of lr; for data without "
         "scores. 0 keeps those that k-means finds before the training.",
         ge=0,
     )
-    loss: Literal["mse", "pearson", "infonce", "none"] = _field(
+    loss: Literal["mse", "pearson", "infonce", "none"] = recipe_field(
         "mse",
         "Training loss. mse: mean squared error of the pair's cosine to the label; pearson: 1 - Pearson correlation "
         "of cosines and labels in the batch; infonce: cross-entropy of a query's passage among the passages of the "
         "batch; none: the neighborhood loss alone.",
     )
-    infonce_temperature: float = _field(0.05, "Temperature of infonce: softmax(cosine / temperature).", gt=0)
-    neighbor_weight: float = _field(
+    infonce_temperature: float = recipe_field(0.05, "Temperature of infonce: softmax(cosine / temperature).", gt=0)
+    neighbor_weight: float = recipe_field(
         0.0,
         "Weight of the neighborhood loss: the KL divergence between the softmax of the teacher's cosines and that of "
         "the compressed cosines. 0 disables it.",
         ge=0,
     )
-    num_neighbors: int = _field(
+    num_neighbors: int = recipe_field(
         0,
         "Sentences that the neighborhood loss compares. With scores: 0: those of the batch; n: 512 sampled train "
         "sentences, each sampled with its n nearest neighbors by the encoder. Without: each query of the batch adds n "
@@ -144,42 +129,42 @@ class Recipe(BaseModel):
         ge=0,
         le=100,
     )
-    num_candidates: int = _field(
+    num_candidates: int = recipe_field(
         0,
         "Random train vectors among which the queries of every batch are searched, besides the passages of the batch. "
         "For data without scores.",
         ge=0,
         le=65_536,
     )
-    synthetic_sentences: int = _field(
+    synthetic_sentences: int = recipe_field(
         0,
         "Synthetic sentences, made of the encoder's vocabulary. They join the train sentences where no scores are "
         "needed: initial weights, centroids, and the sampled neighborhoods.",
         ge=0,
         le=100_000,
     )
-    neighbor_temperature: float = _field(
+    neighbor_temperature: float = recipe_field(
         0.05, "Temperature of the neighborhood loss: softmax(cosine / temperature).", gt=0
     )
-    teacher: Literal["encoder", "projection"] = _field(
+    teacher: Literal["encoder", "projection"] = recipe_field(
         "encoder",
         "Teacher of the neighborhood loss: the encoder, or a d -> d linear projection that is first trained on the "
         "scores.",
     )
-    teacher_alpha: float = _field(
+    teacher_alpha: float = recipe_field(
         2.0, "Strength of the noise while that projection is trained. Ignored if the recipe needs none.", ge=0
     )
-    label_transform: Literal["tanh", "linear"] = _field(
+    label_transform: Literal["tanh", "linear"] = recipe_field(
         "tanh", "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5."
     )
-    encoder: str = _field(
+    encoder: str = recipe_field(
         "all-MiniLM-L6-v2",
         "Frozen sentence encoder: a sentence-transformers name or a folder. The default's weights are installed with "
         "the package.",
         "the name of a sentence-transformers model or the path of its folder",
         min_length=1,
     )
-    dataset: str = _field(
+    dataset: str = recipe_field(
         "auto",
         "What to train on. stsb: STS-B from the Hub; demo: bundled pairs, not a benchmark; a Hub id; a file or folder "
         "of scored pairs, of queries with passages, of texts, or of vectors, as .npy, .parquet, .csv, .tsv, .jsonl or "
@@ -187,7 +172,9 @@ class Recipe(BaseModel):
         "auto, stsb, demo, a Hub id or the path of a file or folder",
         min_length=1,
     )
-    device: Literal["auto", "cpu", "cuda"] = _field("auto", "Training device. auto: cuda if available, cpu otherwise.")
+    device: Literal["auto", "cpu", "cuda"] = recipe_field(
+        "auto", "Training device. auto: cuda if available, cpu otherwise."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -211,7 +198,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError(_format_error(error, cls)) from None
+            raise InputError(format_error(error, cls.model_json_schema()["properties"])) from None
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
@@ -311,27 +298,3 @@ def load_preset(name: str) -> dict[str, Any]:
     text = files("twinsqueeze").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
     fields: dict[str, Any] = yaml.safe_load(text)
     return fields
-
-
-def _format_error(error: ValidationError, recipe: type[Recipe]) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    fields = recipe.model_json_schema()["properties"]
-    if name not in fields:
-        hint = suggest(name, fields)
-        return f"{truncate_repr(name)} is not a field of the recipe{hint}; the fields are {', '.join(fields)}"
-    return f"{name} must be {_describe_allowed(fields[name])}, not {truncate_repr(first['input'])}"
-
-
-def _describe_allowed(schema: Mapping[str, Any]) -> str:
-    """Describes the allowed values of a field by its JSON schema."""
-    if "allowed" in schema:
-        return str(schema["allowed"])
-    if "enum" in schema:
-        return f"{', '.join(schema['enum'][:-1])} or {schema['enum'][-1]}"
-    number = "a whole number" if schema["type"] == "integer" else "a finite number"
-    if "exclusiveMinimum" in schema:
-        return f"{number} above {schema['exclusiveMinimum']}"
-    if "maximum" in schema:
-        return f"{number} from {schema['minimum']} to {schema['maximum']}"
-    return f"{number} of at least {schema['minimum']}"

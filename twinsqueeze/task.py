@@ -13,6 +13,7 @@ class Task:
     Attributes:
         name: Value of the tag `twinsqueeze.task`.
         data: What the data are, for messages.
+        examples: What a training goes over.
         unit: What scores are averaged over.
         selection: The score by which models are selected, on dev. Higher is better.
         curve_scores: Measured after every epoch.
@@ -23,6 +24,7 @@ class Task:
 
     name: str
     data: str
+    examples: str
     unit: str
     selection: str
     curve_scores: tuple[str, ...]
@@ -47,6 +49,7 @@ _PAIR_SCORES = ("mse", "mae", "pearson", "spearman")
 SIMILARITY = Task(
     name="similarity",
     data="scored pairs",
+    examples="pairs",
     unit="pairs",
     selection="spearman",
     curve_scores=_PAIR_SCORES,
@@ -58,6 +61,7 @@ SIMILARITY = Task(
 RETRIEVAL = Task(
     name="retrieval",
     data="queries with passages",
+    examples="pairs",
     unit="queries",
     selection="ndcg_at_10",
     curve_scores=("ndcg_at_10",),
@@ -69,6 +73,7 @@ RETRIEVAL = Task(
 NEIGHBORS = Task(
     name="neighbors",
     data="texts or vectors alone",
+    examples="rows",
     unit="vectors",
     selection="neighbor_recall",
     curve_scores=("neighbor_recall",),

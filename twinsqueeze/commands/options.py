@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe import PRESETS, Recipe
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -167,4 +167,39 @@ input_format_option = option(
     "Input format; auto for the file's suffix. Standard input is npy or one text per line.",
     default="auto",
     metavar=choices(("auto", "npy", "parquet", "csv", "tsv", "jsonl", "txt")),
+)
+preset_option = option(
+    "recipe",
+    "The preset. Other options override its fields. auto: best for scored pairs, pairs for queries with passages, "
+    "vectors for texts or vectors alone.",
+    default="auto",
+    metavar=choices(("auto", *PRESETS)),
+)
+grid_option = option(
+    "grid",
+    "A YAML file that maps recipe fields to lists of values, or the name of a file of experiments/, such as quick.",
+    required=True,
+    metavar="FILE",
+)
+metric_option = option(
+    "metric",
+    "Metric to select and compare by. auto: dev/spearman of scored pairs, dev/ndcg_at_10 of queries with passages, "
+    "dev/neighbor_recall of texts or vectors.",
+    default="auto",
+    metavar=choices(
+        ("auto", "dev/spearman", "dev/pearson", "dev/mse", "dev/mae", "dev/ndcg_at_10", "dev/neighbor_recall")
+    ),
+)
+export_format_option = option(
+    "format",
+    "folder: a sentence-transformers model; safetensors: the compressor alone; onnx: both as graphs, verified against "
+    "PyTorch; faiss: an empty FAISS index that takes the encoder's vectors and stores them at --precision.",
+    default="folder",
+    metavar=choices(("folder", "safetensors", "onnx", "faiss")),
+)
+column_option = option(
+    "column",
+    "Column or key to compress, or a pattern such as 'v*' for the columns of the vectors' numbers; auto for the only "
+    "possible choice.",
+    default="auto",
 )

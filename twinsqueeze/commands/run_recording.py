@@ -27,7 +27,7 @@ from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table,
 from twinsqueeze.reporting.ablation_table import metric_name
 from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
-from twinsqueeze.task import NEIGHBORS, SIMILARITY, Task
+from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run import check_tracking_server, env_run_id
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -180,7 +180,7 @@ def load_experiment_data(
     def print_setup(dim: int) -> None:
         validate_dim(dim)
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in pairs.splits.items())
-        console.info(f"Data:    {pairs.name}, {sizes} {_noun(pairs.task)}")
+        console.info(f"Data:    {pairs.name}, {sizes} {pairs.task.examples}")
         console.info(f"Encoder: {encoder.name}, {dim} floats" if encoder else f"Vectors: {dim} floats")
         console.info(f"Run:     {run_name} on {device}")
         if pairs.notice:
@@ -204,11 +204,6 @@ def _figures(evaluation: Evaluation, train_losses: FloatArray | None) -> dict[st
     }
 
 
-def _noun(task: Task) -> str:
-    """Returns what the examples of a training are."""
-    return "rows" if task == NEIGHBORS else "pairs"
-
-
 def _search_rows(evaluation: Evaluation) -> list[SearchRow]:
     return search_table.rows_from_run(
         _vector_format(evaluation), evaluation.results, evaluation.baselines, evaluation.task
@@ -226,7 +221,7 @@ def _describe_training(evaluated: EvaluatedTraining, data: ExperimentData) -> st
     text = (
         f"A compressor ({recipe.architecture}, {evaluated.compressor.input_dim} to {recipe.dim} dimensions, "
         f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {len(train):,} train "
-        f"{_noun(data.task)} of {escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed "
+        f"{data.task.examples} of {escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed "
         f"{recipe.seed}."
     )
     if resumed_from_epoch:

@@ -21,12 +21,12 @@ from mlflow.types.schema import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from twinsqueeze.errors import InputError
-from twinsqueeze.recipe import format_value
 from twinsqueeze.tracking.spool.journal import Operation, RunSpool
 from twinsqueeze.tracking.spool.replay import RunReplayer
 from twinsqueeze.tracking.spool.uploader import Uploader, flush_timeout, notify
 from twinsqueeze.tracking.tags import FILE_SHA256
 from twinsqueeze.utils.files import file_sha256
+from twinsqueeze.utils.text import format_value
 
 LoggedData = MetaDataset
 PAIR_COLUMNS = Schema([ColSpec("string", "sentence1"), ColSpec("string", "sentence2"), ColSpec("double", "score")])

@@ -37,3 +37,13 @@ def describe_error(error: BaseException) -> str:
     """Return an error's message without credentials, on one line of at most 500 characters; its type if it is empty."""
     text = describe_connection_error(error) or str(error)
     return " ".join(redact_credentials(text).split())[:500] or type(error).__name__
+
+
+def format_value(value: object) -> str:
+    """Return the shortest text of a value, as users of `mlflow run -P` type it: 0 for 0.0, true for True.
+
+    MLflow groups runs by the text of their parameters.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
