@@ -104,7 +104,6 @@ def invalid_request(generator: random.Random) -> dict[str, Any]:
         {"dataframe_split": texts},
         {"dataframe_records": [{"text": 1}, {"text": None}]},
         {"texts": texts},
-        {"inputs": texts, "instances": texts},
         {},
         texts,
         "text",

@@ -95,7 +95,7 @@ def pool(request) -> Iterator[Pool]:
     indirect=["pool"],
 )
 def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
-    pairs = make_pairs(dimension)
+    pairs = make_pairs(dimension, **fields)
     batches = [make_recipes([0, 0.75], [seed, seed + 1], **fields) for seed in (0, 2, 4)]
     epochs: dict[int, list[EpochMetrics]] = {0: [], 2: [], 4: []}
     on_teacher_epoch = Mock()
