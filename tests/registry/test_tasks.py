@@ -125,4 +125,4 @@ def test_a_model_of_vectors_is_its_compressor(tmp_path):
     assert resolved.run_id == "a" * 32
     assert resolved.model_card.read_text() == card
     message = refusal(model_loader.load_sentence_transformer_for, "m", resolved)
-    assert "was trained on vectors and has no encoder: export accepts --format safetensors" in message
+    assert "was trained on vectors and has no encoder: export accepts --format faiss or safetensors" in message
