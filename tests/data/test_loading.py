@@ -10,6 +10,7 @@ from twinsqueeze.data import rows_alone
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
 from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY
+from twinsqueeze.utils.console import SILENT
 
 VECTORS = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
 UNIT = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -44,6 +45,12 @@ def test_vectors_are_normalized_and_split_by_their_content(tmp_path, write):
     np.testing.assert_allclose(sorted(np.concatenate(list(rows.values())).tolist()), sorted(UNIT.tolist()), atol=1e-6)
     assert 10 < len(rows["dev"]) < 60
     assert 10 < len(rows["test"]) < 60
+
+
+def test_other_numbers_than_float32_are_reported_once(tmp_path):
+    notes = []
+    load_dataset(write_npy(tmp_path / "v.npy", VECTORS.astype(">f8")), reporter=SILENT._replace(info=notes.append))
+    assert notes == ["v.npy: numbers are read as float32, not as >f8"]
 
 
 def test_rows_are_in_the_same_split_in_any_order_and_once(tmp_path):
@@ -152,6 +159,18 @@ NAN[7, 3], ZERO[9] = np.nan, 0
         ("v.npy", lambda p: np.save(p, VECTORS[:, 0]), "vectors must be the rows of an array"),
         ("v.npy", lambda p: np.save(p, VECTORS.astype(object), allow_pickle=True), "an array of object values"),
         ("v.npy", lambda p: np.save(p, np.ones((50, 4))), "all 50 rows of v.npy are equal"),
+        ("v.npy", lambda p: np.save(p, VECTORS[:1]), "v.npy has one row: there is nothing to search"),
+        ("v.npy", lambda _: None, "not found: there is no such file or folder"),
+        (
+            "p.parquet",
+            lambda p: pd.DataFrame({"query": TEXTS, "answer": list(VECTORS)}).to_parquet(p),
+            "has vectors and column 'query' of no vectors: all must be of one kind",
+        ),
+        (
+            "p.parquet",
+            lambda p: pd.DataFrame({"query": list(VECTORS), "answer": list(VECTORS[:, :4])}).to_parquet(p),
+            "has vectors of 4 and 6 dimensions",
+        ),
         ("v.npy", lambda p: np.save(p, VECTORS[:3]), "has 3 distinct rows, of which"),
         ("t.txt", lambda p: p.write_text("a\n\nb\n"), "row 1 of t.txt is an empty text"),
         (
@@ -173,6 +192,14 @@ def test_vectors_of_different_dimensions_are_refused(tmp_path):
     np.save(tmp_path / "dev.npy", VECTORS[:, :5])
     with pytest.raises(InputError, match="vectors of different dimensions"):
         load_dataset(str(tmp_path))
+
+
+def test_judgments_without_a_header_are_refused(tmp_path):
+    folder = write_beir(tmp_path)
+    file = tmp_path / "qrels" / "train.tsv"
+    file.write_text("\n".join(file.read_text().splitlines()[1:]))
+    with pytest.raises(InputError, match="must have the columns query-id, corpus-id, score, not q0, d0, 0"):
+        load_dataset(folder)
 
 
 def test_judgments_of_missing_documents_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from twinsqueeze.data.dataset import SPLITS, RowSplit
 from twinsqueeze.data.hash_splits import check_sizes, hash_rows, split_by_hash
 from twinsqueeze.data.table_files import TableFile
 from twinsqueeze.data.table_rows import read_columns
+from twinsqueeze.data.vector_text import IS_NUMBER
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.utils.files import is_dir, is_file
 
@@ -67,7 +68,7 @@ def _read_judgments(file: Path) -> list[Judgment]:
         return []
 
     def choose(names: Sequence[str], source: str) -> Sequence[str]:
-        if len(names) != len(QRELS):
+        if len(names) != len(QRELS) or IS_NUMBER.fullmatch(names[-1]):  # the first line is no header
             raise InputError(f"{source} must have the columns {', '.join(QRELS)}, not {', '.join(names)}")
         return names
 

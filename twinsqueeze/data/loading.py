@@ -11,7 +11,7 @@ from twinsqueeze.data.pair_columns import COLUMNS, are_scored_pairs
 from twinsqueeze.data.positive_pairs import PAIR_COLUMNS, find_pair_columns, load_positive_pairs
 from twinsqueeze.data.rows_alone import load_rows
 from twinsqueeze.data.sentence_pairs import NAMED_DATASETS, SPLIT_ALIASES, load_pairs
-from twinsqueeze.data.table_files import FORMATS, TableFile, find_files, find_splits
+from twinsqueeze.data.table_files import FORMATS, TableFile, find_files, find_splits, split_name
 from twinsqueeze.data.table_rows import open_table
 from twinsqueeze.errors import InputError, truncate_repr
 from twinsqueeze.utils.console import SILENT, Reporter
@@ -53,6 +53,8 @@ def load_dataset(
     if dataset not in NAMED_DATASETS and (is_dir(path) or is_file(path)):
         path = path.resolve()
         loaded = load_beir(path) if is_beir_folder(path) else _load_table(path, columns, reporter)
+    elif split_name(path)[1] and dataset not in NAMED_DATASETS:  # with a suffix of a table it is no name of the Hub
+        raise InputError(f"dataset {truncate_repr(dataset)} not found: there is no such file or folder")
     if loaded is None:
         return load_pairs(dataset, splits=splits, score_max=score_max, columns=columns)
     name, source = escape_control_chars(path.name), escape_control_chars(str(path))

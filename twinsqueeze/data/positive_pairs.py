@@ -19,7 +19,7 @@ PAIR_COLUMNS = ("anchor", "positive", "negative")
 # Other names of an anchor and of its positive, without case and punctuation.
 ANCHORS = ("anchor", "query", "question")
 POSITIVES = ("positive", "pos", "passage", "answer", "document", "context")
-NEGATIVES = ("negative", "neg", "hardnegative")
+NEGATIVES = ("negative", "neg", "hardnegative", "negative1")
 Column = list[str] | AnyArray
 
 
@@ -63,8 +63,10 @@ def _read_columns(file: TableFile, columns: Sequence[str]) -> list[Column]:
         if missing := [column for column in columns if column not in table.names]:
             raise InputError(f"{table.name} lacks the column {missing[0]}")
         types = table.types()
-        kinds = {types[column].kind for column in columns if column in types}
-        kind = VECTORS if kinds == {VECTORS} else TEXTS
+        kinds = {column: types[column].kind for column in columns if column in types}
+        kind = VECTORS if VECTORS in kinds.values() else TEXTS
+        if other := [column for column, found in kinds.items() if (found == VECTORS) != (kind == VECTORS)]:
+            raise InputError(f"{table.name} has vectors and column {other[0]!r} of no vectors: all must be of one kind")
         converters = [RowConverter(table.name, kind) for _ in columns]
         parts: list[list[Column]] = [[] for _ in columns]
         row = 1
@@ -78,6 +80,9 @@ def _read_columns(file: TableFile, columns: Sequence[str]) -> list[Column]:
             row += len(parts[0][-1])
     if not parts[0]:
         raise InputError(f"{file.name} is empty: it has no rows")
+    dims = {part.shape[1] for column in parts for part in column if isinstance(part, np.ndarray)}
+    if len(dims) > 1:
+        raise InputError(f"{file.name} has vectors of {' and '.join(map(str, sorted(dims)))} dimensions")
     return [np.concatenate(p) if kind == VECTORS else [text for part in p for text in part] for p in parts]
 
 

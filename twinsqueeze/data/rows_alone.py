@@ -31,7 +31,9 @@ class _Table(NamedTuple):
         """Yields the rows: texts, or unit vectors (n, d) float32."""
         note = self.reporter.info if notes else lambda _: None
         with self.reporter.progress(f"{title} {self.name}", "row") as advance:
-            for block in read_file_blocks(self.files, self.name, self.column, note):
+            for i, block in enumerate(read_file_blocks(self.files, self.name, self.column, note)):
+                if not i and not isinstance(block.rows, list) and np.asarray(block.rows).dtype != np.float32:
+                    note(f"{self.name}: numbers are read as float32, not as {np.asarray(block.rows).dtype}")
                 yield self._check(block)
                 advance(block.position, block.total, {})
 
@@ -64,7 +66,8 @@ def _read_splits(table: _Table, split: str, made: Sequence[str]) -> dict[str, Ro
     hashes = np.concatenate([hash_rows(rows) for rows in table.blocks("reading", notes=True)])
     _, first = np.unique(hashes, return_index=True)
     if len(first) == 1:
-        raise InputError(f"all {len(hashes):,} rows of {table.name} are equal")
+        rows = f"all {len(hashes):,} rows of {table.name} are equal" if len(hashes) > 1 else f"{table.name} has one row"
+        raise InputError(f"{rows}: there is nothing to search")
     first = np.sort(first)
     if duplicates := len(hashes) - len(first):
         table.reporter.info(f"{table.name}: {duplicates:,} of {len(hashes):,} rows are duplicates and left out")
