@@ -1,5 +1,7 @@
 """Scores FAISS's rotated signs of a PCA on STS-B and writes experiments/results/rotated_signs.csv.
 
+The scores with float queries are in rotated_signs/table.csv as well, with the columns of `compare`.
+
     python -m scripts.make_rotated_signs [--dataset stsb]
 
 `PCAR` is a PCA with a random rotation, and `SQtqmse1` stores a sign of each dimension. Both are fitted on the distinct
@@ -49,6 +51,11 @@ def main() -> None:
     rows = [TITLES, *(score_index(factory, encoded["train"].embeddings, evaluator) for factory in INDEXES)]
     with (RESULTS / "rotated_signs.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    (RESULTS / "rotated_signs").mkdir(exist_ok=True)
+    with (RESULTS / "rotated_signs" / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        table = [("model", "bytes", "test/spearman", "test/neighbor_recall")]
+        table += [(row[0].strip("`"), row[1], row[2], row[4]) for row in rows[1:]]
+        csv.writer(file, lineterminator="\n").writerows(table)
 
 
 if __name__ == "__main__":

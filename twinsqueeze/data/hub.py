@@ -30,7 +30,8 @@ def hub_unavailable_reason() -> str | None:
             pool.apply_async(urlopen, [endpoint + PROBE_PATH], {"timeout": PROBE_TIMEOUT}).get(PROBE_TIMEOUT)
     except (OSError, ValueError, multiprocessing.TimeoutError) as error:
         if not isinstance(error, HTTPError) or error.code >= 500:
-            return f"{redact_credentials(endpoint)} does not answer ({describe_error(error)})"
+            reason = getattr(getattr(error, "reason", error), "strerror", None)  # without urllib's own words around it
+            return f"{redact_credentials(endpoint)} does not answer ({reason or describe_error(error)})"
     return None
 
 
