@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 
 from twinsqueeze.recipe import PRESETS, Recipe
+from twinsqueeze.utils.text import format_value
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -94,7 +95,9 @@ def training_options(*, preset: bool = False) -> Decorator:
             if preset and name not in PRESET_INDEPENDENT:
                 command = option(name, f"{field.description}  [default: the preset's]", metavar=metavar)(command)
             else:
-                command = option(name, str(field.description), default=f"{field.default}", metavar=metavar)(command)
+                command = option(name, str(field.description), default=format_value(field.default), metavar=metavar)(
+                    command
+                )
         return command
 
     return decorate
