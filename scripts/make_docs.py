@@ -40,7 +40,7 @@ INSTALL = re.compile(r"^pip install [^&\n]*&& ")
 # What differs between two runs: numbers, ids, the width of columns and rules.
 VARYING = re.compile(r"[0-9a-f]{32}|[+-]?\d[\d,.]*")
 # A paragraph with scores: another processor trains other last digits, and other rows are the best of their size.
-SCORES = re.compile(r"\b0\.\d{4}\b")
+SCORES = re.compile(r"\b[01]\.\d{4}\b")
 # Pairs of a split and synthetic sentences in a check. From 256 distinct sentences on codebooks can be fitted, and from
 # 384 on the rotations of OPQ, which take seconds.
 FEW_PAIRS = {"train": 160, "dev": 60, "test": 60}
