@@ -13,10 +13,10 @@ import yaml
 from twinsqueeze.cli import cli
 from twinsqueeze.recipe import PRESETS, Recipe
 from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, metric_name
+from twinsqueeze.task import SCORE_NAMES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-METRICS = {"spearman": "Spearman", "neighbor_recall": "neighbor recall", "recall_at_10": "recall@10", "mse": "MSE"}
 SHOWN = yaml.safe_load((ROOT / "scripts" / "docs_results.yaml").read_text(encoding="utf-8"))
 
 
@@ -173,4 +173,4 @@ def _title(column: str) -> str:
     split, _, metric = column.rpartition("/")
     if metric.endswith("_gain"):
         return f"gain on {split}"
-    return f"{split} {METRICS.get(metric, metric)}".strip()
+    return f"{split} {SCORE_NAMES.get(metric, metric)}".strip()
