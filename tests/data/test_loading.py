@@ -160,7 +160,7 @@ NAN[7, 3], ZERO[9] = np.nan, 0
         ("v.npy", lambda p: np.save(p, VECTORS.astype(object), allow_pickle=True), "an array of object values"),
         ("v.npy", lambda p: np.save(p, np.ones((50, 4))), "all 50 rows of v.npy are equal"),
         ("v.npy", lambda p: np.save(p, VECTORS[:1]), "v.npy has one row: there is nothing to search"),
-        ("v.npy", lambda _: None, "not found: there is no such file or folder"),
+        ("v.npy", lambda _: None, "not found: name an existing file or folder"),
         (
             "p.parquet",
             lambda p: pd.DataFrame({"query": TEXTS, "answer": list(VECTORS)}).to_parquet(p),

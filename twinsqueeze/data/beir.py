@@ -63,12 +63,12 @@ def _read_texts(file: Path, keys: Sequence[str]) -> dict[str, str]:
 
 
 def _read_judgments(file: Path) -> list[Judgment]:
-    """Returns the judgments of a .tsv file with a relevance above 0; none if there is no such file."""
+    """Returns the judgments of a .tsv file with a relevance above 0; none without the file."""
     if not is_file(file):
         return []
 
     def choose(names: Sequence[str], source: str) -> Sequence[str]:
-        if len(names) != len(QRELS) or IS_NUMBER.fullmatch(names[-1]):  # the first line is no header
+        if len(names) != len(QRELS) or IS_NUMBER.fullmatch(names[-1]):  # the header is missing
             raise InputError(f"{source} must have the columns {', '.join(QRELS)}, not {', '.join(names)}")
         return names
 

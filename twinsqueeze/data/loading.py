@@ -53,8 +53,8 @@ def load_dataset(
     if dataset not in NAMED_DATASETS and (is_dir(path) or is_file(path)):
         path = path.resolve()
         loaded = load_beir(path) if is_beir_folder(path) else _load_table(path, columns, reporter)
-    elif split_name(path)[1] and dataset not in NAMED_DATASETS:  # with a suffix of a table it is no name of the Hub
-        raise InputError(f"dataset {truncate_repr(dataset)} not found: there is no such file or folder")
+    elif split_name(path)[1] and dataset not in NAMED_DATASETS:  # a name with the suffix of a table
+        raise InputError(f"dataset {truncate_repr(dataset)} not found: name an existing file or folder")
     if loaded is None:
         return load_pairs(dataset, splits=splits, score_max=score_max, columns=columns)
     name, source = escape_control_chars(path.name), escape_control_chars(str(path))
