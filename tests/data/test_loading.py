@@ -169,7 +169,7 @@ NAN[7, 3], ZERO[9] = np.nan, 0
         (
             "p.parquet",
             lambda p: pd.DataFrame({"query": list(VECTORS), "answer": list(VECTORS[:, :4])}).to_parquet(p),
-            "has vectors of 4 and 6 dimensions",
+            "has vectors of 4 dimensions and vectors of 6 dimensions: all must be of one kind",
         ),
         ("v.npy", lambda p: np.save(p, VECTORS[:3]), "has 3 distinct rows, of which"),
         ("t.txt", lambda p: p.write_text("a\n\nb\n"), "row 1 of t.txt is an empty text"),
@@ -191,6 +191,14 @@ def test_vectors_of_different_dimensions_are_refused(tmp_path):
     np.save(tmp_path / "train.npy", VECTORS)
     np.save(tmp_path / "dev.npy", VECTORS[:, :5])
     with pytest.raises(InputError, match="vectors of different dimensions"):
+        load_dataset(str(tmp_path))
+
+
+def test_pairs_of_different_dimensions_in_two_splits_are_refused(tmp_path):
+    for split, dim in (("train", 6), ("dev", 5)):
+        columns = {"anchor": list(VECTORS[:, :dim]), "positive": list(VECTORS[::-1, :dim])}
+        pd.DataFrame(columns).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(InputError, match="vectors of 5 dimensions and vectors of 6 dimensions"):
         load_dataset(str(tmp_path))
 
 

@@ -61,6 +61,19 @@ def test_losses_and_their_gradients_match_pytorch():
         torch.testing.assert_close(distilled[1][r], *torch.autograd.grad(sum(rows) / 4, cosines))
 
 
+def test_passages_that_equal_their_query_and_rows_without_candidates_are_no_obstacle():
+    train = random_queries(30, 16, seed=0)
+    same = replace(train, second=np.where(np.arange(40) < 5, train.first, train.second), corpus=None)
+    alone = replace(train, task=NEIGHBORS, corpus=None)
+    alone = replace(alone, embeddings=train.embeddings[:33])  # 32 rows in a batch, then one
+    fields = SEARCH | {"dim": 8, "num_neighbors": 0, "num_candidates": 0, "epochs": 1}
+    for data, loss in ((same, "infonce"), (alone, "none")):
+        (recipe,) = make_recipes([0.0], [0], **fields | {"loss": loss})
+        trainer = BatchedTrainer.start(TrainingSetup(recipe, [0.0], [0], data, CPU))
+        assert np.isfinite(trainer.train_epoch()).all()
+        assert trainer.model.parameters.isfinite().all()
+
+
 @pytest.mark.parametrize("negatives", [False, True])
 def test_candidates_are_passages_random_rows_and_neighbors(negatives):
     train = random_queries(30, 16, seed=0, negatives=negatives)

@@ -40,16 +40,26 @@ def load_positive_pairs(
 ) -> dict[str, RowSplit]:
     """Loads the pairs of train, dev and test; splits without files are made by a hash of the query."""
     splits = {}
-    for split, found in files.items():
+    tables = {split: [_read_columns(file, columns) for file in found] for split, found in files.items()}
+    _check_dims([column for table in tables.values() for read in table for column in read], name)
+    for split, table in tables.items():
         rows = [
             np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [t for part in parts for t in part]
-            for parts in zip(*(_read_columns(file, columns) for file in found), strict=True)
+            for parts in zip(*table, strict=True)
         ]
         made = [other for other in SPLITS if other not in files] if split == "train" else []
         for part, places in split_by_hash(hash_rows(rows[0]), made).items():
             splits[split if part == "train" else part] = _build_split([_take(column, places) for column in rows])
     check_sizes({split: len(np.unique(pairs.first)) for split, pairs in splits.items()}, name, "queries")
     return {split: splits[split] for split in SPLITS}
+
+
+def _check_dims(columns: Sequence[Column], name: str) -> None:
+    """Raises an `InputError` unless all columns of all files are texts, or vectors of one dimension."""
+    dims = {column.shape[1] if isinstance(column, np.ndarray) else 0 for column in columns}
+    if len(dims) > 1:
+        kinds = [f"vectors of {dim} dimensions" if dim else "texts" for dim in sorted(dims)]
+        raise InputError(f"dataset {name!r} has {' and '.join(kinds)}: all must be of one kind")
 
 
 def _take(column: Column, places: IntArray) -> Column:
@@ -80,9 +90,6 @@ def _read_columns(file: TableFile, columns: Sequence[str]) -> list[Column]:
             row += len(parts[0][-1])
     if not parts[0]:
         raise InputError(f"{file.name} is empty: it has no rows")
-    dims = {part.shape[1] for column in parts for part in column if isinstance(part, np.ndarray)}
-    if len(dims) > 1:
-        raise InputError(f"{file.name} has vectors of {' and '.join(map(str, sorted(dims)))} dimensions")
     return [np.concatenate(p) if kind == VECTORS else [text for part in p for text in part] for p in parts]
 
 

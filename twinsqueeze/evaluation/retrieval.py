@@ -15,7 +15,7 @@ from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, dequantize
 from twinsqueeze.task import NEIGHBORS
 from twinsqueeze.types import FloatArray, IntArray
-from twinsqueeze.utils.similarity import nearest_neighbors, normalized_tensors
+from twinsqueeze.utils.similarity import MAX_SIMILARITIES, nearest_neighbors, normalized_tensors
 
 # Of texts or vectors alone, so many rows are queries: the neighbor recall then has a standard error below 0.006.
 MAX_QUERIES = 2000
@@ -102,6 +102,7 @@ class RetrievalEvaluator:
     def _ranks(self, stored: FloatArray, queries: FloatArray, block: int = 1024) -> FloatArray:
         """Returns the rank of each pair's target among its query's results, (P,), with mean ranks for ties."""
         tensors = normalized_tensors(stored, queries)
+        block = max(1, min(block, MAX_SIMILARITIES // len(stored)))
         ranks = np.empty(len(self._pair_queries))
         order = np.argsort(self._pair_queries, kind="stable")
         for start in range(0, len(order), block):

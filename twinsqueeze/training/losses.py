@@ -66,7 +66,10 @@ def candidate_log_probs(
     vectors a query has; replica r has those of seed r mod S.
     """
     logits = (queries @ stored.transpose(-1, -2)).div_(temperature).view(-1, *candidates.shape)  # (A, S, B, C)
-    return torch.log_softmax(logits.masked_fill_(~candidates, -torch.inf), -1).flatten(0, 1)
+    log_probs = torch.log_softmax(logits.masked_fill_(~candidates, -torch.inf), -1)
+    # A query without candidates, such as the only row of a last batch, has no loss instead of NaN.
+    has_candidates = candidates.any(-1, keepdim=True)
+    return log_probs.masked_fill_(~has_candidates, -torch.inf).flatten(0, 1)
 
 
 def infonce_loss(

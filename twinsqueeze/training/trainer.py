@@ -219,7 +219,9 @@ class BatchedTrainer:
             gradient.add_(of_cosines, alpha=recipe.neighbor_weight)
         if recipe.loss == "infonce":
             targets = first_columns(candidates)[:, :batch]
-            mask = mask & ~other_answers(queries, targets, candidates.shape[1])
+            # A passage that equals its query stays: it is what the query is to find.
+            is_target = functional.one_hot(targets, candidates.shape[1]).bool()
+            mask = (mask & ~other_answers(queries, targets, candidates.shape[1])) | is_target
             log_probs = losses.candidate_log_probs(asked.unit, stored.unit, mask, recipe.infonce_temperature)
             loss, of_cosines = losses.infonce_loss(log_probs, targets, recipe.infonce_temperature)
             gradient += of_cosines
