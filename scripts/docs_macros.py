@@ -11,7 +11,8 @@ import pandas as pd
 import yaml
 
 from twinsqueeze.cli import cli
-from twinsqueeze.recipe import PRESETS, Recipe
+from twinsqueeze.presets import PRESETS
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting.ablation_table import EVALUATED_SPLITS, metric_name
 from twinsqueeze.task import SCORE_NAMES
 

@@ -6,12 +6,13 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import click
 
 from twinsqueeze import __version__
 from twinsqueeze.commands.options import (
+    DEVICES,
     PATH,
     SectionedGroup,
     bool_option,
@@ -35,12 +36,11 @@ from twinsqueeze.commands.options import (
 )
 from twinsqueeze.errors import InputError, describe_storage_error, one_line
 from twinsqueeze.grid import load_grid
-from twinsqueeze.recipe import BEST_PRESETS, Recipe
+from twinsqueeze.presets import BEST_PRESETS
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.utils import processes, signals
 from twinsqueeze.utils.text import escape_control_chars, redact_credentials
-
-DEVICES = get_args(Recipe.model_fields["device"].annotation)
 
 
 def run() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from twinsqueeze.errors import InputError, one_line, suggest, truncate_repr
-from twinsqueeze.recipe import Recipe, load_preset
+from twinsqueeze.presets import load_preset
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.utils.files import expand_user
 
 MAX_COMBINATIONS = 2000

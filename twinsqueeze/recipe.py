@@ -1,4 +1,4 @@
-"""Every hyperparameter of a training, with its default, its bounds and its help text, and the named presets.
+"""Every hyperparameter of a training, with its default, its bounds and its help text.
 
 The recipe is the only place of these facts: commands derive their options from it, MLproject is tested against it, and
 MLflow's parameters are its fields.
@@ -8,23 +8,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from twinsqueeze.errors import InputError, suggest, truncate_repr
+from twinsqueeze.errors import InputError
+from twinsqueeze.presets import PRESETS, load_preset
 from twinsqueeze.recipe_fields import format_error, recipe_field
-from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY, Task
+from twinsqueeze.task import NEIGHBORS, SIMILARITY, Task
 from twinsqueeze.utils.text import format_value
 
-# The presets in twinsqueeze/recipes/. `published` has the defaults.
-PRESETS = (
-    "published", "best", "best-16", "search", "search-16", "floats", "pairs", "pairs-16", "vectors", "vectors-16",
-)  # fmt: skip
-# Which preset `best` takes by default, by the task of the data.
-BEST_PRESETS = {SIMILARITY: "best", RETRIEVAL: "pairs", NEIGHBORS: "vectors"}
 # Fields that are in no name or in every one.
 UNNAMED_FIELDS = ("alpha", "seed", "encoder", "dataset", "device")
 # Label of rows that compare float32 queries with stored codes, as a search does.
@@ -287,14 +280,3 @@ class Recipe(BaseModel):
 @cache
 def _preset_recipes() -> dict[str, Recipe]:
     return {name: Recipe.preset(name) for name in PRESETS}
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """Returns the fields of a preset that differ from the defaults; raises an `InputError` if it does not exist."""
-    if name not in PRESETS:
-        raise InputError(
-            f"recipe must be one of {', '.join(PRESETS)}, not {truncate_repr(name)}{suggest(name, PRESETS)}"
-        )
-    text = files("twinsqueeze").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
-    fields: dict[str, Any] = yaml.safe_load(text)
-    return fields

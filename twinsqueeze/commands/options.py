@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 import click
 
-from twinsqueeze.recipe import PRESETS, Recipe
+from twinsqueeze.presets import PRESETS
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.utils.text import format_value
 
 Command = Callable[..., None]
@@ -17,6 +18,7 @@ Decorator = Callable[[Command], Command]
 # Recipe fields that no preset sets.
 PRESET_INDEPENDENT = ("seed", "encoder", "dataset", "device")
 PATH = click.Path(path_type=Path)
+DEVICES = get_args(Recipe.model_fields["device"].annotation)
 # Of these, "" would be the working directory.
 NOT_EMPTY = ("input", "model", "dataset", "encoder")
 METAVARS: dict[Any, str] = {float: "NUMBER", int: "INTEGER", str: "TEXT"}
