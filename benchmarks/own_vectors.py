@@ -18,7 +18,7 @@ import click
 import numpy as np
 import torch
 
-from twinsqueeze import experiment
+from twinsqueeze import experiment, experiment_data
 from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.recipe import Recipe
@@ -70,9 +70,9 @@ def _train(path: str, preset: str) -> str:
     torch.set_num_threads(CORES)
     start = time.monotonic()
     recipe = Recipe.preset(preset, device="cpu")
-    data = experiment.prepare_data(load_dataset(path, splits=("train", "dev")), None, "cpu")
+    data = experiment_data.prepare_data(load_dataset(path, splits=("train", "dev")), None, "cpu")
     loaded = time.monotonic()
-    result = experiment.train(experiment.adapt_recipe(recipe, data), data)
+    result = experiment.train(experiment_data.adapt_recipe(recipe, data), data)
     seconds, recall = time.monotonic() - start, result.history.dev["neighbor_recall"][-1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     return f"{seconds:.0f} s, {loaded - start:.0f} s of them reading, {peak:.1f} GB, dev neighbor recall {recall:.4f}"

@@ -8,13 +8,14 @@ from math import nan
 
 import pandas as pd
 
-from twinsqueeze import experiment
+from twinsqueeze import experiment, experiment_data
 from twinsqueeze.compressor import Compressor
 from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
-from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData
+from twinsqueeze.experiment import EvaluatedTraining, Evaluation
+from twinsqueeze.experiment_data import ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.loop import History
 from twinsqueeze.utils.compute import resolve_device
@@ -94,7 +95,7 @@ def train(recipe: Recipe, data: Dataset, *, progress: bool = False) -> TrainResu
         True
     """
     prepared = _prepare(recipe, data, TERMINAL if progress else SILENT)
-    recipe = experiment.adapt_recipe(recipe, prepared)
+    recipe = experiment_data.adapt_recipe(recipe, prepared)
     if not _tracking.get():
         return _result(experiment.evaluate_training(experiment.train(recipe, prepared), prepared))
     from twinsqueeze.commands.train import train_and_log  # noqa: PLC0415 - imports MLflow, only if runs are tracked
@@ -128,7 +129,7 @@ def compare_recipes(recipes: Sequence[Recipe], data: Dataset, *, progress: bool 
     if not recipes:
         raise InputError("no recipe to compare: pass at least one")
     reporter = TERMINAL if progress else SILENT
-    prepared = experiment.load_data(recipes, lambda recipe: _prepare(recipe, data, reporter))
+    prepared = experiment_data.load_data(recipes, lambda recipe: _prepare(recipe, data, reporter))
     recipes = list(prepared)
     if _tracking.get():
         from twinsqueeze.commands.ablation import train_grid_and_log  # noqa: PLC0415 - as in `train`
@@ -172,7 +173,7 @@ def _prepare(recipe: Recipe, data: Dataset, reporter: Reporter) -> ExperimentDat
     recipe.check_task(data.task, data.name)
     device = resolve_device(recipe.device).type
     encoder = None if data.has_vectors else resolve_encoder(recipe.encoder, device)
-    return experiment.prepare_data(data, encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
+    return experiment_data.prepare_data(data, encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
 
 
 def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainResult:

@@ -31,7 +31,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, load_demo_pairs, make_trainer
-from twinsqueeze import experiment
+from twinsqueeze import experiment, experiment_data
 from twinsqueeze.commands import ablation
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
@@ -51,7 +51,7 @@ ONCE = "baselines, once for the data"
 WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
-    ("encoding", experiment, ("embed_splits",)),
+    ("encoding", experiment_data, ("embed_splits",)),
     (ONCE, faiss_baselines, ("_train",)),
     (ONCE, baselines, ("score_baselines",)),
     ("models", RunLogger, ("log_compressor",)),
@@ -248,7 +248,7 @@ def _again_with_baselines(grid: str, dataset: str) -> float:
 def _training_parts(recipe: Recipe, replicas: int, epochs: int = 20) -> dict[str, float]:
     """Returns the seconds of an epoch per replica in a batch on one core, by part."""
     pairs = load_pairs(recipe.dataset, splits=("train", "dev"))
-    encoded = experiment.prepare_data(pairs, resolve_encoder(recipe.encoder, "cpu"), "cpu").encoded
+    encoded = experiment_data.prepare_data(pairs, resolve_encoder(recipe.encoder, "cpu"), "cpu").encoded
     recipes = [recipe.model_copy(update={"alpha": i / 4, "epochs": epochs}) for i in range(replicas)]
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

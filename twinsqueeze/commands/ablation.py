@@ -8,15 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twinsqueeze import experiment
+from twinsqueeze import experiment, experiment_data
 from twinsqueeze.commands import run_recording
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
+from twinsqueeze.commands.preparation import load_experiment_data
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints, plan_with_checkpoints
-from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
+from twinsqueeze.commands.run_recording import RunRecorder
 from twinsqueeze.data.dataset import Dataset
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
-from twinsqueeze.experiment import DataByRecipe, EvaluatedTraining, ExperimentData
+from twinsqueeze.experiment import EvaluatedTraining
+from twinsqueeze.experiment_data import DataByRecipe, ExperimentData
 from twinsqueeze.grid import find_grid
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, report, run_loader, terminal
@@ -66,7 +68,7 @@ def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions)
         recipe.check_task(dataset.task, dataset.name)
         return load_experiment_data(recipe, dataset, recipe.validate_dim, f"{name}, {len(recipes)} trainings")
 
-    data = experiment.load_data(recipes, load)
+    data = experiment_data.load_data(recipes, load)
     recipes = list(data)
     with _start_grid(name, recipes, data, {"grid": grid}) as parent:
         parent.log_artifact(find_grid(grid))

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from twinsqueeze import experiment
-from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
+from twinsqueeze.commands.preparation import load_experiment_data
+from twinsqueeze.commands.run_recording import RunRecorder
 from twinsqueeze.data.dataset import SPLITS, Dataset
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
-from twinsqueeze.experiment import ExperimentData
+from twinsqueeze.experiment_data import ExperimentData
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry.model_loader import resolve_model

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from twinsqueeze.commands.run_recording import environment_params
-from twinsqueeze.experiment import ExperimentData
+from twinsqueeze.experiment_data import ExperimentData
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.batching import plan_batches
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint

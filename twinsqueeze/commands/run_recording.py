@@ -3,9 +3,9 @@
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +17,10 @@ import torch
 
 from twinsqueeze import __version__
 from twinsqueeze.data.dataset import Dataset
-from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.evaluation.baselines import BaselineScores, missing_baselines_note
 from twinsqueeze.evaluation.evaluator import EvaluationResult
-from twinsqueeze.experiment import EvaluatedTraining, Evaluation, ExperimentData, prepare_data
+from twinsqueeze.experiment import EvaluatedTraining, Evaluation
+from twinsqueeze.experiment_data import ExperimentData
 from twinsqueeze.model.checkpoint import serialize_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.reporting import figure_pool, formats, run_plots, search_table, terminal
@@ -29,14 +29,11 @@ from twinsqueeze.reporting.figure_pool import Draw, Drawing
 from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.tracking.model_files import log_compressor
-from twinsqueeze.tracking.run import check_tracking_server, env_run_id
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.store import find_current_experiment
 from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TASK, TEST_DIGEST
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
-from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.text import escape_markdown
 
 INPUT_EXAMPLE_ROWS = 3
@@ -161,32 +158,6 @@ class RunRecorder:
         if self._data.pairs.notice:
             console.warn(self._data.pairs.notice)
         terminal.print_next_steps(next_steps)
-
-
-def load_experiment_data(
-    recipe: Recipe, pairs: Dataset, validate_dim: Callable[[int], None], run_name: str
-) -> ExperimentData:
-    """Checks that the tracking server answers, and encodes the texts of a dataset.
-
-    Before they are encoded, it prints what data, encoder and device the run has.
-    """
-    device = resolve_device(recipe.device).type
-    encoder = None if pairs.has_vectors else resolve_encoder(recipe.encoder, device)
-    check_tracking_server()
-    if not env_run_id():
-        find_current_experiment()  # raises for settings that disagree
-
-    @cache
-    def print_setup(dim: int) -> None:
-        validate_dim(dim)
-        sizes = ", ".join(f"{len(split):,} {name}" for name, split in pairs.splits.items())
-        console.info(f"Data:    {pairs.name}, {sizes} {pairs.task.examples}")
-        console.info(f"Encoder: {encoder.name}, {dim} floats" if encoder else f"Vectors: {dim} floats")
-        console.info(f"Run:     {run_name} on {device}")
-        if pairs.notice:
-            console.warn(pairs.notice)
-
-    return prepare_data(pairs, encoder, device, validate_dim=print_setup, reporter=console.TERMINAL)
 
 
 def _figures(evaluation: Evaluation, train_losses: FloatArray | None) -> dict[str, Drawing]:

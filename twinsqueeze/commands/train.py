@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from twinsqueeze import experiment
 from twinsqueeze.commands.orphaned_runs import close_orphaned_runs
+from twinsqueeze.commands.preparation import load_experiment_data
 from twinsqueeze.commands.resume import open_checkpoint, open_checkpoints
-from twinsqueeze.commands.run_recording import RunRecorder, load_experiment_data
+from twinsqueeze.commands.run_recording import RunRecorder
 from twinsqueeze.data.dataset import SPLITS, Dataset
 from twinsqueeze.data.loading import load_dataset
-from twinsqueeze.experiment import EvaluatedTraining, ExperimentData
+from twinsqueeze.experiment import EvaluatedTraining
+from twinsqueeze.experiment_data import ExperimentData, adapt_recipe
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.tracking import links
@@ -32,7 +34,7 @@ def train(
     recipe = choose_recipe(dataset.task)
     recipe.check_task(dataset.task, dataset.name)
     data = load_experiment_data(recipe, dataset, recipe.validate_dim, recipe.name)
-    recipe = experiment.adapt_recipe(recipe, data)
+    recipe = adapt_recipe(recipe, data)
     recorder, evaluated = train_and_log(recipe, data, resume=resume)
     run = recorder.run
     if on_test:
