@@ -1,9 +1,9 @@
-"""Fields of a recipe, and messages for wrong values."""
+"""Fields of a recipe with defaults, bounds and help texts, and messages for wrong values."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinsqueeze.errors import suggest, truncate_repr
 
@@ -13,6 +13,134 @@ def recipe_field(default: Any, description: str, allowed: str = "", **bounds: An
     if allowed:
         bounds["json_schema_extra"] = {"allowed": allowed}
     return Field(default, description=description, **bounds)
+
+
+class RecipeFields(BaseModel):
+    """The fields of `Recipe`, in the order of options and tables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    alpha: float = recipe_field(
+        0.75,
+        "Strength of the NEFTune-style noise. Every training step adds U(-1, 1) * alpha / sqrt(d) to each of the d "
+        "components of a sentence's unit vector: noise of norm about alpha / sqrt(3). 0 trains without noise.",
+        ge=0,
+    )
+    dim: int = recipe_field(32, "Output dimension; at most the encoder's dimension.", ge=2)
+    epochs: int = recipe_field(200, "Passes over the training pairs. The last epoch's weights are used.", ge=1)
+    batch_size: int = recipe_field(32, "Sentence pairs per training step.", ge=1)
+    lr: float = recipe_field(2e-4, "Adam's learning rate.", gt=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = recipe_field(
+        "constant",
+        "Learning rate schedule, where t is the fraction of steps done. constant: lr; cosine: "
+        "lr * (1 + cos(pi * t)) / 2; linear: lr * (1 - t).",
+    )
+    weight_decay: float = recipe_field(
+        0.0,
+        "Decoupled weight decay as in AdamW: every step subtracts lr * weight_decay of each weight. 0 is Adam.",
+        ge=0,
+    )
+    seed: int = recipe_field(
+        0,
+        "Seeds the initial weights, the order of pairs, the noise and the sampled neighborhoods, each in a random "
+        "stream of its own.",
+        ge=0,
+        le=2**31 - 1,
+    )
+    architecture: Literal["mlp", "linear", "residual"] = recipe_field(
+        "mlp",
+        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; residual: a linear "
+        "layer plus a branch of 1024 ReLU units whose output starts at zero.",
+    )
+    init: Literal["random", "pca", "teacher"] = recipe_field(
+        "random",
+        "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
+        "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
+        "d -> d linear projection that is first trained on the scores.",
+        "random, or for a linear or residual compressor pca or teacher",
+    )
+    subvector_dim: int = recipe_field(
+        4, "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.", ge=1
+    )
+    quantizer: Literal["none", "product", "sign"] = recipe_field(
+        "none",
+        "Quantizer that the vectors are trained and evaluated with. none: float32; product: each subvector becomes "
+        "one of 256 centroids, a byte; sign: the signs, one bit each.",
+        "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
+    )
+    codebook_lr: float = recipe_field(
+        0.0,
+        "Adam's learning rate for the centroids of a product quantizer, with the schedule of lr; for data without "
+        "scores. 0 keeps those that k-means finds before the training.",
+        ge=0,
+    )
+    loss: Literal["mse", "pearson", "infonce", "none"] = recipe_field(
+        "mse",
+        "Training loss. mse: mean squared error of the pair's cosine to the label; pearson: 1 - Pearson correlation "
+        "of cosines and labels in the batch; infonce: cross-entropy of a query's passage among the passages of the "
+        "batch; none: the neighborhood loss alone.",
+    )
+    infonce_temperature: float = recipe_field(0.05, "Temperature of infonce: softmax(cosine / temperature).", gt=0)
+    neighbor_weight: float = recipe_field(
+        0.0,
+        "Weight of the neighborhood loss: the KL divergence between the softmax of the teacher's cosines and that of "
+        "the compressed cosines. 0 disables it.",
+        ge=0,
+    )
+    num_neighbors: int = recipe_field(
+        0,
+        "Sentences that the neighborhood loss compares. With scores: 0: those of the batch; n: 512 sampled train "
+        "sentences, each sampled with its n nearest neighbors by the encoder. Without: each query of the batch adds n "
+        "of its 20 nearest train vectors to the candidates.",
+        ge=0,
+        le=100,
+    )
+    num_candidates: int = recipe_field(
+        0,
+        "Random train vectors among which the queries of every batch are searched, besides the passages of the batch. "
+        "For data without scores.",
+        ge=0,
+        le=65_536,
+    )
+    synthetic_sentences: int = recipe_field(
+        0,
+        "Synthetic sentences, made of the encoder's vocabulary. They join the train sentences where no scores are "
+        "needed: initial weights, centroids, and the sampled neighborhoods.",
+        ge=0,
+        le=100_000,
+    )
+    neighbor_temperature: float = recipe_field(
+        0.05, "Temperature of the neighborhood loss: softmax(cosine / temperature).", gt=0
+    )
+    teacher: Literal["encoder", "projection"] = recipe_field(
+        "encoder",
+        "Teacher of the neighborhood loss: the encoder, or a d -> d linear projection that is first trained on the "
+        "scores.",
+    )
+    teacher_alpha: float = recipe_field(
+        2.0, "Strength of the noise while that projection is trained. Ignored if the recipe needs none.", ge=0
+    )
+    label_transform: Literal["tanh", "linear"] = recipe_field(
+        "tanh", "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5."
+    )
+    encoder: str = recipe_field(
+        "all-MiniLM-L6-v2",
+        "Frozen sentence encoder: a sentence-transformers name or a folder. The default's weights are installed with "
+        "the package.",
+        "the name of a sentence-transformers model or the path of its folder",
+        min_length=1,
+    )
+    dataset: str = recipe_field(
+        "auto",
+        "What to train on. stsb: STS-B from the Hub; demo: bundled pairs, not a benchmark; a Hub id; a file or folder "
+        "of scored pairs, of queries with passages, of texts, or of vectors, as .npy, .parquet, .csv, .tsv, .jsonl or "
+        ".txt. auto: stsb if it is cached or the Hub answers within 5 s, demo otherwise.",
+        "auto, stsb, demo, a Hub id or the path of a file or folder",
+        min_length=1,
+    )
+    device: Literal["auto", "cpu", "cuda"] = recipe_field(
+        "auto", "Training device. auto: cuda if available, cpu otherwise."
+    )
 
 
 def format_error(error: ValidationError, fields: Mapping[str, Any]) -> str:
