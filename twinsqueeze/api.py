@@ -1,9 +1,10 @@
 """The Python API: train, compare and use compressors in a few lines. Nothing here prints or needs MLflow by itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 
 import pandas as pd
@@ -17,9 +18,12 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.experiment import EvaluatedTraining, Evaluation
 from twinsqueeze.experiment_data import ExperimentData
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.recipe_fields import NO_BASE
+from twinsqueeze.training.base import Base, resolve_bases
 from twinsqueeze.training.loop import History
 from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, TERMINAL, Reporter
+from twinsqueeze.utils.files import expand_user, is_dir, is_file
 
 __all__ = ["Compressor", "Dataset", "InputError", "Recipe", "compare_recipes", "load_dataset", "track", "train"]
 _tracking: ContextVar[bool] = ContextVar("tracking", default=False)
@@ -75,16 +79,17 @@ class TrainResult:
     run_id: str | None = None
 
 
-def train(recipe: Recipe, data: Dataset, *, progress: bool = False) -> TrainResult:
+def train(recipe: Recipe, data: Dataset, *, base: Compressor | None = None, progress: bool = False) -> TrainResult:
     """Trains and evaluates one compressor. Vectors are cached on disk, so that sentences are encoded once.
 
     Args:
         recipe: What to train; its `dataset` is ignored.
         data: A dataset from `load_dataset`, with train and dev.
+        base: The trained compressor to start from; `recipe.base` is then its digest or "none".
         progress: Whether to show progress bars and messages on standard error.
 
     Raises:
-        InputError: If the encoder or the device can't be used, or the training diverges.
+        InputError: If the encoder, the base or the device can't be used, or the training diverges.
 
     Examples:
         >>> import twinsqueeze as ts
@@ -94,7 +99,12 @@ def train(recipe: Recipe, data: Dataset, *, progress: bool = False) -> TrainResu
         >>> 0 < result.scores["test"].spearman < 1
         True
     """
-    prepared = _prepare(recipe, data, TERMINAL if progress else SILENT)
+    if base is not None:
+        if recipe.base not in {NO_BASE, base.digest}:
+            raise InputError(f"recipe.base is {recipe.base!r}, which is not the base {base!r}: leave one of them out")
+        recipe = recipe.model_copy(update={"base": base.digest})
+    (recipe,), bases = resolve_bases([recipe], base.as_base if base is not None else _load_base)
+    prepared = _prepare(recipe, data, bases, TERMINAL if progress else SILENT)
     recipe = experiment_data.adapt_recipe(recipe, prepared)
     if not _tracking.get():
         return _result(experiment.evaluate_training(experiment.train(recipe, prepared), prepared))
@@ -129,7 +139,8 @@ def compare_recipes(recipes: Sequence[Recipe], data: Dataset, *, progress: bool 
     if not recipes:
         raise InputError("no recipe to compare: pass at least one")
     reporter = TERMINAL if progress else SILENT
-    prepared = experiment_data.load_data(recipes, lambda recipe: _prepare(recipe, data, reporter))
+    adapted, bases = resolve_bases(recipes, _load_base)
+    prepared = experiment_data.load_data(adapted, lambda recipe: _prepare(recipe, data, bases, reporter))
     recipes = list(prepared)
     if _tracking.get():
         from twinsqueeze.commands.ablation import train_grid_and_log  # noqa: PLC0415 - as in `train`
@@ -169,11 +180,23 @@ def track(experiment_name: str | None = None) -> Iterator[None]:
         _tracking.reset(token)
 
 
-def _prepare(recipe: Recipe, data: Dataset, reporter: Reporter) -> ExperimentData:
+def _load_base(model: str) -> Base:
+    path = expand_user(model)
+    if is_dir(path) or is_file(path):
+        return Compressor.load(model).as_base(model)
+    from twinsqueeze.registry.model_loader import load_base  # noqa: PLC0415 - imports MLflow, which is slow
+
+    return load_base(model)
+
+
+def _prepare(recipe: Recipe, data: Dataset, bases: Mapping[str, Base], reporter: Reporter) -> ExperimentData:
     recipe.check_task(data.task, data.name)
     device = resolve_device(recipe.device).type
     encoder = None if data.has_vectors else resolve_encoder(recipe.encoder, device)
-    return experiment_data.prepare_data(data, encoder, device, validate_dim=recipe.validate_dim, reporter=reporter)
+    base = bases.get(recipe.base)
+    validate_dim = partial(base.check_input, encoder) if base else recipe.validate_dim
+    prepared = experiment_data.prepare_data(data, encoder, device, validate_dim=validate_dim, reporter=reporter)
+    return replace(prepared, base=base)
 
 
 def _result(evaluated: EvaluatedTraining, run_id: str | None = None) -> TrainResult:

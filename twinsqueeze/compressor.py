@@ -10,10 +10,11 @@ import numpy as np
 from twinsqueeze.data.encoder import encode_in_batches, resolve_encoder, sort_by_length
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor
-from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint, serialize_checkpoint
+from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint, serialize_checkpoint, weights_digest
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import check_precision
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.base import Base
 from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
 
@@ -97,6 +98,15 @@ class Compressor:
         path = expand_user(folder)
         path.mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINT_FILE).write_bytes(serialize_checkpoint(self._network, self._metadata))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of a SHA-256 over the weights, as trainings that start from it record it."""
+        return weights_digest(self._network)
+
+    def as_base(self, name: str) -> Base:
+        """Returns it as what a training starts from; messages call it `name`."""
+        return Base.load(name, self._network, self._metadata)
 
     @classmethod
     def load(cls, model: str | Path) -> Self:

@@ -65,6 +65,7 @@ def train(
             [recipe],
             train_pairs,
             data.encoded["dev"],
+            base=data.base_network,
             on_epoch=after_epoch,
             on_teacher_epoch=lambda done, total: advance(0, recipe.epochs, {"teacher": f"{done} of {total} epochs"}),
             checkpoint=checkpoint,
@@ -77,7 +78,10 @@ def train(
 def plan_grid(recipes: Sequence[Recipe], data: ExperimentData, num_parallel: int) -> list[GridBatch]:
     """Splits recipes on the same data into batches, of which `num_parallel` train at once."""
     batches = plan_batches(recipes, at_once=num_parallel)
-    return [GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"]) for batch in batches]
+    return [
+        GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"], base=data.base_network)
+        for batch in batches
+    ]
 
 
 def train_grid(
@@ -134,6 +138,7 @@ def evaluate_training(training: TrainingResult, data: ExperimentData) -> Evaluat
         columns=dict(data.pairs.columns),
         encoder_fingerprint=data.encoder_fingerprint,
         version=__version__,
+        base=data.base.description if data.base else None,
         int8_ranges=int8_calibration_ranges(placed.compress(vectors).cpu().numpy()),
     )
     evaluation = evaluate(

@@ -17,8 +17,10 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, VectorEvaluator, cached_baselines
 from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.evaluation.retrieval import RetrievalEvaluator
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import NO_ENCODER, SIMILARITY, Task
+from twinsqueeze.training.base import Base
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import resolve_device
 from twinsqueeze.utils.console import SILENT, Reporter
@@ -39,6 +41,7 @@ class ExperimentData:
     _evaluators: dict[tuple[str, str], Evaluator | RetrievalEvaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
     _synthetic: dict[int, FloatArray] = field(default_factory=dict)
+    base: Base | None = None  # of recipes that have one
 
     @property
     def task(self) -> Task:
@@ -54,6 +57,11 @@ class ExperimentData:
     def encoder_fingerprint(self) -> str:
         """The encoder's fingerprint, "none" without one."""
         return self.encoder.fingerprint if self.encoder else NO_ENCODER
+
+    @property
+    def base_network(self) -> CompressorNetwork | None:
+        """The compressor that trainings start from."""
+        return self.base.network if self.base else None
 
     def training_pairs(self, recipe: Recipe) -> EncodedSplit:
         """Returns the train pairs, with the synthetic sentences of a recipe."""
@@ -93,13 +101,13 @@ DataByRecipe = Mapping[Recipe, ExperimentData]
 
 
 def load_data(recipes: Sequence[Recipe], load: Callable[[Recipe], ExperimentData]) -> DataByRecipe:
-    """Returns the data of each recipe; recipes with equal dataset, encoder and device share theirs.
+    """Returns the data of each recipe; recipes with equal dataset, encoder, device and base share theirs.
 
     The recipes are as `adapt_recipe` returns them.
     """
-    groups: dict[tuple[str, str, str], list[Recipe]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str], list[Recipe]] = defaultdict(list)
     for recipe in recipes:
-        groups[recipe.dataset, recipe.encoder, recipe.device].append(recipe)
+        groups[recipe.dataset, recipe.encoder, recipe.device, recipe.base].append(recipe)
     loaded: dict[Recipe, ExperimentData] = {}
     for group in groups.values():  # if the largest dim fits the encoder, so do the others
         data = load(max(group, key=attrgetter("dim")))

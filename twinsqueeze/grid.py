@@ -43,17 +43,18 @@ def load_grid(file: str, **overrides: Any) -> list[Recipe]:
     """Returns the recipes of a grid: every combination of its values, the first field varying slowest.
 
     The grid is a file or a name as for `find_grid`: a YAML mapping of recipe fields to a value or a list of values.
-    `recipe` names a preset as the base, and `overrides` replace fields of the file. Raises `InputError` for any other
-    file.
+    `recipe` names a preset that has the other fields, and `overrides` replace fields of the file. Raises `InputError`
+    for any other file.
     """
     content = _read_mapping(file)
     try:
-        base = load_preset(str(content.pop("recipe"))) if "recipe" in content else {}
+        preset = str(content.pop("recipe", "published"))
+        load_preset(preset)  # raises for an unknown one
         values = {}
         for name, value in (content | overrides).items():
             field = name if isinstance(name, str) else truncate_repr(name)
             values[field] = value if isinstance(value, list) else [value]
-        return _combine(base, values)
+        return _combine(preset, values)
     except InputError as error:
         raise InputError(f"grid {file!r}: {error}") from None
 
@@ -80,7 +81,7 @@ def _read_mapping(file: str) -> dict[Any, Any]:
     return content
 
 
-def _combine(base: dict[str, Any], values: dict[str, list[Any]]) -> list[Recipe]:
+def _combine(preset: str, values: dict[str, list[Any]]) -> list[Recipe]:
     for name, options in values.items():
         if not options:
             raise InputError(f"{name} has no value")
@@ -89,7 +90,7 @@ def _combine(base: dict[str, Any], values: dict[str, list[Any]]) -> list[Recipe]
         raise InputError(
             f"{count:,} combinations are more than {MAX_COMBINATIONS:,}: split the grid into several files"
         )
-    recipes = [Recipe.parse(base | dict(zip(values, some, strict=True))) for some in product(*values.values())]
+    recipes = [Recipe.preset(preset, **dict(zip(values, some, strict=True))) for some in product(*values.values())]
     for name, options in values.items():
         if len({getattr(recipe, name) for recipe in recipes}) < len(options):
             raise InputError(f"{name} has the same value twice: {', '.join(map(truncate_repr, options))}")

@@ -14,10 +14,12 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.presets import PRESETS, load_preset
-from twinsqueeze.recipe_fields import RecipeFields, format_error
+from twinsqueeze.recipe_fields import NO_BASE, RecipeFields, format_error
 from twinsqueeze.task import NEIGHBORS, SIMILARITY, Task
 from twinsqueeze.utils.text import format_value
 
+# The fields whose values are those of a base; `init` is not used with one.
+BASE_FIELDS = ("architecture", "dim", "quantizer", "subvector_dim")
 # Fields that are in no name or in every one.
 UNNAMED_FIELDS = ("alpha", "seed", "encoder", "dataset", "device")
 # Label of rows that compare float32 queries with stored codes, as a search does.
@@ -52,9 +54,18 @@ class Recipe(RecipeFields):
             raise ValueError("a truth value")
         return value
 
+    @field_validator("epochs")
+    @classmethod
+    def _check_base(cls, value: int, info: ValidationInfo) -> int:
+        if not value and info.data.get("base") == NO_BASE:
+            raise ValueError("needs a base")
+        return value
+
     @field_validator("init", "quantizer")
     @classmethod
     def _check_architecture(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("base") != NO_BASE:  # whose architecture is not known yet
+            return value
         if value in {"pca", "teacher", "product"} and info.data.get("architecture") == "mlp":
             raise ValueError("needs a linear or residual compressor")
         if value == "product" and info.data.get("dim", 0) % info.data.get("subvector_dim", 1):
@@ -71,12 +82,19 @@ class Recipe(RecipeFields):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """Returns a preset, one of `PRESETS`, with some fields replaced; raises an `InputError` as `parse` does."""
-        return cls.parse({**load_preset(name), **overrides})
+        """Returns a preset, one of `PRESETS`, with some fields replaced; raises an `InputError` as `parse` does.
+
+        With a `base`, the preset leaves `BASE_FIELDS` to it.
+        """
+        fields = load_preset(name)
+        if overrides.get("base", NO_BASE) != NO_BASE:
+            fields = {name: value for name, value in fields.items() if name not in (*BASE_FIELDS, "init")}
+        return cls.parse({**fields, **overrides})
 
     def check_task(self, task: Task, dataset: str) -> None:
         """Raises an `InputError` if the recipe can't be trained on data of a task; it names presets that can."""
-        if problem := self._task_problem(task):
+        problem = self._task_problem(task) if self.epochs else None  # without epochs nothing is trained
+        if problem:
             presets = [name for name, recipe in _preset_recipes().items() if not recipe._task_problem(task)]
             raise InputError(f"{problem}, and dataset {dataset!r} has {task.data}: {', '.join(presets)} fit such data")
 
@@ -99,6 +117,11 @@ class Recipe(RecipeFields):
             raise InputError(f"dim must be at most {encoder_dim}, the dimension of the encoder, not {self.dim}")
 
     @property
+    def has_base(self) -> bool:
+        """Whether the training starts from a trained compressor."""
+        return self.base != NO_BASE
+
+    @property
     def needs_scores(self) -> bool:
         """Whether the loss compares cosines with human scores."""
         return self.loss in {"mse", "pearson"}
@@ -106,7 +129,9 @@ class Recipe(RecipeFields):
     @property
     def needs_teacher(self) -> bool:
         """Whether a d -> d projection is trained on the scores before the compressor."""
-        return self.init == "teacher" or (self.teacher == "projection" and self.neighbor_weight > 0)
+        return self.epochs > 0 and (
+            self.init == "teacher" or (self.teacher == "projection" and self.neighbor_weight > 0)
+        )
 
     @property
     def digest(self) -> str:
@@ -122,7 +147,8 @@ class Recipe(RecipeFields):
         Such as `best-a0-s0-epochs60`. For `published`, the defaults, it begins with the compressor, as in
         `mlp32-a0.75-s0`.
         """
-        fields = [name for name in type(self).model_fields if name not in UNNAMED_FIELDS]
+        unnamed = (*UNNAMED_FIELDS, *BASE_FIELDS, "init") if self.has_base else UNNAMED_FIELDS
+        fields = [name for name in type(self).model_fields if name not in unnamed]
         changes = {
             preset: [name for name in fields if getattr(self, name) != getattr(recipe, name)]
             for preset, recipe in _preset_recipes().items()
@@ -131,8 +157,8 @@ class Recipe(RecipeFields):
         changed = changes[base]
         if base == "published":
             base = self.compressor_name
-            changed = [name for name in changed if name not in {"architecture", "dim", "quantizer", "subvector_dim"}]
-        values = {name: getattr(self, name) for name in changed}
+            changed = [name for name in changed if name not in BASE_FIELDS]
+        values = {name: self.base[:8] if name == "base" else getattr(self, name) for name in changed}
         shown = [f"{name}{'_' if isinstance(v, str) else ''}{format_value(v)}" for name, v in values.items()]
         return "-".join([base, f"a{format_value(self.alpha)}", f"s{self.seed}", *shown])
 

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinsqueeze.errors import suggest, truncate_repr
 
+# Value of `base` without a base.
+NO_BASE = "none"
+
 
 def recipe_field(default: Any, description: str, allowed: str = "", **bounds: Any) -> Any:
     """Returns a field; `allowed` completes the message "NAME must be …" if its type and bounds do not say it all."""
@@ -27,7 +30,20 @@ class RecipeFields(BaseModel):
         ge=0,
     )
     dim: int = recipe_field(32, "Output dimension; at most the encoder's dimension.", ge=2)
-    epochs: int = recipe_field(200, "Passes over the training pairs. The last epoch's weights are used.", ge=1)
+    base: str = recipe_field(
+        NO_BASE,
+        "Trained compressor to start from: a run id, a model URI such as models:/twinsqueeze@champion, or a folder; "
+        "none for the initial weights of init. Its architecture, dim, quantizer and subvector_dim are used. Codebooks "
+        "are fitted again to the train vectors. A run records 16 hex digits of the SHA-256 of its weights.",
+        "none, a run id, a model URI or the path of a folder",
+        min_length=1,
+    )
+    epochs: int = recipe_field(
+        200,
+        "Passes over the training pairs. The last epoch's weights are used. 0 only fits the codebooks of a base again.",
+        "a whole number of at least 1, or 0 with a base",
+        ge=0,
+    )
     batch_size: int = recipe_field(32, "Sentence pairs per training step.", ge=1)
     lr: float = recipe_field(2e-4, "Adam's learning rate.", gt=0)
     lr_schedule: Literal["constant", "cosine", "linear"] = recipe_field(
@@ -56,7 +72,7 @@ class RecipeFields(BaseModel):
         "random",
         "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
         "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
-        "d -> d linear projection that is first trained on the scores.",
+        "d -> d linear projection that is first trained on the scores. Not used with a base.",
         "random, or for a linear or residual compressor pca or teacher",
     )
     subvector_dim: int = recipe_field(

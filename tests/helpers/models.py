@@ -12,6 +12,8 @@ from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.model.quantizers import ProductQuantizer
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.base import Base
+from twinsqueeze.training.loop import TrainingResult
 
 
 def metadata_for(encoder: Path, int8_ranges: object = None, **recipe: object) -> CheckpointMetadata:
@@ -25,6 +27,15 @@ def metadata_for(encoder: Path, int8_ranges: object = None, **recipe: object) ->
         version=twinsqueeze.__version__,
         int8_ranges=int8_ranges,
     )
+
+
+def base_of(result: TrainingResult, encoder: str = "none", fingerprint: str = "none") -> Base:
+    """What a training can start from: the result of one with an encoder, or on vectors."""
+    recipe = result.recipe.model_copy(update={"encoder": encoder})
+    metadata = CheckpointMetadata(
+        recipe=recipe, dataset="x", dataset_digest="0", score_max=None, encoder_fingerprint=fingerprint, version="0"
+    )
+    return Base("base", result.compressor, metadata)
 
 
 def write_model(folder: Path, network: CompressorNetwork, metadata: CheckpointMetadata | None) -> Path:

@@ -59,7 +59,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
 class ReferenceTraining:
     """Draws from the streams of the seed: weights; per epoch an order; per step noise and sampled neighborhoods."""
 
-    def __init__(self, recipe: Recipe, train: EncodedSplit) -> None:
+    def __init__(self, recipe: Recipe, train: EncodedSplit, base: Sequence[Layer] | None = None) -> None:
         self.recipe, self.train = recipe, train
         self.streams = SeedStreams.from_seed(recipe.seed)
         self.sentences = torch.from_numpy(train.sentences)
@@ -69,7 +69,7 @@ class ReferenceTraining:
         self.projection = None
         if recipe.needs_teacher:
             (self.projection,) = train_teachers([recipe.seed], recipe.teacher_alpha, train, torch.device("cpu"))
-        layers = initial_layers(recipe, train.sentences, self.streams.weights, self.projection)
+        layers = base or initial_layers(recipe, train.sentences, self.streams.weights, self.projection)
         self.model = ResidualModel(layers, recipe.dim) if recipe.architecture == "residual" else PlainModel(layers)
         if recipe.quantizer == "product":
             unit = functional.normalize(self.model(self.sentences)).detach().numpy()

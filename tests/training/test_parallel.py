@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.checkpoints import CheckpointFolder
 from tests.helpers.commands import ROOT
 from tests.helpers.forks import FORKS, ForkedProcess, has_ended
+from tests.helpers.models import base_of
 from tests.helpers.recipes import each_recipe, make_pairs, make_recipes
 from tests.helpers.results import same_bits
 from twinsqueeze.errors import InputError
@@ -84,6 +85,13 @@ def pool(request) -> Iterator[Pool]:
                 patch.setattr(multiprocessing, "get_context", lambda _: FORKS)
             started = stack.enter_context(start_pool())
         yield started
+
+
+def test_a_training_in_a_worker_starts_from_its_base(pool):
+    base = base_of(*train_replicas(make_recipes(seeds=[9]), *make_pairs(24)))
+    recipes = [base.adapt_recipe(recipe) for recipe in make_recipes(base="x")]
+    trained = [each.train(recipes, make_pairs(24), base=base.network)[0] for each in (HERE, pool)]
+    assert same_bits(*trained)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.helpers.reference_training import ReferenceTraining
 from tests.helpers.results import same_bits
 from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
 from twinsqueeze.model.initialization import pca_layer
-from twinsqueeze.training import trainer
+from twinsqueeze.training import setup
 from twinsqueeze.training.loop import train_replicas
 from twinsqueeze.training.setup import TrainingSetup
 from twinsqueeze.training.teacher import TEACHER_RECIPES
@@ -146,7 +146,7 @@ def test_initial_weights_do_not_depend_on_the_kmeans_of_another_training(monkeyp
         return fit(kmeans, vectors)
 
     monkeypatch.setattr("twinsqueeze.model.initialization.pca_layer", recording_pca_layer)
-    monkeypatch.setattr(trainer, "BLAS_LOCK", WatchedLock(waits_or_done))
+    monkeypatch.setattr(setup, "BLAS_LOCK", WatchedLock(waits_or_done))
     monkeypatch.setattr(KMeans, "fit", slow_fit)
     start()
     other = threading.Thread(target=start, kwargs=PRODUCT)

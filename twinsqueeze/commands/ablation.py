@@ -21,6 +21,7 @@ from twinsqueeze.experiment import EvaluatedTraining
 from twinsqueeze.experiment_data import DataByRecipe, ExperimentData
 from twinsqueeze.grid import find_grid
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry.model_loader import load_base
 from twinsqueeze.reporting import figure_pool, report, run_loader, terminal
 from twinsqueeze.reporting.ablation_table import AblationTable, TrainedRun
 from twinsqueeze.reporting.figure_pool import Draw
@@ -28,6 +29,7 @@ from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
 from twinsqueeze.tracking.run_logger import RunLogger
 from twinsqueeze.tracking.tags import DATASET_DIGEST, GRID_DIGEST, RECIPE_DIGEST
+from twinsqueeze.training.base import resolve_bases
 from twinsqueeze.training.grid_trainer import GridBatch
 from twinsqueeze.training.loop import DivergedError, TrainingResult
 from twinsqueeze.utils import console
@@ -62,11 +64,13 @@ class AblationOptions:
 def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions) -> None:
     """Trains every recipe of a grid in a run of its own, under a parent run with the ablation table."""
     name = Path(grid).stem
+    recipes, bases = resolve_bases(recipes, load_base)
 
     def load(recipe: Recipe) -> ExperimentData:
         dataset = options.load(recipe.dataset)
         recipe.check_task(dataset.task, dataset.name)
-        return load_experiment_data(recipe, dataset, recipe.validate_dim, f"{name}, {len(recipes)} trainings")
+        run_name = f"{name}, {len(recipes)} trainings"
+        return load_experiment_data(recipe, dataset, recipe.validate_dim, run_name, bases.get(recipe.base))
 
     data = experiment_data.load_data(recipes, load)
     recipes = list(data)
@@ -113,8 +117,8 @@ def _start_grid(
     """Starts the run of a grid, and ends the runs of killed processes."""
     fingerprints = {_fingerprint(recipe, data)[:2] for recipe in recipes}
     grid_digest = hashlib.sha256(repr(sorted(fingerprints)).encode()).hexdigest()[:16]
-    distinct = set(data.values())
-    tags = run_recording.data_tags(distinct.pop()) if len(distinct) == 1 else {}
+    distinct = {each.pairs.digest: each for each in data.values()}
+    tags = run_recording.data_tags(*distinct.values()) if len(distinct) == 1 else {}
 
     def is_same(tags: Mapping[str, str]) -> bool:
         trained = tags.get(RECIPE_DIGEST, ""), tags.get(DATASET_DIGEST, "")
@@ -145,7 +149,9 @@ def _plan_batches(
     batches = []
     for batch in plan_with_checkpoints(recipes, store, resume=resume, at_once=num_parallel):
         checkpoint = partial(open_checkpoint, store, batch, resume=resume)
-        batches.append(GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"], checkpoint))
+        batches.append(
+            GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"], checkpoint, data.base_network)
+        )
     return batches
 
 

@@ -20,12 +20,12 @@ PRESET_INDEPENDENT = ("seed", "encoder", "dataset", "device")
 PATH = click.Path(path_type=Path)
 DEVICES = get_args(Recipe.model_fields["device"].annotation)
 # Of these, "" would be the working directory.
-NOT_EMPTY = ("input", "model", "dataset", "encoder")
+NOT_EMPTY = ("input", "model", "dataset", "encoder", "base")
 METAVARS: dict[Any, str] = {float: "NUMBER", int: "INTEGER", str: "TEXT"}
 # Sections of a command's help, with the options in each; all others are in the first section.
 SECTIONS = {
     "Optimizer": ("batch_size", "lr", "lr_schedule", "weight_decay"),
-    "Architecture": ("architecture", "init"),
+    "Architecture": ("architecture", "init", "base"),
     "Quantizer": ("quantizer", "subvector_dim", "codebook_lr"),
     "Loss": ("loss", "infonce_temperature", "label_transform"),
     "Neighborhood loss": (

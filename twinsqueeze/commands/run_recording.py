@@ -1,5 +1,6 @@
 """What a run records of a compressor: parameters, curves, scores, figures, tables, the model and a description."""
 
+import json
 import os
 import platform
 import re
@@ -30,7 +31,17 @@ from twinsqueeze.reporting.search_table import SearchRow, VectorFormat
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.tracking.model_files import log_compressor
 from twinsqueeze.tracking.run_logger import RunLogger
-from twinsqueeze.tracking.tags import DATASET, DATASET_DIGEST, NOTICE, RECIPE_DIGEST, RESUMED_FROM, TASK, TEST_DIGEST
+from twinsqueeze.tracking.tags import (
+    ADAPTED_FIELDS,
+    BASE_RUN,
+    DATASET,
+    DATASET_DIGEST,
+    NOTICE,
+    RECIPE_DIGEST,
+    RESUMED_FROM,
+    TASK,
+    TEST_DIGEST,
+)
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
@@ -52,8 +63,8 @@ class RunRecorder:
     ) -> None:
         self.run = run
         self._data = data
-        run.log_params({**params, **environment_params(data)})
-        run.set_tags({**data_tags(data), **tags})
+        adapted = run.log_params({**params, **environment_params(data)})
+        run.set_tags({**data_tags(data), **({ADAPTED_FIELDS: json.dumps(adapted)} if adapted else {}), **tags})
         pairs = data.pairs
         self._inputs = {
             split: run.log_input(split, pairs.name, pairs.splits[split].digest, pairs.source) for split in splits
@@ -65,7 +76,8 @@ class RunRecorder:
         tags = {RECIPE_DIGEST: recipe.digest}
         if resumed_from_epoch:
             tags[RESUMED_FROM] = f"epoch {resumed_from_epoch} of {recipe.epochs}"
-        return cls(run, data, list(data.encoded), recipe.model_dump(), tags)
+        lineage = {BASE_RUN: data.base.run_id} if data.base and data.base.run_id else {}
+        return cls(run, data, list(data.encoded), recipe.model_dump() | lineage, tags)
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Logs the losses and dev scores of an epoch; the last epoch's scores are logged with the model."""
@@ -86,8 +98,11 @@ class RunRecorder:
     def log_training(self, evaluated: EvaluatedTraining, draw: Draw = figure_pool.render) -> None:
         """Logs a trained compressor with its scores, figures, tables and description; `draw` renders the figures."""
         recipe, history, train_losses = evaluated.recipe, evaluated.training.history, evaluated.train_losses
-        curves = partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss)
-        with self._log_figures({"loss_curves": curves, **_figures(evaluated, train_losses)}, draw):
+        figures = _figures(evaluated, train_losses)
+        if recipe.epochs:
+            curves = partial(run_plots.plot_loss_curves, history.loss, history.clean_loss, history.dev, recipe.loss)
+            figures = {"loss_curves": curves, **figures}
+        with self._log_figures(figures, draw):
             model = serialize_checkpoint(evaluated.compressor, evaluated.metadata)
             example = self._data.encoded["dev"].embeddings[:INPUT_EXAMPLE_ROWS]
             model_id = log_compressor(self.run, model, example, recipe.model_dump())
@@ -131,10 +146,14 @@ class RunRecorder:
             times["time/seconds_per_epoch"] = training.seconds / trained_epochs
         self.run.log_metrics(times)
 
+    def predictions(self, evaluation: Evaluation) -> pd.DataFrame:
+        """Returns a row per pair or query of each split, with its prediction or scores."""
+        return _predictions(self._data.pairs, evaluation.results)
+
     def _log_tables(self, evaluation: Evaluation, description: str) -> None:
         """Logs predictions, baselines and the run's description."""
         results, baselines, pairs = evaluation.results, evaluation.baselines, self._data.pairs
-        self.run.log_table("predictions.json", _predictions(pairs, results))
+        self.run.log_table("predictions.json", self.predictions(evaluation))
         self.run.log_table("baselines.json", baseline_table(baselines))
         scores = search_table.format_run(_search_rows(evaluation), results)
         missing = missing_baselines_note(baselines)
@@ -188,13 +207,18 @@ def _vector_format(evaluation: Evaluation) -> VectorFormat:
 
 def _describe_training(evaluated: EvaluatedTraining, data: ExperimentData) -> str:
     recipe, resumed_from_epoch = evaluated.recipe, evaluated.training.resumed_from_epoch
-    train = data.pairs.splits["train"]
+    train = f"{len(data.pairs.splits['train']):,} train {data.task.examples} of {escape_markdown(data.pairs.name)}"
     text = (
         f"A compressor ({recipe.architecture}, {evaluated.compressor.input_dim} to {recipe.dim} dimensions, "
-        f"quantizer {recipe.quantizer}) trained for {recipe.epochs} epochs on the {len(train):,} train "
-        f"{data.task.examples} of {escape_markdown(data.pairs.name)} with noise alpha = {recipe.alpha:g} and seed "
-        f"{recipe.seed}."
+        f"quantizer {recipe.quantizer}) "
     )
+    if recipe.epochs:
+        text += f"trained for {recipe.epochs} epochs on the {train} with noise alpha = {recipe.alpha:g} and seed "
+    else:
+        text += f"with the layers of its base; what quantizes their outputs was fitted to the {train} with seed "
+    text += f"{recipe.seed}."
+    if data.base:
+        text += f" The base: {escape_markdown(data.base.description)}."
     if resumed_from_epoch:
         text += f" The training was interrupted and resumed from epoch {resumed_from_epoch}."
     return text

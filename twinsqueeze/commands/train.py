@@ -12,6 +12,7 @@ from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.experiment import EvaluatedTraining
 from twinsqueeze.experiment_data import ExperimentData, adapt_recipe
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry.model_loader import load_base
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking.run import start_run
@@ -28,12 +29,17 @@ def train(
 ) -> None:
     """Trains a compressor, records the run and prints its scores. Unless `on_test`, test is not read.
 
-    The recipe is chosen by the task of the data, which are the same for all.
+    The recipe is chosen by the task of the data; its dataset and base are the same for all tasks.
     """
-    dataset = load(choose_recipe(SIMILARITY).dataset, splits=SPLITS if on_test else SPLITS[:2])
+    first = choose_recipe(SIMILARITY)
+    base = load_base(first.base) if first.has_base else None
+    if base:
+        base.adapt_recipe(first)  # raises before the data are read
+    dataset = load(first.dataset, splits=SPLITS if on_test else SPLITS[:2])
     recipe = choose_recipe(dataset.task)
+    recipe = base.adapt_recipe(recipe) if base else recipe
     recipe.check_task(dataset.task, dataset.name)
-    data = load_experiment_data(recipe, dataset, recipe.validate_dim, recipe.name)
+    data = load_experiment_data(recipe, dataset, recipe.validate_dim, recipe.name, base)
     recipe = adapt_recipe(recipe, data)
     recorder, evaluated = train_and_log(recipe, data, resume=resume)
     run = recorder.run

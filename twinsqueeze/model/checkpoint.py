@@ -1,5 +1,6 @@
 """The file of a compressor: safetensors with metadata about its training."""
 
+import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ class CheckpointMetadata(BaseModel):
     version: str
     task: str = SIMILARITY.name
     int8_ranges: Int8Ranges | None = None
+    base: str | None = None  # the compressor that the training started from, in words
 
     @property
     def normalizes_inputs(self) -> bool:
@@ -37,6 +39,11 @@ class CheckpointMetadata(BaseModel):
 def serialize_checkpoint(compressor: CompressorNetwork, metadata: CheckpointMetadata | None) -> bytes:
     """Returns the bytes of the file; None for weights of another program."""
     return save(compressor.state_dict(), {HEADER: metadata.model_dump_json()} if metadata else {})
+
+
+def weights_digest(compressor: CompressorNetwork) -> str:
+    """Returns 16 hex digits of a SHA-256 over the weights and codebooks."""
+    return hashlib.sha256(serialize_checkpoint(compressor, None)).hexdigest()[:16]
 
 
 def read_checkpoint(file: Path, model: str) -> tuple[CompressorNetwork, CheckpointMetadata | None]:

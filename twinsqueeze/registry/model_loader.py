@@ -23,6 +23,7 @@ from twinsqueeze.tracking.mlmodel import read_mlmodel
 from twinsqueeze.tracking.model_files import CARD_FILE, EXTRA_FILES
 from twinsqueeze.tracking.run import check_tracking_server
 from twinsqueeze.tracking.tags import FILE_SHA256, TRAINED_RUN
+from twinsqueeze.training.base import Base
 from twinsqueeze.utils import files
 from twinsqueeze.utils.files import CHECKPOINT_FILE
 from twinsqueeze.utils.text import describe_error
@@ -67,6 +68,12 @@ def resolve_model(model: str) -> ResolvedModel:
     card = next((path for path in cards if path in paths), None)
     model_id, run_id = _read_ids(folder, entry, model)
     return ResolvedModel(checkpoint, model_id, run_id, sentence_transformer, card)
+
+
+def load_base(model: str) -> Base:
+    """Load a compressor that trainings start from, by run id, model URI or folder."""
+    resolved = resolve_model(model)
+    return Base.load(model, *read_checkpoint(resolved.checkpoint, model), resolved.run_id)
 
 
 def load_sentence_transformer_for(

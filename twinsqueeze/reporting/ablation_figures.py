@@ -35,7 +35,7 @@ def build_sections(tables: Sequence[AblationTable]) -> list[Section]:
         (table, figures, name, rows)
         for table, figures in sections
         for name, rows in table.families().items()
-        if len(rows) > 1
+        if len(rows) > 1 and rows[0].recipe.epochs  # without epochs there are no curves, and alpha does nothing
     ]
     if len(families) > MAX_FAMILIES:
         console.info(f"figures for the {MAX_FAMILIES} compressors with most runs, of {len(families)}")

@@ -27,7 +27,7 @@ PRECISIONS = ("float32", "int8", "binary")
 ASYMMETRIC = "asymmetric"  # float queries against stored codes (Jégou et al. 2011)
 # Recipe fields that are appended to the names of compressors that would otherwise be called the same.
 DISTINGUISHING_FIELDS = (
-    "loss", "label_transform", "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init",
+    "base", "loss", "label_transform", "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init",
     "neighbor_weight", "num_neighbors", "num_candidates", "synthetic_sentences", "neighbor_temperature",
     "infonce_temperature", "teacher", "teacher_alpha", "subvector_dim", "codebook_lr",
 )  # fmt: skip

@@ -33,6 +33,7 @@ from twinsqueeze.tracking.parameters import decode_params
 from twinsqueeze.tracking.run import env_run_id
 from twinsqueeze.tracking.store import find_current_experiment
 from twinsqueeze.tracking.tags import (
+    ADAPTED_FIELDS,
     DATASET,
     DATASET_DIGEST,
     FILE_SHA256,
@@ -88,7 +89,7 @@ def load_runs(experiment_id: str) -> tuple[list[TrainedRun], list[str]]:
     for run in finished:
         try:
             trained = parse_run(run, evaluations[run.info.run_id])
-        except (InputError, KeyError):
+        except (ValueError, KeyError):  # InputError is a ValueError
             skipped["invalid recipe parameters"].append(run.info.run_name)
             continue
         if all(isfinite(trained.metrics.get(metric_name("dev", score), nan)) for score in trained.task.curve_scores):
@@ -114,7 +115,8 @@ def _search_runs(experiment_id: str, kind: str) -> list[Run]:
 def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
     """Parse a training run; its test scores are those of the last evaluation on the same data."""
     params, tags = decode_params(run), run.data.tags
-    recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields})
+    adapted = json.loads(tags.get(ADAPTED_FIELDS, "{}"))
+    recipe = Recipe.parse({name: adapted.get(name, params[name]) for name in Recipe.model_fields})
     task = TASKS[tags.get(TASK, SIMILARITY.name)]
     metrics, test_digest = dict(run.data.metrics), tags.get(TEST_DIGEST)
     for evaluation in evaluations:
@@ -204,6 +206,26 @@ def read_curve(run: TrainedRun, metric: str) -> "pd.Series[float]":
 def read_predictions(run_id: str) -> pd.DataFrame:
     """A run's predictions, with columns such as split, label, predicted and squared_error."""
     return _read_table(run_id, "predictions.json")
+
+
+def find_evaluation(trained_run: str, dev_digest: str, encoder_fingerprint: str) -> str | None:
+    """The id of the newest evaluation of a trained run, in any experiment, on dev rows of a digest by an encoder."""
+    kind = f"tags.`{KIND}` = 'evaluation' AND tags.`{TRAINED_RUN}` = '{trained_run}'"
+    found = mlflow.search_runs(
+        filter_string=f"{kind} AND attributes.status = 'FINISHED'", output_format="list", search_all_experiments=True
+    )
+    for run in found:  # the newest first
+        same_encoder = run.data.params.get("encoder_fingerprint") == encoder_fingerprint
+        if same_encoder and find_input_digest(run.info.run_id, "dev") == dev_digest:
+            return str(run.info.run_id)
+    return None
+
+
+def find_input_digest(run_id: str, split: str) -> str:
+    """The digest of a split that a run has as an input; "" without it."""
+    inputs = mlflow.MlflowClient().get_run(run_id).inputs
+    recorded = inputs.dataset_inputs if inputs else []
+    return next((item.dataset.digest for item in recorded if split in {tag.value for tag in item.tags}), "")
 
 
 def read_train_losses(run_id: str) -> FloatArray:

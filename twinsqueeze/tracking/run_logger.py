@@ -58,14 +58,16 @@ class RunLogger:
         """Id of the run's experiment."""
         return self.spool.experiment_id
 
-    def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters, except those that `mlflow run` has logged already."""
+    def log_params(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Log parameters, except those that `mlflow run` has logged; return those of them that have another value."""
         known = self.replayer.params
+        typed_otherwise = {n: value for n, value in values.items() if known.get(n) not in {None, format_value(value)}}
         # MLflow takes at most 6,000 characters of a value.
         new = {name: format_value(value)[:6000] for name, value in values.items() if name not in known}
         if new:
             known |= new
             self._write({"op": "batch", "params": new})
+        return typed_otherwise
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""

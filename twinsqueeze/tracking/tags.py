@@ -7,6 +7,10 @@ NOTICE = "twinsqueeze.notice"
 TEST_DIGEST = "twinsqueeze.test_digest"
 TASK = "twinsqueeze.task"  # name of a `Task`; runs without it are of similarity
 RECIPE_DIGEST = "twinsqueeze.recipe_digest"
+# JSON of the recipe fields whose value is not that of the parameter, which `mlflow run` logged as it was typed.
+ADAPTED_FIELDS = "twinsqueeze.adapted_fields"
+# A parameter: id of the run that trained the base of a training.
+BASE_RUN = "base_run"
 TRAINED_RUN = "twinsqueeze.trained_run"
 GRID_DIGEST = "twinsqueeze.grid_digest"
 # The process that records the run, a `ProcessIdentity` as JSON.

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
@@ -26,6 +27,7 @@ class GridBatch:
     train: EncodedSplit
     dev: EncodedSplit
     open_checkpoint: Callable[[], AbstractContextManager[TrainingCheckpoint | None]] = nullcontext
+    base: CompressorNetwork | None = None
 
     @property
     def epochs(self) -> int:
@@ -90,6 +92,7 @@ class _BatchTrainer:
                     batch.recipes,
                     batch.train,
                     batch.dev,
+                    base=batch.base,
                     clean_loss_every=self.clean_loss_every,
                     on_epoch=on_epoch,
                     on_teacher_epoch=on_teacher_epoch,

@@ -17,7 +17,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SCORE_NAMES
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.losses import LABEL_LOSSES
-from twinsqueeze.training.setup import TrainingSetup
+from twinsqueeze.training.setup import TrainingSetup, initial_model
 from twinsqueeze.training.teacher import train_teachers
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingState
 from twinsqueeze.types import FloatArray
@@ -86,6 +86,7 @@ def train_replicas(
     train: EncodedSplit,
     dev: EncodedSplit,
     *,
+    base: CompressorNetwork | None = None,
     clean_loss_every: int = 1,
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     on_teacher_epoch: Callable[[int, int], None] = lambda *_: None,
@@ -93,11 +94,14 @@ def train_replicas(
 ) -> list[TrainingResult]:
     """Trains one compressor per recipe, all in one loop; returns the results in the order of the recipes.
 
-    The recipes are every combination of some alphas and seeds, equal in all other fields. `on_epoch` is also called for
-    the epochs of an interrupted process, and `on_teacher_epoch` with (epochs done, epochs) of the teachers.
+    The recipes are every combination of some alphas and seeds, equal in all other fields. All start with the layers of
+    `base`, if their recipe has one. `on_epoch` is also called for the epochs of an interrupted process, and
+    `on_teacher_epoch` with (epochs done, epochs) of the teachers.
     """
-    run = _Run(_make_setup(recipes, train), dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
-    epochs, start = recipes[0].epochs, time.monotonic()
+    setup, epochs, start = _make_setup(recipes, train, base), recipes[0].epochs, time.monotonic()
+    if not epochs:
+        return _fit_codebooks_again(setup, recipes, dev)
+    run = _Run(setup, dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
     for epoch in range(1, epochs + 1):
         if epoch > run.resumed_from_epoch:
             if checkpoint:
@@ -112,14 +116,25 @@ def train_replicas(
     return [run.result(recipe, time.monotonic() - start) for recipe in recipes]
 
 
-def _make_setup(recipes: Sequence[Recipe], train: EncodedSplit) -> TrainingSetup:
+def _fit_codebooks_again(setup: TrainingSetup, recipes: Sequence[Recipe], dev: EncodedSplit) -> list[TrainingResult]:
+    """Returns the replicas as they are before the first epoch, with empty curves."""
+    start, model = time.monotonic(), initial_model(setup)
+    history = History(np.empty(0), np.empty(0), {name: np.empty(0) for name in dev.task.curve_scores})
+    replicas = [model.replica(setup.replica(recipe)).to("cpu", copy=True) for recipe in recipes]
+    seconds = time.monotonic() - start
+    return [TrainingResult(*item, history, seconds=seconds) for item in zip(recipes, replicas, strict=True)]
+
+
+def _make_setup(recipes: Sequence[Recipe], train: EncodedSplit, base: CompressorNetwork | None) -> TrainingSetup:
     shared = recipes[0]
+    if shared.has_base != (base is not None):
+        raise ValueError("a base is passed with the recipes that have one, and with no other")
     if any(r.model_copy(update={"alpha": shared.alpha, "seed": shared.seed}) != shared for r in recipes):
         raise ValueError("replicas trained together may differ in alpha and seed only")
     alphas, seeds = sorted({r.alpha for r in recipes}), sorted({r.seed for r in recipes})
     if sorted((r.alpha, r.seed) for r in recipes) != list(product(alphas, seeds)):
         raise ValueError("replicas trained together are every alpha with every seed, once")
-    return TrainingSetup(shared, alphas, seeds, train, resolve_device(shared.device))
+    return TrainingSetup(shared, alphas, seeds, train, resolve_device(shared.device), base)
 
 
 class _Run:
@@ -172,8 +187,7 @@ class _Run:
         return EpochMetrics(epoch, self._setup.recipe.epochs, loss, clean_loss, dev)
 
     def result(self, recipe: Recipe, seconds: float) -> TrainingResult:
-        alphas, seeds = self._setup.alphas, self._setup.seeds
-        replica = alphas.index(recipe.alpha) * len(seeds) + seeds.index(recipe.seed)
+        replica = self._setup.replica(recipe)
         loss, clean_loss, *dev = np.stack(self.curves, axis=1)[:, :, replica]
         history = History(loss, clean_loss, dict(zip(self._score_names, dev, strict=True)))
         compressor = self._trainer.model.replica(replica).to("cpu", copy=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.utils.worker_pool import WorkerPool
@@ -43,6 +44,7 @@ def training_pool(num_pairs: int, threads: int) -> Iterator[TrainFunction]:
 def _train_in_worker(
     pool: WorkerPool,
     *arguments: Any,
+    base: CompressorNetwork | None = None,
     clean_loss_every: int,
     checkpoint: TrainingCheckpoint | None,
     **callbacks: Callable[..., None],
@@ -51,7 +53,9 @@ def _train_in_worker(
     if checkpoint:
         callbacks["warn"] = checkpoint.warn
         checkpoint = replace(checkpoint, warn=print)  # until the worker sets its own
-    options = {"clean_loss_every": clean_loss_every, "checkpoint": checkpoint, "threads": torch.get_num_threads()}
+    options = {"base": base, "clean_loss_every": clean_loss_every, "checkpoint": checkpoint}
+    options["threads"] = torch.get_num_threads()
+    _send_tensors_as_arrays()
     try:
         return list(pool.call(_train, arguments, options, on_message=lambda name, *values: callbacks[name](*values)))
     except BrokenProcessPool:
@@ -63,13 +67,17 @@ def _train_in_worker(
 
 def _train(send: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]) -> list[TrainingResult]:
     torch.set_num_threads(options.pop("threads"))
-    # PyTorch would send tensors in shared memory, of which containers have little.
-    ForkingPickler.register(torch.Tensor, lambda tensor: (torch.tensor, (tensor.numpy(),)))
+    _send_tensors_as_arrays()
     if options["checkpoint"]:
         options["checkpoint"].warn = partial(send, "warn")
     return train_replicas(
         *arguments, **options, on_epoch=partial(send, "on_epoch"), on_teacher_epoch=partial(send, "on_teacher_epoch")
     )
+
+
+def _send_tensors_as_arrays() -> None:
+    """Changes how this process sends tensors: PyTorch uses shared memory, of which containers have little."""
+    ForkingPickler.register(torch.Tensor, lambda tensor: (torch.tensor, (tensor.numpy(),)))
 
 
 def _warm_up() -> None:

@@ -8,8 +8,11 @@ import torch
 
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.model.compressor import CompressorBatch, CompressorNetwork, Layer
+from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, fit_codebooks
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.training.seed_streams import SeedStreams
+from twinsqueeze.utils.compute import BLAS_LOCK
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,27 @@ class TrainingSetup:
     seeds: Sequence[int]
     train: EncodedSplit
     device: torch.device
+    base: CompressorNetwork | None = None  # whose layers all replicas start with, if the recipe has one
+
+    def replica(self, recipe: Recipe) -> int:
+        """Returns the place of a recipe in the batch."""
+        return self.alphas.index(recipe.alpha) * len(self.seeds) + self.seeds.index(recipe.seed)
+
+
+def initial_model(setup: TrainingSetup, teacher_layers: Sequence[Layer] | None = None) -> CompressorBatch:
+    """Returns the replicas before the first epoch, with codebooks that fit their outputs on the train vectors."""
+    recipe, vectors = setup.recipe, setup.train.sentences
+    starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(setup.seeds)
+    with BLAS_LOCK:
+        if setup.base:
+            layers = [setup.base.to("cpu").layers] * len(setup.seeds)
+        else:
+            layers = [
+                initial_layers(recipe, vectors, SeedStreams.from_seed(seed).weights, start)
+                for seed, start in zip(setup.seeds, starts, strict=True)
+            ]
+        codebooks = fit_initial_codebooks(setup, layers) if recipe.quantizer == "product" else None
+    return build_model(setup, layers, codebooks)
 
 
 def build_model(

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, Layer, layer_sizes
-from twinsqueeze.model.initialization import initial_layers
 from twinsqueeze.model.quantizers import (
     Backward,
     L2Normalize,
@@ -22,9 +21,9 @@ from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, fi
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.training.seed_streams import SeedStreams
-from twinsqueeze.training.setup import TrainingSetup, build_model, empty_layers, fit_initial_codebooks
+from twinsqueeze.training.setup import TrainingSetup, build_model, empty_layers, initial_model
 from twinsqueeze.types import AnyArray, FloatArray
-from twinsqueeze.utils.compute import BLAS_LOCK, batch_invariant_matmul
+from twinsqueeze.utils.compute import batch_invariant_matmul
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 TEACHERS = "teachers"
@@ -80,19 +79,10 @@ class BatchedTrainer:
     @classmethod
     def start(cls, setup: TrainingSetup, teacher_layers: Sequence[Layer] | None = None) -> Self:
         """Starts a training; `teacher_layers` are the result of `train_teachers`, if the recipe needs teachers."""
-        recipe = setup.recipe
-        starts = teacher_layers if teacher_layers and recipe.init == "teacher" else [None] * len(setup.seeds)
-        vectors = setup.train.sentences
-        with BLAS_LOCK:
-            layers = [
-                initial_layers(recipe, vectors, SeedStreams.from_seed(seed).weights, start)
-                for seed, start in zip(setup.seeds, starts, strict=True)
-            ]
-            codebooks = fit_initial_codebooks(setup, layers) if recipe.quantizer == "product" else None
         teachers = None
-        if teacher_layers and recipe.teacher == "projection":
+        if teacher_layers and setup.recipe.teacher == "projection":
             teachers = CompressorBatch([[layer] for layer in teacher_layers], setup.device)
-        return cls(setup, build_model(setup, layers, codebooks), teachers)
+        return cls(setup, initial_model(setup, teacher_layers), teachers)
 
     @classmethod
     def resume(cls, setup: TrainingSetup, state: TrainingState) -> Self:
