@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -76,15 +77,36 @@ def test_the_champion_is_compared_query_by_query(select, monkeypatch, gain, outc
     monkeypatch.setattr(run_loader, "read_predictions", read_predictions)
     selection = replace(select(RUNS), dev_digest="dev")
     tags = {model_registry.DEV_DIGEST: "dev", "twinsqueeze.trained_run": "champion"}
-    decision = promotion.compare_with_champion(selection, Version(1, (), tags))
+    champion = Version(1, (), tags)
+    decision = promotion.compare_with_champion(selection, champion, lambda _: pytest.fail("it is evaluated again"))
     expected = stats.bootstrap((scores - champion_scores,), np.mean, method="percentile", rng=generator)
     found = decision.metrics["gate/low"], decision.metrics["gate/high"]
     assert found == pytest.approx(expected.confidence_interval, abs=5e-4)
     assert decision.metrics["gate/difference"] == pytest.approx(np.mean(scores - champion_scores))
     assert f"(paired bootstrap over queries): {outcome}" in decision.reason
     assert decision.promoted == (outcome == "better")
-    other = promotion.compare_with_champion(selection, Version(1, (), tags | {model_registry.DEV_DIGEST: "other"}))
-    assert "was selected on other dev queries" in other.reason
+    assert (
+        f"nDCG@10 on dev: {scores.mean():.4f}; champion (version 1): {champion_scores.mean():.4f}; " in decision.reason
+    )
+
+    for task, recorded in ((RETRIEVAL, None), (RETRIEVAL, "champion"), (NEIGHBORS, None)):
+        monkeypatch.setattr(mlflow, "MlflowClient", lambda task=task: runs_of(task))
+        monkeypatch.setattr(run_loader, "find_evaluation", lambda *_, found=recorded: found)
+        champion = Version(1, (), tags | {model_registry.DEV_DIGEST: "other"})
+        evaluate = Mock(return_value=read_predictions("champion").iloc[:300])
+        other = promotion.compare_with_champion(selection, champion, evaluate)
+        assert evaluate.call_count == (task == RETRIEVAL and recorded is None)
+        if task == RETRIEVAL:
+            assert other == decision
+        else:
+            reason = "was selected on other dev queries, and no comparison is possible: it was trained on texts or"
+            assert reason in other.reason
+
+
+def runs_of(task) -> SimpleNamespace:
+    """A client whose runs have all been trained on data of one kind."""
+    data = SimpleNamespace(params={"encoder_fingerprint": "none"}, tags={"twinsqueeze.task": task.name})
+    return SimpleNamespace(get_run=lambda run_id: SimpleNamespace(data=data, info=SimpleNamespace(run_id=run_id)))
 
 
 def test_a_model_card_has_the_scores_of_its_task(select):

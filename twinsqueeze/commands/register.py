@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from twinsqueeze.commands.evaluate import EvaluationOptions, evaluate_and_log
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import describe_text_model
@@ -65,18 +67,19 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     model = load_sentence_transformer_for(run_id, resolved)[0] if has_encoder else None
     text_model = describe_text_model(model) if model else None
     render_card = partial(render_model_card, metadata, compressor.input_dim, text_model, run_id=run_id)
-    champion = model_registry.find_alias(CHAMPION)
-    decision = promotion.compare_with_champion(selection, champion)
+    compare = partial(promotion.compare_with_champion, selection, evaluate_champion=partial(_evaluate, run_id))
     with start_run(f"register-{selection.run.recipe.name}", "registration") as run:
         run.log_params({**params, "trained_run": run_id})
         data = {DATASET: selection.run.dataset, DATASET_DIGEST: metadata.dataset_digest, NOTICE: notice}
         run.set_tags({TRAINED_RUN: run_id} | {name: value for name, value in data.items() if value})
+        champion = model_registry.find_alias(CHAMPION)
+        decision = compare(champion)
         card = render_card(selection=replace(selection, comparison=decision.reason))
         version = known_version or _add_version(run, selection, model, resolved.checkpoint, card)
         while not model_registry.assign_alias_if_unchanged(version, champion, promoted=decision.promoted):
             console.info("another process has changed the champion: comparing with the new one")
             champion = model_registry.find_alias(CHAMPION)
-            decision = promotion.compare_with_champion(selection, champion)
+            decision = compare(champion)
         model_registry.set_description(version, render_card(selection=replace(selection, comparison=decision.reason)))
         run.set_description(f"{selection.summary} {decision.reason}")
         run.log_metrics(decision.metrics)
@@ -93,6 +96,14 @@ def _register(selection: ModelSelection, known_version: Version | None, params: 
     elif champion:
         steps.append(("undo the promotion", links.next_command(run, "register", rollback="true")))
     terminal.print_next_steps([*steps, *links.ui_steps(run)])
+
+
+def _evaluate(run_id: str, champion: Version) -> pd.DataFrame:
+    """Evaluate the champion on the dev data of a training, in a run of its own, and return its predictions."""
+    console.info(f"evaluating the champion, version {champion.number}, on the dev data of run {run_id}")
+    options = EvaluationOptions(f"models:/{NAME}/{champion.number}", split="dev", data_of=run_id)
+    recorder, evaluation = evaluate_and_log(options, nested=True)
+    return recorder.predictions(evaluation)
 
 
 def _add_version(

@@ -1,21 +1,26 @@
 """Selects the best run of an experiment and decides whether it replaces the champion."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.entities import Run
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
+from twinsqueeze.evaluation.metrics import score as score_pairs
 from twinsqueeze.evaluation.query_bootstrap import mean_difference_interval
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import ModelSelection, metric_sign
 from twinsqueeze.registry.model_registry import Version
 from twinsqueeze.reporting import run_loader
-from twinsqueeze.reporting.ablation_table import COLUMN_NAMES, TrainedRun, selection_metric
-from twinsqueeze.task import SIMILARITY, TASKS, Task
-from twinsqueeze.tracking.tags import TRAINED_RUN
+from twinsqueeze.reporting.ablation_table import TrainedRun, capitalized_name, selection_metric
+from twinsqueeze.task import NO_ENCODER, SIMILARITY, TASKS, Task
+from twinsqueeze.tracking.tags import BASE_RUN, TASK, TRAINED_RUN
+from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.text import describe_error
 
 ANY_DATASET = "any"
 # Stands for the selection score of the runs' task.
@@ -61,9 +66,7 @@ def select_best_run(experiment: str, metric: str, dataset: str) -> ModelSelectio
     candidates = [(table, row) for table in tables for row in table.rows]
     table, row = max(candidates, key=lambda pair: (sign * pair[1].scores[metric].mean, len(pair[1].runs)))
     best = max(row.runs, key=lambda run: sign * run.metrics[metric])
-    inputs = mlflow.MlflowClient().get_run(best.run_id).inputs
-    recorded = inputs.dataset_inputs if inputs else []
-    dev_digest = next((item.dataset.digest for item in recorded if "dev" in {tag.value for tag in item.tags}), "")
+    dev_digest = run_loader.find_input_digest(best.run_id, "dev")
     return ModelSelection(metric, row, best, dev_digest, len(candidates), table.baselines)
 
 
@@ -82,42 +85,91 @@ def _load_comparable_runs(experiment: str, dataset: str) -> list[TrainedRun]:
     return runs
 
 
-def compare_with_champion(selection: ModelSelection, champion: Version | None) -> PromotionDecision:
-    """Promote a run if the 95% interval of its difference to the champion, a paired bootstrap on dev, shows a gain."""
+def compare_with_champion(
+    selection: ModelSelection, champion: Version | None, evaluate_champion: Callable[[Version], pd.DataFrame]
+) -> PromotionDecision:
+    """Promote a run if the 95% interval of its difference to the champion, a paired bootstrap on dev, shows a gain.
+
+    `evaluate_champion` returns the champion's predictions on the run's dev data. It is called if the champion was
+    selected on other data and no evaluation on these is recorded.
+    """
     if champion is None:
         return PromotionDecision(promoted=True, reason="There was no champion to compare with.")
+    task, unit = selection.run.task, selection.run.task.unit
+    same_labels = champion.tags.get(model_registry.LABEL_TRANSFORM) == selection.run.recipe.label_transform
+    obstacle = None
+    if task == SIMILARITY and selection.metric != "dev/spearman" and not same_labels:
+        obstacle = "was selected on other labels: no comparison is possible."
+    elif champion.tags.get(model_registry.DEV_DIGEST) == selection.dev_digest:
+        champion_predictions = _read_dev_predictions(champion.tags[TRAINED_RUN])
+    else:
+        try:
+            champion_predictions = _predictions_on_other_data(selection, champion, evaluate_champion)
+        except InputError as error:
+            obstacle = f"was selected on other dev {unit}, and no comparison is possible: {error}."
+    if obstacle:
+        return PromotionDecision(promoted=False, reason=f"The champion, version {champion.number}, {obstacle}")
+    return _decide(selection, champion, _read_dev_predictions(selection.run.run_id), champion_predictions)
+
+
+def _predictions_on_other_data(
+    selection: ModelSelection, champion: Version, evaluate_champion: Callable[[Version], pd.DataFrame]
+) -> pd.DataFrame:
+    """The champion's predictions on the dev data of a run: the recorded ones, or those of a new evaluation.
+
+    Raises an `InputError` if they would not be a fair comparison: for data of another kind than the champion's, unless
+    the run started from the champion.
+    """
+    candidate, trained = (_get_run(run_id) for run_id in (selection.run.run_id, champion.tags[TRAINED_RUN]))
+    champion_task = TASKS[trained.data.tags.get(TASK, SIMILARITY.name)]
+    if selection.run.task != champion_task and candidate.data.params.get(BASE_RUN) != trained.info.run_id:
+        raise InputError(f"it was trained on {champion_task.data}")
+    own, theirs = (run.data.params["encoder_fingerprint"] for run in (candidate, trained))
+    fingerprint = own if NO_ENCODER in (own, theirs) else theirs  # as `evaluate` encodes
+    recorded = run_loader.find_evaluation(trained.info.run_id, selection.dev_digest, fingerprint)
+    return _read_dev_predictions(recorded) if recorded else evaluate_champion(champion)
+
+
+def _get_run(run_id: str) -> Run:
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except mlflow.MlflowException as error:
+        raise InputError(f"run {run_id} can't be read: {describe_error(error)}") from error
+
+
+def _decide(
+    selection: ModelSelection, champion: Version, predictions: pd.DataFrame, champion_predictions: pd.DataFrame
+) -> PromotionDecision:
     score, task = selection.metric.removeprefix("dev/"), selection.run.task
-    label_transform = selection.run.recipe.label_transform
-    same_data = champion.tags.get(model_registry.DEV_DIGEST) == selection.dev_digest
-    same_labels = (
-        score == "spearman"
-        or task != SIMILARITY
-        or champion.tags.get(model_registry.LABEL_TRANSFORM) == label_transform
-    )
-    if not (same_data and same_labels):
-        obstacle = "other labels" if same_data else f"other dev {task.unit}"
-        reason = f"The champion, version {champion.number}, was selected on {obstacle}: no comparison is possible."
-        return PromotionDecision(promoted=False, reason=reason)
-    tables = [_read_dev_predictions(run_id) for run_id in (selection.run.run_id, champion.tags[TRAINED_RUN])]
-    difference, interval = _difference(tables[0], tables[1], score, task)
+    (own, other), interval = _compare_scores(predictions, champion_predictions, score, task)
+    difference = own - other
     gain_low, gain_high = sorted(metric_sign(selection.metric) * end for end in (interval.low, interval.high))
     promoted = gain_low > 0
     outcome = "better" if promoted else f"{'worse' if gain_high < 0 else 'not significant'}, so the champion stays"
     reason = (
-        f"{COLUMN_NAMES[score]} on dev, difference to the champion (version {champion.number}): {difference:+.4f}, 95% "
-        f"interval {interval.low:+.4f} to {interval.high:+.4f} (paired bootstrap over {task.unit}): {outcome}."
+        f"{capitalized_name(score)} on dev: {own:.4f}; champion (version {champion.number}): {other:.4f}; difference "
+        f"{difference:+.4f}, 95% interval {interval.low:+.4f} to {interval.high:+.4f} (paired bootstrap over "
+        f"{task.unit}): {outcome}."
     )
     metrics = {"gate/difference": difference, "gate/low": interval.low, "gate/high": interval.high}
-    return PromotionDecision(promoted, reason, metrics)
+    return PromotionDecision(promoted, reason, metrics | {"gate/score": own, "gate/champion_score": other})
 
 
-def _difference(candidate: pd.DataFrame, champion: pd.DataFrame, score: str, task: Task) -> tuple[float, Interval]:
-    """A score of the candidate's predictions minus that of the champion's, with its 95% interval."""
+def _compare_scores(
+    candidate: pd.DataFrame, champion: pd.DataFrame, score: str, task: Task
+) -> tuple[tuple[float, float], Interval]:
+    """A score of the candidate's and of the champion's predictions, and the 95% interval of their difference."""
     if task == SIMILARITY:
-        bootstrap = PairBootstrap(candidate["label"].to_numpy())
-        return bootstrap.difference(candidate["predicted"].to_numpy(), champion["predicted"].to_numpy(), score)
-    values, baseline = candidate[score].to_numpy(), champion[score].to_numpy()
-    return float(np.mean(values) - np.mean(baseline)), mean_difference_interval(values, baseline)
+        labels, *predicted = candidate["label"].to_numpy(), candidate["predicted"], champion["predicted"]
+        own, other = (each.to_numpy() for each in predicted)
+        _, interval = PairBootstrap(labels).difference(own, other, score)
+        return (_score(own, labels, score), _score(other, labels, score)), interval
+    own, other = candidate[score].to_numpy(), champion[score].to_numpy()
+    return (float(np.mean(own)), float(np.mean(other))), mean_difference_interval(own, other)
+
+
+def _score(predicted: FloatArray, labels: FloatArray, name: str) -> float:
+    return float(getattr(score_pairs(predicted, labels), name))
 
 
 def _read_dev_predictions(run_id: str) -> pd.DataFrame:
