@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
@@ -19,6 +18,10 @@ from twinsqueeze.utils.signals import check_interrupted
 OnProgress = Callable[[int, int, Mapping[str, str]], None]
 
 
+class BatchStopped(Exception):  # noqa: N818 - the batch did not fail
+    """Raised by `GridBatch.on_epoch` to end the training of this batch alone."""
+
+
 @dataclass(frozen=True)
 class GridBatch:
     """Recipes that train together, as `train_replicas` takes them, and how to open their checkpoint."""
@@ -27,7 +30,7 @@ class GridBatch:
     train: EncodedSplit
     dev: EncodedSplit
     open_checkpoint: Callable[[], AbstractContextManager[TrainingCheckpoint | None]] = nullcontext
-    base: CompressorNetwork | None = None
+    on_epoch: Callable[[EpochMetrics], None] = lambda _: None  # called from the training threads
 
     @property
     def epochs(self) -> int:
@@ -38,7 +41,7 @@ class GridBatch:
 def train_batches(
     batches: Sequence[GridBatch], *, num_parallel: int, clean_loss_every: int, on_progress: OnProgress = lambda *_: None
 ) -> Generator[list[TrainingResult]]:
-    """Trains `num_parallel` batches at once and yields the results of each, in their order.
+    """Trains `num_parallel` batches at once and yields the results of each, in their order; none of a stopped batch.
 
     A batch's checkpoint is deleted when the next result is asked for. The first error ends all trainings, and so does
     closing the generator. `on_progress` is called from the training threads, one call at a time.
@@ -81,6 +84,7 @@ class _BatchTrainer:
 
         def on_epoch(metrics: EpochMetrics) -> None:
             self._report(index, metrics.epoch * len(batch.recipes), metrics.shown())
+            batch.on_epoch(metrics)
 
         def on_teacher_epoch(done: int, total: int) -> None:
             self._report(index, 0, {"teacher": f"{done} of {total} epochs"})
@@ -92,7 +96,6 @@ class _BatchTrainer:
                     batch.recipes,
                     batch.train,
                     batch.dev,
-                    base=batch.base,
                     clean_loss_every=self.clean_loss_every,
                     on_epoch=on_epoch,
                     on_teacher_epoch=on_teacher_epoch,
@@ -100,6 +103,9 @@ class _BatchTrainer:
                 )
             if any(result.diverged_at for result in results):  # the batch may have ended early
                 self._report(index, batch.epochs, {})
+        except BatchStopped:
+            self._report(index, batch.epochs, {})
+            return [], checkpoint
         except BaseException as error:
             self.stop(error)
             raise
