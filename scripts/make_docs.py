@@ -49,6 +49,7 @@ FEW_SENTENCES = 300
 ALONE = ("README.md", "tracking-server.md")
 # The page whose runs or files a page uses, besides README.md.
 FOLLOWING = {
+    "tune.md": "own-data.md",
     "register.md": "mlflow.md",
     "faiss.md": "compress-files.md",
     "vector-search.md": "compress-files.md",

@@ -2,15 +2,14 @@
 
 import os
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from twinsqueeze import __version__
+from twinsqueeze.commands.ending import exit_with_error, fail_env_run, print_traceback
 from twinsqueeze.commands.options import (
     DEVICES,
     PATH,
@@ -31,6 +30,7 @@ from twinsqueeze.commands.options import (
     precision_option,
     preset_option,
     resume_option,
+    study_options,
     training_options,
     verbose_option,
 )
@@ -40,7 +40,6 @@ from twinsqueeze.presets import BEST_PRESETS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.utils import processes, signals
-from twinsqueeze.utils.text import escape_control_chars, redact_credentials
 
 
 def run() -> None:
@@ -50,7 +49,7 @@ def run() -> None:
     number when stopped; with 1 and a traceback for a bug. A run that `mlflow run` made always ends with the reason.
     """
     signals.raise_on_signals()
-    sys.excepthook = _print_traceback
+    sys.excepthook = print_traceback
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id and (child := processes.find_mlflow_run_child(run_id)):
         processes.enter_dir_of_parent(child)
@@ -60,35 +59,18 @@ def run() -> None:
         if tracking := sys.modules.get("twinsqueeze.tracking.run"):  # not imported: nothing was recorded
             tracking.flush()
     except click.ClickException as error:
-        _exit_with_error(error.format_message())
+        exit_with_error(error.format_message())
     except InputError as error:
-        _exit_with_error(str(error))
+        exit_with_error(str(error))
     except (signals.Interrupted, click.Abort) as interruption:
-        _fail_env_run(f"Killed: {interruption}.", "KILLED")
+        fail_env_run(f"Killed: {interruption}.", "KILLED")
         click.echo(f"twinsqueeze: {interruption}", err=True)
         sys.exit(getattr(interruption, "exit_code", 130))
     except Exception as error:
         if description := describe_storage_error(error):
-            _exit_with_error(f"{one_line(description)}. Free some space or pass another path, and start again")
-        _fail_env_run(f"Failed: {type(error).__name__}: {error}")
+            exit_with_error(f"{one_line(description)}. Free some space or pass another path, and start again")
+        fail_env_run(f"Failed: {type(error).__name__}: {error}")
         raise
-
-
-def _exit_with_error(text: str) -> NoReturn:
-    line = " ".join(text.split())
-    _fail_env_run(f"Failed: {line}")
-    click.echo(f"twinsqueeze: {escape_control_chars(redact_credentials(line))}", err=True)
-    sys.exit(2)
-
-
-def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints a traceback without the passwords that libraries put into their messages."""
-    click.echo(redact_credentials("".join(traceback.format_exception(kind, error, trace))), err=True, nl=False)
-
-
-def _fail_env_run(reason: str, status: str = "FAILED") -> None:
-    if os.environ.get("MLFLOW_RUN_ID"):  # deleted once a command has adopted the run and ends it itself
-        _lazy_import("tracking.run").fail_env_run(reason, status)
 
 
 @click.group(
@@ -104,6 +86,7 @@ def _fail_env_run(reason: str, status: str = "FAILED") -> None:
     "  mlflow run . -P alpha=0.75\n"
     "  mlflow run . -e evaluate -P model=RUN_ID\n"
     "  mlflow run . -e ablation -P grid=published\n"
+    "  mlflow run . -e tune -P dataset=pairs.jsonl\n"
     "  mlflow run . -e compare\n"
     "  mlflow run . -e register",
 )
@@ -205,6 +188,23 @@ def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> No
     load = dataset_loader(options)
     module = _lazy_import("commands.ablation")
     module.run_ablation(grid, recipes, module.AblationOptions(load=load, **options))
+
+
+@cli.command("tune", epilog="Example: twinsqueeze tune --dataset pairs.jsonl --trials 20")
+@study_options
+@resume_option
+@dataset_options
+@verbose_option
+def tune_command(**options: Any) -> None:
+    """Search for the recipe that is best on your data.
+
+    Optuna proposes recipes from a search space, which starts from the preset for the kind of data. Trials are scored on
+    dev, and stopped if they fall behind. The best recipe and the start recipe are then trained with fresh seeds and
+    compared. Only these runs are evaluated on test. The same command resumes an interrupted study. Needs Optuna.
+    """
+    Recipe.parse({name: options[name] for name in ("seed", "encoder", "dataset", "device")})  # raises for wrong ones
+    module, load = _lazy_import("commands.tune"), dataset_loader(options)
+    module.tune(module.TuneOptions(**options, load=load))
 
 
 @cli.command("compare", epilog="Example: twinsqueeze compare --output results")

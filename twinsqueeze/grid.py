@@ -1,6 +1,7 @@
 """Grids of recipes, read from YAML."""
 
 import math
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def load_grid(file: str, **overrides: Any) -> list[Recipe]:
     `recipe` names a preset that has the other fields, and `overrides` replace fields of the file. Raises `InputError`
     for any other file.
     """
-    content = _read_mapping(file)
+    example = "map fields of the recipe to a value or a list of values, as in `alpha: [0, 0.75]`"
+    content = read_mapping("grid", file, _packaged_grids(), example)
     try:
         preset = str(content.pop("recipe", "published"))
         load_preset(preset)  # raises for an unknown one
@@ -59,25 +61,25 @@ def load_grid(file: str, **overrides: Any) -> list[Recipe]:
         raise InputError(f"grid {file!r}: {error}") from None
 
 
-def _read_mapping(file: str) -> dict[Any, Any]:
+def read_mapping(kind: str, name: str, packaged: Mapping[str, Path], example: str) -> dict[Any, Any]:
+    """Returns the YAML mapping of a file, or of one of the `packaged` files by its name.
+
+    Raises `InputError` for any other file, with `kind`, such as "grid", and what to write instead, `example`.
+    """
     try:
-        with find_grid(file).open(encoding="utf-8") as stream:
+        with (packaged.get(name) or expand_user(name)).open(encoding="utf-8") as stream:
             text = stream.read(MAX_CHARACTERS + 1)
         content = _GridLoader(text).get_single_data() if len(text) <= MAX_CHARACTERS else None
     except FileNotFoundError:
-        names = _packaged_grids()
         raise InputError(
-            f"grid {file!r} not found{suggest(file, names)}: pass a YAML file, or one of {', '.join(names)}"
+            f"{kind} {name!r} not found{suggest(name, packaged)}: pass a YAML file, or one of {', '.join(packaged)}"
         ) from None
     except Exception as error:  # PyYAML also raises IndexError, KeyError, AttributeError and RecursionError
-        raise InputError(f"grid {file!r} can't be read as YAML: {one_line(error)}") from error
+        raise InputError(f"{kind} {name!r} can't be read as YAML: {one_line(error)}") from error
     if len(text) > MAX_CHARACTERS:
-        raise InputError(f"grid {file!r} is longer than {MAX_CHARACTERS:,} characters: it is not a grid")
+        raise InputError(f"{kind} {name!r} is longer than {MAX_CHARACTERS:,} characters: it is not a {kind}")
     if not isinstance(content, dict):
-        state = "is empty" if content is None else "is not a mapping"
-        raise InputError(
-            f"grid {file!r} {state}: map fields of the recipe to a value or a list of values, as in `alpha: [0, 0.75]`"
-        )
+        raise InputError(f"{kind} {name!r} {'is empty' if content is None else 'is not a mapping'}: {example}")
     return content
 
 

@@ -76,16 +76,7 @@ def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions)
     recipes = list(data)
     with _start_grid(name, recipes, data, {"grid": grid}) as parent:
         parent.log_artifact(find_grid(grid))
-        loaded, _ = run_loader.load_runs(parent.experiment_id)
-        finished = {} if options.force else run_loader.finished_recipes(loaded)
-        missing = [recipe for recipe in recipes if _fingerprint(recipe, data) not in finished]
-        if len(missing) < len(recipes):
-            console.info(
-                f"{len(recipes) - len(missing)} of {len(recipes)} recipes are in the experiment already and are not "
-                "trained again (--force true trains them)"
-            )
-        logged = _train_and_log(missing, data, resume=options.resume)
-        tables, notes = _build_tables(loaded, logged, {_fingerprint(recipe, data) for recipe in recipes})
+        tables, notes = train_missing(parent, recipes, data, force=options.force, resume=options.resume)
         parent.log_metrics(report.best_scores(tables[0]))
         parent.set_description(report.summary(tables, notes))
     terminal.print_ablation(tables, verbose=options.verbose)
@@ -95,6 +86,26 @@ def run_ablation(grid: str, recipes: Sequence[Recipe], options: AblationOptions)
     register = links.next_command(parent, "register")
     steps = [("figures and a report", comparison), ("register the best run", register), *links.ui_steps(parent)]
     terminal.print_next_steps(steps)
+
+
+def train_missing(
+    parent: RunLogger, recipes: Sequence[Recipe], data: DataByRecipe, *, force: bool | None, resume: bool
+) -> tuple[list[AblationTable], list[str]]:
+    """Trains recipes in a child of a grid's run each, and returns the tables of all recipes with notes on them.
+
+    Unless `force`, recipes are left out that a finished run of the experiment has trained on the same data; None for a
+    command without that option.
+    """
+    loaded, _ = run_loader.load_runs(parent.experiment_id)
+    finished = {} if force else run_loader.finished_recipes(loaded)
+    missing = [recipe for recipe in recipes if _fingerprint(recipe, data) not in finished]
+    if len(missing) < len(recipes):
+        console.info(
+            f"{len(recipes) - len(missing)} of {len(recipes)} recipes are in the experiment already and are not "
+            f"trained again{'' if force is None else ' (--force true trains them)'}"
+        )
+    logged = _train_and_log(missing, data, resume=resume)
+    return _build_tables(loaded, logged, {_fingerprint(recipe, data) for recipe in recipes})
 
 
 def train_grid_and_log(recipes: Sequence[Recipe], data: DataByRecipe) -> dict[Recipe, EvaluatedTraining]:
@@ -150,7 +161,7 @@ def _plan_batches(
     for batch in plan_with_checkpoints(recipes, store, resume=resume, at_once=num_parallel):
         checkpoint = partial(open_checkpoint, store, batch, resume=resume)
         batches.append(
-            GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"], checkpoint, data.base_network)
+            GridBatch(batch, data.training_pairs(batch[0]), data.encoded["dev"], checkpoint, base=data.base_network)
         )
     return batches
 

@@ -105,6 +105,23 @@ def training_options(*, preset: bool = False) -> Decorator:
     return decorate
 
 
+def study_options(command: Command) -> Command:
+    """Adds the options of a study, except how the rows of its dataset are read."""
+    spaces = "What is searched: 32-bytes, 16-bytes or floats, in the package for every kind of data; or a YAML file."
+    for name in ("device", "dataset", "encoder"):
+        field = Recipe.model_fields[name]
+        metavar = METAVARS.get(field.annotation) or choices(get_args(field.annotation))
+        command = option(name, str(field.description), default=field.default, metavar=metavar)(command)
+    for name, help_, default, least in (
+        ("seed", "First seed of the trials, and seed of the search.", 0, 0),
+        ("confirm", "Fresh seeds for the confirmation.", 5, 1),
+        ("seeds", "Seeds per trial, whose mean score counts.", 1, 1),
+        ("trials", "Recipes to try.", 50, 1),
+    ):
+        command = option(name, help_, type=click.IntRange(min=least), default=default, metavar="INTEGER")(command)
+    return option("space", spaces, default="32-bytes", metavar="[32-bytes|16-bytes|floats|FILE]")(command)
+
+
 def dataset_options(command: Command) -> Command:
     """Adds the options that say how the rows of a dataset are read."""
     return columns_option(score_max_option(command))

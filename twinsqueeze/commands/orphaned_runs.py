@@ -1,6 +1,6 @@
-"""Closes the runs that killed processes left open."""
+"""Closes the runs that killed processes left open, and moves the trials of their studies."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from twinsqueeze.tracking import links, orphaned_runs, tags
 from twinsqueeze.tracking.run_logger import RunLogger
@@ -29,6 +29,14 @@ def close_orphaned_runs(run: RunLogger, is_same: Callable[[Mapping[str, str]], b
     for run_id in orphans:
         hint = f"; `{own_command('sync')}` uploads the rest of its records" if run_id in pending else ""
         console.info(f"run {run_id} was RUNNING but its process is gone: marked as KILLED{hint}")
+
+
+def adopt_trials(run: RunLogger, study: str, numbers: Sequence[int]) -> None:
+    """Makes the finished trials of an interrupted study children of the run that resumes it."""
+    try:
+        orphaned_runs.move_trials(run.experiment_id, study, numbers, run.run_id)
+    except Exception as error:  # as above
+        console.warn(f"the trials of the interrupted study cannot be moved to this run: {describe_error(error)}")
 
 
 def _upload_complete_runs(experiment_id: str) -> None:

@@ -49,7 +49,7 @@ def print_run(
     splits, selection = list(results), rows[0].task.selection
     trained = [replace(row, name=_own_name(row, vectors)) for row in rows if row.is_trained]
     ours = next(row for row in trained if not row.search_only)
-    _print_lines(*headline(vectors, ours, rows, splits), "")
+    print_lines(*headline(vectors, ours, rows, splits), "")
     baselines = strongest_baselines(
         rows,
         list(dict.fromkeys(row.bytes for row in trained)),
@@ -66,7 +66,7 @@ def print_run(
         if any(isfinite(row.score(metric_name(*column)).mean) for row in shown)
     ]
     header, cells = search_table.format_columns(shown, measured)
-    _print_table((header, cells), {i for i, row in enumerate(shown) if row.is_trained})
+    print_table((header, cells), {i for i, row in enumerate(shown) if row.is_trained})
     if verbose:
         _print_all_scores(results, rows)
 
@@ -79,32 +79,32 @@ def _print_all_scores(results: Mapping[str, "EvaluationResult"], rows: Sequence[
     """Print two tables per split."""
     task = rows[0].task
     for split, result in results.items():
-        _print_lines("", f"{split}: {formats.count_scored(result, task)}")
-        _print_table(search_table.format_run(rows, [split]))
+        print_lines("", f"{split}: {formats.count_scored(result, task)}")
+        print_table(search_table.format_run(rows, [split]))
         intervals = [
             f"{COLUMN_NAMES[name]} {formats.format_interval(name, interval, task)}"
             for name, interval in result.intervals.items()
         ]
-        _print_lines(f"95% intervals over {task.unit}: {', '.join(intervals)}", "", f"{split}: search quality")
-        _print_table(search_table.format_rows(rows, [split]))
+        print_lines(f"95% intervals over {task.unit}: {', '.join(intervals)}", "", f"{split}: search quality")
+        print_table(search_table.format_rows(rows, [split]))
 
 
 def print_ablation(tables: Sequence[AblationTable], *, verbose: bool) -> None:
     """Print a headline per table, and the most important rows of the first; if `verbose`, all rows of all."""
     for i, table in enumerate(tables):
         notice = [table.notice] if table.notice else []
-        _print_lines(*([""] if i else []), table.title, *notice, report.conclusion(table), "")
+        print_lines(*([""] if i else []), table.title, *notice, report.conclusion(table), "")
         if not i or verbose:
             shown = table if verbose else _key_rows(table)
             _print_ablation_scores(shown)
             if hidden := len(table.rows) - len(shown.rows):
-                _print_lines(f"{count(hidden, 'more row')} of trained compressors: --verbose prints all.")
-            _print_lines(*table.notes)
+                print_lines(f"{count(hidden, 'more row')} of trained compressors: --verbose prints all.")
+            print_lines(*table.notes)
         if verbose:
             rows = search_table.rows_from_tables([table])
             for split in EVALUATED_SPLITS:
-                _print_lines("", f"{split}: search quality")
-                _print_table(search_table.format_rows(rows, [split]))
+                print_lines("", f"{split}: search quality")
+                print_table(search_table.format_rows(rows, [split]))
     sys.stdout.flush()  # before the figures, which take seconds
 
 
@@ -127,10 +127,10 @@ def _print_ablation_scores(table: AblationTable) -> None:
     names = (name.format(score=COLUMN_NAMES[table.task.selection]) for name in ABLATION_COLUMNS)
     columns = [header.index(name) for name in dict.fromkeys(names)]
     best = {i for i, row in enumerate(table.rows) if row is table.best}
-    _print_table(([header[i] for i in columns], [[row[i] for i in columns] for row in rows]), best)
+    print_table(([header[i] for i in columns], [[row[i] for i in columns] for row in rows]), best)
 
 
-def _print_table(content: TextTable, highlighted: Collection[int] = ()) -> None:
+def print_table(content: TextTable, highlighted: Collection[int] = ()) -> None:
     """Print a table without the rightmost columns that do not fit."""
     header, rows = content
     console = _console()
@@ -153,7 +153,7 @@ def _make_table(header: Sequence[str], rows: Sequence[Sequence[str]], highlighte
     return table
 
 
-def _print_lines(*lines: str) -> None:
+def print_lines(*lines: str) -> None:
     """Print lines, wrapped between words."""
     console = _console()
     for line in lines:

@@ -1,9 +1,9 @@
-"""Marks runs as KILLED that are RUNNING although their process is gone."""
+"""Marks runs as KILLED that are RUNNING although their process is gone, and gives their children a new parent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import mlflow
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from twinsqueeze.tracking import tags
 from twinsqueeze.tracking.spool.journal import pending_runs
@@ -30,3 +30,15 @@ def mark_orphans_killed(experiment_id: str, is_same: Callable[[Mapping[str, str]
         client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{reason} {note}" if marked[run_id] else reason)
         client.set_terminated(run_id, "KILLED")
     return marked
+
+
+def move_trials(experiment_id: str, study: str, numbers: Collection[int], parent_id: str) -> None:
+    """Make the newest run of each trial of a study a child of another run."""
+    client = mlflow.MlflowClient()
+    query = f"tags.`{tags.KIND}` = 'trial' and tags.`{tags.STUDY}` = '{study}'"
+    newest: dict[str, str] = {}
+    for run in client.search_runs([experiment_id], query, max_results=50_000):  # the newest first
+        newest.setdefault(run.data.tags[tags.TRIAL], run.info.run_id)
+    for number in numbers:
+        if run_id := newest.get(str(number)):
+            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent_id)

@@ -13,6 +13,9 @@ ADAPTED_FIELDS = "twinsqueeze.adapted_fields"
 BASE_RUN = "base_run"
 TRAINED_RUN = "twinsqueeze.trained_run"
 GRID_DIGEST = "twinsqueeze.grid_digest"
+STUDY = "twinsqueeze.study"  # digest of a study, of its run and its trials
+TRIAL = "twinsqueeze.trial"  # a trial's number
+TRIAL_STATE = "twinsqueeze.trial_state"  # complete, pruned or failed
 # The process that records the run, a `ProcessIdentity` as JSON.
 PROCESS = "twinsqueeze.process"
 # The epoch from which an interrupted training was resumed, and the runs that it resumes.

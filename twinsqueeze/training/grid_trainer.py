@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
@@ -31,6 +32,7 @@ class GridBatch:
     dev: EncodedSplit
     open_checkpoint: Callable[[], AbstractContextManager[TrainingCheckpoint | None]] = nullcontext
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None  # called from the training threads
+    base: CompressorNetwork | None = None
 
     @property
     def epochs(self) -> int:
@@ -96,6 +98,7 @@ class _BatchTrainer:
                     batch.recipes,
                     batch.train,
                     batch.dev,
+                    base=batch.base,
                     clean_loss_every=self.clean_loss_every,
                     on_epoch=on_epoch,
                     on_teacher_epoch=on_teacher_epoch,

@@ -1,0 +1,1 @@
+"""Search for hyperparameters: search spaces, studies, and trials. Needs Optuna."""
