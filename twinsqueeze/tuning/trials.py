@@ -173,7 +173,8 @@ class _Round:
 
     def _result(self, number: int, trial: _Trial, results: Sequence[TrainingResult]) -> TrialResult:
         """Returns the result of a trial from the trainings of its seeds, of which a pruned trial has none."""
-        state, value, scores, reason = PRUNED, nan, {}, ""
+        state, value, reason = PRUNED, nan, ""
+        scores: dict[str, float] = {}
         try:
             for result in results:
                 check_interrupted()
@@ -183,8 +184,9 @@ class _Round:
         else:
             if results and LAST not in trial.curve:
                 state, reason = FAILED, f"{self._score} on dev is not finite: the compressed vectors may be all equal"
+            elif results:
+                state, scores, value = COMPLETE, self._evaluate(results), trial.curve[LAST]
             else:
-                state, scores = (COMPLETE, self._evaluate(results)) if results else (PRUNED, {})
                 value = trial.curve[max(trial.curve)]
         return TrialResult(
             number, trial.params, state, value, trial.curve, scores, reason, trial.recipes[0].digest, trial.history
