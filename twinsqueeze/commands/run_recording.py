@@ -63,7 +63,8 @@ class RunRecorder:
     ) -> None:
         self.run = run
         self._data = data
-        adapted = run.log_params({**params, **environment_params(data)})
+        typed_otherwise = run.log_params({**params, **environment_params(data)})
+        adapted = {name: value for name, value in typed_otherwise.items() if name in Recipe.model_fields}
         run.set_tags({**data_tags(data), **({ADAPTED_FIELDS: json.dumps(adapted)} if adapted else {}), **tags})
         pairs = data.pairs
         self._inputs = {

@@ -89,7 +89,7 @@ def load_runs(experiment_id: str) -> tuple[list[TrainedRun], list[str]]:
     for run in finished:
         try:
             trained = parse_run(run, evaluations[run.info.run_id])
-        except (ValueError, KeyError):  # InputError is a ValueError
+        except (InputError, KeyError):
             skipped["invalid recipe parameters"].append(run.info.run_name)
             continue
         if all(isfinite(trained.metrics.get(metric_name("dev", score), nan)) for score in trained.task.curve_scores):
@@ -115,8 +115,7 @@ def _search_runs(experiment_id: str, kind: str) -> list[Run]:
 def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
     """Parse a training run; its test scores are those of the last evaluation on the same data."""
     params, tags = decode_params(run), run.data.tags
-    adapted = json.loads(tags.get(ADAPTED_FIELDS, "{}"))
-    recipe = Recipe.parse({name: adapted.get(name, params[name]) for name in Recipe.model_fields})
+    recipe = Recipe.parse({name: params[name] for name in Recipe.model_fields} | _adapted_fields(tags))
     task = TASKS[tags.get(TASK, SIMILARITY.name)]
     metrics, test_digest = dict(run.data.metrics), tags.get(TEST_DIGEST)
     for evaluation in evaluations:
@@ -136,6 +135,13 @@ def parse_run(run: Run, evaluations: Sequence[Run] = ()) -> TrainedRun:
         notice=tags.get(NOTICE) and escape_control_chars(tags[NOTICE]),
         metrics=metrics,
     )
+
+
+def _adapted_fields(tags: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(tags.get(ADAPTED_FIELDS, "{}")))
+    except (TypeError, ValueError) as error:  # somebody has edited it
+        raise InputError(f"tag {ADAPTED_FIELDS} is not a JSON object: {error}") from error
 
 
 def _infer_test_digests(runs: Sequence[TrainedRun]) -> list[TrainedRun]:
