@@ -12,13 +12,15 @@ from twinsqueeze.model.quantizers import ProductQuantizer, SignQuantizer
 from twinsqueeze.recipe import Recipe, bytes_per_vector
 
 
-def test_int8_has_the_extremes_of_each_dimension_for_what_is_beyond_its_range():
+def test_int8_is_rounded_with_one_scale_for_all_dimensions():
     train, others = unit_vectors(300, 12, 0), unit_vectors(200, 12, 1)
-    low, high = ranges = int8_calibration_ranges(train)
-    np.testing.assert_array_equal(ranges, [train.min(0), train.max(0)])
-    found = quantize(others, "int8", ranges)
-    assert set(found[others <= low]) == {-128}
-    assert set(found[others > high]) == {127}
+    others[0, :2] = 2, -2  # beyond the values of train
+    step = np.abs(train).max() / 126.5
+    found = quantize(others, "int8", int8_calibration_ranges(train))
+    ties = np.abs(others / step - np.floor(others / step) - 0.5) < 1e-3
+    expected = np.clip(np.rint(others / step), -128, 127)
+    np.testing.assert_array_equal(found[~ties], expected[~ties])
+    assert found[0, :2].tolist() == [127, -128]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

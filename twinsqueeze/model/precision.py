@@ -1,7 +1,7 @@
 """Storage formats of compressed vectors.
 
-The formats and names are those of sentence-transformers: float32, int8 (the range of each dimension cut into 256
-steps), binary and ubinary (signs, eight per byte, as int8 or uint8). product is the code of a product quantizer.
+The formats and names are those of sentence-transformers: float32, int8 (ranges of dimensions cut into 256 steps),
+binary and ubinary (signs, eight per byte, as int8 or uint8). product is the code of a product quantizer.
 """
 
 import numpy as np
@@ -12,13 +12,20 @@ from twinsqueeze.model.quantizers import ProductQuantizer
 from twinsqueeze.types import AnyArray
 
 PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
-# The least and the greatest value of each dimension.
+# The least and the greatest value of each dimension, as in `sentence_transformers.quantize_embeddings`.
 Int8Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def int8_calibration_ranges(vectors: AnyArray) -> Int8Ranges:
-    """Returns the ranges for int8 of compressed vectors, (N, dim) float32."""
-    return tuple(vectors.min(0).tolist()), tuple(vectors.max(0).tolist())
+    """Returns the same range for every dimension of (N, dim) float32 vectors: codes are round(value / step).
+
+    Cosines of codes are then near those of the vectors. The least and the greatest value of each dimension as its range
+    would scale dimensions differently and move the origin. A code is floor((value - low) / step) - 128, so rounding
+    needs low = -128.5 steps.
+    """
+    step = float(np.abs(vectors).max()) / 126.5
+    dim = vectors.shape[1]
+    return (-128.5 * step,) * dim, (126.5 * step,) * dim
 
 
 def check_precision(precision: str, ranges: Int8Ranges | None, codebooks: torch.Tensor | None, model: str) -> None:
