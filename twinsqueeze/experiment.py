@@ -119,7 +119,7 @@ def evaluate(
     recipe, ranges = (metadata.recipe, metadata.int8_ranges) if metadata else (Recipe(), None)
     placed = compressor.to(data.device)
     results = {split: data.evaluator(split, recipe.label_transform)(placed, ranges) for split in splits}
-    baselines = data.baselines(splits, recipe.label_transform, compressor.dim)
+    baselines = data.baselines(splits, recipe, compressor.dim)
     return Evaluation(name, compressor, recipe, results, baselines, data.task)
 
 

@@ -39,7 +39,7 @@ class ExperimentData:
     reporter: Reporter
     _cache: DiskCache
     _evaluators: dict[tuple[str, str], Evaluator | RetrievalEvaluator] = field(default_factory=dict)
-    _baselines: dict[tuple[tuple[str, ...], str, int], list[BaselineScores]] = field(default_factory=dict)
+    _baselines: dict[tuple[tuple[str, ...], str, int, int], list[BaselineScores]] = field(default_factory=dict)
     _synthetic: dict[int, FloatArray] = field(default_factory=dict)
     base: Base | None = None  # of recipes that have one
 
@@ -87,12 +87,16 @@ class ExperimentData:
                 self._evaluators[key] = RetrievalEvaluator(encoded, self.device)
         return self._evaluators[key]
 
-    def baselines(self, splits: Sequence[str], label_transform: str, dim: int) -> list[BaselineScores]:
-        """Returns the scores of baselines at a dimension, fitted on the train vectors without labels."""
-        key = tuple(splits), label_transform, dim
+    def baselines(self, splits: Sequence[str], recipe: Recipe, dim: int) -> list[BaselineScores]:
+        """Returns the scores of baselines at a dimension, fitted on train.
+
+        Some are fitted on the synthetic sentences of the recipe as well, if a training has needed them.
+        """
+        synthetic = recipe.synthetic_sentences if recipe.synthetic_sentences in self._synthetic else 0
+        key = tuple(splits), recipe.label_transform, dim, synthetic
         if key not in self._baselines:
-            evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, label_transform) for s in splits}
-            task = BaselineTask(self.encoded["train"].embeddings, evaluators)
+            evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, recipe.label_transform) for s in splits}
+            task = BaselineTask(self.training_pairs(recipe) if synthetic else self.encoded["train"], evaluators)
             self._baselines[key] = cached_baselines(task, dim, self._cache, partial(show_progress, self.reporter))
         return self._baselines[key]
 

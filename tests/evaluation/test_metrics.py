@@ -73,6 +73,8 @@ def test_differences_match_scipys_paired_bootstrap(predictions, metric):
 
     difference, interval = PairBootstrap(labels, resamples=5000, seed=5).difference(ours, theirs, metric)
     assert difference == pytest.approx(difference_of(ours, theirs, labels, -1), abs=1e-12)
+    both = PairBootstrap(labels, resamples=5000, seed=5).difference(np.stack([ours, theirs]), theirs, metric)
+    assert (both[0], *both[1]) == pytest.approx((difference / 2, interval.low / 2, interval.high / 2))  # a mean of two
     check_interval(interval, difference_of, ours, theirs, labels)
 
 

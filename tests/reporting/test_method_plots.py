@@ -45,10 +45,10 @@ def legend(figure) -> list[str]:
     ("name", "label"),
     [
         ("trained linear (quantized), product", "TwinSqueeze"),
-        ("FAISS OPQ+PQ", "FAISS OPQ+PQ"),
+        ("FAISS OPQ+PQ", "OPQ+PQ"),
         ("FAISS PQ", None),
-        ("rotated signs of 384", "signs"),
-        ("signs of 384, centered", "signs"),
+        ("rotated signs of 384", "signs, TurboQuant"),
+        ("signs of 384, centered", "signs, TurboQuant"),
         ("PCA, signs", "PCA"),
         ("uncompressed, int8", "uncompressed"),
         ("random projection", None),
@@ -72,7 +72,7 @@ def test_the_quality_figure_has_a_panel_per_score_and_the_best_of_every_size(row
     figure = search_table.quality_figure(rows)()
     assert [axes.get_title() for axes in figure.axes] == ["Spearman on test", "Neighbor recall on test"]
     drawn = lines(figure.axes[0])
-    assert legend(figure) == ["TwinSqueeze", "signs", "PCA", "uncompressed"]
+    assert legend(figure) == ["TwinSqueeze", "signs, TurboQuant", "PCA", "uncompressed"]
     assert list(drawn) == legend(figure)
     # float32 is the best, whose search scores rank int8 above the signs
     assert drawn["TwinSqueeze"].get_xydata() == pytest.approx(np.array([[4, 0.1], [32, 0.2], [128, 0.78]]))

@@ -37,6 +37,15 @@ def table() -> AblationTable:
     return found
 
 
+def test_all_baselines_are_in_the_csv_and_in_other_tables_if_they_are_asked_for(table):
+    weak = [baseline(f"weak {i}", 128, 0.1 + i / 100) for i in range(4)]
+    table = replace(table, baselines=[*table.baselines, *weak])
+    assert "weak 3" in formats.to_markdown([table], [])  # the third best of its size
+    assert "weak 0" not in formats.to_markdown([table], [])
+    assert "weak 0" in formats.to_markdown([replace(table, shows_all=True)], [])
+    assert "weak 0" in formats.to_dataframe([table])["model"].tolist()
+
+
 def test_seeds_are_counted_per_split(table):
     column = formats.ablation_scores(table)[0].index("seeds")
     for splits, seeds in ((["dev"], "3"), (["test"], "2"), (["dev", "test"], "3 dev, 2 test")):

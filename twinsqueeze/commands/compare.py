@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def compare(experiment: str, *, output: Path | None = None, overwrite: bool = Fa
     check_tracking_server()
     experiment_id, runs, skipped = run_loader.load_experiment(experiment)
     tables, missing = run_loader.load_tables(runs)
+    tables = [replace(table, shows_all=verbose) for table in tables]
     notes = [*skipped, *missing]
     terminal.print_ablation(tables, verbose=verbose)
     for note in notes:

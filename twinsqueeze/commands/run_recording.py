@@ -156,7 +156,8 @@ class RunRecorder:
         results, baselines, pairs = evaluation.results, evaluation.baselines, self._data.pairs
         self.run.log_table("predictions.json", self.predictions(evaluation))
         self.run.log_table("baselines.json", baseline_table(baselines))
-        scores = search_table.format_run(_search_rows(evaluation), results)
+        rows = search_table.with_strongest_baselines(_search_rows(evaluation))
+        scores = search_table.format_run(rows, results)
         missing = missing_baselines_note(baselines)
         paragraphs = [
             *([f"**{escape_markdown(pairs.notice)}**"] if pairs.notice else []),
@@ -165,7 +166,7 @@ class RunRecorder:
             ),
             formats.markdown_table(*scores),
             "Search quality:",
-            formats.markdown_table(*search_table.format_rows(_search_rows(evaluation), results)),
+            formats.markdown_table(*search_table.format_rows(rows, results)),
             *([f"{missing}."] if missing else []),
         ]
         self.run.set_description("\n\n".join(paragraphs))
@@ -181,7 +182,8 @@ class RunRecorder:
 
 
 def _figures(evaluation: Evaluation, train_losses: FloatArray | None) -> dict[str, Drawing]:
-    quality: dict[str, Drawing] = {"quality_against_bytes": search_table.quality_figure(_search_rows(evaluation))}
+    rows = search_table.with_strongest_baselines(_search_rows(evaluation))
+    quality: dict[str, Drawing] = {"quality_against_bytes": search_table.quality_figure(rows)}
     if evaluation.task != SIMILARITY:
         return quality
     predictions = {split: (result.labels, result.predicted) for split, result in evaluation.results.items()}

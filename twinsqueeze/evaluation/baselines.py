@@ -1,39 +1,47 @@
-"""Baselines that need no labels: a compressor is useful only if it beats them.
+"""Baselines: a compressor is useful only if it beats them.
 
-Everything that a baseline learns, it learns from the distinct sentences of the train split.
+Everything that a baseline learns, it learns from the distinct sentences of the train split. Only `Dense + CoSENT` uses
+their scores. Vectors are compared by the cosine of what is decoded.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
-from itertools import chain, count
+from itertools import chain, count, groupby
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import ortho_group
 
 from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.evaluation.dense_baseline import DENSE_DIM, fit_dense
 from twinsqueeze.evaluation.faiss_baselines import (
     CODE_SIZES,
     NUM_CENTROIDS,
     OPQ,
+    QUANTIZERS,
+    ROTATIONS,
+    FaissBaseline,
     Transform,
     faiss_version,
-    product_quantizers,
-    scalar_quantizers,
+    fit_quantizers,
 )
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.task import SIMILARITY
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.compute import BLAS_LOCK
+from twinsqueeze.utils.compute import BLAS_LOCK, map_threaded
 from twinsqueeze.utils.console import SILENT, OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
 
-PROJECTION_DRAWS = 20
+PROJECTION_DRAWS = 10
 # Part of every cache key: increase it when a baseline is computed differently.
-CACHE_VERSION = "7"
+CACHE_VERSION = "8"
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Baseline(NamedTuple):
     bytes: int
     search_only: bool
     transforms: Sequence[Transform]  # one for each random draw
-    query_transform: Transform | None = None  # of query vectors, if they are not stored vectors
+    query_transforms: Sequence[Transform] = ()  # of query vectors for each draw, if they are not stored vectors
 
 
 class VectorEvaluator(Protocol):
@@ -72,9 +80,9 @@ class VectorEvaluator(Protocol):
 
 @dataclass(frozen=True)
 class BaselineTask:
-    """Vectors (N, d) that baselines are fitted on, and an evaluator for each split that they are scored on."""
+    """The split that baselines are fitted on, and an evaluator for each split that they are scored on."""
 
-    train: FloatArray
+    train: EncodedSplit
     evaluators: Mapping[str, VectorEvaluator]
 
     @property
@@ -83,9 +91,19 @@ class BaselineTask:
         return all(evaluator.split.task == SIMILARITY for evaluator in self.evaluators.values())
 
     @property
+    def pairs_digest(self) -> str:
+        """SHA-256 over the scored pairs of train."""
+        digest = hashlib.sha256()
+        for array in (self.train.first, self.train.second, self.train.scores):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    @property
     def digest(self) -> str:
-        """SHA-256 over all arrays."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.train).data)
+        """SHA-256 over all arrays, without the unpaired sentences of train."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.train.embeddings).data)
+        if self.has_scores:
+            digest.update(self.pairs_digest.encode())
         for name, evaluator in sorted(self.evaluators.items()):
             split = evaluator.split
             digest.update(name.encode())
@@ -97,7 +115,6 @@ class BaselineTask:
 def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
     """Yield reductions to `dim` dimensions, fitted on `train` (N, d), stored as floats, int8 and signs."""
     # scikit-learn takes a second to import, which a run with cached baselines does not need
-    from sklearn.decomposition import PCA  # noqa: PLC0415 - as above
     from sklearn.random_projection import GaussianRandomProjection  # noqa: PLC0415 - as above
 
     projections = [GaussianRandomProjection(dim, random_state=i) for i in range(PROJECTION_DRAWS)]
@@ -105,42 +122,76 @@ def dimension_reductions(train: FloatArray, dim: int) -> Iterator[Baseline]:
         f"first {dim}": [lambda vectors: vectors[:, :dim]],
         f"random projection to {dim}": [projection.fit(train).transform for projection in projections],
     }
-    quantized = dict(reductions)
+    signs = dict(reductions)
     if dim <= len(train):  # PCA has at most as many components as there are vectors
-        with BLAS_LOCK:
-            pca, whitened = (PCA(dim, whiten=w, svd_solver="covariance_eigh").fit(train) for w in (False, True))
-        reductions |= {f"PCA to {dim}": [pca.transform], f"PCA to {dim}, whitened": [whitened.transform]}
-        # Whitening changes nothing at fewer bits: int8 scales every dimension to the same range, and signs no scale.
-        quantized[f"PCA to {dim}"] = [pca.transform]
+        pca = _principal_components(train, dim)
+        reductions |= {f"PCA to {dim}{label}": [transform] for label, transform in pca.items()}
+        # Without a rotation, the signs of the first components would hold most of the variance.
+        rotations = (ortho_group.rvs(dim, random_state=i).astype(np.float32) for i in range(ROTATIONS))
+        signs[f"PCA to {dim}, rotated"] = [partial(_rotate, pca[""], rotation) for rotation in rotations]
     for name, transforms in reductions.items():
         yield Baseline(name, dim, bytes_per_vector("float32", dim), False, transforms)
-    for label, precision, quantize in (("int8", "int8", _int8), ("signs", "binary", _signs)):
-        for name, transforms in quantized.items():
+    stored_forms = ("int8", "int8", _int8, reductions), ("signs", "binary", _signs, signs)
+    for label, precision, quantize, reduced in stored_forms:
+        for name, transforms in reduced.items():
             stored = [quantize(transform, train) for transform in transforms]
-            yield Baseline(f"{name}, {label}", dim, bytes_per_vector(precision, dim), True, stored)
+            separator = " " if name.endswith("rotated") else ", "
+            yield Baseline(f"{name}{separator}{label}", dim, bytes_per_vector(precision, dim), True, stored)
+
+
+def _principal_components(train: FloatArray, dim: int) -> dict[str, Transform]:
+    """PCA, and PCA with components scaled to unit variance, or half-way: to the root of their deviation."""
+    from sklearn.decomposition import PCA  # noqa: PLC0415 - as in `dimension_reductions`
+
+    with BLAS_LOCK:
+        pca = PCA(dim, svd_solver="covariance_eigh").fit(train)
+    variances = np.maximum(pca.explained_variance_, np.finfo(np.float32).eps)
+    return {
+        "": pca.transform,
+        ", whitened": lambda vectors: pca.transform(vectors) / variances**0.5,
+        ", half-whitened": lambda vectors: pca.transform(vectors) / variances**0.25,
+    }
 
 
 def full_dim_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
-    """Yield baselines with all d dimensions: floats, int8, signs and FAISS's product quantizers, fitted on train.
+    """Yield baselines that do not depend on a dimension: floats, int8, signs and FAISS's quantizers, fitted on train.
 
     Codes are scored with stored queries and with float queries, but of data without scores with float queries alone.
     """
-    train, dimension = task.train, task.train.shape[1]
+    train = task.train.embeddings
+    dimension, center = train.shape[1], train.mean(0)
     yield Baseline("uncompressed", None, bytes_per_vector("float32", dimension), False, [_identity])
-    signs, center = _signs(_identity, train), train.mean(0)
+    yield Baseline("centered", None, bytes_per_vector("float32", dimension), True, [lambda vectors: vectors - center])
     name, size = f"signs of {dimension}, centered", bytes_per_vector("binary", dimension)
-    yield from _with_float_queries(Baseline(name, None, size, False, [signs], lambda vectors: vectors - center), task)
+    signs = Baseline(name, None, size, False, [_signs(_identity, train)], [lambda vectors: vectors - center])
+    yield from _with_float_queries(signs, task)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
-    quantizers = ((*each, _identity) for each in product_quantizers(train, cache, progress))
-    for name, size, decode, transform_query in chain(quantizers, scalar_quantizers(train)):
-        for row in _with_float_queries(Baseline(name, None, size, True, [decode], transform_query), task):
+    baselines = [FaissBaseline(*quantizer, train) for quantizer in QUANTIZERS]
+    if task.has_scores:
+        layer = partial(fit_dense, task.train), DENSE_DIM, task.pairs_digest
+        baselines.append(FaissBaseline("Dense + CoSENT, OPQ+PQ", "L2norm,PCA128,OPQ32,PQ32np", train, *layer))
+    yield from _quantized(baselines, task, cache, progress)
+
+
+def synthetic_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
+    """Yield FAISS's strongest product quantizers, fitted on the unpaired sentences of train as well."""
+    factories = [(f"{name} and synthetic", factory) for name, factory in QUANTIZERS if name == "OPQ+PQ of PCA 128"]
+    baselines = [FaissBaseline(*quantizer, task.train.sentences) for quantizer in factories]
+    yield from _quantized(baselines, task, cache, progress)
+
+
+def _quantized(
+    baselines: Sequence[FaissBaseline], task: BaselineTask, cache: DiskCache, progress: OpenProgress
+) -> Iterator[Baseline]:
+    for name, size, decode, transform_queries in fit_quantizers(baselines, cache, progress):
+        for row in _with_float_queries(Baseline(name, None, size, True, decode, transform_queries), task):
             yield row._replace(name=f"{row.name}, {size} bytes")
 
 
 def _with_float_queries(encoding: Baseline, task: BaselineTask) -> Iterator[Baseline]:
     """Yield an encoding with stored and with float queries, the latter under a name of its own."""
     if task.has_scores:
-        yield encoding._replace(query_transform=None)
+        yield encoding._replace(query_transforms=())
         yield encoding._replace(name=f"{encoding.name}, {FLOAT_QUERIES}", search_only=True)
     else:
         yield encoding._replace(search_only=False)
@@ -148,6 +199,10 @@ def _with_float_queries(encoding: Baseline, task: BaselineTask) -> Iterator[Base
 
 def _identity(vectors: FloatArray) -> FloatArray:
     return vectors
+
+
+def _rotate(transform: Transform, rotation: FloatArray, vectors: FloatArray) -> FloatArray:
+    return np.asarray(transform(vectors) @ rotation)
 
 
 def _int8(transform: Transform, train: FloatArray) -> Transform:
@@ -176,22 +231,27 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 def score_baselines(
     baselines: Iterable[Baseline], evaluators: Mapping[str, VectorEvaluator], on_scored: Callable[[], None]
 ) -> list[BaselineScores]:
-    """Score baselines on every split; `on_scored` is called after each draw on a split."""
-    results = []
-    for baseline in baselines:
-        scores, deviations = {}, {}
-        for split, evaluator in evaluators.items():
-            vectors = evaluator.split.embeddings
-            queries = baseline.query_transform(vectors) if baseline.query_transform else None
-            draws = []
-            for transform in baseline.transforms:
-                draws.append(evaluator.score_vectors(transform(vectors), queries))
-                on_scored()
-            table = np.array([list(draw.values()) for draw in draws])
-            deviation = table.std(0, ddof=1) if len(table) > 1 else np.zeros(table.shape[1])
-            scores[split] = dict(zip(draws[0], table.mean(0).tolist(), strict=True))
-            deviations[split] = dict(zip(draws[0], deviation.tolist(), strict=True))
-        results.append(BaselineScores(*baseline[:4], len(baseline.transforms), scores, deviations))
+    """Score baselines on every split, on all cores; `on_scored` is called after each draw on a split."""
+
+    def score_draw(job: tuple[Baseline, str, int]) -> dict[str, float]:
+        baseline, split, draw = job
+        vectors = evaluators[split].split.embeddings
+        queries = baseline.query_transforms[draw](vectors) if baseline.query_transforms else None
+        return evaluators[split].score_vectors(baseline.transforms[draw](vectors), queries)
+
+    jobs = ((each, split, i) for each in baselines for split in evaluators for i in range(len(each.transforms)))
+    results: list[BaselineScores] = []
+    scored = map_threaded(jobs, score_draw, torch.get_num_threads())
+    for baseline, draws in groupby(scored, key=lambda item: item[0][0]):
+        by_split: dict[str, list[dict[str, float]]] = {split: [] for split in evaluators}
+        for (_, split, _), scores in draws:
+            by_split[split].append(scores)
+            on_scored()
+        tables = {split: pd.DataFrame(scores) for split, scores in by_split.items()}
+        means = {split: table.mean().to_dict() for split, table in tables.items()}
+        deviations = {split: table.std().fillna(0).to_dict() for split, table in tables.items()}
+        name, dim, size, search_only, transforms, _ = baseline
+        results.append(BaselineScores(name, dim, size, search_only, len(transforms), means, deviations))
     return results
 
 
@@ -205,11 +265,14 @@ def cached_baselines(
         text = f"{CACHE_VERSION}\0{settings}\0{digest}"
         return f"baselines-{hashlib.sha256(text.encode()).hexdigest()}.json"
 
-    # Both are generators, which fit nothing if the cache has their scores.
+    # All are generators, which fit nothing if the cache has their scores.
     groups = {
         cache_key(f"faiss {faiss_version()}"): full_dim_encodings(task, cache, progress),
-        cache_key(f"scikit-learn {version('scikit-learn')}, {dim}"): dimension_reductions(task.train, dim),
+        cache_key(f"scikit-learn {version('scikit-learn')}, {dim}"): dimension_reductions(task.train.embeddings, dim),
     }
+    if task.train.unpaired is not None:
+        unpaired = hashlib.sha256(np.ascontiguousarray(task.train.unpaired).data).hexdigest()
+        groups[cache_key(f"faiss {faiss_version()}, {unpaired}")] = synthetic_encodings(task, cache, progress)
     rows: dict[str, list[BaselineScores]] = {}
     missing: dict[str, list[Baseline]] = {}
     for key, group in groups.items():
@@ -226,5 +289,5 @@ def cached_baselines(
         for key, unscored in missing.items():
             rows[key] = score_baselines(unscored, task.evaluators, on_scored)
             cache.put(key, json.dumps([asdict(row) for row in rows[key]]).encode())
-    (uncompressed, *encoded), reduced = (rows[key] for key in groups)
-    return sorted([uncompressed, *reduced, *encoded], key=lambda row: row.search_only)
+    (uncompressed, *encoded), *others = (rows[key] for key in groups)
+    return sorted([uncompressed, *chain.from_iterable(others), *encoded], key=lambda row: row.search_only)

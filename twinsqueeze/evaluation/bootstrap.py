@@ -38,11 +38,14 @@ class PairBootstrap:
     def difference(self, predicted: FloatArray, baseline: FloatArray, metric: str) -> tuple[float, Interval]:
         """Return a score of predictions minus that of a baseline, with its 95% interval.
 
-        Both (P,) are scored on the same resamples, so that pairs that are hard for both do not widen the interval.
+        Both are (P,), or (K, P) to average K scores, such as those of several seeds. They are scored on the same
+        resamples, so that pairs that are hard for both do not widen the interval.
         """
-        difference = getattr(score(predicted, self.labels), metric) - getattr(score(baseline, self.labels), metric)
-        resampled = self._resampled_scores(predicted)[metric] - self._resampled_scores(baseline)[metric]
-        return float(difference), _interval(resampled)
+        means, resampled = [], []
+        for cosines in (predicted, baseline):
+            means.append(np.mean(getattr(score(cosines, self.labels), metric)))
+            resampled.append(np.mean([self._resampled_scores(row)[metric] for row in np.atleast_2d(cosines)], axis=0))
+        return float(means[0] - means[1]), _interval(resampled[0] - resampled[1])
 
     def _resampled_scores(self, predicted: FloatArray) -> dict[str, FloatArray]:
         """Return every score in each resample, (B,)."""

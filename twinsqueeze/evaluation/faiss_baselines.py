@@ -1,15 +1,17 @@
-"""FAISS's quantizers as baselines, trained once per set of vectors; they need the extra `search`."""
+"""FAISS's quantizers as baselines, fitted once per set of vectors; they need the extra `search`."""
 
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import product
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,29 +20,88 @@ from twinsqueeze.utils.console import OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
 
 PQ, OPQ = "FAISS PQ", "FAISS OPQ+PQ"
-# Bytes per code: one for each subvector.
+# Dimensions that product quantizers of all dimensions divide by.
 CODE_SIZES = (16, 32, 64)
-BITS = 8
-# Evenly spaced rows that quantizers are trained on: 64 per centroid, where FAISS asks for 39. The rotation of OPQ takes
-# minutes for more.
+NUM_CENTROIDS = 256
+# Evenly spaced rows that codebooks are fitted to: 64 per centroid, where FAISS asks for 39.
 MAX_TRAIN_ROWS = 16_384
-NUM_CENTROIDS = 2**BITS
-# FAISS's defaults for OPQ, 50 iterations with 40 and then 4 of k-means, take three times as long for hardly more
-# neighbor recall: on STS-B's test split 0.57 instead of 0.56 in 16 bytes, 0.68 both ways in 32.
-OPQ_SETTINGS = {"niter": 25, "niter_pq_0": 10, "niter_pq": 2}
-# Fixed quantizers of randomly rotated principal components (TurboQuant, Zandieh et al. 2025, arXiv 2504.19874): a
-# name without the size, principal components, and bits per component.
-SCALAR_QUANTIZERS = (
-    ("rotated signs", 128, 1),
-    ("rotated signs", 256, 1),
-    ("TurboQuant 2 bits", 128, 2),
-    ("TurboQuant 2 bits", 256, 2),
-)
-# Part of every cache key: increase it when quantizers are trained differently.
-CACHE_VERSION = "1"
+# Iterations of OPQ, and those of k-means in the first and in each other one. FAISS's defaults are 50, 40 and 4 from a
+# random rotation. From the one of `_fit_opq`, four find more neighbors than 25 from a random one, in a third of the
+# time: on STS-B's dev split 0.655 instead of 0.644 in 16 bytes, 0.767 instead of 0.753 in 32.
+OPQ_ITERATIONS = {"niter": 4, "niter_pq_0": 10, "niter_pq": 2}
+# Scores of a random rotation vary by 0.005: so many are averaged.
+ROTATIONS = 3
+# Part of every cache key: increase it when quantizers are fitted differently.
+CACHE_VERSION = "2"
 Transform = Callable[[FloatArray], FloatArray]
-# Name of a quantizer without the size, and bytes per code.
-_Config = tuple[str, int]
+_LOCK = Lock()  # of FAISS's settings, some of which belong to the process
+
+
+@dataclass(frozen=True, eq=False)
+class FaissBaseline:
+    """A quantizer of FAISS and what it is fitted to.
+
+    Attributes:
+        name: For display, without the size.
+        factory: The transforms and codes, as for `faiss.index_factory`.
+        train: The vectors (N, d).
+        layer: Returns weight (k, d) and bias (k,) of a layer before them, which it fits.
+        layer_dim: k.
+        layer_digest: Identifies what the layer is fitted to, besides the vectors.
+    """
+
+    name: str
+    factory: str
+    train: FloatArray
+    layer: Callable[[], tuple[FloatArray, FloatArray]] | None = None
+    layer_dim: int = 0
+    layer_digest: str = ""
+
+    @property
+    def rotations(self) -> int:
+        """Random rotations to average scores over; that of OPQ is fitted."""
+        return ROTATIONS if re.match(r"PCAR|RR", self.factory) else 1
+
+    @property
+    def can_be_fitted(self) -> bool:
+        """Whether there are enough vectors and dimensions for its PCA, its subvectors and its 256 centroids."""
+        rows, dimension = len(self.train), self.layer_dim or self.train.shape[1]
+        components = re.search(r"PCAR?(\d+)", self.factory)
+        subvectors = [int(number) for number in re.findall(r"PR?Q(\d+)", self.factory)]
+        if components and int(components[1]) > min(rows, dimension):
+            return False
+        fitted_dim = int(components[1]) if components else dimension
+        if any(fitted_dim % number for number in subvectors):
+            return False
+        return not subvectors or rows >= (max(NUM_CENTROIDS, fitted_dim) if "OPQ" in self.factory else NUM_CENTROIDS)
+
+
+class FaissQuantizer(NamedTuple):
+    """A fitted quantizer, with functions of vectors (N, d) for every random rotation."""
+
+    name: str
+    bytes: int
+    decode: Sequence[Transform]  # vectors to their decoded codes
+    transform_queries: Sequence[Transform]  # vectors to float queries, which are compared with decoded codes
+
+
+# Names and factory strings of the quantizers that are fitted to the train vectors. SQtqmse has fixed centroids for
+# rotated unit vectors (TurboQuant, Zandieh et al. 2025, arXiv 2504.19874): with one bit, the signs. np is without
+# polysemous codes, which decode to the same vectors.
+QUANTIZERS = (
+    ("rotated signs", "PCAR128,L2norm,SQtqmse1"),
+    ("rotated signs", "PCAR256,L2norm,SQtqmse1"),
+    ("TurboQuant 2 bits", "PCAR128,L2norm,SQtqmse2"),
+    ("TurboQuant 2 bits", "PCAR256,L2norm,SQtqmse2"),
+    ("TurboQuant 4 bits", "PCAR256,L2norm,SQtqmse4"),
+    ("RaBitQ", "RR{d},RaBitQ"),
+    *((PQ, f"PQ{size}np") for size in CODE_SIZES),
+    ("OPQ+PQ of PCA 128", "PCA128,OPQ16,PQ16np"),
+    ("OPQ+PQ of PCA 128", "PCA128,OPQ32,PQ32np"),
+    ("PRQ", "PCA128,OPQ8,PRQ8x2x8"),
+    ("PRQ", "PCA256,OPQ8,PRQ8x4x8"),
+    *((OPQ, f"OPQ{size},PQ{size}np") for size in CODE_SIZES),
+)
 
 
 def faiss_version() -> str | None:
@@ -48,112 +109,154 @@ def faiss_version() -> str | None:
     return version("faiss-cpu") if importlib.util.find_spec("faiss") else None
 
 
-def product_quantizers(
-    train: FloatArray, cache: DiskCache, progress: OpenProgress
-) -> Iterator[tuple[str, int, Transform]]:
-    """Yield PQ (Jégou et al. 2011) and OPQ (Ge et al. 2013) at the sizes of 16, 32 and 64 bytes that divide d.
+def fit_quantizers(
+    baselines: Sequence[FaissBaseline], cache: DiskCache, progress: OpenProgress
+) -> Iterator[FaissQuantizer]:
+    """Fit the baselines that can be fitted, the cheapest first, on all cores; yield them in their order.
 
-    Each is a name without the size, bytes per code, and a function that encodes and decodes vectors. Nothing is
-    yielded if FAISS is not installed or there are fewer than 256 vectors (N, d) to train on, and no OPQ for fewer than
-    d.
-    """
-    if not faiss_version() or len(train) < NUM_CENTROIDS:
-        return
-    import faiss  # noqa: PLC0415 - an extra
-
-    rows = np.linspace(0, len(train) - 1, min(len(train), MAX_TRAIN_ROWS)).astype(np.int64)
-    train = np.ascontiguousarray(train[rows], np.float32)
-    digest = hashlib.sha256(train.data).hexdigest()
-    keys: dict[_Config, str] = {}
-    # With fewer vectors than dimensions FAISS cannot initialize the rotation of OPQ, and aborts the process.
-    for name, size in product((PQ, OPQ) if len(train) >= train.shape[1] else (PQ,), CODE_SIZES):
-        if train.shape[1] % size == 0:
-            settings = f"{CACHE_VERSION}\0{faiss_version()}\0{OPQ_SETTINGS}\0{size}\0{name == OPQ}\0{digest}"
-            keys[name, size] = f"quantizer-{hashlib.sha256(settings.encode()).hexdigest()}"
-    payloads = {config: payload for config, key in keys.items() if (payload := cache.get(key)) is not None}
-    missing = [config for config in keys if config not in payloads]
-    for config, payload in _train(faiss, train, missing, progress).items():
-        cache.put(keys[config], payload)
-        payloads[config] = payload
-    for name, size in keys:
-        index = faiss.deserialize_index(np.frombuffer(payloads[name, size], np.uint8))
-        yield name, size, partial(_reconstruct, faiss, index)
-
-
-def scalar_quantizers(train: FloatArray) -> Iterator[tuple[str, int, Transform, Transform]]:
-    """Yield `SCALAR_QUANTIZERS` with at most as many components as there are dimensions and vectors (N, d).
-
-    Each is a name without the size, bytes per code, and functions to decoded vectors and to float queries, both unit
-    vectors or near. They take a second to train, of which the PCA is most. Nothing is yielded without FAISS.
+    Nothing is yielded if FAISS is not installed.
     """
     if not faiss_version():
         return
     import faiss  # noqa: PLC0415 - an extra
 
-    train = np.ascontiguousarray(train, np.float32)
-    for name, components, bits in SCALAR_QUANTIZERS:
-        if components <= min(train.shape):
-            index = faiss.index_factory(train.shape[1], f"PCAR{components},L2norm,SQtqmse{bits}")
-            with _single_threaded(faiss):
-                index.train(train)
-            decode, rotate = partial(_decode_rotated, faiss, index), partial(_rotate, faiss, index)
-            yield name, components * bits // 8, decode, rotate
+    digests = {id(each.train): _digest(each.train) for each in baselines}
+    keys = {each: _cache_key(each, digests[id(each.train)]) for each in baselines if each.can_be_fitted}
+    payloads = {each: payload for each, key in keys.items() if (payload := cache.get(key)) is not None}
+    missing = [each for each in keys if each not in payloads]
+    for each, payload in _fit_all(faiss, missing, progress).items():
+        cache.put(keys[each], payload)
+        payloads[each] = payload
+    for each in keys:
+        indexes: list[Any] = [
+            faiss.deserialize_index(np.frombuffer(payloads[each], np.uint8)) for _ in range(each.rotations)
+        ]
+        for seed, index in enumerate(indexes[1:], 1):
+            _rotate(faiss, index, seed)
+        size = faiss.downcast_index(indexes[0].index).sa_code_size()
+        decode, transform = ([partial(f, faiss, index) for index in indexes] for f in (_decode, _apply_transforms))
+        yield FaissQuantizer(each.name, size, decode, transform)
 
 
-def _rotate(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
-    """Apply the transforms of an index."""
-    for i in range(index.chain.size()):
-        vectors = faiss.downcast_VectorTransform(index.chain.at(i)).apply(np.ascontiguousarray(vectors, np.float32))
-    return vectors
+def _digest(train: FloatArray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(train).data).hexdigest()
 
 
-def _decode_rotated(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
-    with _single_threaded(faiss):
-        codes = faiss.downcast_index(index.index)
-        return np.asarray(codes.sa_decode(codes.sa_encode(_rotate(faiss, index, vectors))))
+def _cache_key(baseline: FaissBaseline, digest: str) -> str:
+    parts = CACHE_VERSION, faiss_version(), OPQ_ITERATIONS, baseline.factory, baseline.layer_digest, digest
+    return f"quantizer-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
-def _reconstruct(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
-    with _single_threaded(faiss):
-        return np.asarray(index.sa_decode(index.sa_encode(np.ascontiguousarray(vectors, np.float32))))
+def _fit_all(faiss: Any, baselines: Sequence[FaissBaseline], progress: OpenProgress) -> Mapping[FaissBaseline, bytes]:
+    """Fit in parallel, one baseline per core; return the indexes serialized."""
 
-
-def _train(faiss: Any, train: FloatArray, configs: Sequence[_Config], progress: OpenProgress) -> dict[_Config, bytes]:
-    """Train quantizers in parallel, one per core, the slowest first; return them serialized."""
-
-    def train_one(config: _Config) -> bytes:
+    def fit(baseline: FaissBaseline) -> bytes:
         faiss.omp_set_num_threads(1)  # a setting of the calling thread
-        index = _build_index(faiss, train.shape[1], *config)
-        index.train(train)
-        return bytes(faiss.serialize_index(index))
+        return bytes(faiss.serialize_index(_fit(faiss, baseline)))
 
-    trained = {}
+    fitted = {}
     with (
         progress("fitting FAISS's quantizers", "quantizer") as advance,
         _single_threaded(faiss),
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        futures = {pool.submit(train_one, config): config for config in configs[::-1]}
+        futures = {pool.submit(fit, each): each for each in baselines}
         for future in as_completed(futures):
-            trained[futures[future]] = future.result()
-            advance(len(trained), len(configs), {})
-    return trained
+            fitted[futures[future]] = future.result()
+            advance(len(fitted), len(baselines), {})
+    return fitted
 
 
-def _build_index(faiss: Any, dimension: int, name: str, code_size: int) -> Any:
-    index = faiss.IndexPQ(dimension, code_size, BITS)
-    index.pq.cp.min_points_per_centroid = 1  # with fewer than 39, FAISS warns on standard error
-    if name == PQ:
-        return index
-    rotation = faiss.OPQMatrix(dimension, code_size)
-    for setting, value in OPQ_SETTINGS.items():
+def _fit(faiss: Any, baseline: FaissBaseline) -> Any:
+    """Return the index of the factory string, fitted transform by transform."""
+    rows = np.linspace(0, len(baseline.train) - 1, min(len(baseline.train), MAX_TRAIN_ROWS)).astype(np.int64)
+    vectors = np.ascontiguousarray(baseline.train[rows], np.float32)
+    codes = faiss.index_factory(baseline.layer_dim or vectors.shape[1], baseline.factory.format(d=vectors.shape[1]))
+    index = codes if isinstance(codes, faiss.IndexPreTransform) else faiss.IndexPreTransform(codes)
+    if baseline.layer:
+        layer = _linear_transform(faiss, *baseline.layer())
+        index.prepend_transform(layer)
+        layer.this.disown()  # the index deletes its transforms
+    for i in range(index.chain.size()):
+        transform = faiss.downcast_VectorTransform(index.chain.at(i))
+        if isinstance(transform, faiss.OPQMatrix):
+            _fit_opq(faiss, transform, vectors)
+        elif not transform.is_trained:
+            transform.train(vectors)
+        vectors = transform.apply(vectors)
+    storage = faiss.downcast_index(index.index)
+    for clustering in _clusterings(faiss, storage):
+        clustering.min_points_per_centroid = 1  # with fewer than 39, FAISS warns on standard error
+    storage.train(vectors)
+    index.is_trained = True
+    return index
+
+
+def _fit_opq(faiss: Any, rotation: Any, vectors: FloatArray) -> None:
+    """Fit a rotation that starts from the principal components, distributed over subvectors of equal variance.
+
+    That is the parametric solution of Ge et al. (2013), which needs no iterations if vectors are normally distributed.
+    """
+    components = faiss.PCAMatrix(rotation.d_in, rotation.d_out)
+    components.balanced_bins = rotation.M
+    components.train(vectors)
+    faiss.copy_array_to_vector(faiss.vector_to_array(components.A), rotation.A)
+    for setting, value in OPQ_ITERATIONS.items():
         setattr(rotation, setting, value)
-    # The k-means of the rotation takes its settings, and with them the warning, from a quantizer of its own.
-    inner = faiss.ProductQuantizer(dimension, code_size, BITS)
-    inner.cp.min_points_per_centroid = 1
-    rotation.pq = inner
-    rotation.referenced_objects = [inner]  # the rotation holds only a pointer to it
-    return faiss.IndexPreTransform(rotation, index)
+    # k-means takes its settings, and with them a warning for few vectors, from a quantizer of its own.
+    quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+    quantizer.cp.min_points_per_centroid = 1
+    rotation.pq = quantizer
+    rotation.train(vectors)
+    rotation.pq = None
+
+
+def _clusterings(faiss: Any, codes: Any) -> Iterator[Any]:
+    """Yield the settings of k-means of product and residual quantizers."""
+    if isinstance(codes, faiss.IndexPQ):
+        yield codes.pq.cp
+    elif isinstance(codes, faiss.IndexProductResidualQuantizer):
+        for i in range(codes.prq.nsplits):
+            quantizer = faiss.downcast_AdditiveQuantizer(codes.prq.subquantizer(i))
+            # k-means on all dimensions at once takes a third of the time of FAISS's default, and is as good.
+            quantizer.train_type = faiss.ResidualQuantizer.Train_default
+            yield quantizer.cp
+
+
+def _linear_transform(faiss: Any, weight: FloatArray, bias: FloatArray) -> Any:
+    transform = faiss.LinearTransform(weight.shape[1], weight.shape[0], True)
+    faiss.copy_array_to_vector(np.ascontiguousarray(weight, np.float32).ravel(), transform.A)
+    faiss.copy_array_to_vector(np.ascontiguousarray(bias, np.float32), transform.b)
+    transform.is_trained = True
+    return transform
+
+
+def _rotate(faiss: Any, index: Any, seed: int) -> None:
+    """Replace the random rotation of an index, which is its first transform."""
+    transform = faiss.downcast_VectorTransform(index.chain.at(0))
+    rotation = faiss.RandomRotationMatrix(transform.d_out, transform.d_out)
+    rotation.init(seed)
+    matrix = faiss.vector_to_array(rotation.A).reshape(transform.d_out, -1)
+    codes = faiss.downcast_index(index.index)
+    vectors = [transform.b, codes.center] if isinstance(codes, faiss.IndexRaBitQ) else [transform.b]
+    for vector in (transform.A, *vectors):
+        values = faiss.vector_to_array(vector)
+        if values.size:
+            faiss.copy_array_to_vector((matrix @ values.reshape(transform.d_out, -1)).ravel(), vector)
+
+
+def _apply_transforms(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    for i in range(index.chain.size()):
+        vectors = faiss.downcast_VectorTransform(index.chain.at(i)).apply(vectors)
+    return vectors
+
+
+def _decode(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
+    """Return the decoded codes of vectors, as the transforms leave them."""
+    with _LOCK, _single_threaded(faiss):
+        codes = faiss.downcast_index(index.index)
+        return np.asarray(codes.sa_decode(codes.sa_encode(_apply_transforms(faiss, index, vectors))))
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def score_figures(table: AblationTable, rows: Sequence[Row]) -> list[ReportFigur
         ReportFigure(
             f"{score}_against_alpha",
             f"{capitalized_name(score)} against alpha with 95% intervals of the mean over seeds. Horizontal lines: "
-            "baselines (no labels), of each method the best on dev.",
+            "baselines, of each method the best on dev.",
             ablation_plots.plot_score(score, "alpha", lines, list(baselines.values()), titles),
         ),
         ReportFigure(
@@ -175,7 +175,7 @@ def _quality_figures(tables: Sequence[AblationTable], table: AblationTable) -> l
             "quality_against_bytes",
             f"{name}{' and neighbor recall' * both} against bytes per vector. {stored} Lines join the best of every "
             "size on dev, without sizes worse than smaller ones. TwinSqueeze: each compressor at its best alpha on "
-            f"dev; the others are baselines (no labels).{note}",
+            f"dev; the others are baselines.{note}",
             search_table.quality_figure(rows)(),
         )
     ]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.reporting.baseline_selection import strongest
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 from twinsqueeze.task import NO_ENCODER, SIMILARITY, TASKS, Task
 from twinsqueeze.utils.files import public_name
@@ -110,7 +111,7 @@ def baseline_family(name: str, dim: int | None) -> str:
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """A baseline that needs no labels, with statistics over draws by metric."""
+    """A baseline, with statistics over draws by metric."""
 
     name: str
     dim: int | None  # None if it does not depend on the compressor's
@@ -164,6 +165,7 @@ class AblationTable:
     rows: Sequence[Row]
     baselines: Sequence[BaselineRow]
     notes: Sequence[str]  # limits of the table
+    shows_all: bool = False  # all baselines instead of the strongest
 
     @property
     def task(self) -> Task:
@@ -176,9 +178,14 @@ class AblationTable:
         return max(self.rows, key=attrgetter("dev_score"))
 
     @property
+    def shown_baselines(self) -> Sequence[BaselineRow]:
+        """The baselines that tables and figures show."""
+        return self.baselines if self.shows_all else strongest(self.baselines, selection_metric(self.task))
+
+    @property
     def score_baselines(self) -> list[BaselineRow]:
-        """The baselines that are shown in the table of scores."""
-        return [baseline for baseline in self.baselines if not baseline.search_only]
+        """Those that are shown in the table of scores."""
+        return [baseline for baseline in self.shown_baselines if not baseline.search_only]
 
     def families(self) -> dict[str, list[Row]]:
         """Rows that differ by alpha alone, by name."""

@@ -28,6 +28,10 @@ EQUAL_SCORES = 0.005  # scores that differ by less are drawn as equally good
 TRAINED = "trained"  # names of trained methods begin with this word
 
 
+# Quantizers with fixed centroids, most of them of randomly rotated vectors.
+ROTATED = ("rotated signs", "signs of", "TurboQuant", "RaBitQ")
+
+
 class Series(NamedTuple):
     """A line of the figures that compare methods."""
 
@@ -39,8 +43,9 @@ class Series(NamedTuple):
 # Every figure that compares methods draws these, as far as they were measured.
 SERIES = {
     "TwinSqueeze": Series((TRAINED,), {"color": STRONG, "marker": "o", "ls": "-", "lw": 2, "zorder": 3}, (5, -3)),
-    "FAISS OPQ+PQ": Series(("FAISS OPQ+PQ",), {"color": DARK, "marker": "D", "ls": "--"}, (5, -3)),
-    "signs": Series(("rotated signs", "signs of"), {"color": MEDIUM, "marker": "^", "ls": ":"}, (-4, -11)),
+    "PRQ": Series(("PRQ",), {"color": DARK, "marker": "v", "ls": "-"}, (5, -3)),
+    "OPQ+PQ": Series(("FAISS OPQ+PQ", "OPQ+PQ", "Dense"), {"color": DARK, "marker": "D", "ls": "--"}, (5, -3)),
+    "signs, TurboQuant": Series(ROTATED, {"color": MEDIUM, "marker": "^", "ls": ":"}, (-4, -11)),
     "PCA": Series(("PCA",), {"color": LIGHT, "marker": "s", "ls": "-"}, (3, -11)),
     "uncompressed": Series(("uncompressed",), {"color": DARK, "marker": "*", "ls": "-."}, (-6, 6)),
 }

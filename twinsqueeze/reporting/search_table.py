@@ -22,6 +22,7 @@ from twinsqueeze.reporting.ablation_table import (
     metric_name,
     num_digits,
 )
+from twinsqueeze.reporting.baseline_selection import strongest
 from twinsqueeze.reporting.method_plots import TRAINED, MethodPoints
 from twinsqueeze.reporting.statistics import NO_VALUES, SeedStats
 from twinsqueeze.task import Task
@@ -99,7 +100,8 @@ def rows_from_tables(tables: Sequence[AblationTable]) -> list[SearchRow]:
             )
             rows += _trained_rows(vectors, f"{TRAINED} {recipe.architecture}", best.scores, table.task)
         rows += [
-            SearchRow(b.name, b.family, b.bytes, False, b.search_only, b.scores, table.task) for b in table.baselines
+            SearchRow(b.name, b.family, b.bytes, False, b.search_only, b.scores, table.task)
+            for b in table.shown_baselines
         ]
     return _measured_by_size({row.name: row for row in rows}.values())
 
@@ -128,6 +130,13 @@ def _measured_by_size(rows: Iterable[SearchRow]) -> list[SearchRow]:
     """Rows with at least one score, the largest vectors first."""
     measured = [row for row in rows if any(isfinite(stats.mean) for stats in row.scores.values())]
     return sorted(measured, key=lambda row: -row.bytes)
+
+
+def with_strongest_baselines(rows: Sequence[SearchRow]) -> list[SearchRow]:
+    """The trained rows, and the baselines that tables show by default."""
+    metric = metric_name(_selection_split(_measured_splits(rows)), rows[0].task.selection)
+    shown = {row.name for row in strongest([row for row in rows if not row.is_trained], metric)}
+    return [row for row in rows if row.is_trained or row.name in shown]
 
 
 def split_columns(splits: Collection[str], names: Sequence[str]) -> list[str]:

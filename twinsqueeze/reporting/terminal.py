@@ -95,13 +95,13 @@ def print_ablation(tables: Sequence[AblationTable], *, verbose: bool) -> None:
         notice = [table.notice] if table.notice else []
         print_lines(*([""] if i else []), table.title, *notice, report.conclusion(table), "")
         if not i or verbose:
-            shown = table if verbose else _key_rows(table)
+            shown = replace(table, shows_all=True) if verbose else _key_rows(table)
             _print_ablation_scores(shown)
             if hidden := len(table.rows) - len(shown.rows):
                 print_lines(f"{count(hidden, 'more row')} of trained compressors: --verbose prints all.")
             print_lines(*table.notes)
         if verbose:
-            rows = search_table.rows_from_tables([table])
+            rows = search_table.rows_from_tables([shown])
             for split in EVALUATED_SPLITS:
                 print_lines("", f"{split}: search quality")
                 print_table(search_table.format_rows(rows, [split]))
@@ -119,7 +119,7 @@ def _key_rows(table: AblationTable) -> AblationTable:
     )
     names = {row.name for row in chosen}
     baselines = [replace(each, search_only=False) for each in table.baselines if each.name in names]
-    return replace(table, rows=rows, baselines=baselines)
+    return replace(table, rows=rows, baselines=baselines, shows_all=True)
 
 
 def _print_ablation_scores(table: AblationTable) -> None:
