@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,6 +22,10 @@ os.environ["TWINSQUEEZE_STATE"] = tempfile.mkdtemp(prefix="twinsqueeze-tests-")
 os.environ["TWINSQUEEZE_CACHE"] = os.environ["TWINSQUEEZE_STATE"] + "/cache"
 # Two workers share the cores: threads that wait for each other sleep and leave the core to the other's work.
 os.environ["OMP_WAIT_POLICY"] = "passive"
+if (
+    sys.platform == "darwin"
+):  # what aborts a forked process: Objective-C classes, and the proxies in the system's settings
+    os.environ |= {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES", "no_proxy": "*"}
 
 import mlflow
 

@@ -18,12 +18,14 @@ size, options, folder, source, *sys.argv[1:] = sys.argv[1:]
 user, group = os.getuid(), os.getgid()
 unshare = getattr(ctypes.CDLL(None), "unshare", None)
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
-if not unshare or unshare(CLONE_NEWUSER | CLONE_NEWNS):
-    sys.exit(99)
-for name, content in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-    Path(f"/proc/self/{name}").write_text(content)
-os.makedirs(folder, exist_ok=True)
-if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]).returncode:
+try:  # the system may lack namespaces, or forbid them, or what is done in them
+    if not unshare or unshare(CLONE_NEWUSER | CLONE_NEWNS):
+        sys.exit(99)
+    for name, content in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path(f"/proc/self/{name}").write_text(content)
+    os.makedirs(folder, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+except (OSError, subprocess.CalledProcessError):
     sys.exit(99)
 if source:
     subprocess.run(["cp", "-a", source, folder], check=True)

@@ -4,7 +4,7 @@ import os
 from contextlib import closing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mlflow.utils.file_utils import path_to_local_sqlite_uri
 from sqlalchemy import create_engine
@@ -23,7 +23,10 @@ folders = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_si
 @given(folders.filter(lambda name: name not in {".", ".."}))
 def test_the_path_of_a_store_is_the_file_that_sqlalchemy_opens(tmp_path, name):
     folder = tmp_path / name[:60]
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:  # macOS takes no unassigned characters
+        assume(False)
     default = path_to_local_sqlite_uri(str(folder / "mlflow.db"))  # as MLflow encodes it
     for uri in (default, canonical_uri(default)):
         (folder / "mlflow.db").unlink(missing_ok=True)
