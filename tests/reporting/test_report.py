@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -104,6 +105,18 @@ def test_scores_against_alpha_share_their_axis(table):
     names = [text.get_text() for text in alpha.figure.legends[0].get_texts()]
     assert names == ["mlp32", "signs of 384, centered", "PCA to 32, whitened", "uncompressed"]
     assert [text.get_text() for text in train.figure.axes[0].texts] == ["0", "0.75"]
+
+
+def test_scores_against_dim_join_the_dims_of_an_alpha_and_those_of_pca():
+    """Of runs without neighbor recall, as versions before recorded them."""
+    runs = [trained(0.7 + dim / 1000, dim=dim, alpha=alpha) for dim in (8, 32) for alpha in (0, 0.75)]
+    pca = [baseline(f"PCA to {dim}", 4 * dim, 0.6 + dim / 1000, dim=dim) for dim in (8, 32)]
+    (several,) = build_tables(runs, {KEY: pca})
+    figure = ablation_figures.table_figures([several], several)[-1]
+    assert figure.name == "spearman_against_dim"
+    drawn = dict(zip(*figure.figure.axes[0].get_legend_handles_labels()[::-1], strict=True))
+    for label, dims in {"alpha 0.75": [(8, 0.708), (32, 0.732)], "PCA": [(8, 0.608), (32, 0.632)]}.items():
+        assert drawn[label].lines[0].get_xydata() == pytest.approx(np.array(dims))
 
 
 def test_figures_are_png_files(table, tmp_path):

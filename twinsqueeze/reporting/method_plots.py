@@ -117,7 +117,7 @@ def plot_score_vs_neighbor_recall(
             xy = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", score)])
             lines = _trade_offs(points, score, selected_on, by_size=label == "TwinSqueeze")
             _plot_series(axes, label, xy, lines)
-            for end in {points.bytes[i]: i for line in lines for i in (line[0], line[-1])}.values():
+            for end in {points.bytes[i]: i for line in filter(None, lines) for i in (line[0], line[-1])}.values():
                 axes.annotate(
                     f"{points.bytes[end]:,}", (xy[end, 0], xy[end, 1]), xytext=SERIES[label].label_offset,
                     textcoords="offset points", fontsize=7, color=SERIES[label].style["color"], zorder=4,
