@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import os
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -13,7 +14,11 @@ from scipy import stats
 import twinsqueeze as ts
 from tests.helpers.commands import ROOT
 from tests.helpers.isolation import run_without
+from tests.helpers.models import metadata_for, write_model
 from twinsqueeze.data import sentence_pairs
+from twinsqueeze.model.compressor import CompressorNetwork
+from twinsqueeze.model.initialization import kaiming_uniform_layers
+from twinsqueeze.registry import model_loader
 
 DIMENSION = 64
 
@@ -85,6 +90,28 @@ def test_a_saved_compressor_is_the_same_after_loading(recipe, result, vectors, t
     loaded = ts.Compressor.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.compress(vectors), result.compressor.compress(vectors))
     assert loaded.recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("is_recorded", "message"), [(True, "are not those of the training"), (False, "call compress")]
+)
+def test_texts_need_the_encoder_of_the_training(tiny_encoder, tmp_path, is_recorded, message):
+    encoder = Path(shutil.copytree(tiny_encoder, tmp_path / "encoder"))
+    network = CompressorNetwork(kaiming_uniform_layers((DIMENSION, 4), np.random.default_rng(0)))
+    folder = write_model(tmp_path / "model", network, metadata_for(encoder) if is_recorded else None)
+    (encoder / "modules.json").write_text((encoder / "modules.json").read_text() + "\n")
+    compressor = ts.Compressor.load(folder)
+    assert compressor.encode([]).shape == (0, 4)
+    with pytest.raises(ts.InputError, match=message):
+        compressor.encode(["a text"])
+    if is_recorded:
+        with pytest.raises(ts.InputError, match="are not those that model"):
+            model_loader.load_sentence_transformer_for("model", model_loader.resolve_model(str(folder)))
+
+
+def test_nothing_to_compare_is_refused(data):
+    with pytest.raises(ts.InputError, match="no recipe to compare"):
+        ts.compare_recipes([], data)
 
 
 def test_recipes_compared_as_a_batch_have_the_scores_of_single_trainings(recipe, data, result, capfd):

@@ -1,6 +1,8 @@
 """Disks that are full or read-only, files that are not what was written: an error or a repair, and no wrong number."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,22 @@ def test_a_damaged_table_is_left_out_of_a_comparison_with_a_note(artifacts, run_
         (table,), notes = run_loader.load_tables([run])
         assert not table.baselines
         assert "baselines.json has changed" in notes[0]
+
+
+def test_errors_of_disks_and_databases_are_described():
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE t (x)")
+        database.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(sqlite3.Error) as full:
+            database.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    for cause, shown in (
+        (OSError(28, "No space left on device", "/disk/x"), "No space left on device: /disk/x"),
+        (full.value, "the database can't be used: database or disk is full"),
+        (ValueError("I/O error: Read-only file system (os error 30)"), "Read-only file system"),  # of safetensors
+    ):
+        error = RuntimeError("the file is not written")
+        error.__cause__ = cause
+        assert errors.describe_storage_error(error) == shown
 
 
 def test_an_error_that_is_not_of_a_disk_keeps_its_traceback():

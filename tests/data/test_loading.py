@@ -202,12 +202,45 @@ def test_pairs_of_different_dimensions_in_two_splits_are_refused(tmp_path):
         load_dataset(str(tmp_path))
 
 
-def test_judgments_without_a_header_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "qrels/train.tsv",
+            lambda text: text.partition("\n")[2],
+            "must have the columns query-id, corpus-id, score, not q0, d0, 0",
+        ),
+        ("qrels/train.tsv", lambda text: text.partition("\n")[0] + "\n", "train.tsv .* no rows|is missing or empty"),
+        (
+            "qrels/train.tsv",
+            lambda text: text.replace("\t0\n", "\tgood\n", 1),
+            "row 1 of .*: score 'good' is not a num",
+        ),
+        (
+            "queries.jsonl",
+            lambda text: text.replace('"text"', '"body"'),
+            "lacks the key text: each line must be an obj",
+        ),
+        ("corpus.jsonl", lambda text: text.replace("does 0", " "), "row 1 of .*corpus.jsonl has no text"),
+    ],
+)
+def test_files_of_beir_that_lack_something_are_refused(tmp_path, name, change, message):
     folder = write_beir(tmp_path)
-    file = tmp_path / "qrels" / "train.tsv"
-    file.write_text("\n".join(file.read_text().splitlines()[1:]))
-    with pytest.raises(InputError, match="must have the columns query-id, corpus-id, score, not q0, d0, 0"):
+    (tmp_path / name).write_text(change((tmp_path / name).read_text()))
+    with pytest.raises(InputError, match=message):
         load_dataset(folder)
+
+
+def test_two_files_for_a_split_are_refused(tmp_path):
+    for name in ("train.txt", "train.jsonl"):
+        (tmp_path / name).write_text("a\nb\n")
+    with pytest.raises(InputError, match=r"two files for the split train, train\.jsonl and train\.txt: keep one"):
+        load_dataset(str(tmp_path))
+
+
+def test_other_columns_than_those_of_the_data_are_not_renamed():
+    with pytest.raises(InputError, match="not 'title'"):
+        load_dataset("demo", columns={"title": "text"})
 
 
 def test_judgments_of_missing_documents_are_refused(tmp_path):
