@@ -33,7 +33,16 @@ from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import pair_cosines
 
 SPLITS = ("dev", "test")
-TITLES = ("bytes", "model", "strongest baseline", "test Spearman", "of the baseline", "difference", "95% interval")
+TITLES = (
+    "model",
+    "bytes",
+    "seeds",
+    "strongest baseline",
+    "test Spearman",
+    "of the baseline",
+    "difference",
+    "95% interval",
+)
 
 
 def find_strongest(data: ExperimentData, recipe: Recipe) -> Baseline:
@@ -70,10 +79,9 @@ def compare(data: ExperimentData, networks: Sequence[CompressorNetwork], recipe:
     difference, interval = PairBootstrap(labels).difference(*cosines, "spearman")
     means = [f"{np.mean(score(each, labels).spearman):.4f}" for each in cosines]
     name = baseline.name.partition(f", {FLOAT_QUERIES}")[0]
-    models = f"{recipe.name.partition('-a')[0]}, {len(networks)} seeds"
-    return [
-        str(baseline.bytes), models, name, *means, f"{difference:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
-    ]  # fmt: skip
+    model = f"`{recipe.name.partition('-a')[0]}`"
+    shown = f"{difference:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
+    return [model, str(baseline.bytes), str(len(networks)), name, *means, *shown]
 
 
 def main() -> None:

@@ -248,11 +248,15 @@ def score_baselines(
             by_split[split].append(scores)
             on_scored()
         tables = {split: pd.DataFrame(scores) for split, scores in by_split.items()}
-        means = {split: table.mean().to_dict() for split, table in tables.items()}
-        deviations = {split: table.std().fillna(0).to_dict() for split, table in tables.items()}
+        means = {split: _to_floats(table.mean()) for split, table in tables.items()}
+        deviations = {split: _to_floats(table.std().fillna(0)) for split, table in tables.items()}
         name, dim, size, search_only, transforms, _ = baseline
         results.append(BaselineScores(name, dim, size, search_only, len(transforms), means, deviations))
     return results
+
+
+def _to_floats(scores: "pd.Series[float]") -> dict[str, float]:
+    return {str(name): float(value) for name, value in scores.items()}
 
 
 def cached_baselines(
