@@ -193,6 +193,13 @@ def test_an_address_of_no_tracking_store(workplace, monkeypatch, uri, reason, ad
     assert (made(workplace), pauses) == (set(), [])
 
 
+def test_a_setting_of_the_environment_that_is_no_number(workplace, tiny_options):
+    done = workplace.command("train", *tiny_options, TWINSQUEEZE_FLUSH_TIMEOUT="soon")
+    assert done.returncode == 2
+    assert done.stderr.endswith("TWINSQUEEZE_FLUSH_TIMEOUT must be a number of seconds, 0 or more, not 'soon'\n")
+    assert workplace.runs() == []
+
+
 def test_a_run_without_a_model(workplace):
     run = workplace.client.create_run("0")
     assert "has no model" in refused(workplace.command("evaluate", "--model", run.info.run_id))

@@ -57,6 +57,8 @@ def models(tiny_encoder, tmp_path_factory) -> Path:
     write_model(folder / "trained", NETWORK, metadata_for(tiny_encoder, RANGES.tolist()))
     write_model(folder / "without ranges", NETWORK, metadata_for(tiny_encoder))
     write_model(folder / "foreign", NETWORK, None)
+    linear = CompressorNetwork(kaiming_uniform_layers((64, 12), np.random.default_rng(0)))
+    write_model(folder / "linear", linear, metadata_for(tiny_encoder))
     write_model(
         folder / "codes", product_network(64), metadata_for(tiny_encoder, architecture="linear", quantizer="product")
     )
@@ -388,17 +390,17 @@ def test_an_interrupted_compression_of_texts_encodes_only_the_rest_when_started_
     np.testing.assert_array_equal(found, whole)
 
 
+DISKS = [("in.npy", "out.npy"), ("in.npy", "out.faiss")]
 SLOW_DISKS = [("in.npy", "out.parquet"), ("in.jsonl", "out.npy"), ("in.jsonl", "out.parquet")]
 
 
 @pytest.mark.parametrize(
-    ("source", "output"),
-    [("in.npy", "out.npy"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_DISKS)],
+    ("source", "output"), [*DISKS, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_DISKS)]
 )
 def test_a_full_disk_leaves_nothing(workplace, command, source, output):
     """A disk of 300 kB; the output takes 336 kB."""
     write_rows(workplace.folder / source, VECTORS[:7000])
-    arguments = command(source, output=f"small/{output}")
+    arguments = command(source, output=f"small/{output}", model="linear")
     code, out, err, left = on_a_disk(workplace, workplace.folder / "small", *arguments, size="300k")
     assert code == 2, err
     assert "No space left on device" in err.splitlines()[-1]

@@ -8,7 +8,6 @@ import faiss
 import numpy as np
 import pytest
 
-from tests.helpers.disks import on_a_disk
 from tests.helpers.models import metadata_for, write_model
 from tests.helpers.search import nearest, recall
 from tests.helpers.vectors import unit_rows, unit_vectors, write_rows
@@ -177,16 +176,6 @@ def test_an_interruption_leaves_no_index(workplace, models):
         done = workplace.command("compress", "--input", "in.npy", "--model", model, "--output", "out.faiss")
     assert done.returncode == 128 + signal.SIGTERM
     assert [path.name for path in workplace.folder.iterdir()] == ["in.npy"]
-
-
-def test_a_full_disk_leaves_no_index(workplace, models):
-    """A disk of 300 kB; the index takes 720 kB."""
-    np.save(workplace.folder / "in.npy", VECTORS)
-    small, arguments = workplace.folder / "small", ["--input", "in.npy", "--model", str(models / "linear")]
-    options = ["--output", "small/out.faiss", "--precision", "float32"]
-    code, out, err, left = on_a_disk(workplace, small, "compress", *arguments, *options, size="300k")
-    assert (code, out, left) == (2, "", [])
-    assert "No space left on device" in err.splitlines()[-1]
 
 
 def test_without_faiss_one_line_names_the_package(workplace, models, monkeypatch):

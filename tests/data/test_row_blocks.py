@@ -82,6 +82,7 @@ REFUSED = [
         npy_bytes(np.zeros((3, 4), complex)),
         f"an array of complex128 values and of shape (3, 4): {ROWS_OF_AN_ARRAY}",
     ),
+    ("in.npy", gzip.compress(npy_bytes(np.asfortranarray(VECTORS))), "in Fortran order, which can only be read from a"),
     ("in.npy", npy_bytes(np.array([["a"]])), ROWS_OF_AN_ARRAY),
     ("in.npy", npy_bytes(np.array([{}], object)), "in.npy is an array of object values"),
     ("in.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)"), "in.npy is damaged"),
@@ -151,3 +152,8 @@ def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
     content = io.BufferedReader(io.BytesIO(npy_of(f"(2, {10**14})")))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
     assert "too large to read" in refusal("-")
+
+
+def test_a_tsv_file_is_read_twice_and_thus_not_from_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"text\tid\na\t1\n"))))
+    assert "a .tsv file can't be read from standard input: name the file" in refusal("-", "tsv")

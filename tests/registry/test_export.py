@@ -322,6 +322,13 @@ def test_graph_that_differs_from_pytorch_is_rejected(working_dir, monkeypatch):
     assert list(working_dir.iterdir()) == []
 
 
+def test_a_graph_that_pytorch_cannot_export_is_an_error_in_one_line(working_dir, monkeypatch):
+    monkeypatch.setattr(onnx.torch.onnx, "export", Mock(side_effect=RuntimeError("no such\noperator")))
+    with pytest.raises(InputError, match=r"cannot be exported as ONNX \(no such operator\): export it as a folder"):
+        export.export(URI, Path("none"), format="onnx")
+    assert list(working_dir.iterdir()) == []
+
+
 def test_onnx_without_its_packages_names_them(monkeypatch):
     monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):

@@ -220,6 +220,26 @@ def test_version_without_alias_is_compared_again(place):
     assert aliases(place.client)["champion"] == 2
 
 
+def test_a_champion_that_another_process_sets_meanwhile_is_compared_again(place, monkeypatch):
+    place.client.set_registered_model_alias(NAME, "champion", "1")
+    assign, answers = model_registry.assign_alias_if_unchanged, [False]
+
+    def assign_at_second_try(*arguments, **options) -> bool:
+        return answers.pop() if answers else assign(*arguments, **options)
+
+    monkeypatch.setattr(model_registry, "assign_alias_if_unchanged", assign_at_second_try)
+    done = place.run("register")
+    assert "another process has changed the champion: comparing with the new one" in done.stderr
+    assert "version 2, champion" in done.stdout
+    assert aliases(place.client)["champion"] == 2
+
+
+def test_a_dataset_without_runs_is_refused_with_those_that_have_some(place):
+    done = place.command("register", "--dataset", "nowhere")
+    assert done.returncode == 2
+    assert "no finished run on dataset 'nowhere': the experiment has runs on sentences" in done.stderr
+
+
 def test_rollback_restores_the_previous_champion(place):
     output = run(place, "register", "--rollback", "true")
     assert "version 1 is the champion again instead of version 2" in output

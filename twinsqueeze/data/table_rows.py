@@ -76,8 +76,7 @@ def read_columns(files: Sequence[TableFile], choose: Callable[[Sequence[str], st
     columns: list[list[Any]] = []
     for file in files:
         with open_table(file, header=True, first_row=1) as table:
-            if isinstance(table, NpyTable):
-                raise InputError(f"{file.name} is an array without named columns: pass .csv, .tsv, .jsonl or .parquet")
+            assert not isinstance(table, NpyTable)
             names = choose(table.names, file.name)
             if isinstance(table, ParquetTable):
                 check_scalars(table.name, table.schema, names)
