@@ -15,7 +15,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 from twinsqueeze.errors import InputError
 from twinsqueeze.presets import PRESETS, load_preset
 from twinsqueeze.recipe_fields import NO_BASE, RecipeFields, format_error
-from twinsqueeze.task import NEIGHBORS, SIMILARITY, Task
+from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY, Task
 from twinsqueeze.utils.text import format_value
 
 # The fields whose values are those of a base; `init` is not used with one.
@@ -99,11 +99,9 @@ class Recipe(RecipeFields):
             raise InputError(f"{problem}, and dataset {dataset!r} has {task.data}: {', '.join(presets)} fit such data")
 
     def _task_problem(self, task: Task) -> str | None:
-        if task == SIMILARITY:
-            return None if self.needs_scores else f"loss {self.loss} is for data without scores"
         if self.needs_scores:
-            return f"loss {self.loss} needs scores"
-        if task == NEIGHBORS and self.loss == "infonce":
+            return None if task == SIMILARITY else f"loss {self.loss} needs scores"
+        if task != RETRIEVAL and self.loss == "infonce":
             return "loss infonce needs queries with passages"
         if task == NEIGHBORS and self.needs_teacher:
             return "the projection teacher needs pairs"

@@ -86,15 +86,15 @@ class RecipeFields(BaseModel):
     )
     codebook_lr: float = recipe_field(
         0.0,
-        "Adam's learning rate for the centroids of a product quantizer, with the schedule of lr; for data without "
-        "scores. 0 keeps those that k-means finds before the training.",
+        "Adam's learning rate for the centroids of a product quantizer, with the schedule of lr; for losses "
+        "without scores. 0 keeps those that k-means finds before the training.",
         ge=0,
     )
     loss: Literal["mse", "pearson", "infonce", "none"] = recipe_field(
         "mse",
         "Training loss. mse: mean squared error of the pair's cosine to the label; pearson: 1 - Pearson correlation "
         "of cosines and labels in the batch; infonce: cross-entropy of a query's passage among the passages of the "
-        "batch; none: the neighborhood loss alone.",
+        "batch; none: the neighborhood loss alone, over sentences without pairs if the pairs have scores.",
     )
     infonce_temperature: float = recipe_field(0.05, "Temperature of infonce: softmax(cosine / temperature).", gt=0)
     neighbor_weight: float = recipe_field(
@@ -105,16 +105,16 @@ class RecipeFields(BaseModel):
     )
     num_neighbors: int = recipe_field(
         0,
-        "Sentences that the neighborhood loss compares. With scores: 0: those of the batch; n: 512 sampled train "
-        "sentences, each sampled with its n nearest neighbors by the encoder. Without: each query of the batch adds n "
-        "of its 20 nearest train vectors to the candidates.",
+        "Sentences that the neighborhood loss compares. With a loss on scores, 0: those of the batch; n: 512 sampled "
+        "train sentences, each sampled with its n nearest neighbors by the encoder. With another, each query of the "
+        "batch adds n of its 20 nearest train vectors to the candidates.",
         ge=0,
         le=100,
     )
     num_candidates: int = recipe_field(
         0,
         "Random train vectors among which the queries of every batch are searched, besides the passages of the batch. "
-        "For data without scores.",
+        "For losses without scores.",
         ge=0,
         le=65_536,
     )
@@ -135,6 +135,13 @@ class RecipeFields(BaseModel):
     )
     teacher_alpha: float = recipe_field(
         2.0, "Strength of the noise while that projection is trained. Ignored if the recipe needs none.", ge=0
+    )
+    teacher_interpolation: float = recipe_field(
+        1.0,
+        "Weights of that projection: 0: its initial ones, a rotation of the centered encoder; 1: its trained ones; "
+        "between: their weighted mean (WiSE-FT, arXiv 2109.01903). Less keeps more neighbors of the encoder.",
+        ge=0,
+        le=1,
     )
     label_transform: Literal["tanh", "linear"] = recipe_field(
         "tanh", "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5."

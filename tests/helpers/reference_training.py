@@ -68,7 +68,7 @@ class ReferenceTraining:
             self.labels = (np.tanh(4 * (self.labels - 0.5)) + 1) / 2
         self.projection = None
         if recipe.needs_teacher:
-            (self.projection,) = train_teachers([recipe.seed], recipe.teacher_alpha, train, torch.device("cpu"))
+            (self.projection,) = train_teachers(recipe, [recipe.seed], train, torch.device("cpu"))
         layers = base or initial_layers(recipe, train.sentences, self.streams.weights, self.projection)
         self.model = ResidualModel(layers, recipe.dim) if recipe.architecture == "residual" else PlainModel(layers)
         if recipe.quantizer == "product":

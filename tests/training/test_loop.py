@@ -5,6 +5,8 @@ import torch
 from tests.helpers.recipes import make_recipes
 from tests.helpers.results import same_bits
 from twinsqueeze.errors import InputError
+from twinsqueeze.model.initialization import pca_layer
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SIMILARITY
 from twinsqueeze.training.loop import train_replicas
 from twinsqueeze.training.teacher import teacher_recipe, train_teachers
@@ -21,12 +23,36 @@ def test_results_are_in_the_order_of_the_recipes(small_train, small_dev):
 
 def test_teachers_are_trainings_at_full_dimension(small_train, small_dev):
     """With a recipe of their own, and without dev."""
-    teachers = train_teachers([3, 5], 0.5, small_train, torch.device("cpu"))
+    teachers = train_teachers(Recipe(teacher_alpha=0.5), [3, 5], small_train, torch.device("cpu"))
     recipe = teacher_recipe(SIMILARITY, 0.5, 24)
     recipes = [recipe.model_copy(update={"seed": seed, "device": "cpu"}) for seed in (3, 5)]
     for result, teacher in zip(train_replicas(recipes, small_train, small_dev), teachers, strict=True):
         assert all(map(torch.equal, result.compressor.layers[0], teacher))
         assert result.history.clean_loss[-1] < result.history.clean_loss[0]
+
+
+def test_teachers_are_interpolated_with_a_rotation_of_the_centered_vectors(small_train):
+    """As in WiSE-FT (arXiv 2109.01903): the mean of the weights before and after the training."""
+    initial, half, trained = (
+        train_teachers(Recipe(teacher_interpolation=share), [3], small_train, torch.device("cpu"))[0]
+        for share in (0, 0.5, 1)
+    )
+    for start, middle, end in zip(initial, half, trained, strict=True):
+        assert torch.allclose(middle, (start + end) / 2, atol=1e-6)
+        assert not torch.allclose(start, end, atol=1e-3)
+    rotation, bias, _ = pca_layer(small_train.embeddings, 24)
+    scale = np.linalg.norm(initial[0]) / np.linalg.norm(rotation)
+    assert np.allclose(initial[0], rotation * scale, atol=1e-5)
+    assert np.allclose(initial[1], bias * scale, atol=1e-5)
+
+
+def test_scored_pairs_without_a_loss_on_scores_are_trained_as_their_sentences(small_train, small_dev):
+    layer = {"architecture": "linear", "init": "pca", "dim": 8, "quantizer": "product", "codebook_lr": 1e-3}
+    recipes = make_recipes(**layer, loss="none", neighbor_weight=1, num_candidates=16, epochs=2)
+    (paired,) = train_replicas(recipes, small_train, small_dev)
+    (alone,) = train_replicas(recipes, small_train.without_pairs(), small_dev)
+    assert same_bits(paired, alone)
+    assert paired.history.loss[-1] < paired.history.loss[0]
 
 
 def test_every_epoch_is_reported_and_the_clean_loss_as_often_as_asked(small_train, small_dev):

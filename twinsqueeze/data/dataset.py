@@ -67,6 +67,10 @@ class EncodedSplit:
         """(N + M, d), the embeddings followed by the unpaired ones."""
         return self.embeddings if self.unpaired is None else np.concatenate([self.embeddings, self.unpaired])
 
+    def without_pairs(self) -> "EncodedSplit":
+        """Returns the `sentences` as rows alone."""
+        return EncodedSplit(self.sentences, NO_ROWS, NO_ROWS, np.empty(0), task=NEIGHBORS)
+
     @property
     def dimension(self) -> int:
         """Dimension d of the embeddings."""

@@ -14,7 +14,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.curves import curve_scorer
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines_of_each
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.task import SCORE_NAMES
+from twinsqueeze.task import SCORE_NAMES, SIMILARITY
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.losses import LABEL_LOSSES
 from twinsqueeze.training.setup import TrainingSetup, initial_model
@@ -101,7 +101,7 @@ def train_replicas(
     setup, epochs, start = _make_setup(recipes, train, base), recipes[0].epochs, time.monotonic()
     if not epochs:
         return _fit_codebooks_again(setup, recipes, dev)
-    run = _Run(setup, dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
+    run = _Run(setup, train, dev, checkpoint.resume_state if checkpoint else None, on_teacher_epoch)
     for epoch in range(1, epochs + 1):
         if epoch > run.resumed_from_epoch:
             if checkpoint:
@@ -134,6 +134,8 @@ def _make_setup(recipes: Sequence[Recipe], train: EncodedSplit, base: Compressor
     alphas, seeds = sorted({r.alpha for r in recipes}), sorted({r.seed for r in recipes})
     if sorted((r.alpha, r.seed) for r in recipes) != list(product(alphas, seeds)):
         raise ValueError("replicas trained together are every alpha with every seed, once")
+    if train.task == SIMILARITY and not shared.needs_scores:
+        train = train.without_pairs()
     return TrainingSetup(shared, alphas, seeds, train, resolve_device(shared.device), base)
 
 
@@ -143,6 +145,7 @@ class _Run:
     def __init__(
         self,
         setup: TrainingSetup,
+        train: EncodedSplit,  # for teachers: with pairs, even if the compressor is trained without
         dev: EncodedSplit,
         state: TrainingState | None,
         on_teacher_epoch: Callable[[int, int], None],
@@ -152,7 +155,7 @@ class _Run:
         if state:
             self._trainer = BatchedTrainer.resume(setup, state)
         elif recipe.needs_teacher:
-            teachers = train_teachers(setup.seeds, recipe.teacher_alpha, setup.train, setup.device, on_teacher_epoch)
+            teachers = train_teachers(recipe, setup.seeds, train, setup.device, on_teacher_epoch)
             self._trainer = BatchedTrainer.start(setup, teachers)
         else:
             self._trainer = BatchedTrainer.start(setup)

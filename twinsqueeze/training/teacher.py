@@ -32,16 +32,28 @@ def teacher_recipe(task: Task, alpha: float, dim: int) -> Recipe:
 
 
 def train_teachers(
+    student: Recipe,
     seeds: Sequence[int],
-    alpha: float,
     train: EncodedSplit,
     device: torch.device,
     on_epoch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Layer]:
-    """Trains one teacher per seed, in three seconds each; returns weights (d, d) and biases (d,) on the CPU."""
-    recipe = teacher_recipe(train.task, alpha, train.dimension)
-    trainer = BatchedTrainer.start(TrainingSetup(recipe, [alpha], seeds, train, device))
+    """Trains one teacher per seed for a compressor of the recipe `student`, in three seconds each.
+
+    Returns weights (d, d) and biases (d,) on the CPU, the `teacher_interpolation` of initial and trained ones.
+    """
+    recipe = teacher_recipe(train.task, student.teacher_alpha, train.dimension)
+    trainer = BatchedTrainer.start(TrainingSetup(recipe, [recipe.alpha], seeds, train, device))
+    initial, trained_share = _layers(trainer), student.teacher_interpolation
     for epoch in range(1, recipe.epochs + 1):
         trainer.train_epoch()
         on_epoch(epoch, recipe.epochs)
-    return [trainer.model.replica(r).to("cpu", copy=True).layers[0] for r in range(len(seeds))]
+    return [
+        (start[0].lerp(trained[0], trained_share), start[1].lerp(trained[1], trained_share))
+        for start, trained in zip(initial, _layers(trainer), strict=True)
+    ]
+
+
+def _layers(trainer: BatchedTrainer) -> list[Layer]:
+    """Returns a copy of the layer of each replica, on the CPU."""
+    return [trainer.model.replica(r).to("cpu", copy=True).layers[0] for r in range(len(trainer.model))]
