@@ -168,7 +168,7 @@ def describe(
 
 def print_study(study: Study, confirmation: Confirmation) -> None:
     """Prints what the search found."""
-    terminal.print_lines(*_summary(study, confirmation), "")
+    terminal.print_lines(*_summary(study, confirmation))
     terminal.print_table(_parameters(study))
     terminal.print_lines("")
 
