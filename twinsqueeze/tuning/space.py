@@ -173,7 +173,7 @@ def _parse_parameter(name: str, spec: Any, start: Recipe) -> Range | Choices:
 
 def _check_searchable(name: str) -> None:
     if name in NOT_SEARCHED:
-        raise InputError(f"{name} can't be searched: a study has one dataset, encoder and device, and its own seeds")
+        raise InputError(f"{name} can't be searched: it is the same in all trials, or the study's own")
 
 
 def _parse_range(name: str, spec: Mapping[Any, Any], start: Recipe) -> Range:

@@ -134,8 +134,8 @@ class _Round:
                 batch,
                 data.training_pairs(batch[0]),
                 data.encoded["dev"],
-                partial(self._open_checkpoint, batch),
-                partial(self._on_epoch, batch),
+                open_checkpoint=partial(self._open_checkpoint, batch),
+                on_epoch=partial(self._on_epoch, batch),
             )
             for batch in self._plan(recipes, num_parallel)
         ]
