@@ -108,10 +108,7 @@ def test_values_of_the_command_replace_those_of_the_file(tmp_path):
         ({"search": {"a": [{"dim": 8}], "dim": [8, 9]}}, "dim is searched twice, by a and dim"),
         ({"search": {"seed": [0, 1]}}, "seed can't be searched"),
         ({"search": {"base": ["a", "b"]}}, "base can't be searched"),
-        (
-            {"base": "models:/twinsqueeze@champion", "search": {"lr": LR}},
-            "a study can't start from a base: leave it out",
-        ),
+        ({"base": "RUN_ID", "search": {"lr": LR}}, "a search starts from a preset, not from a base: leave base out"),
         ({"search": {"quantizer": ["none", "product"]}}, "quantizer must be none or sign, or product for a linear"),
     ],
 )
