@@ -107,7 +107,7 @@ def test_description_is_the_model_card(trained_place, tiny_encoder):
     # Baselines with better scores in at most as many bytes are listed as limitations.
     better = baselines.index[(baselines["dev/spearman"] > seeds.spearman.mean()) & (baselines["bytes"] <= 32)]
     limitations = card.partition("## Limitations")[2]
-    assert [name for name in baselines.index if f"{name} (" in limitations] == list(better)
+    assert [name for name in baselines.index if f"\n  {name} (" in limitations] == list(better)
 
 
 def test_model_card_names_the_license_of_the_default_encoder(trained_place):
