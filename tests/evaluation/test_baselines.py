@@ -89,7 +89,7 @@ def test_bytes_per_vector_and_families(found):
         expected |= {name: (32, family), f"{name}, int8": (8, f"{family}, int8")}
     expected |= {f"{name}, signs": (1, f"{reductions[name]}, signs") for name in ("first 8", "random projection to 8")}
     quantizers = [(family, size) for family in ("FAISS PQ", "FAISS OPQ+PQ") for size in (16, 32, 64)]
-    quantizers += [("RaBitQ", 16), ("Dense + CoSENT, OPQ+PQ", 32)]  # 8 bytes of signs and two floats
+    quantizers += [("RaBitQ", 16), ("CoSENT, OPQ+PQ", 32)]  # 8 bytes of signs and two floats
     for family, size in quantizers:
         for name in (family, f"{family}, float queries"):
             expected[f"{name}, {size} bytes"] = size, name
@@ -259,7 +259,7 @@ def test_a_dense_layer_learns_scores(tmp_path):
         rows = {
             row.name: row.scores["dev"]["spearman"] for row in cached_baselines(scored_task, DIM, DiskCache(tmp_path))
         }
-        found.append(rows["Dense + CoSENT, OPQ+PQ, 32 bytes"])
+        found.append(rows["CoSENT, OPQ+PQ, 32 bytes"])
     assert found[0] > found[1] + 0.1  # whose scores belong to other pairs
 
 
@@ -272,7 +272,7 @@ def test_synthetic_sentences_make_rows_of_their_own(task, tmp_path, monkeypatch)
         return {row.name: row for row in found}
 
     rows = find_rows(replace(task.train, unpaired=others))
-    name = "OPQ+PQ of PCA 128 and synthetic, 8 bytes"
+    name = "OPQ+PQ, synthetic, 8 bytes"
     assert rows[name].scores != rows["OPQ+PQ of PCA 128, 8 bytes"].scores
     joined = np.concatenate([task.train.embeddings, others])
     assert find_rows(replace(task.train, embeddings=joined))["OPQ+PQ of PCA 128, 8 bytes"].scores == rows[name].scores
