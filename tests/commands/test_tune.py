@@ -40,9 +40,9 @@ def outcomes(place: Workplace) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, shared_cache, pairs_folder, tiny_encoder):
-    """A study on scored pairs, whose start recipe learns next to nothing, and the output of the command."""
+    """A study on scored pairs, whose start recipe has too few dimensions, and the output of the command."""
     place = Workplace(tmp_path_factory.mktemp("tuned"), shared_cache)
-    command = write_space(place, {"lr": LR, "alpha": [0, 0.5]}, dim=8, epochs=4, lr=1e-5, alpha=0)
+    command = write_space(place, {"lr": LR, "dim": [2, 8]}, dim=2, epochs=4, lr=1e-5, alpha=0)
     command[4] = str(pairs_folder)
     command += ["--encoder", str(tiny_encoder), "--trials", "8", "--device", "cpu"]
     return place, place.run(*command, **{DRAW_FIGURES: "1"}), command

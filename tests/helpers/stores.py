@@ -44,7 +44,8 @@ def run_ids(folder: Path) -> set[str]:
 
 def run_contents(folder: Path, run_id: str) -> dict[str, Any]:
     """All that users see of a run, except its id, its times and the place of its record."""
-    (artifacts,) = folder.glob("ml*/0")  # mlruns, or mlartifacts of a server
+    # mlruns, or mlartifacts of a server; created with the first artifact
+    artifacts = next(folder.glob("ml*/0"), folder / "mlruns" / "0")
     found: dict[str, Any] = {name: query(folder, statement, run_id) for name, statement in OF_A_RUN.items()}
     parents = {"mlflow.parentRunId": "the parent"}
     tags = [(k, parents.get(k, REPEATED.sub("", v))) for k, v in found["tags"] if k not in OF_THE_PROCESS]

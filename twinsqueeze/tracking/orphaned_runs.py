@@ -6,6 +6,7 @@ import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from twinsqueeze.tracking import tags
+from twinsqueeze.tracking.spool import replay
 from twinsqueeze.tracking.spool.journal import pending_runs
 from twinsqueeze.utils.processes import ProcessIdentity
 from twinsqueeze.utils.text import escape_markdown
@@ -20,15 +21,16 @@ def mark_orphans_killed(experiment_id: str, is_same: Callable[[Mapping[str, str]
     client = mlflow.MlflowClient()
     marked: dict[str, bool] = {}
     complete = {run.run_id for run in pending_runs() if run.is_complete}
-    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
-        run_id = str(run.info.run_id)
-        process = ProcessIdentity.parse(run.data.tags.get(tags.PROCESS, ""))
-        if process is None or process.state != "dead" or run_id in complete:
-            continue
-        marked[run_id] = is_same(run.data.tags)
-        reason = escape_markdown(f"Killed: its process {process.pid} on {process.host.split()[0]} is gone.")
-        client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{reason} {note}" if marked[run_id] else reason)
-        client.set_terminated(run_id, "KILLED")
+    with replay.request_timeout():  # a training must not wait for minutes if the server hangs
+        for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
+            run_id = str(run.info.run_id)
+            process = ProcessIdentity.parse(run.data.tags.get(tags.PROCESS, ""))
+            if process is None or process.state != "dead" or run_id in complete:
+                continue
+            marked[run_id] = is_same(run.data.tags)
+            reason = escape_markdown(f"Killed: its process {process.pid} on {process.host.split()[0]} is gone.")
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{reason} {note}" if marked[run_id] else reason)
+            client.set_terminated(run_id, "KILLED")
     return marked
 
 
