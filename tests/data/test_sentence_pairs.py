@@ -18,6 +18,7 @@ from tests.helpers.servers import free_port
 from twinsqueeze.data import hub as hub_client
 from twinsqueeze.data import sentence_pairs
 from twinsqueeze.data.dataset import SPLITS
+from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.data.sentence_pairs import DEMO_FOLDER, load_pairs
 
 # Sentences that CSV readers take for missing values or break.
@@ -172,11 +173,11 @@ def test_missing_and_duplicate_splits_are_refused(tmp_path):
 # The Hub's client reads its settings when it is imported: each set of settings needs a process of its own.
 LOAD = """
 import json, sys
-from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
 for dataset in sys.argv[1:]:
     try:
-        data = load_pairs(dataset)
+        data = load_dataset(dataset)
         print(json.dumps([data.name, data.source, data.notice, data.digest, data.splits["test"].digest]))
     except InputError as error:
         print(json.dumps(str(error)))
@@ -197,6 +198,24 @@ def silent_server():
     """Accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_queries_and_texts_come_from_the_hub_as_from_a_folder(tmp_path):
+    rows = [(f"what is {i}?", f"it is {i}") for i in range(60)]
+    questions = pd.DataFrame(rows, columns=["question", "answer"])
+    for name, table in {"questions": questions, "texts": questions[["answer"]].set_axis(["text"], axis=1)}.items():
+        (tmp_path / "hub/someone" / name / "data").mkdir(parents=True)
+        table.to_csv(tmp_path / "hub/someone" / name / "data/train.csv", index=False)
+    (tmp_path / "hub/someone/numbers/data").mkdir(parents=True)
+    pd.DataFrame({"text": [1.5, 2.5]}).to_csv(tmp_path / "hub/someone/numbers/data/train.csv", index=False)
+    ids = ["someone/questions", "someone/texts"]
+    with hub.serve(tmp_path / "hub") as endpoint:
+        *found, refused = load_in_new_process(endpoint, tmp_path / "cached", *ids, "someone/numbers")
+    assert refused.startswith("someone/numbers/train.parquet has neither texts nor lists of numbers")
+    for (name, source, _, *digests), id_ in zip(found, ids, strict=True):
+        assert (name, source) == (id_, f"https://huggingface.co/datasets/{id_}")
+        local = load_dataset(str(tmp_path / "hub" / id_))
+        assert digests == [local.digest, local.splits["test"].digest]
 
 
 @pytest.mark.parametrize("answers", [None, pytest.param("never", marks=pytest.mark.slow)], ids=["closed", "silent"])

@@ -46,8 +46,12 @@ def _hub_errors(what: str, advice: str) -> Iterator[bool]:
         raise InputError(f"{what} cannot be loaded from the Hub or its cache ({reason}): {advice}") from error
 
 
+@cache
 def fetch_dataset(name: str) -> Any:
-    """Return all splits of a dataset as a `datasets.DatasetDict`; raise `InputError` if it cannot be loaded."""
+    """Return all splits of a dataset as a `datasets.DatasetDict`; raise `InputError` if it cannot be loaded.
+
+    The splits are memory-mapped, and fetched once per process.
+    """
     with _hub_errors(f"dataset {name!r}", "pass demo, or a folder with train, dev and test") as offline:
         import datasets  # noqa: PLC0415 - takes a second
 

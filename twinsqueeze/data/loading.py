@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 from twinsqueeze.data.beir import is_beir_folder, load_beir
@@ -10,7 +11,7 @@ from twinsqueeze.data.npy_rows import NpyTable
 from twinsqueeze.data.pair_columns import COLUMNS, are_scored_pairs
 from twinsqueeze.data.positive_pairs import PAIR_COLUMNS, find_pair_columns, load_positive_pairs
 from twinsqueeze.data.rows_alone import load_rows
-from twinsqueeze.data.sentence_pairs import NAMED_DATASETS, SPLIT_ALIASES, load_pairs
+from twinsqueeze.data.sentence_pairs import NAMED_DATASETS, SPLIT_ALIASES, fetch_from_hub, load_pairs
 from twinsqueeze.data.table_files import FORMATS, TableFile, find_files, find_splits, split_name
 from twinsqueeze.data.table_rows import open_table
 from twinsqueeze.errors import InputError, truncate_repr
@@ -32,11 +33,12 @@ def load_dataset(
     """Loads scored pairs, queries with the passages that answer them, texts, or vectors.
 
     Args:
-        dataset: What `load_pairs` takes, or a file or folder of .npy, .parquet, .csv, .tsv, .jsonl or .txt. Columns
-            sentence1, sentence2 and score are scored pairs; anchor and positive (or query and passage, question and
-            answer), perhaps with a negative, are queries with passages, as texts or as vectors; a column of texts or of
-            vectors is rows alone. A folder with corpus.jsonl, queries.jsonl and qrels/ has the form of BEIR. Where
-            there are no files for dev or test, a tenth of train's rows or queries is, by a hash of their content.
+        dataset: What `load_pairs` takes, or a file, folder or Hub id of other data; files are .npy, .parquet, .csv,
+            .tsv, .jsonl or .txt. Columns sentence1, sentence2 and score are scored pairs; anchor and positive (or query
+            and passage, question and answer), perhaps with a negative, are queries with passages, as texts or as
+            vectors; a column of texts or of vectors is rows alone. A folder with corpus.jsonl, queries.jsonl and qrels/
+            has the form of BEIR. Where there are no files for dev or test, a tenth of train's rows or queries is, by a
+            hash of their content.
         splits: Splits to return.
         score_max: Highest score, as for `load_pairs`.
         columns: The dataset's own names of columns, such as {"anchor": "question"}.
@@ -48,17 +50,37 @@ def load_dataset(
     splits = check_splits(splits)
     if unknown := set(columns) - set(RENAMED_COLUMNS):
         raise InputError(f"columns can rename {', '.join(RENAMED_COLUMNS)}, not {sorted(unknown)[0]!r}")
-    path = expand_user(dataset)
-    loaded = None
-    if dataset not in NAMED_DATASETS and (is_dir(path) or is_file(path)):
+    loaded, path = None, expand_user(dataset)
+    name, source = dataset, f"https://huggingface.co/datasets/{dataset}"
+    if dataset in NAMED_DATASETS:
+        pass
+    elif is_dir(path) or is_file(path):
         path = path.resolve()
+        name, source = escape_control_chars(path.name), escape_control_chars(str(path))
         loaded = load_beir(path) if is_beir_folder(path) else _load_table(path, columns, reporter)
-    elif split_name(path)[1] and dataset not in NAMED_DATASETS:  # a name with the suffix of a table
+    elif split_name(path)[1]:  # a name with the suffix of a table
         raise InputError(f"dataset {truncate_repr(dataset)} not found: name an existing file or folder")
+    else:
+        loaded = _load_from_hub(dataset, columns, reporter)
     if loaded is None:
         return load_pairs(dataset, splits=splits, score_max=score_max, columns=columns)
-    name, source = escape_control_chars(path.name), escape_control_chars(str(path))
     return Dataset(name, source, {split: loaded[split] for split in splits}, columns=dict(columns))
+
+
+def _load_from_hub(dataset: str, columns: Mapping[str, str], reporter: Reporter) -> dict[str, RowSplit] | None:
+    """Loads all splits of a Hub dataset other than scored pairs, as from a folder of its splits; None for those."""
+    splits = fetch_from_hub(dataset)
+    if any(are_scored_pairs(split.column_names, columns) for split in splits.values()):
+        return None
+    with TemporaryDirectory() as parent:
+        folder = Path(parent, dataset)
+        folder.mkdir(parents=True)
+        for name, split in splits.items():
+            split.to_parquet(folder / f"{name}.parquet")
+        try:
+            return _load_table(folder, columns, reporter)
+        except InputError as error:
+            raise InputError(str(error).replace(f"{parent}/", "")) from error
 
 
 def _load_table(path: Path, columns: Mapping[str, str], reporter: Reporter) -> dict[str, RowSplit] | None:

@@ -136,8 +136,13 @@ def _load(dataset: str, options: _Options) -> Dataset:
         notice = DEMO_NOTICE if dataset == "demo" else None
         pairs = _validate(tables, name, options.score_max)
         return Dataset(name, source, pairs, notice, options.score_max, dict(options.columns))
+    return _load_from_hub(dataset, options)
+
+
+def fetch_from_hub(dataset: str) -> Any:
+    """Return the splits of a Hub dataset as `fetch_dataset` does; raise `InputError` if the name cannot be an id."""
     if (
-        is_file(path)
+        is_file(expand_user(dataset))
         or dataset.startswith((".", "/", "~", "file:"))
         or dataset.count("/") > 1
         or not dataset.isprintable()
@@ -145,7 +150,7 @@ def _load(dataset: str, options: _Options) -> Dataset:
         shown = truncate_repr(dataset)
         raise InputError(f"dataset {shown} not found: pass stsb, demo, a Hub id or a folder with train, dev and test")
     try:
-        return _load_from_hub(dataset, options)
+        return fetch_dataset(dataset)
     except InputError as error:
         raise InputError(f"{error}{suggest(dataset.lower(), NAMED_DATASETS)}") from error
 
@@ -154,7 +159,7 @@ def _load_from_hub(repository: str, options: _Options) -> Dataset:
     name, score_max = repository, options.score_max
     if repository == STSB:
         name, score_max = "stsb", score_max or 1.0
-    tables = fetch_dataset(repository)
+    tables = fetch_from_hub(repository)
     columns = {}
     for split in options.splits:
         found = [tables[alias] for alias in SPLIT_ALIASES[split] if alias in tables]
