@@ -41,7 +41,7 @@ INSTALL = re.compile(r"^pip install [^&\n]*&& ")
 VARYING = re.compile(r"[0-9a-f]{32}|[+-]?\d[\d,.]*")
 # A paragraph with scores: another processor trains other last digits, and other rows are the best of their size.
 SCORES = re.compile(r"\b[01]\.\d{4}\b")
-# Pairs of a split and synthetic sentences in a check. From 256 distinct sentences on codebooks can be fitted, and from
+# Pairs of a split and unlabeled sentences in a check. From 256 distinct sentences on codebooks can be fitted, and from
 # 384 on the rotations of OPQ, which take seconds.
 FEW_PAIRS = {"train": 160, "dev": 60, "test": 60}
 FEW_SENTENCES = 300
@@ -189,9 +189,9 @@ def prepare(stack: ExitStack, *, small: bool = False) -> tuple[Path, dict[str, s
 
 
 def shrink(checkout: Path, stsb: Path) -> Path:
-    """Leaves few demo pairs and few synthetic sentences in a copy of the checkout; makes a small folder of STS-B."""
+    """Leaves few demo pairs and few unlabeled sentences in a copy of the checkout; makes a small folder of STS-B."""
     for preset in (checkout / "twinsqueeze" / "recipes").iterdir():
-        text = re.sub(r"(?m)^(synthetic_sentences:) \d+$", rf"\1 {FEW_SENTENCES}", preset.read_text(encoding="utf-8"))
+        text = re.sub(r"(?m)^(unlabeled_sentences:) \d+$", rf"\1 {FEW_SENTENCES}", preset.read_text(encoding="utf-8"))
         preset.write_text(text, encoding="utf-8")
     stsb.mkdir()
     for split, number in FEW_PAIRS.items():

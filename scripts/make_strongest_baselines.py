@@ -19,7 +19,7 @@ import torch
 from scripts.docs_macros import RESULTS
 from twinsqueeze.data.encoder import DEFAULT_ENCODER, resolve_encoder
 from twinsqueeze.data.loading import load_dataset
-from twinsqueeze.evaluation.baselines import Baseline, BaselineTask, full_dim_encodings, synthetic_encodings
+from twinsqueeze.evaluation.baselines import Baseline, BaselineTask, full_dim_encodings, unlabeled_encodings
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.evaluation.metrics import score
 from twinsqueeze.experiment_data import ExperimentData, prepare_data
@@ -52,7 +52,7 @@ def find_strongest(data: ExperimentData, recipe: Recipe) -> Baseline:
     scores = {row.name: row.scores["dev"]["spearman"] for row in data.baselines(SPLITS, recipe, recipe.dim)}
     encodings = [full_dim_encodings(task, DiskCache(), TERMINAL.progress)]
     if train.unpaired is not None:
-        encodings.append(synthetic_encodings(task, DiskCache(), TERMINAL.progress))
+        encodings.append(unlabeled_encodings(task, DiskCache(), TERMINAL.progress))
     same_size = [each for each in chain(*encodings) if each.bytes == recipe.bytes_per_vector]
     return max((each for each in same_size if FLOAT_QUERIES in each.name), key=lambda each: scores[each.name])
 

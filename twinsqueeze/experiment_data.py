@@ -12,7 +12,7 @@ import torch
 
 from twinsqueeze.data.dataset import Dataset, EncodedSplit
 from twinsqueeze.data.encoder import OnProgress, SentenceEncoder, embed_splits
-from twinsqueeze.data.synthetic import embed_synthetic
+from twinsqueeze.data.unlabeled import embed_unlabeled
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, VectorEvaluator, cached_baselines
 from twinsqueeze.evaluation.evaluator import Evaluator
@@ -40,7 +40,7 @@ class ExperimentData:
     _cache: DiskCache
     _evaluators: dict[tuple[str, str], Evaluator | RetrievalEvaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int, int], list[BaselineScores]] = field(default_factory=dict)
-    _synthetic: dict[int, FloatArray] = field(default_factory=dict)
+    _unlabeled: dict[int, FloatArray] = field(default_factory=dict)
     base: Base | None = None  # of recipes that have one
 
     @property
@@ -64,17 +64,16 @@ class ExperimentData:
         return self.base.network if self.base else None
 
     def training_pairs(self, recipe: Recipe) -> EncodedSplit:
-        """Returns the train pairs, with the synthetic sentences of a recipe."""
-        encoded, number = self.encoded["train"], recipe.synthetic_sentences
+        """Returns the train pairs, with the unlabeled sentences of a recipe."""
+        encoded, number = self.encoded["train"], recipe.unlabeled_sentences
         if not number:
             return encoded
         if self.encoder is None:
-            raise InputError("synthetic_sentences must be 0 for data that are vectors, since they need an encoder")
-        if number not in self._synthetic:
-            texts = self.pairs.splits["train"].texts
-            with _encoding_progress(self.reporter, "encoding synthetic sentences", self._cache) as advance:
-                self._synthetic[number] = embed_synthetic(number, texts, self.encoder, self._cache, advance)
-        return replace(encoded, unpaired=self._synthetic[number])
+            raise InputError("unlabeled_sentences must be 0 for data that are vectors, since they need an encoder")
+        if number not in self._unlabeled:
+            with _encoding_progress(self.reporter, "encoding unlabeled sentences", self._cache) as advance:
+                self._unlabeled[number] = embed_unlabeled(number, self.encoder, self._cache, advance)
+        return replace(encoded, unpaired=self._unlabeled[number])
 
     def evaluator(self, split: str, label_transform: str) -> Evaluator | RetrievalEvaluator:
         """Returns the evaluator of compressors on a split."""
@@ -90,13 +89,13 @@ class ExperimentData:
     def baselines(self, splits: Sequence[str], recipe: Recipe, dim: int) -> list[BaselineScores]:
         """Returns the scores of baselines at a dimension, fitted on train.
 
-        Some are fitted on the synthetic sentences of the recipe as well, if a training has needed them.
+        Some are fitted on the unlabeled sentences of the recipe as well, if a training has needed them.
         """
-        synthetic = recipe.synthetic_sentences if recipe.synthetic_sentences in self._synthetic else 0
-        key = tuple(splits), recipe.label_transform, dim, synthetic
+        unlabeled = recipe.unlabeled_sentences if recipe.unlabeled_sentences in self._unlabeled else 0
+        key = tuple(splits), recipe.label_transform, dim, unlabeled
         if key not in self._baselines:
             evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, recipe.label_transform) for s in splits}
-            task = BaselineTask(self.training_pairs(recipe) if synthetic else self.encoded["train"], evaluators)
+            task = BaselineTask(self.training_pairs(recipe) if unlabeled else self.encoded["train"], evaluators)
             self._baselines[key] = cached_baselines(task, dim, self._cache, partial(show_progress, self.reporter))
         return self._baselines[key]
 

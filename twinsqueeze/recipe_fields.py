@@ -118,12 +118,12 @@ class RecipeFields(BaseModel):
         ge=0,
         le=65_536,
     )
-    synthetic_sentences: int = recipe_field(
+    unlabeled_sentences: int = recipe_field(
         0,
-        "Synthetic sentences, made of the encoder's vocabulary. They join the train sentences where no scores are "
-        "needed: initial weights, centroids, and the sampled neighborhoods.",
+        "Sentences of WordNet that come with the package. They join the train sentences where no scores are needed: "
+        "initial weights, centroids, and the neighborhoods.",
         ge=0,
-        le=100_000,
+        le=24_000,
     )
     neighbor_temperature: float = recipe_field(
         0.05, "Temperature of the neighborhood loss: softmax(cosine / temperature).", gt=0

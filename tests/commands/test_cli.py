@@ -61,7 +61,7 @@ def made(workplace) -> set[str]:
         ),
         ("--architecture linear --subvector-dim 6 --quantizer product", "quantizer must be none or"),
         ("--subvector-dim 0", "subvector_dim must be a whole number of at least 1, not '0'"),
-        ("--synthetic-sentences -1", "synthetic_sentences must be a whole number from 0 to 100000, not '-1'"),
+        ("--unlabeled-sentences -1", "unlabeled_sentences must be a whole number from 0 to 24000, not '-1'"),
         ("--neighbor-temperature 0", "neighbor_temperature must be a finite number above 0"),
         ("--label-transform none", "label_transform must be tanh or linear"),
         ("--device gpu", "device must be auto, cpu or cuda"),

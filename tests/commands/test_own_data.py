@@ -130,7 +130,7 @@ def test_queries_with_passages_are_encoded_and_learned(place, tiny_encoder):
     [
         ("main", "vectors.npy", "loss mse needs scores, and dataset 'vectors.npy' has texts or vectors alone: vectors"),
         ("best --recipe pairs", "vectors.npy", "the projection teacher needs pairs"),
-        ("best --dim 8 --synthetic-sentences 10", "vectors.npy", "synthetic_sentences must be 0"),
+        ("best --dim 8 --unlabeled-sentences 10", "vectors.npy", "unlabeled_sentences must be 0"),
         ("best --recipe vectors --loss infonce", "vectors.npy", "loss infonce needs queries with passages"),
         ("best --recipe vectors --neighbor-weight 0", "vectors.npy", "loss none needs a neighbor_weight above 0"),
         ("main --loss infonce", "scored", "loss infonce needs queries with passages"),

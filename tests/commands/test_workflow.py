@@ -23,7 +23,7 @@ from tests.helpers.shortcuts import DRAW_FIGURES
 from tests.helpers.vectors import compress, unit_rows
 from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
-from twinsqueeze.data.synthetic import embed_synthetic
+from twinsqueeze.data.unlabeled import embed_unlabeled
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.loop import train_replicas
@@ -295,7 +295,7 @@ def test_evaluate_takes_a_folder_and_foreign_weights(place, repeated, model_fold
 
 def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, tiny_options, encoded):
     """Scores of the run, and of an evaluation of its model, from an index with the codebooks of the model's file."""
-    done = workplace.run("best", "--dim", "16", "--synthetic-sentences", "300", *tiny_options)
+    done = workplace.run("best", "--dim", "16", "--unlabeled-sentences", "300", *tiny_options)
     assert (
         "training: epoch 0 of 15, teacher 20 of 20 epochs" in done.stderr or "training: epoch 15 of 15" in done.stderr
     )
@@ -325,22 +325,20 @@ def test_the_best_recipe_is_measured_as_what_faiss_stores(workplace, tiny_option
     assert evaluated == {name: metrics[name] for name in evaluated}
 
 
-def test_synthetic_sentences_are_part_of_what_weights_begin_with(
-    workplace, tiny_options, tiny_encoder, shared_cache, data, encoded, monkeypatch
+def test_unlabeled_sentences_are_part_of_what_weights_begin_with(
+    workplace, tiny_options, tiny_encoder, shared_cache, encoded
 ):
-    """By scikit-learn's components of the train sentences and the synthetic ones together."""
-    monkeypatch.setattr("twinsqueeze.data.synthetic.MAX_WORDS", 300)
+    """By scikit-learn's components of the train sentences and the unlabeled ones together."""
     options = ["--architecture", "linear", "--init", "pca", "--dim", "4", "--epochs", "1", "--lr", "1e-12"]
-    done = workplace.run("train", *tiny_options, *options, "--synthetic-sentences", "80")
-    assert "encoding synthetic sentences" in done.stderr
-    assert "sentence 380 of 380" in done.stderr
+    done = workplace.run("train", *tiny_options, *options, "--unlabeled-sentences", "80")
+    assert "encoding unlabeled sentences" in done.stderr
+    assert "sentence 80 of 80" in done.stderr
     (run,) = workplace.runs()
-    assert run.data.params["synthetic_sentences"] == "80"
-    encoder = resolve_encoder(str(tiny_encoder), "cpu")
-    synthetic = embed_synthetic(80, data.splits["train"].texts, encoder, DiskCache(shared_cache))
+    assert run.data.params["unlabeled_sentences"] == "80"
+    unlabeled = embed_unlabeled(80, resolve_encoder(str(tiny_encoder), "cpu"), DiskCache(shared_cache))
     weights = load_file(workplace.checkpoint(run))
     rows, train = unit_rows(weights["0.weight"]), encoded["train"].embeddings
-    for vectors, same in ((np.concatenate([train, synthetic]), True), (train, False)):
+    for vectors, same in ((np.concatenate([train, unlabeled]), True), (train, False)):
         cosines = np.abs(np.sum(rows * PCA(4).fit(vectors).components_, axis=1))
         assert (cosines > 0.999).all() == same
 

@@ -263,7 +263,7 @@ def test_a_dense_layer_learns_scores(tmp_path):
     assert found[0] > found[1] + 0.1  # whose scores belong to other pairs
 
 
-def test_synthetic_sentences_make_rows_of_their_own(task, tmp_path, monkeypatch):
+def test_unlabeled_sentences_make_rows_of_their_own(task, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "QUANTIZERS", [("OPQ+PQ of PCA 128", "PCA32,OPQ8,PQ8np")])
     others = random_pairs(pairs=2, sentences=300, dimension=64, seed=5).embeddings
 
@@ -272,7 +272,7 @@ def test_synthetic_sentences_make_rows_of_their_own(task, tmp_path, monkeypatch)
         return {row.name: row for row in found}
 
     rows = find_rows(replace(task.train, unpaired=others))
-    name = "OPQ+PQ, synthetic, 8 bytes"
+    name = "OPQ+PQ, unlabeled, 8 bytes"
     assert rows[name].scores != rows["OPQ+PQ of PCA 128, 8 bytes"].scores
     joined = np.concatenate([task.train.embeddings, others])
     assert find_rows(replace(task.train, embeddings=joined))["OPQ+PQ of PCA 128, 8 bytes"].scores == rows[name].scores

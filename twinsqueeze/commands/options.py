@@ -30,7 +30,7 @@ SECTIONS = {
     "Loss": ("loss", "infonce_temperature", "label_transform"),
     "Neighborhood loss": (
         "neighbor_weight", "num_neighbors", "num_candidates", "neighbor_temperature", "teacher", "teacher_alpha",
-        "teacher_interpolation", "synthetic_sentences",
+        "teacher_interpolation", "unlabeled_sentences",
     ),
 }  # fmt: skip
 

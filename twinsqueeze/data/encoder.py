@@ -65,11 +65,6 @@ class SentenceEncoder:
         encode = self.load_model().encode
         return partial(encode, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
 
-    def vocabulary(self) -> list[str]:
-        """Return the tokenizer's tokens by id, subwords included; empty if the tokenizer does not list them."""
-        tokens: dict[str, int] = getattr(self.load_model().tokenizer, "get_vocab", dict)()
-        return sorted(tokens, key=lambda token: tokens[token])
-
     def load_model(self) -> "SentenceTransformer":
         """Load the model; raise `InputError` if the weights are not the expected ones or cannot be loaded."""
         if self.weights_sha256:

@@ -173,10 +173,10 @@ def full_dim_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgr
     yield from _quantized(baselines, task, cache, progress)
 
 
-def synthetic_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
+def unlabeled_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
     """Yield FAISS's strongest product quantizers, fitted on the unpaired sentences of train as well."""
     factories = [factory for name, factory in QUANTIZERS if name == "OPQ+PQ of PCA 128"]
-    baselines = [FaissBaseline("OPQ+PQ, synthetic", factory, task.train.sentences) for factory in factories]
+    baselines = [FaissBaseline("OPQ+PQ, unlabeled", factory, task.train.sentences) for factory in factories]
     yield from _quantized(baselines, task, cache, progress)
 
 
@@ -276,7 +276,7 @@ def cached_baselines(
     }
     if task.train.unpaired is not None:
         unpaired = hashlib.sha256(np.ascontiguousarray(task.train.unpaired).data).hexdigest()
-        groups[cache_key(f"faiss {faiss_version()}, {unpaired}")] = synthetic_encodings(task, cache, progress)
+        groups[cache_key(f"faiss {faiss_version()}, {unpaired}")] = unlabeled_encodings(task, cache, progress)
     rows: dict[str, list[BaselineScores]] = {}
     missing: dict[str, list[Baseline]] = {}
     for key, group in groups.items():

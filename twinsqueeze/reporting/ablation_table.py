@@ -29,7 +29,7 @@ ASYMMETRIC = "asymmetric"  # float queries against stored codes (Jégou et al. 2
 # Recipe fields that are appended to the names of compressors that would otherwise be called the same.
 DISTINGUISHING_FIELDS = (
     "base", "loss", "label_transform", "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init",
-    "neighbor_weight", "num_neighbors", "num_candidates", "synthetic_sentences", "neighbor_temperature",
+    "neighbor_weight", "num_neighbors", "num_candidates", "unlabeled_sentences", "neighbor_temperature",
     "infonce_temperature", "teacher", "teacher_alpha", "teacher_interpolation", "subvector_dim", "codebook_lr",
 )  # fmt: skip
 

@@ -1,0 +1,43 @@
+"""Unlabeled sentences that come with the package, for losses that need no scores.
+
+A compressor that is trained on one kind of text loses what the encoder knows about others: a training on news headlines
+costs more on forum posts. These sentences are definitions and examples of WordNet 3.0 (Miller 1995), on all topics, in
+random order. `scripts/make_wordnet.py` makes them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from twinsqueeze.data.encoder import (
+    OnProgress,
+    SentenceEncoder,
+    cache_key,
+    cached_vectors,
+    encode_in_batches,
+    sort_by_length,
+)
+from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.disk_cache import DiskCache
+
+FILE = Path(__file__).with_name("wordnet.txt")
+MAX_SENTENCES = 24_000
+
+
+def embed_unlabeled(
+    count: int, encoder: SentenceEncoder, cache: DiskCache, on_progress: OnProgress = lambda *_: None
+) -> FloatArray:
+    """Return unit vectors (count, d) of the first sentences, the longest first, encoded unless the cache has them."""
+    sentences = sort_by_length(FILE.read_text(encoding="utf-8").splitlines()[:count])
+    key = cache_key(encoder.fingerprint, sentences)
+    if (cached := cached_vectors(cache, key)) is not None:
+        return cached
+    batches, done = [], 0
+    for batch in encode_in_batches(encoder.load(), sentences):
+        batches.append(batch)
+        done += len(batch)
+        on_progress(done, count)
+    embeddings = np.concatenate(batches)
+    cache.put(key, save({"embeddings": embeddings}))
+    return embeddings
