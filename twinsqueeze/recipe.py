@@ -67,7 +67,7 @@ class Recipe(RecipeFields):
         if info.data.get("base") != NO_BASE:  # whose architecture is not known yet
             return value
         if value in {"pca", "teacher", "product"} and info.data.get("architecture") == "mlp":
-            raise ValueError("needs a linear or residual compressor")
+            raise ValueError("needs a linear compressor")
         if value == "product" and info.data.get("dim", 0) % info.data.get("subvector_dim", 1):
             raise ValueError("dim is not a multiple of subvector_dim")
         return value

@@ -63,17 +63,16 @@ class RecipeFields(BaseModel):
         ge=0,
         le=2**31 - 1,
     )
-    architecture: Literal["mlp", "linear", "residual"] = recipe_field(
+    architecture: Literal["mlp", "linear"] = recipe_field(
         "mlp",
-        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim; residual: a linear "
-        "layer plus a branch of 1024 ReLU units whose output starts at zero.",
+        "Layers of the compressor. mlp: d -> 128 -> 64 -> dim with ReLU between; linear: d -> dim.",
     )
     init: Literal["random", "pca", "teacher"] = recipe_field(
         "random",
         "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
         "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
         "d -> d linear projection that is first trained on the scores. Not used with a base.",
-        "random, or for a linear or residual compressor pca or teacher",
+        "random, or for a linear compressor pca or teacher",
     )
     subvector_dim: int = recipe_field(
         4, "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.", ge=1
@@ -82,7 +81,7 @@ class RecipeFields(BaseModel):
         "none",
         "Quantizer that the vectors are trained and evaluated with. none: float32; product: each subvector becomes "
         "one of 256 centroids, a byte; sign: the signs, one bit each.",
-        "none or sign, or product for a linear or residual compressor whose dim is a multiple of subvector_dim",
+        "none or sign, or product for a linear compressor whose dim is a multiple of subvector_dim",
     )
     codebook_lr: float = recipe_field(
         0.0,

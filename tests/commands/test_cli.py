@@ -52,12 +52,12 @@ def made(workplace) -> set[str]:
         ("--dim 1", "dim must be a whole number of at least 2"),
         ("--batch_size -3", "batch_size must be"),  # as `mlflow run` spells it
         ("--seed 2147483648", "seed must be a whole number from 0 to 2147483647"),
-        ("--architecture cnn", "architecture must be mlp, linear or residual, not 'cnn'"),
+        ("--architecture cnn", "architecture must be mlp or linear, not 'cnn'"),
         ("--loss l1", "loss must be mse"),
-        ("--init teacher", "init must be random, or for a linear or residual compressor pca or teacher, not"),
+        ("--init teacher", "init must be random, or for a linear compressor pca or teacher, not"),
         (
             "--architecture linear --dim 30 --quantizer product",
-            "quantizer must be none or sign, or product for a linear or residual compressor whose dim is a multiple",
+            "quantizer must be none or sign, or product for a linear compressor whose dim is a multiple",
         ),
         ("--architecture linear --subvector-dim 6 --quantizer product", "quantizer must be none or"),
         ("--subvector-dim 0", "subvector_dim must be a whole number of at least 1, not '0'"),

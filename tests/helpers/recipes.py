@@ -15,7 +15,6 @@ LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr
 TEACHER = LINEAR | {"init": "teacher", "teacher": "projection", "neighbor_weight": 1}
 PRODUCT = {"quantizer": "product"}
 SIGN = {"quantizer": "sign"}
-RESIDUAL = {"architecture": "residual"}
 SEARCH = {
     "architecture": "linear", "neighbor_weight": 1, "num_neighbors": 2, "num_candidates": 30, "batch_size": 32,
     "codebook_lr": 1e-3, "lr_schedule": "linear",
@@ -23,7 +22,6 @@ SEARCH = {
 # Vector registers hold 8 or 16 floats, so that 10, 20, 33 and 36 dimensions do not fill all of them.
 RECIPES: dict[str, dict[str, Any]] = {
     "mlp": {"dim": 10, "lr": 1e-3},
-    "residual": LINEAR | RESIDUAL | {"dim": 33, "neighbor_weight": 0.1},
     "product-neighbors": TEACHER | PRODUCT | {"dim": 20, "num_neighbors": 3},
     "mlp8": {"dim": 8},
     "mlp32": {"dim": 32},
@@ -38,9 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "product-encoder": LINEAR | PRODUCT | {"dim": 48, "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"},
     "infonce-sign": SEARCH | SIGN | {"dim": 16, "loss": "infonce", "neighbor_weight": 0.5},
     "search": SEARCH | PRODUCT | {"dim": 24, "loss": "none", "init": "teacher", "teacher": "projection"},
-    "residual-neighbors": TEACHER | RESIDUAL | {"dim": 20, "num_neighbors": 3},
 }
-DEFAULT = ("mlp", "residual", "product-neighbors", "search")
+DEFAULT = ("mlp", "linear", "product-neighbors", "search")
 
 
 def each_recipe(slow_dimension: int = 64) -> list[Any]:

@@ -18,28 +18,6 @@ from twinsqueeze.training.seed_streams import SeedStreams
 from twinsqueeze.training.teacher import train_teachers
 
 
-class ResidualModel(nn.Module):
-    """A linear layer plus a branch of ReLU units, from two layers with ReLU between: z = ReLU(z) - ReLU(-z)."""
-
-    def __init__(self, layers: Sequence[Layer], dim: int) -> None:
-        super().__init__()
-        (weight, bias), (output_weight, output_bias) = layers
-        self.linear = make_linear(weight[:dim], bias[:dim])
-        self.up = make_linear(weight[2 * dim :], bias[2 * dim :])
-        self.down = make_linear(output_weight[:, 2 * dim :], output_bias)
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        return self.linear(vectors) + self.down(functional.relu(self.up(vectors)))
-
-    def layers(self) -> list[Layer]:
-        weight, bias = self.linear.weight.data, self.linear.bias.data
-        identity = torch.eye(len(bias))
-        return [
-            (torch.cat([weight, -weight, self.up.weight.data]), torch.cat([bias, -bias, self.up.bias.data])),
-            (torch.cat([identity, -identity, self.down.weight.data], 1), self.down.bias.data),
-        ]
-
-
 class PlainModel(nn.Sequential):
     """Linear layers with ReLU between."""
 
@@ -70,7 +48,7 @@ class ReferenceTraining:
         if recipe.needs_teacher:
             (self.projection,) = train_teachers(recipe, [recipe.seed], train, torch.device("cpu"))
         layers = base or initial_layers(recipe, train.sentences, self.streams.weights, self.projection)
-        self.model = ResidualModel(layers, recipe.dim) if recipe.architecture == "residual" else PlainModel(layers)
+        self.model = PlainModel(layers)
         if recipe.quantizer == "product":
             unit = functional.normalize(self.model(self.sentences)).detach().numpy()
             self.codebooks = fit_codebooks(unit, recipe.subvector_dim, recipe.seed)

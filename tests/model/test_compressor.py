@@ -27,8 +27,6 @@ def sequential(sizes: tuple[int, ...]) -> nn.Sequential:
 def test_layer_sizes_of_each_architecture():
     assert layer_sizes("mlp", 384, 32) == (384, 128, 64, 32)
     assert layer_sizes("linear", 384, 32) == (384, 32)
-    assert layer_sizes("residual", 384, 32) == (384, 64 + 1024, 32)
-    assert layer_sizes("residual", 384, 30)[1] % 16 == 0
     with pytest.raises(ValueError, match="unknown architecture 'cnn'"):
         layer_sizes("cnn", 384, 32)
 

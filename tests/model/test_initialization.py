@@ -73,17 +73,3 @@ def test_seeds_have_different_rotations_before_signs():
     recipe = Recipe(architecture="linear", init="pca", quantizer="sign", dim=8)
     first, second = (initial_layers(recipe, VECTORS, np.random.default_rng(seed))[0][0] for seed in (0, 1))
     assert not torch.allclose(first, second, atol=1e-2)
-
-
-@pytest.mark.parametrize("quantizer", ["none", "sign", "product"])
-def test_a_residual_compressor_starts_as_the_linear_one(quantizer):
-    linear = Recipe(architecture="linear", init="teacher", quantizer=quantizer, dim=8)
-    residual = linear.model_copy(update={"architecture": "residual"})
-    ((weight, bias),) = initial_layers(linear, VECTORS, generator(), teacher())
-    (first, first_bias), (second, second_bias) = initial_layers(residual, VECTORS, generator(), teacher())
-    assert len(first) >= 1024 + 2 * 8
-    hidden = np.maximum(VECTORS @ first.numpy().T + first_bias.numpy(), 0)
-    outputs = hidden @ second.numpy().T + second_bias.numpy()
-    np.testing.assert_allclose(outputs, VECTORS @ weight.numpy().T + bias.numpy(), atol=1e-6)
-    alive = (hidden[:, 16:] > 0).mean(0)  # every unit of the branch is active for some sentences
-    assert 0 < alive.min() < alive.max() < 1

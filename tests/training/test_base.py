@@ -9,7 +9,7 @@ import torch
 from tests.helpers.checkpoints import CheckpointFolder
 from tests.helpers.models import base_of
 from tests.helpers.pairs import random_pairs
-from tests.helpers.recipes import LINEAR, PRODUCT, RESIDUAL, SIGN, make_pairs, make_recipes
+from tests.helpers.recipes import LINEAR, PRODUCT, SIGN, make_pairs, make_recipes
 from tests.helpers.reference_training import ReferenceTraining
 from tests.helpers.refusals import refusal
 from tests.helpers.results import same_bits
@@ -21,7 +21,7 @@ from twinsqueeze.training.base import Base, resolve_bases
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.loop import train_replicas
 
-SHAPES = {"mlp": {"dim": 8}, "product": LINEAR | PRODUCT | {"dim": 12}, "sign": LINEAR | RESIDUAL | SIGN | {"dim": 16}}
+SHAPES = {"mlp": {"dim": 8}, "product": LINEAR | PRODUCT | {"dim": 12}, "sign": LINEAR | SIGN | {"dim": 16}}
 
 
 def train_base(dimension: int = 24, **fields) -> Base:
@@ -91,7 +91,7 @@ def test_a_recipe_adopts_the_fields_of_its_base():
     base = train_base(**SHAPES["product"])
     recipe = base.adapt_recipe(Recipe.preset("best", base="x", lr=1e-4))
     fields = ("architecture", "dim", "quantizer", "subvector_dim", "init", "base", "lr", "loss", "epochs")
-    expected = ["linear", 12, "product", 4, "random", base.digest, 1e-4, "pearson", 15]
+    expected = ["linear", 12, "product", 4, "random", base.digest, 1e-4, "none", 6]
     assert [getattr(recipe, field) for field in fields] == expected
     assert recipe.name == f"best-a0-s0-base_{base.digest[:8]}-lr0.0001"
     assert base.adapt_recipe(recipe) == recipe
@@ -104,7 +104,6 @@ def test_a_recipe_adopts_the_fields_of_its_base():
     [
         ({"dim": 16}, "dim must be 12, as in base 'champion', not 16: leave it out"),
         ({"quantizer": "sign"}, "quantizer must be product, as in base 'champion', not sign: leave it out"),
-        ({"architecture": "residual"}, "architecture must be linear, as in base 'champion', not residual: leave"),
     ],
 )
 def test_a_value_that_differs_from_the_base_is_refused(fields, message):

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from tests.helpers.pairs import random_pairs
-from tests.helpers.recipes import LINEAR, PRODUCT, RESIDUAL, SIGN, TEACHER, each_recipe, make_pairs, make_recipes
+from tests.helpers.recipes import LINEAR, PRODUCT, SIGN, TEACHER, each_recipe, make_pairs, make_recipes
 from tests.helpers.reference_training import ReferenceTraining
 from tests.helpers.results import same_bits
 from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
@@ -24,8 +24,6 @@ CPU = torch.device("cpu")
 NEIGHBORS = {"neighbor_weight": 0.3, "neighbor_temperature": 0.1}
 LINEAR_SHORT = LINEAR | {"label_transform": "linear", "lr": 1e-3, "weight_decay": 0.05}
 TEACHER_SHORT = TEACHER | LINEAR_SHORT | NEIGHBORS
-# With weight decay, the two units of a skip connection would decay twice.
-RESIDUAL_WITHOUT_DECAY = RESIDUAL | {"weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -44,9 +42,6 @@ RESIDUAL_WITHOUT_DECAY = RESIDUAL | {"weight_decay": 0.0}
         (3, LINEAR_SHORT | SIGN | NEIGHBORS, 90),
         (3, TEACHER_SHORT | PRODUCT, 0),
         (3, TEACHER_SHORT | PRODUCT | {"subvector_dim": 2, "num_neighbors": 3}, 0),
-        (3, LINEAR_SHORT | RESIDUAL_WITHOUT_DECAY, 0),
-        (3, LINEAR_SHORT | RESIDUAL_WITHOUT_DECAY | SIGN | NEIGHBORS, 0),
-        (3, TEACHER_SHORT | RESIDUAL_WITHOUT_DECAY | PRODUCT | {"num_neighbors": 3}, 90),
     ],
 )
 def test_a_training_matches_pytorchs_autograd(place, fields, unpaired, small_train, small_dev, monkeypatch):

@@ -29,9 +29,6 @@ def layer_sizes(architecture: str, input_dim: int, dim: int) -> tuple[int, ...]:
         return (input_dim, 128, 64, dim)
     if architecture == "linear":
         return (input_dim, dim)
-    if architecture == "residual":
-        skip_units = 2 * dim + -2 * dim % ALIGNMENT  # of the linear skip connection
-        return (input_dim, skip_units + 1024, dim)
     raise ValueError(f"unknown architecture {architecture!r}")
 
 
@@ -42,20 +39,13 @@ class CompressorBatch:
     `backward` is written out, since autograd's bookkeeping takes half the time of a step at R = 1. Autograd:
     `nn.Sequential(Linear, ReLU, ..., Linear)` per replica. The last layer is padded with zero rows, which stay zero:
     kernels treat the end of a tensor differently, and a replica's bits must not depend on its place in the batch.
-
-    `skip_dims` is the number of outputs z of a linear skip connection past the ReLU: the first `skip_dims` hidden units
-    are ReLU(z), the next `skip_dims` are ReLU(-z), and the second layer subtracts them. They train as one linear layer.
     """
 
     def __init__(
-        self,
-        replicas: Sequence[Sequence[Layer]],
-        device: torch.device,
-        quantizer: Quantizer | None = None,
-        skip_dims: int = 0,
+        self, replicas: Sequence[Sequence[Layer]], device: torch.device, quantizer: Quantizer | None = None
     ) -> None:
         self.dim = len(replicas[0][-1][1])
-        self.quantizer, self.skip_dims = quantizer, skip_dims
+        self.quantizer = quantizer
         stacked = []
         for layer in zip(*replicas, strict=True):
             padding = -len(layer[0][1]) % ALIGNMENT
@@ -92,21 +82,6 @@ class CompressorBatch:
             if i:
                 gradient = torch.bmm(gradient, self.layers[i][0])
                 gradient = torch.ops.aten.threshold_backward(gradient, activations[i], 0)  # of ReLU
-        if self.skip_dims:
-            self._tie_skip_gradients()
-
-    def _tie_skip_gradients(self) -> None:
-        """Trains the units of the skip connection as one linear layer.
-
-        The gradient of z = ReLU(z) - ReLU(-z) reaches the first unit where z > 0 and the second one, negated,
-        elsewhere. With equal and opposite gradients, Adam keeps the weights of both units equal and opposite.
-        """
-        (weight_gradient, bias_gradient), (output_weight_gradient, _) = self._gradients[:2]
-        for gradient in (weight_gradient, bias_gradient.mT):
-            positive, negative = gradient[:, : 2 * self.skip_dims].chunk(2, 1)
-            positive -= negative
-            torch.neg(positive, out=negative)
-        output_weight_gradient[:, :, : 2 * self.skip_dims] = 0
 
     def replica(self, index: int) -> "CompressorNetwork":
         """Returns one of the compressors. It shares the weights, so training changes it."""

@@ -23,8 +23,7 @@ def initial_layers(
     sizes = layer_sizes(recipe.architecture, vectors.shape[1], recipe.dim)
     if recipe.architecture == "mlp":
         return kaiming_uniform_layers(sizes, generator)
-    layer = _linear_layer(recipe, vectors, generator, teacher)
-    return [layer] if recipe.architecture == "linear" else add_residual_branch(layer, sizes[1], generator)
+    return [_linear_layer(recipe, vectors, generator, teacher)]
 
 
 def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Generator, teacher: Layer | None) -> Layer:
@@ -45,23 +44,6 @@ def _linear_layer(recipe: Recipe, vectors: FloatArray, generator: np.random.Gene
     # The rotation spreads the variance evenly: a sign of the first component is stored like that of the last one.
     rotation = _random_orthogonal(generator, recipe.dim, recipe.dim) * scale
     return _to_layer(rotation @ weight, rotation @ bias)
-
-
-def add_residual_branch(layer: Layer, hidden: int, generator: np.random.Generator) -> list[Layer]:
-    """Returns two layers with ReLU between them that compute a linear layer and have further hidden units.
-
-    An output z of the linear layer passes as ReLU(z) - ReLU(-z). The further ones of the `hidden` units start with
-    PyTorch's default weights, no biases and output weights of zero: a residual branch (He et al. 2016, 1512.03385).
-    """
-    weight, bias = (tensor.numpy() for tensor in layer)
-    dim, input_dim = weight.shape
-    bound = 1.0 / math.sqrt(input_dim)
-    branch = generator.uniform(-bound, bound, size=(hidden - 2 * dim, input_dim))
-    output_weight = np.concatenate([np.eye(dim), -np.eye(dim), np.zeros((dim, hidden - 2 * dim))], 1)
-    return [
-        _to_layer(np.concatenate([weight, -weight, branch]), np.concatenate([bias, -bias, np.zeros(hidden - 2 * dim)])),
-        _to_layer(output_weight, np.zeros(dim)),
-    ]
 
 
 def kaiming_uniform_layers(sizes: Sequence[int], generator: np.random.Generator) -> list[Layer]:

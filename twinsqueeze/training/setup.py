@@ -55,8 +55,7 @@ def build_model(
     quantizer: Quantizer | None = SignQuantizer() if recipe.quantizer == "sign" else None
     if codebooks is not None:
         quantizer = ProductQuantizer(codebooks.clone().to(setup.device))
-    skip_dims = recipe.dim if recipe.architecture == "residual" else 0
-    return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer, skip_dims)
+    return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer)
 
 
 def fit_initial_codebooks(setup: TrainingSetup, layers: Sequence[Sequence[Layer]]) -> torch.Tensor:
