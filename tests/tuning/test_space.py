@@ -47,7 +47,7 @@ def test_a_file_gives_the_start_recipe_and_what_varies(load):
     assert space.start == Recipe.preset("vectors", epochs=3, dim=64, subvector_dim=4)
     assert space.parameters["lr"] == Range(0.001, 0.01, log=True)
     assert space.parameters["num_neighbors"].values() == [0, 2, 4, 6]
-    assert space.start_params() == {"lr": 0.004, "num_neighbors": 3, "shape": "dim 64, subvector_dim 4"}
+    assert space.start_params() == {"lr": 0.004, "num_neighbors": 2, "shape": "dim 64, subvector_dim 4"}
     recipe = space.make_recipe({"lr": 0.00123456, "shape": "dim 128, subvector_dim 8"}, seed=5)
     assert recipe == space.start.model_copy(update={"lr": 0.00123, "dim": 128, "subvector_dim": 8, "seed": 5})
 
