@@ -20,9 +20,9 @@ def test_the_sentences_are_distinct_and_come_with_their_license():
 def test_the_first_sentences_are_encoded_once_and_cached(tmp_path):
     encoder, seen = CountingEncoder(), []
     first = embed_unlabeled(100, encoder, DiskCache(tmp_path), lambda *counts: seen.append(counts))
-    assert encoder.texts == sort_by_length(SENTENCES[:100])
+    assert sorted(encoder.texts) == sorted(SENTENCES[:100])
     assert seen[-1] == (100, 100)
-    np.testing.assert_array_equal(first, [vector_of(text) for text in encoder.texts])
+    np.testing.assert_array_equal(first, [vector_of(text) for text in sort_by_length(SENTENCES[:100])])
 
     again = CountingEncoder()
     np.testing.assert_array_equal(embed_unlabeled(100, again, DiskCache(tmp_path)), first)
