@@ -12,9 +12,9 @@ SERIES = (
         "TwinSqueeze",
         OURS,
         [
-            ("linear64-product4, epochs 60", None, "asymmetric"),
-            ("linear128-product4, teacher_alpha 2", 0, "asymmetric"),
-            ("linear64", 0, ""),
+            ("linear128-product8", None, "asymmetric"),
+            ("linear256-product8, teacher_interpolation 0.5", 0, "asymmetric"),
+            ("linear256-product4", None, "asymmetric"),
         ],
         (34, 0.842),
     ),
