@@ -12,8 +12,8 @@ SERIES = (
         "TwinSqueeze",
         OURS,
         [
-            ("linear128-product8", None, "asymmetric"),
-            ("linear256-product8, teacher_interpolation 0.5", 0, "asymmetric"),
+            ("linear96-product6", None, "asymmetric"),
+            ("linear192-product6, teacher_interpolation 0.5", 0, "asymmetric"),
             ("linear256-product4", None, "asymmetric"),
         ],
         (34, 0.842),
