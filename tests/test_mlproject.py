@@ -57,7 +57,7 @@ def test_options_that_do_not_change_the_result_are_not_declared(name):
     assert {"resume", "force", "overwrite"}.isdisjoint(ENTRY_POINTS[name]["parameters"])
 
 
-@pytest.mark.parametrize("preset", ["best", "best-16", "best-64"])
+@pytest.mark.parametrize("preset", ["best", "best-16", "search"])
 def test_the_command_best_trains_the_recipes_of_the_grids(monkeypatch, preset):
     trained = []
     monkeypatch.setattr(train, "train", lambda choose_recipe, **_: trained.append(choose_recipe(SIMILARITY)))

@@ -139,7 +139,7 @@ def test_values_are_logged_in_their_shortest_spelling(value, text):
             Recipe.preset("best", alpha=2, seed=1, dim=64, lr_schedule="cosine"),
             "best-a2-s1-dim64-lr_schedule_cosine",
         ),
-        (Recipe.preset("best-16", quantizer="none"), "best-16-a0-s0-quantizer_none"),
+        (Recipe.preset("search-16", quantizer="none"), "search-16-a0-s0-quantizer_none"),
     ],
 )
 def test_names_tell_the_nearest_preset_and_what_differs_from_it(recipe, name):

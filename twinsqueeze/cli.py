@@ -130,9 +130,10 @@ def train_command(**options: Any) -> None:
 def best_command(recipe: str, **options: Any) -> None:
     """Train a preset recipe and evaluate it on dev and test.
 
-    The presets are in twinsqueeze/recipes/. best: 32 bytes per vector; best-16 and best-64: 16 and 64 bytes; floats:
-    float32 vectors; published: the defaults of main. pairs and pairs-16: 32 and 16 bytes for queries with the passages
-    that answer them; vectors and vectors-16: the same for texts or vectors alone.
+    The presets are in twinsqueeze/recipes/. best: 32 bytes per vector; best-16 and best-64: 16 and 64 bytes; search
+    and search-16: for search in text that differs from STS-B; floats: float32 vectors; published: the defaults of main.
+    pairs and pairs-16: 32 and 16 bytes for queries with the passages that answer them; vectors and vectors-16: the same
+    for texts or vectors alone.
     """
     given = {name: value for name, value in options.items() if value is not None}
     settings: dict[str, Any] = {

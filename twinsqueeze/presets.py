@@ -10,7 +10,8 @@ from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY
 
 # `published` has the defaults.
 PRESETS = (
-    "published", "best", "best-16", "best-64", "floats", "pairs", "pairs-16", "vectors", "vectors-16",
+    "published", "best", "best-16", "best-64", "search", "search-16", "floats", "pairs", "pairs-16", "vectors",
+    "vectors-16",
 )  # fmt: skip
 # Which preset `best` takes by default, by the task of the data.
 BEST_PRESETS = {SIMILARITY: "best", RETRIEVAL: "pairs", NEIGHBORS: "vectors"}

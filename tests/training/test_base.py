@@ -91,7 +91,7 @@ def test_a_recipe_adopts_the_fields_of_its_base():
     base = train_base(**SHAPES["product"])
     recipe = base.adapt_recipe(Recipe.preset("best", base="x", lr=1e-4))
     fields = ("architecture", "dim", "quantizer", "subvector_dim", "init", "base", "lr", "loss", "epochs")
-    expected = ["linear", 12, "product", 4, "random", base.digest, 1e-4, "none", 6]
+    expected = ["linear", 12, "product", 4, "random", base.digest, 1e-4, "pearson", 15]
     assert [getattr(recipe, field) for field in fields] == expected
     assert recipe.name == f"best-a0-s0-base_{base.digest[:8]}-lr0.0001"
     assert base.adapt_recipe(recipe) == recipe
