@@ -24,13 +24,13 @@ from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.disk_cache import DiskCache
 
 
-def plain_loop(recipe: Recipe, train: EncodedSplit) -> Callable[[], None]:
+def plain_loop(recipe: Recipe, train: EncodedSplit, device: torch.device) -> Callable[[], None]:
     """Returns a function that trains an epoch with PyTorch's modules and autograd."""
     torch.manual_seed(recipe.seed)
     dimension = train.dimension
     model = nn.Sequential(
         nn.Linear(dimension, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, recipe.dim)
-    )
+    ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     vectors = torch.from_numpy(train.embeddings)
     labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
@@ -42,7 +42,8 @@ def plain_loop(recipe: Recipe, train: EncodedSplit) -> Callable[[], None]:
         return x + (torch.rand_like(x) * 2 - 1) * scale
 
     def epoch() -> None:
-        for first, second, label in loader:
+        for batch in loader:
+            first, second, label = (each.to(device) for each in batch)
             cosine = functional.cosine_similarity(model(noisy(first)), model(noisy(second)))
             loss = functional.mse_loss(cosine, label)
             optimizer.zero_grad()
@@ -63,7 +64,7 @@ def main(dataset: str, rounds: int, epochs: int) -> None:
     train = embed_splits(data.splits, resolve_encoder(recipe.encoder), DiskCache())["train"]
     setup = TrainingSetup(recipe, [recipe.alpha], [0], train, torch.device("cpu"))
     sides = {
-        "plain loop": plain_loop(recipe, train),
+        "plain loop": plain_loop(recipe, train, setup.device),
         "twinsqueeze": BatchedTrainer.start(setup).train_epoch,
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}

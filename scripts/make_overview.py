@@ -12,8 +12,8 @@ SERIES = (
         "TwinSqueeze",
         OURS,
         [
-            ("linear96-product6", None, "asymmetric"),
-            ("linear192-product6, teacher_interpolation 0.5", 0, "asymmetric"),
+            ("linear64-product4", None, "asymmetric"),
+            ("linear128-product4", 0, "asymmetric"),
             ("linear256-product4", None, "asymmetric"),
         ],
         (34, 0.842),
