@@ -1,7 +1,7 @@
 """Measures what can run on a GPU, against the CPU of the same machine: `python -m benchmarks.cuda`.
 
     python -m benchmarks.cuda --output cuda.json
-    python -m benchmarks.cuda --device cpu --tiny    # shows that it runs, where there is no GPU
+    python -m benchmarks.cuda --device cpu --tiny    # runs without a GPU
 
 Encoding, a training, a grid of replicas in one batch, compression, and a training on vectors alone. A plain PyTorch
 loop trains on the same device. Every row is a rate, the median over rounds, with its range.

@@ -52,16 +52,13 @@ def load_dataset(
         raise InputError(f"columns can rename {', '.join(RENAMED_COLUMNS)}, not {sorted(unknown)[0]!r}")
     loaded, path = None, expand_user(dataset)
     name, source = dataset, f"https://huggingface.co/datasets/{dataset}"
-    if dataset in NAMED_DATASETS:
-        pass
-    elif is_dir(path) or is_file(path):
-        path = path.resolve()
-        name, source = escape_control_chars(path.name), escape_control_chars(str(path))
-        loaded = load_beir(path) if is_beir_folder(path) else _load_table(path, columns, reporter)
-    elif split_name(path)[1]:  # a name with the suffix of a table
-        raise InputError(f"dataset {truncate_repr(dataset)} not found: name an existing file or folder")
-    else:
-        loaded = _load_from_hub(dataset, columns, reporter)
+    if dataset not in NAMED_DATASETS:
+        if is_dir(path) or is_file(path):
+            path = path.resolve()
+            name, source = escape_control_chars(path.name), escape_control_chars(str(path))
+            loaded = load_beir(path) if is_beir_folder(path) else _load_table(path, columns, reporter)
+        else:
+            loaded = _load_from_hub(dataset, columns, reporter)
     if loaded is None:
         return load_pairs(dataset, splits=splits, score_max=score_max, columns=columns)
     return Dataset(name, source, {split: loaded[split] for split in splits}, columns=dict(columns))
@@ -69,6 +66,8 @@ def load_dataset(
 
 def _load_from_hub(dataset: str, columns: Mapping[str, str], reporter: Reporter) -> dict[str, RowSplit] | None:
     """Loads all splits of a Hub dataset other than scored pairs, as from a folder of its splits; None for those."""
+    if split_name(Path(dataset))[1]:  # a name with the suffix of a table
+        raise InputError(f"dataset {truncate_repr(dataset)} not found: name an existing file or folder")
     splits = fetch_from_hub(dataset)
     if any(are_scored_pairs(split.column_names, columns) for split in splits.values()):
         return None
