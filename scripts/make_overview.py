@@ -39,7 +39,7 @@ BOXES = (
     (2.2, "frozen\nencoder", "#e5e7eb"),
     (4.5, "384 floats\n1,536 bytes", "white"),
     (6.8, "compressor", "#fed7aa"),
-    (9.0, "codes\n16 or 32\nbytes", "white"),
+    (9.0, "codes\n16 to 64\nbytes", "white"),
 )
 
 
