@@ -140,7 +140,7 @@ def test_the_same_command_trains_nothing_again_and_more_trials_extend_the_study(
 
 def test_a_study_that_was_killed_resumes_and_finds_what_an_uninterrupted_one_finds(workplace, tmp_path, shared_cache):
     search = {"lr": LR, "num_neighbors": {"low": 0, "high": 5}}
-    command = [*write_space(workplace, search, **VECTORS), "--trials", "9"]
+    command = [*write_space(workplace, search, **VECTORS), "--trials", "20"]
     assert workplace.runs() == []  # makes the store
     with workplace.start(*command) as process:
         process.wait_for(lambda: len(workplace.runs("trial")) >= 3)
@@ -152,7 +152,7 @@ def test_a_study_that_was_killed_resumes_and_finds_what_an_uninterrupted_one_fin
     assert (newest.info.status, dead.info.status) == ("FINISHED", "KILLED")
     assert newest.data.tags["twinsqueeze.resumes_run"] == dead.info.run_id
     of_newest = [run for run in trials(workplace) if run.data.tags["mlflow.parentRunId"] == newest.info.run_id]
-    assert [run.info.run_name for run in of_newest] == [f"trial-{i}" for i in range(9)]
+    assert [run.info.run_name for run in of_newest] == [f"trial-{i}" for i in range(20)]
 
     (tmp_path / "other").mkdir()
     other = Workplace(tmp_path / "other", shared_cache)
