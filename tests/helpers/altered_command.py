@@ -1,7 +1,8 @@
 """The command line, altered by environment variables.
 
 PAUSE: "epochs" pauses a second after every epoch, which has a checkpoint; "second result" pauses a grid for ever before
-it evaluates its second training; "first epoch" pauses after the first epoch until the file `continue` exists.
+it evaluates its second training; "first epoch" makes the file `paused` after the first epoch, and pauses until the file
+`continue` exists.
 IN_WORKERS: grids of more than one batch are trained in worker processes, however small they are.
 RETRY_SOON: pauses between attempts to send a request are short, and requests take at most 10 seconds.
 """
@@ -31,6 +32,7 @@ def write_and_pause(*arguments):
 
 def write_and_wait(*arguments):
     write_atomic(*arguments)
+    Path("paused").touch()
     while not Path("continue").exists():
         time.sleep(0.02)
 

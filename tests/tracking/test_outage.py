@@ -62,11 +62,18 @@ def sync(place: Workplace, uri: str, *arguments: str, code: int = 0) -> tuple[st
 
 
 def wait_for_line(process: ForkedProcess, pattern: str) -> None:
-    assert any(re.match(pattern, line) for line in process.stderr)
+    lines = []
+    for line in process.stderr:
+        if re.match(pattern, line):
+            return
+        lines.append(line)
+    lines.insert(0, f"The command ended with {process.wait()} and printed no line like {pattern}:\n")
+    raise AssertionError("".join(lines))
 
 
 def wait_for_results(process: ForkedProcess) -> None:
-    assert any(line.startswith("Next:") for line in process.stdout)
+    if not any(line.startswith("Next:") for line in process.stdout):
+        raise AssertionError(f"The command ended with {process.wait()} and no results:\n{process.stderr.read()}")
 
 
 def records(place: Workplace) -> list:
@@ -220,11 +227,11 @@ def test_a_locked_store_loses_nothing(place):
     """Another program has the sqlite file for itself from the beginning of the training until after its end."""
     place.client.search_experiments()  # creates the store
     with start(place, f"{place.uri}?timeout=1", *COMMANDS["main"], pause="first epoch") as process:
-        process.wait_for(place.runs)
+        process.wait_for((place.folder / "paused").exists)
         with sqlite3.connect(place.folder / "mlflow.db", timeout=1800, isolation_level=None) as other:
             other.execute("BEGIN EXCLUSIVE")
             (place.folder / "continue").touch()
-            assert any("database is locked" in line for line in process.stderr)
+            wait_for_line(process, ".*database is locked")
             wait_for_results(process)
             other.execute("ROLLBACK")
             process.finish()
