@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from twinsqueeze import __version__
-from twinsqueeze.commands.ending import exit_with_error, fail_env_run, print_traceback
+from twinsqueeze.commands.ending import exit_with_error, exit_without_threads, fail_env_run, print_traceback
 from twinsqueeze.commands.options import (
     DEVICES,
     PATH,
@@ -65,7 +65,7 @@ def run() -> None:
     except (signals.Interrupted, click.Abort) as interruption:
         fail_env_run(f"Killed: {interruption}.", "KILLED")
         click.echo(f"twinsqueeze: {interruption}", err=True)
-        sys.exit(getattr(interruption, "exit_code", 130))
+        exit_without_threads(getattr(interruption, "exit_code", 130))
     except Exception as error:
         if description := describe_storage_error(error):
             exit_with_error(f"{one_line(description)}. Free some space or pass another path, and start again")

@@ -41,6 +41,25 @@ def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, create_store, 
     assert run.data.tags["mlflow.note.content"] == f"Killed: stopped by {number.name}."
 
 
+def test_a_stopped_command_does_not_wait_for_threads(workplace):
+    """Such as one that a thread pool has started and not registered yet when the signal arrives."""
+    program = """
+import threading
+from pathlib import Path
+from twinsqueeze import cli
+
+threading.Thread(target=threading.Event().wait).start()
+cli.load_grid = lambda *_: (Path("waits").touch(), threading.Event().wait())
+cli.run()
+"""
+    command = ["-c", program, "ablation", "--grid", "best"]
+    with ForkedProcess(command, workplace.environment, workplace.folder) as process:
+        process.wait_for((workplace.folder / "waits").exists)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.finish(143)
+    assert err == "twinsqueeze: stopped by SIGTERM\n"
+
+
 @pytest.mark.slow
 def test_training_does_not_outlive_mlflow_run(tmp_path, create_store, shared_cache, pairs_folder, tiny_encoder):
     """A signal goes to `mlflow run` alone, which dies and leaves its child behind."""

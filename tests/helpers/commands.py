@@ -82,6 +82,7 @@ class Workplace:
             patch.setattr(sys, "argv", ["twinsqueeze", *arguments])
             patch.setattr(signals, "raise_on_signals", lambda: None)
             patch.setattr(sys, "excepthook", sys.excepthook)
+            patch.setattr(cli, "exit_without_threads", sys.exit)
             try:
                 cli.run()
                 code = 0

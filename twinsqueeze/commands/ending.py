@@ -1,8 +1,10 @@
 """Ends the program after an error. Imports neither PyTorch nor MLflow."""
 
+import atexit
 import os
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from types import TracebackType
 from typing import NoReturn
@@ -18,6 +20,19 @@ def exit_with_error(text: str) -> NoReturn:
     fail_env_run(f"Failed: {line}")
     click.echo(f"twinsqueeze: {escape_control_chars(redact_credentials(line))}", err=True)
     sys.exit(2)
+
+
+def exit_without_threads(code: int) -> NoReturn:
+    """Exits with a code after the exit functions, and does not wait for threads.
+
+    A signal may have interrupted a thread pool between the start of a thread and its registration. Python would wait
+    for such a thread forever.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it
+            stream.flush()
+    os._exit(code)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
