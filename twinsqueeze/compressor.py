@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from twinsqueeze.data.encoder import encode_in_batches, resolve_encoder, sort_by_length
+from twinsqueeze.data.encoder import encode_texts, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint, serialize_checkpoint, weights_digest
@@ -79,10 +79,7 @@ class Compressor:
         """Encodes texts with the encoder of the training, and compresses their vectors as `compress` does."""
         if not len(texts):
             return self.compress(np.empty((0, self.input_dim), np.float32), precision)
-        distinct = sort_by_length(set(texts))
-        vectors = np.concatenate(list(encode_in_batches(self._encode, distinct)))
-        row = {text: i for i, text in enumerate(distinct)}
-        return self.compress(vectors[[row[text] for text in texts]], precision)
+        return self.compress(encode_texts(self._encode, texts), precision)
 
     @cached_property
     def _encode(self) -> Callable[[list[str]], FloatArray]:

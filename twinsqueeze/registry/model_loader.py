@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
+from twinsqueeze.data.encoder import BFLOAT16, SentenceEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import build_sentence_transformer
@@ -83,10 +83,11 @@ def load_sentence_transformer_for(
 
     `encoder_name` replaces the model's own encoder. Returns the model and the fingerprint of its encoder's files.
     """
-    if resolved.sentence_transformer and encoder_name is None:
-        text_model = SentenceEncoder(model, resolved.sentence_transformer, device=device)
-        return text_model.load_model(), text_model.fingerprint
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
+    if resolved.sentence_transformer and encoder_name is None:
+        is_bfloat16 = metadata is not None and metadata.recipe.encoder.endswith(BFLOAT16)
+        text_model = SentenceEncoder(model, resolved.sentence_transformer, device=device, is_bfloat16=is_bfloat16)
+        return text_model.load_model(), text_model.fingerprint
     if encoder_name:
         encoder = resolve_encoder(encoder_name, device)
     elif metadata and metadata.recipe.encoder == NO_ENCODER:
