@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.make_growth import draw_queries
 from twinsqueeze.data import rows_alone
+from twinsqueeze.data.dataset import RowSplit
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.errors import InputError
 from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY
@@ -246,3 +248,15 @@ def test_other_columns_than_those_of_the_data_are_not_renamed():
 def test_judgments_of_missing_documents_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"the judgments name 'd99', which .*corpus\.jsonl lacks"):
         load_dataset(write_beir(tmp_path, answer=lambda _: "d99"))
+
+
+def test_drawn_queries_keep_all_their_passages_and_nothing_else():
+    judged = {("a", "x"): 1.0, ("a", "y"): 2.0, ("b", "y"): 1.0, ("c", "z"): 1.0}
+    rows = ["a", "b", "c", "unused", "x", "y", "z"]
+    pairs = np.array([[rows.index(text) for text in pair] for pair in judged]).T
+    drawn = draw_queries(RowSplit(rows, *pairs, np.array(list(judged.values()))), 2)
+    texts = [(drawn.rows[query], drawn.rows[passage]) for query, passage in zip(drawn.first, drawn.second, strict=True)]
+    queries = {query for query, _ in texts}
+    assert len(queries) == 2
+    assert dict(zip(texts, drawn.relevance, strict=True)) == {p: r for p, r in judged.items() if p[0] in queries}
+    assert set(drawn.rows) == {text for pair in texts for text in pair}
