@@ -4,9 +4,11 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import mlflow
 import numpy as np
@@ -29,6 +31,8 @@ EMBEDDINGS = Schema([ColSpec(Array(DataType.float), "embedding")])
 CARD_FILE = "README.md"
 # MLflow's folder for such files.
 EXTRA_FILES = "extra_files"
+# Models require the installed versions. To compare these with the installed ones takes MLflow a second.
+_unchecked_requirements = partial(patch, "mlflow.utils.environment.warn_dependency_requirement_mismatches")
 
 
 def log_compressor(run: RunLogger, checkpoint: bytes, example: FloatArray, params: Mapping[str, Any]) -> str:
@@ -46,7 +50,7 @@ def save_compressor(
     folder: Path, checkpoint: bytes, example: FloatArray, card: str = "", trained_run: str = ""
 ) -> None:
     """Write a compressor as an MLflow model, with its model card and the id of its training if these are given."""
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _unchecked_requirements():
         path = Path(temporary, CHECKPOINT_FILE)
         path.write_bytes(checkpoint)
         mlflow.pyfunc.save_model(
@@ -75,7 +79,7 @@ def save_sentence_transformer(
     import mlflow.sentence_transformers  # noqa: PLC0415 - takes a second
 
     described = Model(metadata={TRAINED_RUN: trained_run})
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _unchecked_requirements():
         checkpoint = shutil.copyfile(checkpoint, Path(temporary, CHECKPOINT_FILE))
         card_file = Path(temporary, CARD_FILE)
         card_file.write_text(card, encoding="utf-8")
