@@ -12,6 +12,7 @@ from unittest.mock import patch
 import click
 import torch
 
+from benchmarks.results import report
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.data.encoder import embed_splits, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
@@ -26,8 +27,8 @@ ALPHAS, SEEDS = (0.0, 0.5, 0.75, 1.0, 3.0), range(5)
 Serialize = Callable[[TrainingCheckpoint, TrainingState], bytes]
 
 
-def measure(recipes: list[Recipe], encoded: dict[str, EncodedSplit]) -> str:
-    """Trains with checkpoints and returns a line about their cost."""
+def measure(recipes: list[Recipe], encoded: dict[str, EncodedSplit]) -> float:
+    """Trains with checkpoints, and prints and returns the share of the time that they cost."""
     sizes: list[int] = []
 
     def record_size(serialize: Serialize) -> Serialize:
@@ -51,7 +52,8 @@ def measure(recipes: list[Recipe], encoded: dict[str, EncodedSplit]) -> str:
         total = time.perf_counter() - start
     share = (opening + checkpoint.save_seconds) / total
     saves = f"{len(sizes)} saves of {max(sizes) / 1e6:.1f} MB, {checkpoint.save_seconds / len(sizes) * 1e3:.0f} ms each"
-    return f"{total:.1f} s, checkpoints {share:.2%}: {opening:.3f} s to open, then {saves}"
+    print(f"R = {len(recipes):<3} {total:.1f} s, checkpoints {share:.2%}: {opening:.3f} s to open, then {saves}")
+    return share
 
 
 @click.command()
@@ -65,7 +67,8 @@ def main(dataset: str, epochs: int) -> None:
     grid = [recipe.model_copy(update={"alpha": alpha, "seed": seed}) for alpha in ALPHAS for seed in SEEDS]
     print(f"{data.name}: {len(encoded['train']):,} pairs, {epochs} epochs, {torch.get_num_threads()} threads")
     for recipes in ([recipe], grid):
-        print(f"R = {len(recipes):<3} {measure(recipes, encoded)}", flush=True)
+        share = measure(recipes, encoded)
+        report(f"checkpoints of {len(recipes)} trainings at once", [100 * share], "% of the time")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,17 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from tqdm import tqdm
 
+from benchmarks.results import report
+
 ROOT = Path(__file__).parent.parent
 SEARCH = "import mlflow; print(len(mlflow.search_runs(['0'])))"
 
 
 @click.command()
 @click.option("--runs", default=1000, show_default=True, help="Finished runs to compare.")
-def main(runs: int) -> None:
-    """Prints the seconds to the table and to the end, and the ratio to reading the runs alone."""
+@click.option("--rounds", default=5, show_default=True, help="Rounds, in which both are timed in turn.")
+def main(runs: int, rounds: int) -> None:
+    """Prints the time to the table and to the end, relative to reading the runs alone."""
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{folder}/mlflow.db"
         environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT)}
@@ -33,27 +36,34 @@ def main(runs: int) -> None:
         subprocess.run([*module, *grid], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         _copy(mlflow.MlflowClient(uri), runs)
 
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", SEARCH], cwd=folder, env=environment, check=True)
-        search = time.perf_counter() - start
-        start = time.perf_counter()
-        with subprocess.Popen(
-            [*module, "compare"],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as process:
-            assert process.stdout
-            process.stdout.readline()
-            table = time.perf_counter() - start
-            process.stdout.read()
-        whole = time.perf_counter() - start
-    print(f"{runs:,} runs on sqlite")
-    print(f"mlflow.search_runs  {search:6.1f} s")
-    print(f"compare, the table  {table:6.1f} s  ratio {table / search:.2f}")
-    print(f"compare, the whole  {whole:6.1f} s  ratio {whole / search:.2f}")
+        searches: list[float] = []
+        tables: list[float] = []
+        wholes: list[float] = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", SEARCH], cwd=folder, env=environment, check=True)
+            search = time.perf_counter() - start
+            start = time.perf_counter()
+            with subprocess.Popen(
+                [*module, "compare"],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            ) as process:
+                assert process.stdout
+                process.stdout.readline()
+                table = time.perf_counter() - start
+                process.stdout.read()
+            whole = time.perf_counter() - start
+            searches.append(search)
+            tables.append(table / search)
+            wholes.append(whole / search)
+    unit = "times the time of `mlflow.search_runs`"
+    report(f"`mlflow.search_runs` over {runs:,} runs on sqlite", searches, "s")
+    report(f"`compare` over {runs:,} runs, to the table", tables, unit)
+    report(f"`compare` over {runs:,} runs, to the end", wholes, unit)
 
 
 def _copy(client: mlflow.MlflowClient, wanted: int) -> None:

@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.results import report
 from twinsqueeze import experiment, experiment_data
 from twinsqueeze.data import rows_alone
 from twinsqueeze.data.encoder import embed_splits, resolve_encoder
@@ -42,7 +43,7 @@ def main(sizes: str, dim: int, recipe: str, dataset: str, limits: str, path: str
     """Print seconds and peak memory for each number of vectors."""
     if path:
         rows_alone.MAX_ROWS = int(limits)
-        print(_train(path, recipe))
+        print(*_train(path, recipe))
         return
     sentences = embed_splits(
         load_dataset(dataset, splits=("train",)).splits, resolve_encoder(Recipe().encoder), DiskCache()
@@ -57,8 +58,13 @@ def main(sizes: str, dim: int, recipe: str, dataset: str, limits: str, path: str
             vectors.flush()
             command = [sys.executable, "-m", "benchmarks.own_vectors", "--file", str(file), "--recipe", recipe]
             for limit in limits.split(","):
-                output = subprocess.check_output([*command, "--limits", limit], text=True).strip()
-                print(f"{size:>9,} vectors, at most {int(limit):,} rows of a split: {output}", flush=True)
+                seconds, reading, gigabytes, recall = map(
+                    float, subprocess.check_output([*command, "--limits", limit], text=True).split()
+                )
+                print(f"dev neighbor recall {recall:.4f}, {reading:.0f} s to read:")
+                what = f"{size:,} vectors of {dim} floats, at most {int(limit):,} of a split"
+                report(f"training on {what}", [seconds], "s", 0)
+                report(f"peak memory of it, {what}", [gigabytes], "GB", 1)
 
 
 def _mixed_vectors(real: FloatArray, size: int, dim: int) -> Iterator[tuple[int, FloatArray]]:
@@ -72,7 +78,8 @@ def _mixed_vectors(real: FloatArray, size: int, dim: int) -> Iterator[tuple[int,
         yield start, ((0.7 * real[first] + 0.3 * real[second]) @ basis.T + noise).astype(np.float32)
 
 
-def _train(path: str, preset: str) -> str:
+def _train(path: str, preset: str) -> tuple[float, float, float, float]:
+    """Returns seconds, those of reading, the peak memory in GB and the neighbor recall on dev."""
     torch.set_num_threads(CORES)
     start = time.monotonic()
     recipe = Recipe.preset(preset, device="cpu")
@@ -81,7 +88,7 @@ def _train(path: str, preset: str) -> str:
     result = experiment.train(experiment_data.adapt_recipe(recipe, data), data)
     seconds, recall = time.monotonic() - start, result.history.dev["neighbor_recall"][-1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-    return f"{seconds:.0f} s, {loaded - start:.0f} s of them reading, {peak:.1f} GB, dev neighbor recall {recall:.4f}"
+    return seconds, loaded - start, peak, recall
 
 
 if __name__ == "__main__":

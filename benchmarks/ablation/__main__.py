@@ -31,6 +31,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.ablation.lanes import Lanes, load_demo_pairs, make_trainer
+from benchmarks.results import report
 from twinsqueeze import experiment, experiment_data
 from twinsqueeze.commands import ablation
 from twinsqueeze.data.encoder import resolve_encoder
@@ -224,9 +225,9 @@ def main(dataset: str, grid: str, epochs: int) -> None:
         f"{' and '.join(f'{epoch:.2f} s an epoch, {rest:.1f} s else' for epoch, rest in plain_runs)})"
     )
     print(f"together             {ours:8.1f} s")
-    print(f"ratio                {plain / ours:8.1f}")
+    report("`published.yaml`, cold, against one run after the other", [plain / ours], "times as fast")
     print(f"with baselines there {same_work:8.1f} s  (which the plain script does not compute)")
-    print(f"ratio                {plain / same_work:8.1f}")
+    report("the same with cached baselines, which those runs lack", [plain / same_work], "times as fast")
     for part, took in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"  {part:<38} {took:7.1f} s  {took / ours:4.0%}")
     print(f"besides encoding, baselines and waiting for trainings: {besides / replicas:.2f} s a replica")
@@ -293,11 +294,7 @@ def _step_ratio(alphas: int = 5, seeds: int = 5, rounds: int = 8, steps: int = 1
             measure("products", lambda: [products() for _ in range(steps)], steps)
     for name, what in (("whole", "in one batch"), ("split", f"in batches, {at_once} at once")):
         ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["products"], strict=True)]
-        print(
-            f"a step of {replicas} replicas {what}: {1e3 * statistics.median(seconds[name]):.2f} ms, its matrix "
-            f"products alone {1e3 * statistics.median(seconds['products']):.2f} ms, ratio "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        report(f"a step of {replicas} replicas {what}", ratios, "times the time of its matrix products alone")
 
 
 def _products(replicas: int, rows: int, sizes: tuple[int, ...]) -> Callable[[], None]:
