@@ -68,7 +68,8 @@ def main(dataset: str, epochs: int) -> None:
     print(f"{data.name}: {len(encoded['train']):,} pairs, {epochs} epochs, {torch.get_num_threads()} threads")
     for recipes in ([recipe], grid):
         share = measure(recipes, encoded)
-        report(f"checkpoints of {len(recipes)} trainings at once", [100 * share], "% of the time")
+        what = f"{len(recipes)} trainings at once" if len(recipes) > 1 else "one training"
+        report(f"checkpoints of {what}", [100 * share], "% of the time")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.ablation.lanes import Lanes, load_demo_pairs, make_trainer
 from benchmarks.results import report
 from twinsqueeze import experiment, experiment_data
-from twinsqueeze.commands import ablation
+from twinsqueeze.commands import ablation, run_recording
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import baselines, faiss_baselines
@@ -53,16 +53,16 @@ WAITING = "waiting for trainings"
 Parts = list[tuple[str, Any, tuple[str, ...]]]
 OF_A_GRID: Parts = [
     ("encoding", experiment_data, ("embed_splits",)),
-    (ONCE, faiss_baselines, ("_train",)),
+    (ONCE, faiss_baselines, ("_fit_all",)),
     (ONCE, baselines, ("score_baselines",)),
-    ("models", RunLogger, ("log_compressor",)),
+    ("models", run_recording, ("log_compressor",)),
     ("figures: waiting for them", figure_pool, ("_wait_for_png",)),
     ("scores and intervals", Evaluator, ("__call__",)),
     ("scores and intervals", experiment, ("pair_losses",)),
     (
         "MLflow: the rest",
         RunLogger,
-        ("log_params", "set_tags", "flush", "log_input", "log_table", "log_parquet", "log_artifact"),
+        ("log_params", "set_tags", "log_input", "log_table", "log_artifacts"),
     ),
 ]
 OF_A_TRAINING: Parts = [
@@ -70,7 +70,7 @@ OF_A_TRAINING: Parts = [
     ("Adam", FlatAdam, ("step",)),
     ("the rest of the steps", BatchedTrainer, ("_step",)),
     ("orders, curves", loop, ("train_replicas",)),
-    ("dev metrics and clean loss", loop, ("predict_pair_cosines_of_each", "score")),
+    ("dev metrics and clean loss", loop._Run, ("train_epoch",)),
 ]
 
 
