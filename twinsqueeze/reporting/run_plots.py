@@ -196,6 +196,8 @@ def draw_legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
-    """Columns of a legend that fit into a width in inches."""
+    """Columns of a legend that fit into a width in inches, with rows of about the same length."""
     longest = max(map(len, names), default=0)
-    return min(max(len(names), 1), max(int(width / (LEGEND_LETTER * longest + LEGEND_KEY)), 1))
+    fitting = max(int(width / (LEGEND_LETTER * longest + LEGEND_KEY)), 1)
+    rows = max(-(-len(names) // fitting), 1)
+    return max(-(-len(names) // rows), 1)
