@@ -5,8 +5,6 @@ Takes about 40 minutes, on a machine that does nothing else. A benchmark that fa
 
 import csv
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 import click
 
 from benchmarks.results import FILE
+from twinsqueeze.utils.compute import describe_cpu
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "experiments" / "results" / "speed.csv"
@@ -50,22 +49,15 @@ def main(names: tuple[str, ...], dataset: str) -> None:
                 print(f"{name} failed", file=sys.stderr)
                 continue
             with file.open(encoding="utf-8", newline="") as rows:
-                _replace_rows(shown, [[*row, shown, machine(), commit] for row in csv.reader(rows)])
-
-
-def machine() -> str:
-    """Returns the processor and the number of its cores."""
-    info = Path("/proc/cpuinfo")  # Linux's
-    found = re.search(r"^model name\s*:\s*(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+                _replace_rows(shown, [[*row, shown, describe_cpu(), commit] for row in csv.reader(rows)])
 
 
 def _replace_rows(command: str, rows: list[list[str]]) -> None:
     with TABLE.open(encoding="utf-8", newline="") as file:
         _, *before = csv.reader(file)
-    kept = [row for row in before if row[TITLES.index("command")] != command]
+    others = [row for row in before if row[TITLES.index("command")] != command]
     with TABLE.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([TITLES, *kept, *rows])
+        csv.writer(file, lineterminator="\n").writerows([TITLES, *others, *rows])
 
 
 if __name__ == "__main__":

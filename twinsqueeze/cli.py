@@ -1,9 +1,7 @@
 """The command line: one click command per entry point."""
 
-import gc
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from twinsqueeze.presets import BEST_PRESETS
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import SIMILARITY, Task
 from twinsqueeze.utils import processes, signals
+from twinsqueeze.utils.imports import import_lazily
 
 
 def run() -> None:
@@ -106,22 +105,6 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _lazy_import(module: str) -> Any:
-    """Imports a module of the package once the options are valid, since it imports PyTorch or MLflow for seconds.
-
-    Without garbage collection: it would scan the objects of these packages again and again, for a fifth of the time.
-    """
-    name = f"twinsqueeze.{module}"
-    if name not in sys.modules:
-        gc.disable()
-        try:
-            import_module(name)
-        finally:
-            gc.freeze()
-            gc.enable()
-    return sys.modules[name]
-
-
 @cli.command("main", epilog="Example: twinsqueeze main --alpha 0.75 --dataset stsb --seed 1")
 @training_options()
 def main_command(**options: Any) -> None:
@@ -157,13 +140,13 @@ def best_command(recipe: str, **options: Any) -> None:
         return Recipe.preset(BEST_PRESETS[task] if recipe == "auto" else recipe, **given)
 
     choose_recipe(SIMILARITY)  # raises for wrong options
-    _lazy_import("commands.train").train(choose_recipe, load=load, on_test=True, **settings)
+    import_lazily("commands.train").train(choose_recipe, load=load, on_test=True, **settings)
 
 
 def _train(*, on_test: bool, resume: bool, verbose: bool, **options: Any) -> None:
     load = dataset_loader(options)
     recipe = Recipe.parse(options)
-    _lazy_import("commands.train").train(lambda _: recipe, load=load, on_test=on_test, resume=resume, verbose=verbose)
+    import_lazily("commands.train").train(lambda _: recipe, load=load, on_test=on_test, resume=resume, verbose=verbose)
 
 
 @cli.command("evaluate", epilog="Example: twinsqueeze evaluate --model 0123456789abcdef0123456789abcdef --split test")
@@ -177,7 +160,7 @@ def _train(*, on_test: bool, resume: bool, verbose: bool, **options: Any) -> Non
 def evaluate_command(**options: Any) -> None:
     """Evaluate a trained compressor in a run of its own."""
     Recipe.parse({"device": options["device"]})
-    module = _lazy_import("commands.evaluate")
+    module = import_lazily("commands.evaluate")
     module.evaluate(module.EvaluationOptions(**options))
 
 
@@ -198,7 +181,7 @@ def ablation_command(grid: str, dataset: str, device: str, **options: Any) -> No
     given = {name: value for name, value in (("dataset", dataset), ("device", device)) if value != "grid"}
     recipes = load_grid(grid, **given)
     load = dataset_loader(options)
-    module = _lazy_import("commands.ablation")
+    module = import_lazily("commands.ablation")
     module.run_ablation(grid, recipes, module.AblationOptions(load=load, **options))
 
 
@@ -215,7 +198,7 @@ def tune_command(**options: Any) -> None:
     compared. Only these runs are evaluated on test. The same command resumes an interrupted study. Needs Optuna.
     """
     Recipe.parse({name: options[name] for name in ("seed", "encoder", "dataset", "device")})  # raises for wrong ones
-    module, load = _lazy_import("commands.tune"), dataset_loader(options)
+    module, load = import_lazily("commands.tune"), dataset_loader(options)
     module.tune(module.TuneOptions(**options, load=load))
 
 
@@ -230,7 +213,7 @@ def compare_command(experiment: str, **options: Any) -> None:
     Runs that differ only in their seed become one row. Runs on other data, encoders, labels or losses get a table of
     their own.
     """
-    _lazy_import("commands.compare").compare(experiment, **options)
+    import_lazily("commands.compare").compare(experiment, **options)
 
 
 @cli.command("register", epilog="Example: twinsqueeze register --experiment ablation")
@@ -245,7 +228,7 @@ def register_command(experiment: str, **options: Any) -> None:
     the champion, models:/twinsqueeze@champion, only if it is better than the present champion on the same dev data by
     the 95% interval of a paired bootstrap. Otherwise it becomes the challenger.
     """
-    _lazy_import("commands.register").register(experiment, **options)
+    import_lazily("commands.register").register(experiment, **options)
 
 
 @cli.command("export", epilog="Example: twinsqueeze export --model models:/twinsqueeze@champion --output model")
@@ -256,7 +239,7 @@ def register_command(experiment: str, **options: Any) -> None:
 @bool_option("overwrite", "Replace an earlier export.")
 def export_command(model: str, output: Path, **options: Any) -> None:
     """Write a model to a folder that needs neither MLflow nor this package."""
-    _lazy_import("commands.export").export(model, output, **options)
+    import_lazily("commands.export").export(model, output, **options)
 
 
 @cli.command("compress", epilog="Example: twinsqueeze compress --input vectors.npy --model RUN_ID --output small.npy")
@@ -295,7 +278,7 @@ def compress_command(**options: Any) -> None:
     Recipe.parse({"device": options["device"]})
     for name, default in (("column", "auto"), ("encoder", "same")):
         options[name] = None if options[name] == default else options[name]
-    module = _lazy_import("commands.compress")
+    module = import_lazily("commands.compress")
     module.compress(module.CompressOptions(**options))
 
 
@@ -309,4 +292,4 @@ def sync_command(**options: Any) -> None:
     MLFLOW_TRACKING_URI named has received all of them. This command uploads what an ended or killed command left. A
     run without an end becomes KILLED. Nothing is uploaded twice.
     """
-    _lazy_import("commands.sync").sync(**options)
+    import_lazily("commands.sync").sync(**options)

@@ -1,9 +1,7 @@
 """What a run records of a compressor: parameters, curves, scores, figures, tables, the model and a description."""
 
 import json
-import os
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -45,6 +43,7 @@ from twinsqueeze.tracking.tags import (
 from twinsqueeze.training.loop import EpochMetrics, TrainingResult
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils import console
+from twinsqueeze.utils.compute import describe_cpu
 from twinsqueeze.utils.text import escape_markdown
 
 INPUT_EXAMPLE_ROWS = 3
@@ -236,7 +235,7 @@ def environment_params(data: ExperimentData) -> dict[str, Any]:
         "dataset_digest": data.pairs.digest,
         "encoder_fingerprint": short_fingerprint(data),
         "used_device": data.device.type,
-        "cpu": _cpu(),
+        "cpu": describe_cpu(),
         "threads": torch.get_num_threads(),
         "twinsqueeze_version": __version__,
         "python_version": platform.python_version(),
@@ -246,12 +245,6 @@ def environment_params(data: ExperimentData) -> dict[str, Any]:
 def short_fingerprint(data: ExperimentData) -> str:
     """Returns the encoder's fingerprint as runs record it, 16 hex digits."""
     return data.encoder_fingerprint[:16]
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")  # Linux's
-    found = re.search(r"^model name\s*:\s*(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def data_tags(data: ExperimentData) -> dict[str, str]:

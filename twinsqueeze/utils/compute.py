@@ -4,12 +4,16 @@ PyTorch's own threads meet after every operation, and wait for each other longer
 that each process one item on its own do not wait, and their data stay in their core's cache.
 """
 
+import os
+import platform
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from threading import RLock
 from typing import TypeVar
 
@@ -30,6 +34,13 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise InputError("device is cuda, but PyTorch finds no CUDA device: use cpu or auto")
     return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def describe_cpu() -> str:
+    """Return the processor's name and its number of cores."""
+    info = Path("/proc/cpuinfo")  # Linux's
+    found = re.search(r"^model name\s*:\s*(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def map_threaded(
