@@ -6,6 +6,7 @@ uses their scores. Vectors are compared by the cosine of what is decoded.
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -231,26 +232,30 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 def score_baselines(
     baselines: Iterable[Baseline], evaluators: Mapping[str, VectorEvaluator], on_scored: Callable[[], None]
 ) -> list[BaselineScores]:
-    """Score baselines on every split, on all cores; `on_scored` is called after each draw on a split."""
+    """Score baselines on every split, on all cores; `on_scored` is called for each draw on a split.
 
-    def score_draw(job: tuple[Baseline, str, int]) -> dict[str, float]:
-        baseline, split, draw = job
+    Vectors are decoded once for successive baselines that share their transforms, with stored and with float queries.
+    """
+
+    def score_draw(job: tuple[list[Baseline], str, int]) -> list[dict[str, float]]:
+        rows, split, draw = job
         vectors = evaluators[split].split.embeddings
-        queries = baseline.query_transforms[draw](vectors) if baseline.query_transforms else None
-        return evaluators[split].score_vectors(baseline.transforms[draw](vectors), queries)
+        stored = rows[0].transforms[draw](vectors)
+        queries = [row.query_transforms[draw](vectors) if row.query_transforms else None for row in rows]
+        return [evaluators[split].score_vectors(stored, each) for each in queries]
 
-    jobs = ((each, split, i) for each in baselines for split in evaluators for i in range(len(each.transforms)))
-    results: list[BaselineScores] = []
-    scored = map_threaded(jobs, score_draw, torch.get_num_threads())
-    for baseline, draws in groupby(scored, key=lambda item: item[0][0]):
-        by_split: dict[str, list[dict[str, float]]] = {split: [] for split in evaluators}
-        for (_, split, _), scores in draws:
-            by_split[split].append(scores)
+    sharing = [list(rows) for _, rows in groupby(baselines, key=lambda row: id(row.transforms))]
+    jobs = ((rows, split, i) for rows in sharing for split in evaluators for i in range(len(rows[0].transforms)))
+    by_split: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    for (rows, split, _), scores in map_threaded(jobs, score_draw, torch.get_num_threads()):
+        for row, of_row in zip(rows, scores, strict=True):
+            by_split[row.name][split].append(of_row)
             on_scored()
-        tables = {split: pd.DataFrame(scores) for split, scores in by_split.items()}
+    results: list[BaselineScores] = []
+    for name, dim, size, search_only, transforms, _ in chain.from_iterable(sharing):
+        tables = {split: pd.DataFrame(draws) for split, draws in by_split[name].items()}
         means = {split: _to_floats(table.mean()) for split, table in tables.items()}
         deviations = {split: _to_floats(table.std().fillna(0)) for split, table in tables.items()}
-        name, dim, size, search_only, transforms, _ = baseline
         results.append(BaselineScores(name, dim, size, search_only, len(transforms), means, deviations))
     return results
 
