@@ -4,10 +4,10 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count, repeat
+from itertools import count
 from pathlib import Path
 
 import mlflow
@@ -167,10 +167,13 @@ def test_a_grid_resumes_all_batches_that_trained_in_parallel(
     assert checkpoints(workplace, "*") == []
 
 
-def train_with_kills(place: Workplace, command: list[str], in_workers: str, moments: Iterator) -> tuple[int, float]:
+def train_with_kills(
+    place: Workplace, command: list[str], in_workers: str, choose_moment: Callable[[int], float | None]
+) -> tuple[int, float]:
     """Repeats a command, which is killed some seconds after its first line, until it ends by itself.
 
-    Every fifth time it is told to stop instead. Without a moment it runs to its end.
+    Every fifth time it is told to stop instead. `choose_moment` gets the number of kills before; with None for a moment
+    the command runs to its end.
 
     Returns:
         How often it was killed, and the seconds from its first line to its end.
@@ -180,7 +183,7 @@ def train_with_kills(place: Workplace, command: list[str], in_workers: str, mome
             process.stderr.readline()
             start = time.monotonic()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(next(moments))
+                process.wait(choose_moment(interrupted))
             process.send_signal(signal.SIGTERM if interrupted % 5 == 4 else signal.SIGKILL)
             _, err = process.communicate()
         if process.returncode == 0:
@@ -192,15 +195,19 @@ def train_with_kills(place: Workplace, command: list[str], in_workers: str, mome
 def kill_often(places: Iterator[Workplace], command: list[str], in_workers: str, seed: int) -> None:
     """Repeats a training that is killed at random moments; every result is that of one that was not killed."""
     place = next(places)
-    _, duration = train_with_kills(place, command, in_workers, repeat(None))
+    _, duration = train_with_kills(place, command, in_workers, lambda _: None)
     wanted = {recipe: result(place, run) for recipe, (run,) in finished(place).items()}
     random = np.random.default_rng(seed)
-    # At most half the duration, so that a training is killed several times, and mostly before its end.
-    moments = (random.uniform(0, duration / 2) for _ in count())
+
+    def choose_moment(interrupted: int) -> float:
+        # At most half the duration at first, so that a training is killed several times, and mostly before its end.
+        # Later more: on a machine that has become slower, a command may need all of that to start.
+        return random.uniform(0, duration / 2 * 1.1**interrupted)
+
     kills = 0
     for ended in count(1):
         place = next(places)
-        kills += train_with_kills(place, command, in_workers, moments)[0]
+        kills += train_with_kills(place, command, in_workers, choose_moment)[0]
         print(f"{command[0]}: {kills} kills, ended {ended} times", flush=True)
         check_ended(place)
         found = finished(place)
