@@ -26,6 +26,7 @@ from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.unlabeled import embed_unlabeled
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.recipe import Recipe
+from twinsqueeze.registry.model_loader import load_sentence_transformer_for, resolve_model
 from twinsqueeze.training.loop import train_replicas
 from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.similarity import pair_cosines
@@ -343,8 +344,9 @@ def test_unlabeled_sentences_are_part_of_what_weights_begin_with(
         assert (cosines > 0.999).all() == same
 
 
-@pytest.mark.slow
-def test_a_model_of_bfloat16_vectors_gets_such_vectors_everywhere(workplace, tiny_options, tiny_encoder):
+def test_a_model_of_bfloat16_vectors_encodes_alike_in_commands_and_exports_float32(
+    workplace, tiny_options, tiny_encoder
+):
     workplace.run("main", *tiny_options, "--encoder", f"{tiny_encoder}:bfloat16", "--epochs", "2", "--dim", "8")
     (trained,) = workplace.runs()
     assert trained.data.params["encoder"].endswith(":bfloat16")
@@ -360,7 +362,13 @@ def test_a_model_of_bfloat16_vectors_gets_such_vectors_everywhere(workplace, tin
         vectors[name] = np.load(workplace.folder / f"{name}.npy")
     assert 0 < np.abs(vectors["same"] - vectors["plain"]).max() < 0.05
 
+    workplace.run("export", "--model", trained.info.run_id, "--output", "model")
+    folder = str(workplace.folder / "model")
+    in_float32, _ = load_sentence_transformer_for(folder, resolve_model(folder))  # what is exported and registered
+    np.testing.assert_allclose(in_float32.encode(["a cat sits", "two dogs run"]), vectors["plain"], atol=1e-6)
 
+
+@pytest.mark.slow
 def test_the_demo_is_called_no_benchmark_everywhere(workplace):
     done = workplace.run("train", "--dataset", "demo", "--epochs", "1")
     assert done.stderr.count("no benchmark") == 2  # at the start and at the end

@@ -123,7 +123,9 @@ def _load_text_model(
 ) -> tuple["SentenceTransformer", str]:
     """Return encoder and compressor in one, and hex digits that change if its vectors would."""
     device = resolve_device(options.device).type
-    model, encoder = load_sentence_transformer_for(options.model, resolved, encoder_name=options.encoder, device=device)
+    model, encoder = load_sentence_transformer_for(
+        options.model, resolved, encoder_name=options.encoder, device=device, allow_bfloat16=True
+    )
     if options.encoder and metadata and encoder != metadata.encoder_fingerprint:
         console.warn(f"encoder {options.encoder!r} is not the one that the model was trained with")
     return model, f"{encoder}-{file_sha256(resolved.checkpoint)}"

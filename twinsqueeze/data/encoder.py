@@ -62,7 +62,7 @@ class SentenceEncoder:
         """The name, which finds a folder from any working directory."""
         plain = self.name.removesuffix(BFLOAT16)
         is_folder = plain != DEFAULT_ENCODER and is_dir(expand_user(plain))
-        return self.name.replace(plain, str(self.folder)) if is_folder else self.name
+        return f"{self.folder}{self.name.removeprefix(plain)}" if is_folder else self.name
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,15 +77,21 @@ def load_base(model: str) -> Base:
 
 
 def load_sentence_transformer_for(
-    model: str, resolved: ResolvedModel, *, encoder_name: str | None = None, device: str = "cpu"
+    model: str,
+    resolved: ResolvedModel,
+    *,
+    encoder_name: str | None = None,
+    device: str = "cpu",
+    allow_bfloat16: bool = False,
 ) -> tuple["SentenceTransformer", str]:
     """Load the encoder and the compressor of a model as one sentence-transformers model.
 
-    `encoder_name` replaces the model's own encoder. Returns the model and the fingerprint of its encoder's files.
+    `encoder_name` replaces the model's own encoder. Unless `allow_bfloat16`, the encoder computes in float32, also if
+    the model was trained with bfloat16. Returns the model and the fingerprint of its encoder's files.
     """
     compressor, metadata = read_checkpoint(resolved.checkpoint, model)
     if resolved.sentence_transformer and encoder_name is None:
-        is_bfloat16 = metadata is not None and metadata.recipe.encoder.endswith(BFLOAT16)
+        is_bfloat16 = allow_bfloat16 and metadata is not None and metadata.recipe.encoder.endswith(BFLOAT16)
         text_model = SentenceEncoder(model, resolved.sentence_transformer, device=device, is_bfloat16=is_bfloat16)
         return text_model.load_model(), text_model.fingerprint
     if encoder_name:
@@ -107,6 +113,7 @@ def load_sentence_transformer_for(
                 f"the files of encoder {encoder.name!r} are not those that model {model!r} was trained with: restore "
                 "them; compress also accepts another --encoder"
             )
+    encoder = replace(encoder, is_bfloat16=encoder.is_bfloat16 and allow_bfloat16)
     return build_sentence_transformer(encoder, compressor), encoder.fingerprint
 
 
