@@ -112,7 +112,7 @@ def faiss_version() -> str | None:
 def fit_quantizers(
     baselines: Sequence[FaissBaseline], cache: DiskCache, progress: OpenProgress
 ) -> Iterator[FaissQuantizer]:
-    """Fit the baselines that can be fitted, the cheapest first, on all cores; yield them in their order.
+    """Fit the baselines that can be fitted on all cores; yield them in their order.
 
     Nothing is yielded if FAISS is not installed.
     """
@@ -120,7 +120,8 @@ def fit_quantizers(
         return
     import faiss  # noqa: PLC0415 - an extra
 
-    digests = {id(each.train): _digest(each.train) for each in baselines}
+    arrays = {id(each.train): each.train for each in baselines}
+    digests = {key: _digest(array) for key, array in arrays.items()}
     keys = {each: _cache_key(each, digests[id(each.train)]) for each in baselines if each.can_be_fitted}
     payloads = {each: payload for each, key in keys.items() if (payload := cache.get(key)) is not None}
     missing = [each for each in keys if each not in payloads]
@@ -148,7 +149,7 @@ def _cache_key(baseline: FaissBaseline, digest: str) -> str:
 
 
 def _fit_all(faiss: Any, baselines: Sequence[FaissBaseline], progress: OpenProgress) -> Mapping[FaissBaseline, bytes]:
-    """Fit in parallel, one baseline per core; return the indexes serialized."""
+    """Fit in parallel, one baseline per core, the last and longest first; return the indexes serialized."""
 
     def fit(baseline: FaissBaseline) -> bytes:
         faiss.omp_set_num_threads(1)  # a setting of the calling thread
@@ -160,7 +161,7 @@ def _fit_all(faiss: Any, baselines: Sequence[FaissBaseline], progress: OpenProgr
         _single_threaded(faiss),
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        futures = {pool.submit(fit, each): each for each in baselines}
+        futures = {pool.submit(fit, each): each for each in reversed(baselines)}
         for future in as_completed(futures):
             fitted[futures[future]] = future.result()
             advance(len(fitted), len(baselines), {})

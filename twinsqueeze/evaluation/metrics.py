@@ -4,11 +4,10 @@ from math import nan
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy import stats
 
 from twinsqueeze.types import FloatArray, IntArray
-from twinsqueeze.utils.similarity import NUM_NEIGHBORS, exclude_own_rows, nearest_neighbors, normalized_tensors
+from twinsqueeze.utils.similarity import NUM_NEIGHBORS, num_found, similarity_blocks
 
 # The sentences of a pair with at least this score, of 0 to 5, are relevant to each other.
 RELEVANT_SCORE = 4.0
@@ -96,32 +95,56 @@ def retrieval_scores(
 
     `reference` (N, k) are the `nearest_neighbors` of the uncompressed vectors. `block` is as for `nearest_neighbors`.
     """
-    found = nearest_neighbors(vectors, reference.shape[1], queries=queries, block=block)
+    found, ranks = search(vectors, relevant.queries, relevant.targets, reference.shape[1], queries=queries, block=block)
     recall = neighbor_recall(reference, found)
     if not len(relevant.queries):
         return RetrievalScores(recall, nan, nan, nan)
-    stored, asked = normalized_tensors(vectors, queries)
-    blocks = [slice(start, start + block) for start in range(0, len(relevant.queries), block)]
-    pairs = ((relevant.queries[rows], relevant.targets[rows]) for rows in blocks)
-    ranks = np.concatenate([target_ranks(stored, asked, *pair, own_rows=pair[0]) for pair in pairs])
     _, starts, counts = np.unique(relevant.queries, return_index=True, return_counts=True)
     recalls = [np.add.reduceat((ranks <= k).astype(float), starts) / counts for k in (1, NUM_NEIGHBORS)]
     reciprocal_ranks = 1 / np.minimum.reduceat(ranks, starts)
     return RetrievalScores(recall, *(float(values.mean()) for values in (*recalls, reciprocal_ranks)))
 
 
-def target_ranks(
-    stored: torch.Tensor, asked: torch.Tensor, queries: IntArray, targets: IntArray, own_rows: IntArray | None = None
-) -> FloatArray:
-    """Returns the rank of each target row among its query's results, 1 for the nearest, with mean ranks for ties.
+def search(
+    vectors: FloatArray,
+    pair_queries: IntArray,
+    pair_targets: IntArray,
+    k: int,
+    *,
+    queries: FloatArray | None = None,
+    own_rows: IntArray | None = None,
+    block: int = 1024,
+) -> tuple[IntArray, FloatArray]:
+    """Search vectors (N, d) for the nearest of each query and for the targets of some.
 
-    `stored` (N, dim) and `asked` (Q, dim) are unit vectors; (P,) `own_rows` are left out of the results.
+    Args:
+        vectors: The vectors that are searched.
+        pair_queries: (P,) number of each pair's query, ascending.
+        pair_targets: (P,) row of each pair's target.
+        k: Neighbors per query; may be 0.
+        queries: As for `nearest_neighbors`.
+        own_rows: As for `nearest_neighbors`.
+        block: As for `nearest_neighbors`.
+
+    Returns:
+        The `nearest_neighbors`, (Q, k), and the rank of each target among its query's results, (P,), 1 for the nearest,
+        with mean ranks for ties.
     """
-    similarity = asked[queries] @ stored.T
-    if own_rows is not None:
-        exclude_own_rows(similarity, own_rows)
-    values = similarity.numpy()
-    target = values[np.arange(len(queries)), targets][:, None]
-    nearer = np.count_nonzero(values > target + TIE_TOLERANCE, axis=1)
-    ties = np.count_nonzero(values >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
+    k = num_found(k, len(vectors), own_rows)
+    found: list[IntArray] = []
+    ranks: list[FloatArray] = [np.empty(0)]
+    for start, similarity in similarity_blocks(vectors, queries, own_rows, block):
+        found.append(similarity.topk(k, dim=1).indices.numpy())
+        first, end = np.searchsorted(pair_queries, (start, start + len(similarity)))
+        for i in range(first, end, len(similarity)):  # a block of pairs has the memory of a block of queries
+            pairs = slice(i, min(i + len(similarity), end))
+            ranks.append(_target_ranks(similarity.numpy()[pair_queries[pairs] - start], pair_targets[pairs]))
+    return np.concatenate(found), np.concatenate(ranks)
+
+
+def _target_ranks(similarity: FloatArray, targets: IntArray) -> FloatArray:
+    """Return the rank of the target column in each of (P, N) rows."""
+    target = similarity[np.arange(len(targets)), targets][:, None]
+    nearer = np.count_nonzero(similarity > target + TIE_TOLERANCE, axis=1)
+    ties = np.count_nonzero(similarity >= target - TIE_TOLERANCE, axis=1) - nearer  # the target included
     return np.asarray(nearer + (ties + 1) / 2)

@@ -9,13 +9,13 @@ import torch
 
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.evaluation.evaluator import EvaluationResult
-from twinsqueeze.evaluation.metrics import target_ranks
+from twinsqueeze.evaluation.metrics import search
 from twinsqueeze.evaluation.query_bootstrap import mean_interval
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, dequantize
 from twinsqueeze.task import NEIGHBORS
 from twinsqueeze.types import FloatArray, IntArray
-from twinsqueeze.utils.similarity import MAX_SIMILARITIES, nearest_neighbors, normalized_tensors
+from twinsqueeze.utils.similarity import nearest_neighbors
 
 # Of texts or vectors alone, so many rows are queries: the neighbor recall then has a standard error below 0.006.
 MAX_QUERIES = 2000
@@ -40,11 +40,14 @@ class RetrievalEvaluator:
         else:
             self._queries = np.unique(split.first)
             self._own_rows = np.full(len(self._queries), -1)
-        self._pair_queries = np.searchsorted(self._queries, split.first)
+        pairs = np.argsort(split.first, kind="stable")
+        self._pair_queries = np.searchsorted(self._queries, split.first[pairs])
         order = np.argsort(self._corpus)
-        self._pair_targets = order[np.searchsorted(self._corpus, split.second, sorter=order)]
+        self._pair_targets = order[np.searchsorted(self._corpus, split.second[pairs], sorter=order)]
+        self._relevance = split.scores[pairs]
         self._vectors = torch.from_numpy(split.embeddings).to(device)
-        self._neighbors = self._search(split.embeddings[self._corpus], split.embeddings[self._queries])
+        vectors, queries = split.embeddings[self._corpus], split.embeddings[self._queries]
+        self._neighbors = nearest_neighbors(vectors, CUTOFF, queries=queries, own_rows=self._own_rows)
 
     def __call__(self, compressor: CompressorNetwork, ranges: Int8Ranges | None = None) -> EvaluationResult:
         """Evaluates a compressor on the evaluator's device; without calibration ranges, int8 is left out."""
@@ -83,32 +86,18 @@ class RetrievalEvaluator:
         stored = compressor.compress_as_stored(self._vectors[self._corpus]).cpu().numpy()
         return stored, compressor.compress(self._vectors[self._queries]).cpu().numpy()
 
-    def _search(self, stored: FloatArray, queries: FloatArray) -> IntArray:
-        return nearest_neighbors(stored, CUTOFF, queries=queries, own_rows=self._own_rows)
-
     def _score_queries(
         self, stored: FloatArray, queries: FloatArray, *, with_neighbors: bool = True
     ) -> dict[str, FloatArray]:
         """Returns every score of each query, (Q,), given (C, dim) stored vectors and (Q, dim) queries."""
-        scores = {}
-        if len(self._pair_queries):
-            ranks = self._ranks(stored, queries)
-            scores = score_ranks(ranks, self._pair_queries, self.split.scores)
+        k = CUTOFF if with_neighbors else 0
+        found, ranks = search(
+            stored, self._pair_queries, self._pair_targets, k, queries=queries, own_rows=self._own_rows
+        )
+        scores = score_ranks(ranks, self._pair_queries, self._relevance) if len(ranks) else {}
         if with_neighbors:
-            found = self._search(stored, queries)
             scores["neighbor_recall"] = (self._neighbors[:, :, None] == found[:, None, :]).any(-1).mean(1)
         return scores
-
-    def _ranks(self, stored: FloatArray, queries: FloatArray, block: int = 1024) -> FloatArray:
-        """Returns the rank of each pair's target among its query's results, (P,), with mean ranks for ties."""
-        tensors = normalized_tensors(stored, queries)
-        block = max(1, min(block, MAX_SIMILARITIES // len(stored)))
-        ranks = np.empty(len(self._pair_queries))
-        order = np.argsort(self._pair_queries, kind="stable")
-        for start in range(0, len(order), block):
-            pairs = order[start : start + block]
-            ranks[pairs] = target_ranks(*tensors, self._pair_queries[pairs], self._pair_targets[pairs])
-        return ranks
 
 
 def score_ranks(ranks: FloatArray, queries: IntArray, relevance: FloatArray) -> dict[str, FloatArray]:

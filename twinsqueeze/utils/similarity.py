@@ -1,5 +1,7 @@
 """Cosine similarity and exact nearest neighbors."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -41,22 +43,33 @@ def nearest_neighbors(
         own_rows: (Q,) row of each query among the vectors, which is left out; -1 for none. None: query i is row i.
         block: Queries whose similarities are in memory at a time; fewer if there are more than 50,000 vectors.
     """
+    k = num_found(k, len(vectors), own_rows)
+    blocks = similarity_blocks(vectors, queries, own_rows, block)
+    return np.asarray(torch.cat([similarity.topk(k, dim=1).indices for _, similarity in blocks]).numpy())
+
+
+def num_found(k: int, num_vectors: int, own_rows: IntArray | None) -> int:
+    """Return how many neighbors every query has, at most k; `own_rows` are as for `nearest_neighbors`."""
+    has_own = own_rows is None or bool((own_rows >= 0).any())
+    return min(k, num_vectors - has_own)
+
+
+def similarity_blocks(
+    vectors: FloatArray, queries: FloatArray | None = None, own_rows: IntArray | None = None, block: int = 1024
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the number of a block's first query, and the block's (B, N) cosines, minus infinity with its own row.
+
+    The arguments are those of `nearest_neighbors`.
+    """
     stored, asked = normalized_tensors(vectors, queries)
     own_rows = np.arange(len(asked)) if own_rows is None else own_rows
     block = max(1, min(block, MAX_SIMILARITIES // len(stored)))
-    k = min(k, len(stored) - int((own_rows >= 0).any()))
-    found = []
     for start in range(0, len(asked), block):
         similarity = asked[start : start + block] @ stored.T
-        exclude_own_rows(similarity, own_rows[start : start + block])
-        found.append(similarity.topk(k, dim=1).indices)
-    return np.asarray(torch.cat(found).numpy())
-
-
-def exclude_own_rows(similarity: torch.Tensor, own_rows: IntArray) -> None:
-    """Set the (Q, N) similarity of each query with its own row, unless that is -1, to minus infinity."""
-    queries = np.flatnonzero(own_rows >= 0)
-    similarity[queries, own_rows[queries]] = -torch.inf
+        own = own_rows[start : start + block]
+        with_own = np.flatnonzero(own >= 0)
+        similarity[with_own, own[with_own]] = -torch.inf
+        yield start, similarity
 
 
 def normalized_tensors(vectors: FloatArray, queries: FloatArray | None) -> tuple[torch.Tensor, torch.Tensor]:
