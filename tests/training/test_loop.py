@@ -1,15 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from tests.helpers.recipes import make_recipes
 from tests.helpers.results import same_bits
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.initialization import pca_layer
 from twinsqueeze.recipe import Recipe
-from twinsqueeze.task import SIMILARITY
+from twinsqueeze.task import RETRIEVAL, SIMILARITY
 from twinsqueeze.training.loop import train_replicas
-from twinsqueeze.training.teacher import teacher_recipe, train_teachers
+from twinsqueeze.training.teacher import WHITENING, teacher_recipe, train_teachers
 from twinsqueeze.utils.compute import resolve_device
 
 
@@ -44,6 +47,17 @@ def test_teachers_are_interpolated_with_a_rotation_of_the_centered_vectors(small
     scale = np.linalg.norm(initial[0]) / np.linalg.norm(rotation)
     assert np.allclose(initial[0], rotation * scale, atol=1e-5)
     assert np.allclose(initial[1], bias * scale, atol=1e-5)
+
+
+def test_teachers_of_queries_start_with_partly_whitened_components(small_train):
+    """Against scikit-learn's whitening, which divides components by their standard deviation."""
+    queries = replace(small_train, task=RETRIEVAL)
+    ((weight, bias),) = train_teachers(Recipe(teacher_interpolation=0), [3], queries, torch.device("cpu"))
+    outputs = small_train.embeddings @ weight.numpy().T + bias.numpy()
+    pca = PCA(svd_solver="full").fit(small_train.embeddings)
+    whitened = pca.transform(small_train.embeddings) * pca.explained_variance_ ** -WHITENING[RETRIEVAL]
+    whitened /= np.linalg.norm(whitened, axis=1).mean()
+    np.testing.assert_allclose(np.abs(outputs), np.abs(whitened), atol=1e-4)
 
 
 def test_scored_pairs_without_a_loss_on_scores_are_trained_as_their_sentences(small_train, small_dev):
