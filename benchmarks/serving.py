@@ -67,7 +67,7 @@ class ResponseCounts:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, outcome: str, status: int, failure: str | None = None) -> None:
-        """Count a response; the first five failures are kept for the report."""
+        """Count a response; the report shows the first five failures."""
         with self.lock:
             self.outcomes[outcome] += 1
             self.statuses[status] += 1

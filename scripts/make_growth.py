@@ -30,11 +30,11 @@ TITLES = ("train queries", "vectors", "bytes", "with pairs", "vectors alone", "b
 def draw_queries(split: RowSplit, number: int) -> RowSplit:
     """Returns some queries of a split with their passages, which are all that is searched."""
     queries = np.random.default_rng(0).permutation(np.unique(split.first))[:number]
-    kept = np.isin(split.first, queries)
-    known, rows = np.unique(np.concatenate([split.first[kept], split.second[kept]]), return_inverse=True)
+    of_queries = np.isin(split.first, queries)
+    known, rows = np.unique(np.concatenate([split.first[of_queries], split.second[of_queries]]), return_inverse=True)
     first, second = np.split(rows.astype(np.int64), 2)
     texts = split.rows[known] if isinstance(split.rows, np.ndarray) else [split.rows[i] for i in known]
-    return RowSplit(texts, first, second, split.relevance[kept])
+    return RowSplit(texts, first, second, split.relevance[of_queries])
 
 
 def measure(data: Dataset, seeds: int) -> Iterator[list[str]]:

@@ -13,6 +13,7 @@ from twinsqueeze.evaluation.metrics import (
     retrieval_scores,
     score,
 )
+from twinsqueeze.utils import similarity
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
 # Of many resamples at once, as scipy.stats.bootstrap calls them.
@@ -78,10 +79,11 @@ def test_differences_match_scipys_paired_bootstrap(predictions, metric):
     check_interval(interval, difference_of, ours, theirs, labels)
 
 
-def test_nearest_neighbors_match_scikit_learn():
+def test_nearest_neighbors_match_scikit_learn(monkeypatch):
+    monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", 64)
     vectors = np.random.default_rng(1).normal(size=(150, 16)).astype(np.float32)
     expected = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors).kneighbors()[1]
-    np.testing.assert_array_equal(nearest_neighbors(vectors, 10, block=64), expected)
+    np.testing.assert_array_equal(nearest_neighbors(vectors, 10), expected)
 
 
 def test_few_sentences_have_few_neighbors():
@@ -130,19 +132,20 @@ def test_retrieval_scores_match_scikit_learns_search(search, queries_are_stored)
 
     mrr = np.mean([1 / (1 + min(map(found[query].index, targets))) for query, targets in relevant.items()])
     expected = mean_recall(neighbors, 10), mean_recall(relevant, 1), mean_recall(relevant, 10), mrr
-    scores = retrieval_scores(stored, reference, pairs, queries=queries, block=32)
+    scores = retrieval_scores(stored, reference, pairs, queries=queries)
     assert scores == pytest.approx(expected)
     assert 0 < scores.recall_at_1 < scores.recall_at_10 < 1
     assert queries_are_stored or scores != retrieval_scores(stored, reference, pairs)
 
 
-def test_scores_do_not_depend_on_the_block_size(search):
+def test_scores_do_not_depend_on_the_block_size(search, monkeypatch):
     vectors, reference, pairs = search
     compressed = vectors[:, :4]
     expected = retrieval_scores(compressed, reference, pairs)
     assert expected.neighbor_recall == neighbor_recall(reference, nearest_neighbors(compressed))
-    for block in (1, 7, 90, 1000):
-        assert retrieval_scores(compressed, reference, pairs, block=block) == expected
+    for block in (1, 7, 90):
+        monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", block)
+        assert retrieval_scores(compressed, reference, pairs) == expected
 
 
 def test_equal_vectors_find_no_more_than_chance():

@@ -254,14 +254,10 @@ def score_baselines(
     results: list[BaselineScores] = []
     for name, dim, size, search_only, transforms, _ in chain.from_iterable(sharing):
         tables = {split: pd.DataFrame(draws) for split, draws in by_split[name].items()}
-        means = {split: _to_floats(table.mean()) for split, table in tables.items()}
-        deviations = {split: _to_floats(table.std().fillna(0)) for split, table in tables.items()}
+        means = {split: {**table.mean()} for split, table in tables.items()}
+        deviations = {split: {**table.std().fillna(0)} for split, table in tables.items()}
         results.append(BaselineScores(name, dim, size, search_only, len(transforms), means, deviations))
     return results
-
-
-def _to_floats(scores: "pd.Series[float]") -> dict[str, float]:
-    return {str(name): float(value) for name, value in scores.items()}
 
 
 def cached_baselines(

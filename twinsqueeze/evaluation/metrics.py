@@ -60,14 +60,14 @@ def neighbor_recall(reference: IntArray, found: IntArray) -> float:
 
 
 class RelevantPairs(NamedTuple):
-    """Queries and their relevant sentences, as row numbers (C,), without duplicates and in ascending order."""
+    """Queries and their relevant rows, as numbers (C,) in ascending order of the queries."""
 
     queries: IntArray
     targets: IntArray
 
 
 def relevant_pairs(first: IntArray, second: IntArray, scores: FloatArray) -> RelevantPairs:
-    """Return the relevant sentences of every sentence, of P pairs of rows with scores from 0 to 5; never itself."""
+    """Return every sentence's relevant sentences, once and never itself, of P pairs of rows with scores from 0 to 5."""
     relevant = (scores >= RELEVANT_SCORE) & (first != second)
     one_way = np.stack([first[relevant], second[relevant]], axis=1)
     both_ways = np.unique(np.concatenate([one_way, one_way[:, ::-1]]), axis=0)
@@ -89,13 +89,12 @@ def retrieval_scores(
     relevant: RelevantPairs,
     *,
     queries: FloatArray | None = None,
-    block: int = 1024,
 ) -> RetrievalScores:
     """Score a search with every row of `queries` or of `vectors`, both (N, d), among all other rows of `vectors`.
 
-    `reference` (N, k) are the `nearest_neighbors` of the uncompressed vectors. `block` is as for `nearest_neighbors`.
+    `reference` (N, k) are the `nearest_neighbors` of the uncompressed vectors.
     """
-    found, ranks = search(vectors, relevant.queries, relevant.targets, reference.shape[1], queries=queries, block=block)
+    found, ranks = search(vectors, relevant, reference.shape[1], queries=queries)
     recall = neighbor_recall(reference, found)
     if not len(relevant.queries):
         return RetrievalScores(recall, nan, nan, nan)
@@ -107,24 +106,20 @@ def retrieval_scores(
 
 def search(
     vectors: FloatArray,
-    pair_queries: IntArray,
-    pair_targets: IntArray,
+    pairs: RelevantPairs,
     k: int,
     *,
     queries: FloatArray | None = None,
     own_rows: IntArray | None = None,
-    block: int = 1024,
 ) -> tuple[IntArray, FloatArray]:
     """Search vectors (N, d) for the nearest of each query and for the targets of some.
 
     Args:
         vectors: The vectors that are searched.
-        pair_queries: (P,) number of each pair's query, ascending.
-        pair_targets: (P,) row of each pair's target.
+        pairs: Numbers of queries and rows of their targets.
         k: Neighbors per query; may be 0.
         queries: As for `nearest_neighbors`.
         own_rows: As for `nearest_neighbors`.
-        block: As for `nearest_neighbors`.
 
     Returns:
         The `nearest_neighbors`, (Q, k), and the rank of each target among its query's results, (P,), 1 for the nearest,
@@ -133,12 +128,12 @@ def search(
     k = num_found(k, len(vectors), own_rows)
     found: list[IntArray] = []
     ranks: list[FloatArray] = [np.empty(0)]
-    for start, similarity in similarity_blocks(vectors, queries, own_rows, block):
+    for start, similarity in similarity_blocks(vectors, queries, own_rows):
         found.append(similarity.topk(k, dim=1).indices.numpy())
-        first, end = np.searchsorted(pair_queries, (start, start + len(similarity)))
+        first, end = np.searchsorted(pairs.queries, (start, start + len(similarity)))
         for i in range(first, end, len(similarity)):  # a block of pairs has the memory of a block of queries
-            pairs = slice(i, min(i + len(similarity), end))
-            ranks.append(_target_ranks(similarity.numpy()[pair_queries[pairs] - start], pair_targets[pairs]))
+            part = slice(i, min(i + len(similarity), end))
+            ranks.append(_target_ranks(similarity.numpy()[pairs.queries[part] - start], pairs.targets[part]))
     return np.concatenate(found), np.concatenate(ranks)
 
 

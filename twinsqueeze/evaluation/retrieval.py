@@ -9,7 +9,7 @@ import torch
 
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.evaluation.evaluator import EvaluationResult
-from twinsqueeze.evaluation.metrics import search
+from twinsqueeze.evaluation.metrics import RelevantPairs, search
 from twinsqueeze.evaluation.query_bootstrap import mean_interval
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges, dequantize
@@ -41,9 +41,9 @@ class RetrievalEvaluator:
             self._queries = np.unique(split.first)
             self._own_rows = np.full(len(self._queries), -1)
         pairs = np.argsort(split.first, kind="stable")
-        self._pair_queries = np.searchsorted(self._queries, split.first[pairs])
         order = np.argsort(self._corpus)
-        self._pair_targets = order[np.searchsorted(self._corpus, split.second[pairs], sorter=order)]
+        targets = order[np.searchsorted(self._corpus, split.second[pairs], sorter=order)]
+        self._relevant = RelevantPairs(np.searchsorted(self._queries, split.first[pairs]), targets)
         self._relevance = split.scores[pairs]
         self._vectors = torch.from_numpy(split.embeddings).to(device)
         vectors, queries = split.embeddings[self._corpus], split.embeddings[self._queries]
@@ -91,10 +91,8 @@ class RetrievalEvaluator:
     ) -> dict[str, FloatArray]:
         """Returns every score of each query, (Q,), given (C, dim) stored vectors and (Q, dim) queries."""
         k = CUTOFF if with_neighbors else 0
-        found, ranks = search(
-            stored, self._pair_queries, self._pair_targets, k, queries=queries, own_rows=self._own_rows
-        )
-        scores = score_ranks(ranks, self._pair_queries, self._relevance) if len(ranks) else {}
+        found, ranks = search(stored, self._relevant, k, queries=queries, own_rows=self._own_rows)
+        scores = score_ranks(ranks, self._relevant.queries, self._relevance) if len(ranks) else {}
         if with_neighbors:
             scores["neighbor_recall"] = (self._neighbors[:, :, None] == found[:, None, :]).any(-1).mean(1)
         return scores

@@ -8,7 +8,8 @@ import torch
 from twinsqueeze.types import FloatArray, IntArray
 
 NUM_NEIGHBORS = 10
-MAX_SIMILARITIES = 51_200_000  # in memory at a time: 200 MB
+# In memory at a time: the similarities of so many queries, and 200 MB.
+QUERIES_AT_ONCE, MAX_SIMILARITIES = 1024, 51_200_000
 
 
 def pair_cosines(
@@ -32,7 +33,6 @@ def nearest_neighbors(
     *,
     queries: FloatArray | None = None,
     own_rows: IntArray | None = None,
-    block: int = 1024,
 ) -> IntArray:
     """Return the rows (Q, k) of the nearest of (N, d) vectors by cosine for each query, nearest first.
 
@@ -41,10 +41,9 @@ def nearest_neighbors(
         k: Neighbors per query; fewer if there are fewer vectors.
         queries: (Q, d); None for the vectors themselves.
         own_rows: (Q,) row of each query among the vectors, which is left out; -1 for none. None: query i is row i.
-        block: Queries whose similarities are in memory at a time; fewer if there are more than 50,000 vectors.
     """
     k = num_found(k, len(vectors), own_rows)
-    blocks = similarity_blocks(vectors, queries, own_rows, block)
+    blocks = similarity_blocks(vectors, queries, own_rows)
     return np.asarray(torch.cat([similarity.topk(k, dim=1).indices for _, similarity in blocks]).numpy())
 
 
@@ -55,7 +54,7 @@ def num_found(k: int, num_vectors: int, own_rows: IntArray | None) -> int:
 
 
 def similarity_blocks(
-    vectors: FloatArray, queries: FloatArray | None = None, own_rows: IntArray | None = None, block: int = 1024
+    vectors: FloatArray, queries: FloatArray | None = None, own_rows: IntArray | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield the number of a block's first query, and the block's (B, N) cosines, minus infinity with its own row.
 
@@ -63,7 +62,7 @@ def similarity_blocks(
     """
     stored, asked = normalized_tensors(vectors, queries)
     own_rows = np.arange(len(asked)) if own_rows is None else own_rows
-    block = max(1, min(block, MAX_SIMILARITIES // len(stored)))
+    block = max(1, min(QUERIES_AT_ONCE, MAX_SIMILARITIES // len(stored)))
     for start in range(0, len(asked), block):
         similarity = asked[start : start + block] @ stored.T
         own = own_rows[start : start + block]
