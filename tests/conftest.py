@@ -45,6 +45,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that all workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["TWINSQUEEZE_STATE"], ignore_errors=True)
 

@@ -219,6 +219,7 @@ def kill_often(places: Iterator[Workplace], command: list[str], in_workers: str,
             return
 
 
+@pytest.mark.longest
 @pytest.mark.slow
 def test_ten_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid):
     """Of main and of a grid of two shapes, both at once, each shape in a process of its own."""

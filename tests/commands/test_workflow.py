@@ -391,6 +391,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(workplace, tiny_options, 
     assert place.runs()[0].info.status == "FINISHED"
 
 
+@pytest.mark.longest
 @pytest.mark.slow
 def test_the_figures_of_the_study_are_met(stsb_folder, shared_cache):
     """Spearman of the encoder's cosines, and the means over seeds that the published recipe gives on STS-B."""
