@@ -116,7 +116,8 @@ def test_pairs_scored_4_or_more_are_relevant_both_ways_once():
 
 
 @pytest.mark.parametrize("queries_are_stored", [True, False], ids=["symmetric", "asymmetric"])
-def test_retrieval_scores_match_scikit_learns_search(search, queries_are_stored):
+def test_retrieval_scores_match_scikit_learns_search(search, queries_are_stored, monkeypatch):
+    monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", 32)
     vectors, reference, pairs = search
     stored = vectors if queries_are_stored else vectors.round()  # without ties, unlike signs
     queries = None if queries_are_stored else vectors
