@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.results import report
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoint

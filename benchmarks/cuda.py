@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.training import plain_loop
 from twinsqueeze.data.dataset import NO_ROWS, EncodedSplit
-from twinsqueeze.data.encoder import embed_splits, encode_in_batches, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits, encode_texts
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.unlabeled import FILE
 from twinsqueeze.model.compressor import CompressorNetwork
@@ -92,8 +93,8 @@ class Benchmark:
     def run(self) -> Iterator[Measurement]:
         """Yields all measurements."""
         sentences = FILE.read_text(encoding="utf-8").splitlines()[: self._sizes.sentences]
-        encode = resolve_encoder(Recipe().encoder, self._device.type).load()
-        yield self.measure("encode", "sentences/s", len(sentences), lambda: list(encode_in_batches(encode, sentences)))
+        encoder = resolve_encoder(Recipe().encoder, self._device.type).load()
+        yield self.measure("encode", "sentences/s", len(sentences), lambda: encode_texts(encoder, sentences))
         recipe, pairs = Recipe(), len(self._train)
         yield self.measure("plain PyTorch loop", "pairs/s", pairs, plain_loop(recipe, self._train, self._device))
         yield self.measure("training", "pairs/s", pairs, self._trainer(recipe, self._train, (recipe.alpha,), (0,)))

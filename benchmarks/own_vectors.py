@@ -22,7 +22,8 @@ import torch
 from benchmarks.results import report
 from twinsqueeze import experiment, experiment_data
 from twinsqueeze.data import rows_alone
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.loading import load_dataset
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.types import FloatArray

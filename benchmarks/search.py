@@ -20,7 +20,8 @@ import faiss
 import numpy as np
 import torch
 
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork

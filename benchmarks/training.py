@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.results import report
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.setup import TrainingSetup

@@ -34,7 +34,8 @@ from tests.helpers.commands import Workplace
 from tests.helpers.forks import FORKS
 from tests.helpers.pairs import random_pairs, write_pairs
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.utils import worker_pool
 from twinsqueeze.utils.disk_cache import DiskCache

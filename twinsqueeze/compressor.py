@@ -1,13 +1,14 @@
 """The public `Compressor`: compresses vectors and texts, is saved and loaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from twinsqueeze.data.encoder import encode_texts, resolve_encoder
+from twinsqueeze.data.embedding import encode_texts
+from twinsqueeze.data.encoder import BatchEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint, serialize_checkpoint, weights_digest
@@ -15,7 +16,7 @@ from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import check_precision
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.base import Base
-from twinsqueeze.types import AnyArray, FloatArray
+from twinsqueeze.types import AnyArray
 from twinsqueeze.utils.files import CHECKPOINT_FILE, expand_user
 
 
@@ -79,10 +80,10 @@ class Compressor:
         """Encodes texts with the encoder of the training, and compresses their vectors as `compress` does."""
         if not len(texts):
             return self.compress(np.empty((0, self.input_dim), np.float32), precision)
-        return self.compress(encode_texts(self._encode, texts), precision)
+        return self.compress(encode_texts(self._batch_encoder, texts), precision)
 
     @cached_property
-    def _encode(self) -> Callable[[list[str]], FloatArray]:
+    def _batch_encoder(self) -> BatchEncoder:
         if self._metadata is None:
             raise InputError("this compressor does not record its encoder: encode the texts, then call compress")
         encoder = resolve_encoder(self._metadata.recipe.encoder)

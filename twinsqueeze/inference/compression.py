@@ -1,7 +1,6 @@
 """Compresses blocks of vectors or texts."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from twinsqueeze.data.encoder import BATCH_SIZE, cache_key, cached_vectors, encode_texts
+from twinsqueeze.data.embedding import cache_key, cached_vectors, encode_texts
+from twinsqueeze.data.encoder import BatchEncoder
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.checkpoint import CheckpointMetadata, read_checkpoint
 from twinsqueeze.model.compressor import ALIGNMENT, CompressorNetwork
@@ -80,7 +80,7 @@ def encode_cached(model: "SentenceTransformer", fingerprint: str, texts: list[st
     key = cache_key(fingerprint, texts)
     vectors = cached_vectors(cache, key)
     if vectors is None:
-        vectors = encode_texts(partial(model.encode, batch_size=BATCH_SIZE, show_progress_bar=False), texts)
+        vectors = encode_texts(BatchEncoder(model), texts)
         cache.put(key, save({"embeddings": vectors}))
     return vectors
 

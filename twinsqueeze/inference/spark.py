@@ -14,7 +14,8 @@ from pyspark import SparkFiles, TaskContext
 from pyspark.sql import DataFrame, types
 from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
 
-from twinsqueeze.data.encoder import BATCH_SIZE, SentenceEncoder
+from twinsqueeze.data.embedding import encode_texts
+from twinsqueeze.data.encoder import BatchEncoder, SentenceEncoder
 from twinsqueeze.data.table_columns import NUMBERS, TEXTS, VECTORS, RowConverter, arrow_types, select_columns
 from twinsqueeze.errors import InputError
 from twinsqueeze.inference.compression import VectorCompressor, load_compressor
@@ -76,7 +77,7 @@ def compress_batches(
         values = RowConverter(name, kind, compressor.network.input_dim).from_arrow([batch[column]], first_row)
         if isinstance(values, list):
             model = _load_model(str(archive))
-            rows = compressor.quantize(model.encode(values, batch_size=BATCH_SIZE, show_progress_bar=False))
+            rows = compressor.quantize(encode_texts(BatchEncoder(model), values))
         else:
             rows = compressor.compress(values, name, first_row)
         first_row += batch.num_rows

@@ -44,20 +44,16 @@ def describe_cpu() -> str:
 
 
 def map_threaded(
-    items: Iterator[Item], function: Callable[[Item], Result], threads: int, *, first_alone: bool = False
+    items: Iterator[Item], function: Callable[[Item], Result], threads: int
 ) -> Generator[tuple[Item, Result]]:
     """Yield items and the function's results in order, computing several at a time in threads that share the cores.
 
-    Items are read in the calling thread, no faster than results are taken. With `first_alone`, the first one is
-    finished before the others begin: a tokenizer is set up with its first texts, and fails if another thread uses it.
+    Items are read in the calling thread, no faster than results are taken.
     """
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "item", initializer=partial(torch.set_num_threads, max(cores // threads, 1)))
     submitted = ((item, pool.submit(function, item)) for item in items)
     try:
-        if first_alone:
-            for item, future in islice(submitted, 1):
-                yield item, future.result()
         waiting = deque(islice(submitted, 2 * threads))
         while waiting:
             item, future = waiting.popleft()
