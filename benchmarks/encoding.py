@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.results import report
 from twinsqueeze.data.dataset import Split
-from twinsqueeze.data.embedding import encode_texts, encoder_threads, sort_by_length
+from twinsqueeze.data.embedding import encode_texts, encoder_threads, sort_by_length, split_by_tokens
 from twinsqueeze.data.encoder import BFLOAT16, MAX_BATCH_TOKENS, BatchEncoder, resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.evaluation.evaluator import Evaluator
@@ -58,6 +58,16 @@ def matrix_products(model: SentenceTransformer, sentences: list[str]) -> Callabl
     return lambda: list(map_threaded(iter([batch_size] * full + [rest]), multiply, encoder_threads()))
 
 
+def show_padding(model: SentenceTransformer, sentences: list[str]) -> None:
+    """Prints how many tokens the batches have with their padding, relative to those of the sentences."""
+    num_tokens = BatchEncoder(model).count_tokens(sentences)
+    by_tokens = split_by_tokens(num_tokens, MAX_BATCH_TOKENS["cpu"])
+    by_characters = (np.arange(start, min(start + 32, len(sentences))) for start in range(0, len(sentences), 32))
+    for name, batches in (("characters", by_characters), ("tokens", by_tokens)):
+        padded = sum(num_tokens[rows].max() * len(rows) for rows in batches)
+        print(f"sorted by {name}: {padded / num_tokens.sum():.2f} times the tokens, with padding")
+
+
 def score(dev: Split, sentences: list[str], vectors: FloatArray, exact: FloatArray) -> dict[str, float]:
     """Returns the scores of vectors of dev's sentences, whose neighbors are compared with those of exact vectors."""
     row = {text: i for i, text in enumerate(sentences)}
@@ -76,7 +86,9 @@ def main(dataset: str, rounds: int) -> None:
     sentences = sort_by_length(dev.texts)
     functions = ways(sentences)
     vectors = {name: encode() for name, encode in functions.items()}  # warm-up
-    alone = matrix_products(resolve_encoder(Recipe().encoder, "cpu").load_model(), sentences)
+    model = resolve_encoder(Recipe().encoder, "cpu").load_model()
+    show_padding(model, sentences)
+    alone = matrix_products(model, sentences)
     timed: dict[str, Callable[[], object]] = {**functions, PRODUCTS: alone}
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
