@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -15,8 +15,14 @@ from twinsqueeze.data.embedding import OnProgress, embed_splits
 from twinsqueeze.data.encoder import SentenceEncoder
 from twinsqueeze.data.unlabeled import embed_unlabeled
 from twinsqueeze.errors import InputError
-from twinsqueeze.evaluation.baselines import BaselineScores, BaselineTask, VectorEvaluator, cached_baselines
+from twinsqueeze.evaluation.baselines import (
+    BaselineScores,
+    BaselineTask,
+    VectorEvaluator,
+    cached_baselines,
+)
 from twinsqueeze.evaluation.evaluator import Evaluator
+from twinsqueeze.evaluation.faiss_baselines import fitted_in_worker
 from twinsqueeze.evaluation.retrieval import RetrievalEvaluator
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.recipe import Recipe
@@ -43,6 +49,7 @@ class ExperimentData:
     _baselines: dict[tuple[tuple[str, ...], str, int, int], list[BaselineScores]] = field(default_factory=dict)
     _unlabeled: dict[int, FloatArray] = field(default_factory=dict)
     base: Base | None = None  # of recipes that have one
+    _fits: ExitStack = field(default_factory=ExitStack)
 
     @property
     def task(self) -> Task:
@@ -87,6 +94,14 @@ class ExperimentData:
                 self._evaluators[key] = RetrievalEvaluator(encoded, self.device)
         return self._evaluators[key]
 
+    @contextmanager
+    def fitting_baselines(self) -> Iterator[None]:
+        """Fits FAISS's baselines in a worker process while the block runs, until the first scores are needed."""
+        task = BaselineTask(self.encoded["train"], {"dev": self.evaluator("dev", Recipe().label_transform)})
+        with self._fits:
+            self._fits.enter_context(fitted_in_worker(task.quantizers, self._cache))
+            yield
+
     def baselines(self, splits: Sequence[str], recipe: Recipe, dim: int) -> list[BaselineScores]:
         """Returns the scores of baselines at a dimension, fitted on train.
 
@@ -95,6 +110,7 @@ class ExperimentData:
         unlabeled = recipe.unlabeled_sentences if recipe.unlabeled_sentences in self._unlabeled else 0
         key = tuple(splits), recipe.label_transform, dim, unlabeled
         if key not in self._baselines:
+            self._fits.close()
             evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, recipe.label_transform) for s in splits}
             task = BaselineTask(self.training_pairs(recipe) if unlabeled else self.encoded["train"], evaluators)
             self._baselines[key] = cached_baselines(task, dim, self._cache, partial(show_progress, self.reporter))

@@ -1,6 +1,8 @@
 """Baselines against scikit-learn, sentence-transformers and FAISS, and what is cached between runs."""
 
+import multiprocessing
 import re
+import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
@@ -264,7 +266,8 @@ def test_a_dense_layer_learns_scores(tmp_path):
 
 
 def test_unlabeled_sentences_make_rows_of_their_own(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "QUANTIZERS", [("OPQ+PQ of PCA 128", "PCA32,OPQ8,PQ8np")])
+    for module in (faiss_baselines, baselines):
+        monkeypatch.setattr(module, "QUANTIZERS", [("OPQ+PQ of PCA 128", "PCA32,OPQ8,PQ8np")])
     others = random_pairs(pairs=2, sentences=300, dimension=64, seed=5).embeddings
 
     def find_rows(train):
@@ -339,3 +342,40 @@ def test_missing_quantizers_are_explained(task, tmp_path, monkeypatch, found):
     names, note = rows_of_faiss(task)
     assert names == []
     assert note.endswith("pip install faiss-cpu")
+
+
+@pytest.fixture
+def worker_for_few_rows(monkeypatch):
+    monkeypatch.setattr(faiss_baselines, "MIN_ROWS_FOR_WORKER", 1)
+
+
+@pytest.mark.usefixtures("worker_for_few_rows")
+def test_a_worker_fits_the_same_quantizers_until_the_block_ends(task, tmp_path):
+    fitted = task.quantizers
+    here, beside = DiskCache(tmp_path / "here"), DiskCache(tmp_path / "beside")
+    expected = list(faiss_baselines.fit_quantizers(fitted, here, SILENT.progress))
+    with faiss_baselines.fitted_in_worker(fitted, beside):
+        while not beside.folder.exists():
+            time.sleep(0.01)
+    assert not multiprocessing.active_children()
+    files = [{path.name: path.read_bytes() for path in cache.folder.iterdir()} for cache in (here, beside)]
+    assert files[1].items() <= files[0].items()
+    # What the block's end left over is fitted here.
+    assert len(list(faiss_baselines.fit_quantizers(fitted, beside, SILENT.progress))) == len(expected)
+
+
+@pytest.mark.usefixtures("worker_for_few_rows")
+def test_a_killed_worker_and_an_error_leave_the_quantizers_to_this_process(task, tmp_path):
+    fitted, cache = [faiss_baselines.FaissBaseline("FAISS PQ", "PQ16np", task.train.embeddings)], DiskCache(tmp_path)
+    with faiss_baselines.fitted_in_worker(fitted, cache):
+        for child in multiprocessing.active_children():
+            child.kill()
+    with pytest.raises(ZeroDivisionError), faiss_baselines.fitted_in_worker(fitted, cache):
+        _ = 1 / 0
+    assert len(list(faiss_baselines.fit_quantizers(fitted, cache, SILENT.progress))) == 1
+
+
+def test_few_vectors_are_fitted_without_a_worker(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_baselines, "WorkerPool", lambda *_: pytest.fail("a worker was started"))
+    with faiss_baselines.fitted_in_worker(task.quantizers, DiskCache(tmp_path)):
+        pass

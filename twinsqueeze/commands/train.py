@@ -41,7 +41,8 @@ def train(
     recipe.check_task(dataset.task, dataset.name)
     data = load_experiment_data(recipe, dataset, recipe.validate_dim, recipe.name, base)
     recipe = adapt_recipe(recipe, data)
-    recorder, evaluated = train_and_log(recipe, data, resume=resume)
+    with data.fitting_baselines():
+        recorder, evaluated = train_and_log(recipe, data, resume=resume)
     run = recorder.run
     if on_test:
         step = "register the best run", links.next_command(run, "register")

@@ -20,18 +20,16 @@ import torch
 from scipy.stats import ortho_group
 
 from twinsqueeze.data.dataset import EncodedSplit
-from twinsqueeze.evaluation.dense_baseline import DENSE_DIM, fit_dense
 from twinsqueeze.evaluation.faiss_baselines import (
     CODE_SIZES,
-    NUM_CENTROIDS,
     OPQ,
     QUANTIZERS,
-    ROTATIONS,
-    FaissBaseline,
     Transform,
     faiss_version,
     fit_quantizers,
+    quantizers_to_fit,
 )
+from twinsqueeze.evaluation.faiss_fitting import NUM_CENTROIDS, ROTATIONS, FaissBaseline
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.task import SIMILARITY
@@ -98,6 +96,11 @@ class BaselineTask:
         for array in (self.train.first, self.train.second, self.train.scores):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    @property
+    def quantizers(self) -> list[FaissBaseline]:
+        """FAISS's baselines that are fitted on the sentences of train."""
+        return quantizers_to_fit(self.train, self.pairs_digest if self.has_scores else None)
 
     @property
     def digest(self) -> str:
@@ -167,11 +170,7 @@ def full_dim_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgr
     signs = Baseline(name, None, size, False, [_signs(_identity, train)], [lambda vectors: vectors - center])
     yield from _with_float_queries(signs, task)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
-    baselines = [FaissBaseline(*quantizer, train) for quantizer in QUANTIZERS]
-    if task.has_scores:
-        layer = partial(fit_dense, task.train), DENSE_DIM, task.pairs_digest
-        baselines.append(FaissBaseline("CoSENT, OPQ+PQ", "L2norm,PCA128,OPQ32,PQ32np", train, *layer))
-    yield from _quantized(baselines, task, cache, progress)
+    yield from _quantized(task.quantizers, task, cache, progress)
 
 
 def unlabeled_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:

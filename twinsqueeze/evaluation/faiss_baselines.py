@@ -3,77 +3,40 @@
 import hashlib
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.evaluation.dense_baseline import DENSE_DIM, fit_dense
+from twinsqueeze.evaluation.faiss_fitting import (
+    OPQ_ITERATIONS,
+    FaissBaseline,
+    fit_serialized,
+    import_faiss,
+    single_threaded,
+)
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.console import OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
+from twinsqueeze.utils.worker_pool import WorkerPool
 
 PQ, OPQ = "FAISS PQ", "FAISS OPQ+PQ"
 # Dimensions that product quantizers of all dimensions divide by.
 CODE_SIZES = (16, 32, 64)
-NUM_CENTROIDS = 256
-# Evenly spaced rows that codebooks are fitted to: 64 per centroid, where FAISS asks for 39.
-MAX_TRAIN_ROWS = 16_384
-# Iterations of OPQ, and those of k-means in the first and in each other one. FAISS's defaults are 50, 40 and 4 from a
-# random rotation. From the one of `_fit_opq`, four find more neighbors than 25 from a random one, in a third of the
-# time: on STS-B's dev split 0.655 instead of 0.644 in 16 bytes, 0.767 instead of 0.753 in 32.
-OPQ_ITERATIONS = {"niter": 4, "niter_pq_0": 10, "niter_pq": 2}
-# Scores of a random rotation vary by 0.005: so many are averaged.
-ROTATIONS = 3
+# Fewer vectors are fitted to in the time that a worker process takes to start. Workers yield to the training.
+MIN_ROWS_FOR_WORKER, NICENESS = 5_000, 10
 # Part of every cache key: increase it when quantizers are fitted differently.
 CACHE_VERSION = "2"
 Transform = Callable[[FloatArray], FloatArray]
 _LOCK = Lock()  # of FAISS's settings, some of which belong to the process
-
-
-@dataclass(frozen=True, eq=False)
-class FaissBaseline:
-    """A quantizer of FAISS and what it is fitted to.
-
-    Attributes:
-        name: For display, without the size.
-        factory: The transforms and codes, as for `faiss.index_factory`.
-        train: The vectors (N, d).
-        layer: Returns weight (k, d) and bias (k,) of a layer before them, which it fits.
-        layer_dim: k.
-        layer_digest: Identifies what the layer is fitted to, besides the vectors.
-    """
-
-    name: str
-    factory: str
-    train: FloatArray
-    layer: Callable[[], tuple[FloatArray, FloatArray]] | None = None
-    layer_dim: int = 0
-    layer_digest: str = ""
-
-    @property
-    def rotations(self) -> int:
-        """Random rotations to average scores over; that of OPQ is fitted."""
-        return ROTATIONS if re.match(r"PCAR|RR", self.factory) else 1
-
-    @property
-    def can_be_fitted(self) -> bool:
-        """Whether there are enough vectors and dimensions for its PCA, its subvectors and its 256 centroids."""
-        rows, dimension = len(self.train), self.layer_dim or self.train.shape[1]
-        components = re.search(r"PCAR?(\d+)", self.factory)
-        subvectors = [int(number) for number in re.findall(r"PR?Q(\d+)", self.factory)]
-        if components and int(components[1]) > min(rows, dimension):
-            return False
-        fitted_dim = int(components[1]) if components else dimension
-        if any(fitted_dim % number for number in subvectors):
-            return False
-        return not subvectors or rows >= (max(NUM_CENTROIDS, fitted_dim) if "OPQ" in self.factory else NUM_CENTROIDS)
 
 
 class FaissQuantizer(NamedTuple):
@@ -104,6 +67,15 @@ QUANTIZERS = (
 )
 
 
+def quantizers_to_fit(train: EncodedSplit, pairs_digest: str | None) -> list[FaissBaseline]:
+    """Return all that are fitted on the sentences of `train`, the longest fits last; one needs scores with a digest."""
+    baselines = [FaissBaseline(*quantizer, train.embeddings) for quantizer in QUANTIZERS]
+    if pairs_digest:
+        layer = partial(fit_dense, train), DENSE_DIM, pairs_digest
+        baselines.append(FaissBaseline("CoSENT, OPQ+PQ", "L2norm,PCA128,OPQ32,PQ32np", train.embeddings, *layer))
+    return baselines
+
+
 def faiss_version() -> str | None:
     """Return the version of the installed FAISS, or None."""
     return version("faiss-cpu") if importlib.util.find_spec("faiss") else None
@@ -120,9 +92,7 @@ def fit_quantizers(
         return
     import faiss  # noqa: PLC0415 - an extra
 
-    arrays = {id(each.train): each.train for each in baselines}
-    digests = {key: _digest(array) for key, array in arrays.items()}
-    keys = {each: _cache_key(each, digests[id(each.train)]) for each in baselines if each.can_be_fitted}
+    keys = _cache_keys(baselines)
     payloads = {each: payload for each, key in keys.items() if (payload := cache.get(key)) is not None}
     missing = [each for each in keys if each not in payloads]
     for each, payload in _fit_all(faiss, missing, progress).items():
@@ -139,8 +109,46 @@ def fit_quantizers(
         yield FaissQuantizer(each.name, size, decode, transform)
 
 
-def _digest(train: FloatArray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(train).data).hexdigest()
+@contextmanager
+def fitted_in_worker(baselines: Sequence[FaissBaseline], cache: DiskCache) -> Iterator[None]:
+    """While the block runs, fit baselines that the cache lacks in a process of low priority, and cache them.
+
+    The fit that runs at the end of the block is finished, unless the block raises. Baselines that are not fitted then
+    are left to `fit_quantizers`, as all are with few vectors or a single core.
+    """
+    keys = _cache_keys(baselines) if faiss_version() and (os.cpu_count() or 1) > 1 else {}
+    missing = [each for each, key in keys.items() if len(each.train) >= MIN_ROWS_FOR_WORKER and cache.get(key) is None]
+    if not missing:
+        yield
+        return
+    has_ended = Event()
+
+    def fit_each() -> None:
+        for baseline in reversed(missing):
+            if has_ended.is_set():
+                return
+            try:
+                cache.put(keys[baseline], pool.submit(fit_serialized, baseline).result())
+            except (BrokenProcessPool, CancelledError):
+                return
+
+    pool, feeder = WorkerPool(1, import_faiss, NICENESS), ThreadPoolExecutor(1)
+    feeder.submit(fit_each)
+    wait = False
+    try:
+        yield
+        wait = True
+    finally:
+        has_ended.set()
+        feeder.shutdown(wait)
+        pool.close(wait=wait)
+
+
+def _cache_keys(baselines: Sequence[FaissBaseline]) -> dict[FaissBaseline, str]:
+    """Return the keys of those that can be fitted."""
+    arrays = {id(each.train): each.train for each in baselines}
+    digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in arrays.items()}
+    return {each: _cache_key(each, digests[id(each.train)]) for each in baselines if each.can_be_fitted}
 
 
 def _cache_key(baseline: FaissBaseline, digest: str) -> str:
@@ -150,86 +158,17 @@ def _cache_key(baseline: FaissBaseline, digest: str) -> str:
 
 def _fit_all(faiss: Any, baselines: Sequence[FaissBaseline], progress: OpenProgress) -> Mapping[FaissBaseline, bytes]:
     """Fit in parallel, one baseline per core, the last and longest first; return the indexes serialized."""
-
-    def fit(baseline: FaissBaseline) -> bytes:
-        faiss.omp_set_num_threads(1)  # a setting of the calling thread
-        return bytes(faiss.serialize_index(_fit(faiss, baseline)))
-
     fitted = {}
     with (
         progress("fitting FAISS's quantizers", "quantizer") as advance,
-        _single_threaded(faiss),
+        single_threaded(faiss),
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        futures = {pool.submit(fit, each): each for each in reversed(baselines)}
+        futures = {pool.submit(fit_serialized, each): each for each in reversed(baselines)}
         for future in as_completed(futures):
             fitted[futures[future]] = future.result()
             advance(len(fitted), len(baselines), {})
     return fitted
-
-
-def _fit(faiss: Any, baseline: FaissBaseline) -> Any:
-    """Return the index of the factory string, fitted transform by transform."""
-    rows = np.linspace(0, len(baseline.train) - 1, min(len(baseline.train), MAX_TRAIN_ROWS)).astype(np.int64)
-    vectors = np.ascontiguousarray(baseline.train[rows], np.float32)
-    codes = faiss.index_factory(baseline.layer_dim or vectors.shape[1], baseline.factory.format(d=vectors.shape[1]))
-    index = codes if isinstance(codes, faiss.IndexPreTransform) else faiss.IndexPreTransform(codes)
-    if baseline.layer:
-        layer = _linear_transform(faiss, *baseline.layer())
-        index.prepend_transform(layer)
-        layer.this.disown()  # the index deletes its transforms
-    for i in range(index.chain.size()):
-        transform = faiss.downcast_VectorTransform(index.chain.at(i))
-        if isinstance(transform, faiss.OPQMatrix):
-            _fit_opq(faiss, transform, vectors)
-        elif not transform.is_trained:
-            transform.train(vectors)
-        vectors = transform.apply(vectors)
-    storage = faiss.downcast_index(index.index)
-    for clustering in _clusterings(faiss, storage):
-        clustering.min_points_per_centroid = 1  # with fewer than 39, FAISS warns on standard error
-    storage.train(vectors)
-    index.is_trained = True
-    return index
-
-
-def _fit_opq(faiss: Any, rotation: Any, vectors: FloatArray) -> None:
-    """Fit a rotation that starts from the principal components, distributed over subvectors of equal variance.
-
-    That is the parametric solution of Ge et al. (2013), which needs no iterations if vectors are normally distributed.
-    """
-    components = faiss.PCAMatrix(rotation.d_in, rotation.d_out)
-    components.balanced_bins = rotation.M
-    components.train(vectors)
-    faiss.copy_array_to_vector(faiss.vector_to_array(components.A), rotation.A)
-    for setting, value in OPQ_ITERATIONS.items():
-        setattr(rotation, setting, value)
-    # k-means takes its settings, and with them a warning for few vectors, from a quantizer of its own.
-    quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
-    quantizer.cp.min_points_per_centroid = 1
-    rotation.pq = quantizer
-    rotation.train(vectors)
-    rotation.pq = None
-
-
-def _clusterings(faiss: Any, codes: Any) -> Iterator[Any]:
-    """Yield the settings of k-means of product and residual quantizers."""
-    if isinstance(codes, faiss.IndexPQ):
-        yield codes.pq.cp
-    elif isinstance(codes, faiss.IndexProductResidualQuantizer):
-        for i in range(codes.prq.nsplits):
-            quantizer = faiss.downcast_AdditiveQuantizer(codes.prq.subquantizer(i))
-            # k-means on all dimensions at once takes a third of the time of FAISS's default, and is as good.
-            quantizer.train_type = faiss.ResidualQuantizer.Train_default
-            yield quantizer.cp
-
-
-def _linear_transform(faiss: Any, weight: FloatArray, bias: FloatArray) -> Any:
-    transform = faiss.LinearTransform(weight.shape[1], weight.shape[0], True)
-    faiss.copy_array_to_vector(np.ascontiguousarray(weight, np.float32).ravel(), transform.A)
-    faiss.copy_array_to_vector(np.ascontiguousarray(bias, np.float32), transform.b)
-    transform.is_trained = True
-    return transform
 
 
 def _rotate(faiss: Any, index: Any, seed: int) -> None:
@@ -255,23 +194,6 @@ def _apply_transforms(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray
 
 def _decode(faiss: Any, index: Any, vectors: FloatArray) -> FloatArray:
     """Return the decoded codes of vectors, as the transforms leave them."""
-    with _LOCK, _single_threaded(faiss):
+    with _LOCK, single_threaded(faiss):
         codes = faiss.downcast_index(index.index)
         return np.asarray(codes.sa_decode(codes.sa_encode(_apply_transforms(faiss, index, vectors))))
-
-
-@contextmanager
-def _single_threaded(faiss: Any) -> Iterator[None]:
-    """Run FAISS on one thread, so that results do not depend on the thread count and no thread waits for a busy core.
-
-    Distances are computed by matrix products from 20 vectors on, as before FAISS 1.15, whose own kernels take ten times
-    as long for short subvectors.
-    """
-    threads, threshold = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
-    faiss.omp_set_num_threads(1)
-    faiss.cvar.distance_compute_blas_threshold = 20
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-        faiss.cvar.distance_compute_blas_threshold = threshold

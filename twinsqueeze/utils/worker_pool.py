@@ -32,8 +32,12 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
             self._warm_ups = [self.submit(warm_up) for _ in range(workers)]
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, *, wait: bool = True) -> None:
+        """Cancels the calls that have not begun; with `wait`, returns when the others are done."""
         if self._executor:
-            self._executor.shutdown(cancel_futures=True)
+            self._executor.shutdown(wait, cancel_futures=True)
 
     def wait_until_ready(self) -> bool:
         """Waits for the workers to start; returns whether they did."""
