@@ -372,6 +372,7 @@ def test_a_killed_worker_and_an_error_leave_the_quantizers_to_this_process(task,
             child.kill()
     with pytest.raises(ZeroDivisionError), faiss_baselines.fitted_in_worker(fitted, cache):
         _ = 1 / 0
+    assert not multiprocessing.active_children()
     assert len(list(faiss_baselines.fit_quantizers(fitted, cache, SILENT.progress))) == 1
 
 

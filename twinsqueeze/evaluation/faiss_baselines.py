@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -113,8 +113,8 @@ def fit_quantizers(
 def fitted_in_worker(baselines: Sequence[FaissBaseline], cache: DiskCache) -> Iterator[None]:
     """While the block runs, fit baselines that the cache lacks in a process of low priority, and cache them.
 
-    The fit that runs at the end of the block is finished, unless the block raises. Baselines that are not fitted then
-    are left to `fit_quantizers`, as all are with few vectors or a single core.
+    The fit that runs at the end of the block is finished, or killed if the block raises. Baselines that are not fitted
+    then are left to `fit_quantizers`, as all are with few vectors or a single core.
     """
     keys = _cache_keys(baselines) if faiss_version() and (os.cpu_count() or 1) > 1 else {}
     missing = [each for each, key in keys.items() if len(each.train) >= MIN_ROWS_FOR_WORKER and cache.get(key) is None]
@@ -129,19 +129,18 @@ def fitted_in_worker(baselines: Sequence[FaissBaseline], cache: DiskCache) -> It
                 return
             try:
                 cache.put(keys[baseline], pool.submit(fit_serialized, baseline).result())
-            except (BrokenProcessPool, CancelledError):
+            except BrokenProcessPool:
                 return
 
-    pool, feeder = WorkerPool(1, import_faiss, NICENESS), ThreadPoolExecutor(1)
-    feeder.submit(fit_each)
-    wait = False
-    try:
-        yield
-        wait = True
-    finally:
-        has_ended.set()
-        feeder.shutdown(wait)
-        pool.close(wait=wait)
+    with WorkerPool(1, import_faiss, NICENESS) as pool, ThreadPoolExecutor(1) as feeder:
+        feeder.submit(fit_each)
+        try:
+            yield
+        except BaseException:
+            pool.kill()
+            raise
+        finally:
+            has_ended.set()
 
 
 def _cache_keys(baselines: Sequence[FaissBaseline]) -> dict[FaissBaseline, str]:

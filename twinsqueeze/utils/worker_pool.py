@@ -32,12 +32,14 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
             self._warm_ups = [self.submit(warm_up) for _ in range(workers)]
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self, *, wait: bool = True) -> None:
-        """Cancels the calls that have not begun; with `wait`, returns when the others are done."""
         if self._executor:
-            self._executor.shutdown(wait, cancel_futures=True)
+            self._executor.shutdown(cancel_futures=True)
+
+    def kill(self) -> None:
+        """Kills the workers; calls that have not ended raise `BrokenProcessPool`."""
+        workers = self._executor._processes if self._executor else {}
+        for process in list(workers.values()):
+            process.kill()
 
     def wait_until_ready(self) -> bool:
         """Waits for the workers to start; returns whether they did."""
