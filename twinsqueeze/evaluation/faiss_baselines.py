@@ -128,7 +128,7 @@ def fitted_in_worker(baselines: Sequence[FaissBaseline], cache: DiskCache) -> It
             if has_ended.is_set():
                 return
             try:
-                cache.put(keys[baseline], pool.submit(fit_serialized, baseline).result())
+                cache.put(keys[baseline], pool.submit(fit_serialized, baseline.sampled()).result())
             except BrokenProcessPool:
                 return
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class FaissBaseline:
     layer_dim: int = 0
     layer_digest: str = ""
 
+    def sampled(self) -> "FaissBaseline":
+        """Return the baseline with the rows alone that it is fitted to."""
+        rows = np.linspace(0, len(self.train) - 1, min(len(self.train), MAX_TRAIN_ROWS)).astype(np.int64)
+        return replace(self, train=np.ascontiguousarray(self.train[rows], np.float32))
+
     @property
     def rotations(self) -> int:
         """Random rotations to average scores over; that of OPQ is fitted."""
@@ -75,8 +80,7 @@ def fit_serialized(baseline: FaissBaseline) -> bytes:
 
 def _fit(faiss: Any, baseline: FaissBaseline) -> Any:
     """Return the index of the factory string, fitted transform by transform."""
-    rows = np.linspace(0, len(baseline.train) - 1, min(len(baseline.train), MAX_TRAIN_ROWS)).astype(np.int64)
-    vectors = np.ascontiguousarray(baseline.train[rows], np.float32)
+    vectors = baseline.sampled().train
     codes = faiss.index_factory(baseline.layer_dim or vectors.shape[1], baseline.factory.format(d=vectors.shape[1]))
     index = codes if isinstance(codes, faiss.IndexPreTransform) else faiss.IndexPreTransform(codes)
     if baseline.layer:
