@@ -109,7 +109,7 @@ def main(dataset: str, rounds: int) -> None:
         if name != first:
             ratios = [plain / ours for plain, ours in zip(seconds[first], values, strict=True)]
             report(f"encoding by {name} against {first}", ratios, "times as fast")
-    ratios = [alone / ours for alone, ours in zip(seconds[PRODUCTS], seconds["twinsqueeze"], strict=True)]
+    ratios = [bound / ours for bound, ours in zip(seconds[PRODUCTS], seconds["twinsqueeze"], strict=True)]
     report("encoding by twinsqueeze", ratios, "of the speed of its matrix products alone")
 
 
