@@ -1,4 +1,4 @@
-"""Redraws the files of figures that need only the table.csv of `compare`, after a change of the plots.
+"""Redraws the figures of scored pairs that need only the table.csv of `compare`, after a change of the plots.
 
     python scripts/redraw_results.py experiments/results/neftune
 
@@ -49,9 +49,8 @@ def read_row(record: dict[str, Any], scores: dict[str, SeedStats], key: Comparis
     return Row(record["model"], recipe.model_copy(update={"alpha": 0.0}), runs, gains, scores)
 
 
-def read_tables(file: Path) -> list[AblationTable]:
+def read_tables(frame: pd.DataFrame) -> list[AblationTable]:
     """Returns the tables of a table.csv, as far as figures need them."""
-    frame = pd.read_csv(file)
     metrics = [column.removesuffix("_sd") for column in frame if column.endswith("_sd")]
     rows, baselines = defaultdict(list), defaultdict(list)
     for record in frame.to_dict("records"):
@@ -79,7 +78,8 @@ def read_tables(file: Path) -> list[AblationTable]:
 def main(folders: tuple[Path, ...]) -> None:
     """Redraws the figures that are in each folder from its table.csv."""
     for folder in folders:
-        tables = read_tables(folder / "table.csv")
+        frame = pd.read_csv(folder / "table.csv")
+        tables = read_tables(frame) if "dev/spearman" in frame and "data" in frame else []
         for i, table in enumerate(tables, 1):
             figures = {figure.name: figure for figure in table_figures(tables, table)}
             for name, rows in table.families().items():

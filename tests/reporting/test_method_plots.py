@@ -110,3 +110,12 @@ def test_trained_compressors_of_one_size_are_joined_as_their_pareto_front():
     figure = search_table.pareto_figure(search_table.rows_from_tables([table]))
     assert lines(figure.axes[0])["TwinSqueeze"].get_xydata() == pytest.approx(np.array([[0.6, 0.9], [0.7, 0.8]]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["32"]
+
+
+def test_labels_that_would_cover_another_are_hidden():
+    scores = {"dev/neighbor_recall": [0.990, 1.0, 0.5], "dev/mrr_at_10": [0.80, 0.81, 0.5]}
+    methods = {"uncompressed": MethodPoints([384, 1536], {name: values[:2] for name, values in scores.items()})}
+    methods["PCA"] = MethodPoints([16], {name: values[2:] for name, values in scores.items()})
+    figure = method_plots.plot_score_vs_neighbor_recall(methods, "mrr_at_10", ["dev"], "dev")
+    shown = [text.get_text() for text in figure.axes[0].texts if text.get_visible()]
+    assert shown == ["1,536", "16"]

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 
 from twinsqueeze.reporting.ablation_table import COLUMN_NAMES
 from twinsqueeze.reporting.run_plots import (
@@ -109,25 +111,42 @@ def plot_score_vs_neighbor_recall(
     """Plot a score against neighbor recall, a panel per split, with bytes per vector beside the ends of lines.
 
     Lines join the points that none of their size or less exceeds in both scores on the split `selected_on`: for
-    trained compressors a line for every size if a size has several, and otherwise one line from size to size.
+    trained compressors a line for every size if a size has several, and otherwise one line from size to size. A label
+    that would cover another one is left out.
     """
     figure, axes_list = panels(len(splits), height=4.2, legend=list(methods))
+    labels: list[Annotation] = []
     for axes, split in zip(axes_list, splits, strict=True):
         for label, points in methods.items():
             xy = np.column_stack([points.scores[f"{split}/{name}"] for name in ("neighbor_recall", score)])
             lines = _trade_offs(points, score, selected_on, by_size=label == "TwinSqueeze")
             _plot_series(axes, label, xy, lines)
-            for end in {points.bytes[i]: i for line in filter(None, lines) for i in (line[0], line[-1])}.values():
+            ends = {points.bytes[i]: i for line in filter(None, lines) for i in (line[0], line[-1])}
+            labels += [
                 axes.annotate(
-                    f"{points.bytes[end]:,}", (xy[end, 0], xy[end, 1]), xytext=SERIES[label].label_offset,
-                    textcoords="offset points", fontsize=7, color=SERIES[label].style["color"], zorder=4,
-                )  # fmt: skip
+                    f"{size:,}", xy[end], xytext=SERIES[label].label_offset, textcoords="offset points", fontsize=7,
+                    color=SERIES[label].style["color"], zorder=4,
+                )
+                for size, end in sorted(ends.items(), reverse=True)
+            ]  # fmt: skip
         axes.margins(x=0.1)
         axes.set(xlabel="neighbor recall (ten nearest)", ylabel=COLUMN_NAMES[score])
         axes.set_title(f"{COLUMN_NAMES[score]} and neighbor recall on {split}", y=TITLE_Y)
     share_y(axes_list)
     draw_legend(figure, list(methods))
+    _hide_overlapping(figure, labels)
     return figure
+
+
+def _hide_overlapping(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Hide every label that would cover one before it."""
+    figure.draw_without_rendering()
+    visible: list[Bbox] = []
+    for label in labels:
+        box = label.get_window_extent()
+        label.set_visible(not any(box.overlaps(other) for other in visible))
+        if label.get_visible():
+            visible.append(box)
 
 
 def _trade_offs(points: MethodPoints, score: str, split: str, *, by_size: bool) -> list[list[int]]:
