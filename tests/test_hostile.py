@@ -172,7 +172,7 @@ LAYER = {"0.weight": np.ones((4, 4), np.float32), "0.bias": np.ones(4, np.float3
         ({"0.weight": np.ones((0, 4), np.float32), "0.bias": np.ones(0, np.float32)}, None, "contains no compressor"),
         *(
             ({**LAYER, "codebooks": np.ones(shape, np.float32)}, None, "contains no compressor")
-            for shape in ((1, 8, 3), (2, 8, 4), (1, 300, 4), (1, 0, 4), (1, 4))
+            for shape in ((1, 8, 3), (3, 8, 2), (1, 300, 4), (1, 0, 4), (1, 4))
         ),
         ({**LAYER, "²weight": np.ones((1, 4), np.float32)}, None, "contains no compressor"),
         (LAYER, [[0.0], [1.0]], "int8 ranges"),

@@ -19,18 +19,18 @@ from twinsqueeze.task import NEIGHBORS, RETRIEVAL, SIMILARITY, Task
 from twinsqueeze.utils.text import format_value
 
 # The fields whose values are those of a base; `init` is not used with one.
-BASE_FIELDS = ("architecture", "dim", "quantizer", "subvector_dim")
+BASE_FIELDS = ("architecture", "dim", "quantizer", "subvector_dim", "codes_per_subvector")
 # Fields that are in no name or in every one.
 UNNAMED_FIELDS = ("alpha", "seed", "encoder", "dataset", "device")
 # Label of rows that compare float32 queries with stored codes, as a search does.
 FLOAT_QUERIES = "float queries"
 
 
-def bytes_per_vector(precision: str, dim: int, subvector_dim: int | None = None) -> int:
-    """Returns the bytes of a stored vector; product codes need `subvector_dim`, the dimensions per byte."""
+def bytes_per_vector(precision: str, dim: int, num_codes: int | None = None) -> int:
+    """Returns the bytes of a stored vector; product codes need their number."""
     if precision == "product":
-        assert subvector_dim
-        return dim // subvector_dim
+        assert num_codes
+        return num_codes
     bits = {"float32": 32, "int8": 8, "binary": 1, "ubinary": 1}[precision]
     return -(-bits * dim // 8)
 
@@ -163,7 +163,8 @@ class Recipe(RecipeFields):
     @property
     def compressor_name(self) -> str:
         """The compressor without noise and seed, such as `mlp32`, `linear256-sign` or `linear128-product4`."""
-        suffix = {"none": "", "product": f"-product{self.subvector_dim}", "sign": "-sign"}[self.quantizer]
+        codes = f"x{self.codes_per_subvector}" if self.codes_per_subvector > 1 else ""
+        suffix = {"none": "", "product": f"-product{self.subvector_dim}{codes}", "sign": "-sign"}[self.quantizer]
         return f"{self.architecture}{self.dim}{suffix}"
 
     @property
@@ -174,7 +175,7 @@ class Recipe(RecipeFields):
     @property
     def bytes_per_vector(self) -> int:
         """Bytes of a compressed vector in that format."""
-        return bytes_per_vector(self.precision, self.dim, self.subvector_dim)
+        return bytes_per_vector(self.precision, self.dim, self.dim // self.subvector_dim * self.codes_per_subvector)
 
 
 @cache

@@ -33,8 +33,9 @@ class RecipeFields(BaseModel):
     base: str = recipe_field(
         NO_BASE,
         "Trained compressor to start from: a run id, a model URI such as models:/twinsqueeze@champion, or a folder; "
-        "none for the initial weights of init. Its architecture, dim, quantizer and subvector_dim are used. Codebooks "
-        "are fitted again to the train vectors. A run records 16 hex digits of the SHA-256 of its weights.",
+        "none for the initial weights of init. Its architecture, dim, quantizer, subvector_dim and codes_per_subvector "
+        "are used. Codebooks are fitted again to the train vectors. A run records 16 hex digits of the SHA-256 of its "
+        "weights.",
         "none, a run id, a model URI or the path of a folder",
         min_length=1,
     )
@@ -75,12 +76,19 @@ class RecipeFields(BaseModel):
         "random, or for a linear compressor pca or teacher",
     )
     subvector_dim: int = recipe_field(
-        4, "Dimensions that the product quantizer encodes in one byte (FAISS: dsub). Ignored by other quantizers.", ge=1
+        4, "Dimensions that the product quantizer encodes together (FAISS: dsub). Ignored by other quantizers.", ge=1
+    )
+    codes_per_subvector: int = recipe_field(
+        1,
+        "Bytes per subvector of the product quantizer. Each byte after the first encodes what those before it leave "
+        "(residual quantization).",
+        ge=1,
+        le=8,
     )
     quantizer: Literal["none", "product", "sign"] = recipe_field(
         "none",
         "Quantizer that the vectors are trained and evaluated with. none: float32; product: each subvector becomes "
-        "one of 256 centroids, a byte; sign: the signs, one bit each.",
+        "one of 256 centroids, a byte, or the sum of several; sign: the signs, one bit each.",
         "none or sign, or product for a linear compressor whose dim is a multiple of subvector_dim",
     )
     codebook_lr: float = recipe_field(

@@ -28,7 +28,8 @@ OUTPUTS = unit_rows(VECTORS @ WEIGHT.T + BIAS)
 LOW, HIGH = np.array(int8_calibration_ranges(OUTPUTS[:5000]), np.float32)
 # Fewer centroids than bytes have values.
 NETWORK.quantizer = ProductQuantizer(fit_codebooks(OUTPUTS[:200], 4, 0)[None])
-PRECISIONS = ("float32", "int8", "product", "binary", "ubinary")
+RESIDUAL = CompressorNetwork(NETWORK.layers, ProductQuantizer(fit_codebooks(OUTPUTS, 10, 0, 3)[None, :, :200].contiguous(), 3))
+PRECISIONS = ("float32", "int8", "product", "residual", "binary", "ubinary")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def models(tiny_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     metadata = metadata_for(tiny_encoder, [LOW.tolist(), HIGH.tolist()], architecture="linear", quantizer="product")
     write_model(folder / "linear", NETWORK, metadata)
+    write_model(folder / "residual", RESIDUAL, metadata)
     write_model(folder / "foreign", CompressorNetwork(NETWORK.layers), None)
     write_model(folder / "mlp", CompressorNetwork(kaiming_uniform_layers((64, 8, 8), np.random.default_rng(0))), None)
     return folder
@@ -43,15 +45,20 @@ def models(tiny_encoder, tmp_path_factory):
 
 @pytest.fixture
 def compress(workplace, models):
-    """Compresses in.npy or another file with the linear model; returns the path of the output."""
+    """Compresses in.npy or another file with a linear model at one of `PRECISIONS`; returns the path of the output."""
     np.save(workplace.folder / "in.npy", VECTORS)
 
-    def run(output: str, *options: str, name: str = "in.npy"):
-        model = str(models / "linear")
+    def run(output: str, *options: str, precision: str = "product", name: str = "in.npy"):
+        model, precision = model_and_precision(models, precision)
+        options = (*options, "--precision", precision)
         workplace.run("compress", "--input", name, "--model", model, "--output", output, *options)
         return workplace.folder / output
 
     return run
+
+
+def model_and_precision(models, precision: str) -> tuple[str, str]:
+    return (str(models / "residual"), "product") if precision == "residual" else (str(models / "linear"), precision)
 
 
 def restore(codes: np.ndarray, precision: str) -> FloatArray:
@@ -60,6 +67,9 @@ def restore(codes: np.ndarray, precision: str) -> FloatArray:
         return LOW + (HIGH - LOW) * (codes.astype(np.float32) + 128.5) / 255
     if precision == "product":
         return np.concatenate([c[i] for c, i in zip(NETWORK.codebooks.numpy(), codes.T, strict=True)], 1)
+    if precision == "residual":
+        centroids = np.stack([c[i] for c, i in zip(RESIDUAL.codebooks.numpy(), codes.T, strict=True)], 1)
+        return centroids.reshape(len(codes), 2, 3, 10).sum(2).reshape(len(codes), DIM)
     if precision in {"binary", "ubinary"}:
         bits = np.unpackbits(codes if precision == "ubinary" else codes.view(np.uint8) ^ 0x80, axis=1)[:, :DIM]
         return (2 * bits - 1.0) / np.sqrt(DIM)
@@ -68,13 +78,13 @@ def restore(codes: np.ndarray, precision: str) -> FloatArray:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_index_stores_our_codes_and_finds_the_nearest_by_cosine(workplace, models, compress, precision):
-    model = str(models / "linear")
-    workplace.run("export", "--model", model, "--output", "model", "--format", "faiss", "--precision", precision)
+    model, stored_as = model_and_precision(models, precision)
+    workplace.run("export", "--model", model, "--output", "model", "--format", "faiss", "--precision", stored_as)
     index = faiss.read_index(str(workplace.folder / "model" / "index.faiss"))
     assert (index.ntotal, index.d) == (0, 64)
     index.add(VECTORS)
-    codes = np.load(compress("codes.npy", "--precision", precision))
-    filled = faiss.read_index(str(compress("out.faiss", "--precision", precision)))
+    codes = np.load(compress("codes.npy", precision=precision))
+    filled = faiss.read_index(str(compress("out.faiss", precision=precision)))
     similarities, found = index.search(VECTORS[:QUERIES], 10)
     np.testing.assert_allclose(filled.search(VECTORS[:QUERIES], 10)[0], similarities, atol=2e-6)
     stored = faiss.vector_to_array(faiss.downcast_index(filled.index).codes).reshape(ROWS, -1)
@@ -87,6 +97,8 @@ def test_an_index_stores_our_codes_and_finds_the_nearest_by_cosine(workplace, mo
     inner_products = OUTPUTS[:QUERIES] @ restored.T
     if precision == "product":  # whose norms differ
         near_cosines = inner_products + 0.25 * (1 - np.square(restored).sum(1))
+    elif precision == "residual":
+        near_cosines = inner_products
     else:
         near_cosines = inner_products / np.linalg.norm(restored, axis=1).mean()
     for rows in (found, nearest_rows(near_cosines)):  # up to ties
@@ -96,7 +108,7 @@ def test_an_index_stores_our_codes_and_finds_the_nearest_by_cosine(workplace, mo
         np.take_along_axis(cosines, rows, 1).mean()
         for rows in (nearest(restored, OUTPUTS[:QUERIES]), found, nearest_rows(inner_products))
     )
-    assert best - ours < ((best - plain) / 2 if precision == "product" else 1e-4)
+    assert best - ours < {"product": (best - plain) / 2, "residual": best - plain + 1e-4}.get(precision, 1e-4)
 
 
 def nearest_rows(similarities: np.ndarray) -> np.ndarray:
@@ -105,8 +117,8 @@ def nearest_rows(similarities: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_inverted_file_holds_the_same_codes_in_lists(compress, precision):
-    flat = faiss.read_index(str(compress("flat.faiss", "--precision", precision)))
-    index = faiss.read_index(str(compress("lists.faiss", "--precision", precision, "--ivf", "auto")))
+    flat = faiss.read_index(str(compress("flat.faiss", precision=precision)))
+    index = faiss.read_index(str(compress("lists.faiss", "--ivf", "auto", precision=precision)))
     lists = faiss.extract_index_ivf(index)
     assert lists.nlist == ROWS // 30
     assert lists.nprobe == 69
@@ -130,7 +142,7 @@ def test_texts_are_searched_by_the_vectors_of_their_encoder(compress, workplace,
 
     texts = [f"{number} men are playing chess" for number in range(50)]
     write_rows(workplace.folder / "in.txt", texts)
-    index = faiss.read_index(str(compress("out.faiss", "--precision", "float32", name="in.txt")))
+    index = faiss.read_index(str(compress("out.faiss", precision="float32", name="in.txt")))
     queries = SentenceTransformer(str(tiny_encoder), device="cpu").encode(texts, normalize_embeddings=True)
     similarities, found = index.search(queries, 1)
     assert recall(np.arange(50)[:, None], found) > 0.09  # of ten

@@ -14,6 +14,7 @@ from twinsqueeze.recipe import Recipe
 LINEAR = {"architecture": "linear", "loss": "pearson", "weight_decay": 0.01, "lr_schedule": "cosine"}
 TEACHER = LINEAR | {"init": "teacher", "teacher": "projection", "neighbor_weight": 1}
 PRODUCT = {"quantizer": "product"}
+RESIDUAL = PRODUCT | {"codes_per_subvector": 2}
 SIGN = {"quantizer": "sign"}
 SEARCH = {
     "architecture": "linear", "neighbor_weight": 1, "num_neighbors": 2, "num_candidates": 30, "batch_size": 32,
@@ -36,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "product-encoder": LINEAR | PRODUCT | {"dim": 48, "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"},
     "infonce-sign": SEARCH | SIGN | {"dim": 16, "loss": "infonce", "neighbor_weight": 0.5},
     "search": SEARCH | PRODUCT | {"dim": 24, "loss": "none", "init": "teacher", "teacher": "projection"},
+    "residual": SEARCH | RESIDUAL | {"dim": 24, "loss": "none", "init": "pca"},
 }
 DEFAULT = ("mlp", "linear", "product-neighbors", "search")
 

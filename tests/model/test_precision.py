@@ -24,17 +24,18 @@ def test_int8_is_rounded_with_one_scale_for_all_dimensions():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("dim", "part"), [(2, 2), (8, 4), (12, 3), (12, 6), (384, 4), (384, 12)])
-def test_bytes_per_vector_match_the_arrays(precision, dim, part):
-    given, codebooks = unit_vectors(3, dim, 3), torch.rand(dim // part, 256, part)
+@pytest.mark.parametrize(("dim", "part", "depth"), [(2, 2, 1), (8, 4, 3), (12, 3, 1), (384, 4, 1), (384, 12, 2)])
+def test_bytes_per_vector_match_the_arrays(precision, dim, part, depth):
+    given, codebooks = unit_vectors(3, dim, 3), torch.rand(dim // part * depth, 256, part)
     stored = quantize(given, precision, int8_calibration_ranges(given), codebooks)
     assert stored.dtype == {"float32": np.float32, "product": np.uint8, "ubinary": np.uint8}.get(precision, np.int8)
-    assert bytes_per_vector(precision, dim, part) == stored.nbytes // 3
-    quantizers = {"product": ProductQuantizer(codebooks[None]), "binary": SignQuantizer(), "float32": None}
+    assert bytes_per_vector(precision, dim, len(codebooks)) == stored.nbytes // 3
+    quantizers = {"product": ProductQuantizer(codebooks[None], depth), "binary": SignQuantizer(), "float32": None}
     if precision in quantizers:  # precisions of training
         compressor = CompressorNetwork([(torch.zeros(dim, 384), torch.zeros(dim))], quantizers[precision])
         quantizer = {"binary": "sign", "float32": "none"}.get(precision, precision)
-        recipe = Recipe(architecture="linear", subvector_dim=part, quantizer=quantizer, dim=dim)
+        fields = {"subvector_dim": part, "codes_per_subvector": depth}
+        recipe = Recipe(architecture="linear", quantizer=quantizer, dim=dim, **fields)
         assert compressor.bytes_per_vector == recipe.bytes_per_vector == stored.nbytes // 3
 
 

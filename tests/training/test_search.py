@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from tests.helpers.pairs import random_queries
-from tests.helpers.recipes import PRODUCT, SEARCH, SIGN, make_recipes
+from tests.helpers.recipes import PRODUCT, RESIDUAL, SEARCH, SIGN, make_recipes
 from twinsqueeze.task import NEIGHBORS
 from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, first_columns, other_answers
 from twinsqueeze.training.losses import candidate_log_probs, distillation_loss, infonce_loss
@@ -94,7 +94,7 @@ def test_candidates_are_passages_random_rows_and_neighbors(negatives):
     assert not set(rows[-2:]) & {4}  # a row is not its own neighbor
 
 
-@pytest.mark.parametrize("quantizer", [{}, PRODUCT, SIGN])
+@pytest.mark.parametrize("quantizer", [{}, PRODUCT, RESIDUAL, SIGN])
 def test_a_step_has_the_gradient_of_autograd(quantizer):
     """Of InfoNCE and the neighborhood loss, of float queries among stored candidates, and of the centroids."""
     train = random_queries(40, 16, seed=0)
@@ -115,13 +115,15 @@ def test_a_step_has_the_gradient_of_autograd(quantizer):
     codebooks = None
     if quantizer == SIGN:
         stored = torch.clamp(stored, -1, 1) + (stored.sign() - torch.clamp(stored, -1, 1)).detach()
-    elif quantizer == PRODUCT:
+    elif quantizer:
         unit = functional.normalize(stored, dim=-1)
         codebooks = model.quantizer.codebooks[0].clone().requires_grad_()
-        parts = unit.view(len(unit), 2, 4)
-        nearest = [torch.cdist(parts[:, m], codebooks[m]).argmin(-1) for m in range(2)]
-        decoded = torch.cat([codebooks[m][nearest[m]] for m in range(2)], -1)
-        stored = decoded + unit - unit.detach()
+        decoded = []
+        for part, books in zip(unit.detach().split(4, 1), codebooks.split(len(codebooks) // 2), strict=True):
+            decoded.append(torch.zeros_like(part))
+            for book in books:
+                decoded[-1] = decoded[-1] + book[torch.cdist(part - decoded[-1], book).argmin(-1)]
+        stored = torch.cat(decoded, -1) + unit - unit.detach()
     stored = functional.normalize(stored, dim=-1)
     kept = [i for i, row in enumerate(candidates.tolist()) if row not in candidates.tolist()[:i]]
     answers = {(q, p) for q, p in zip(*examples[0].tolist(), strict=True)}

@@ -85,7 +85,7 @@ def compress(options: CompressOptions) -> None:
     about = {"model": options.model, "precision": precision, "dim": network.dim, "int8_ranges": compressor.ranges}
     with closing(_show_progress(compressed, first.unit)) as rows:
         num_rows = write_blocks(output, rows, about, index)
-    num_bytes = bytes_per_vector(precision, network.dim, network.subvector_dim)
+    num_bytes = bytes_per_vector(precision, network.dim, network.num_codes)
     stored = "product codes" if precision == "product" else precision
     size = f"{network.dim} dimensions as {stored}, {num_bytes} bytes each"
     if (count := num_lists(options.ivf, num_rows)) > 1:

@@ -26,7 +26,7 @@ METAVARS: dict[Any, str] = {float: "NUMBER", int: "INTEGER", str: "TEXT"}
 SECTIONS = {
     "Optimizer": ("batch_size", "lr", "lr_schedule", "weight_decay"),
     "Architecture": ("architecture", "init", "base"),
-    "Quantizer": ("quantizer", "subvector_dim", "codebook_lr"),
+    "Quantizer": ("quantizer", "subvector_dim", "codes_per_subvector", "codebook_lr"),
     "Loss": ("loss", "infonce_temperature", "label_transform"),
     "Neighborhood loss": (
         "neighbor_weight", "num_neighbors", "num_candidates", "neighbor_temperature", "teacher", "teacher_alpha",

@@ -120,18 +120,18 @@ class CompressorNetwork:
 
     @property
     def codebooks(self) -> torch.Tensor | None:
-        """(M, K, P) float32, the K centroids of M subvectors of P floats; None without a product quantizer."""
+        """(M * T, K, P) float32, T times K centroids of M subvectors of P floats; None without a product quantizer."""
         return self.quantizer.codebooks[0] if isinstance(self.quantizer, ProductQuantizer) else None
 
     @property
-    def subvector_dim(self) -> int | None:
-        """Dimensions per byte of the product quantizer; None without one."""
-        return self.quantizer.subvector_dim if isinstance(self.quantizer, ProductQuantizer) else None
+    def num_codes(self) -> int | None:
+        """Bytes of a vector as product codes; None without a product quantizer."""
+        return None if self.codebooks is None else len(self.codebooks)
 
     @property
     def bytes_per_vector(self) -> int:
         """Bytes of a compressed vector at its precision."""
-        return bytes_per_vector(self.precision, self.dim, self.subvector_dim)
+        return bytes_per_vector(self.precision, self.dim, self.num_codes)
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +143,7 @@ class CompressorNetwork:
         layers = [(weight.to(device, copy=copy), bias.to(device, copy=copy)) for weight, bias in self.layers]
         quantizer = self.quantizer
         if isinstance(quantizer, ProductQuantizer):
-            quantizer = ProductQuantizer(quantizer.codebooks.to(device, copy=copy))
+            quantizer = ProductQuantizer(quantizer.codebooks.to(device, copy=copy), quantizer.codes_per_subvector)
         return CompressorNetwork(layers, quantizer)
 
     @torch.inference_mode()
@@ -189,10 +189,11 @@ class CompressorNetwork:
         stack = [(layers[f"{prefix}weight"], layers[f"{prefix}bias"]) for prefix in prefixes]
         compressor = cls(stack, SignQuantizer() if precision == "binary" else None)
         if codebooks is not None:
-            subvectors, centroids, subvector_dim = codebooks.shape
-            if subvectors * subvector_dim != compressor.dim or not 1 <= centroids <= NUM_CENTROIDS:
+            tables, centroids, subvector_dim = codebooks.shape
+            codes_per_subvector, rest = divmod(tables * subvector_dim, compressor.dim)
+            if rest or compressor.dim % subvector_dim or not codes_per_subvector or not 1 <= centroids <= NUM_CENTROIDS:
                 raise ValueError(f"codebooks of shape {tuple(codebooks.shape)} for {compressor.dim} dimensions")
-            compressor.quantizer = ProductQuantizer(codebooks.float()[None])
+            compressor.quantizer = ProductQuantizer(codebooks.float()[None], codes_per_subvector)
         return compressor
 
 

@@ -6,7 +6,8 @@ They need the extra `search`. Linear layer and normalization are transforms of t
 Product codes decode to vectors c of different norms, so inner products q . c order them otherwise than cosines do. This
 costs 0.008 to 0.025 of the neighbor recall at 32 and 16 bytes. Near |c| = 1 the cosine is
 q . c + (q . c) (1 - |c|^2) / 2. With `TYPICAL_COSINE` for the second q . c, the difference is a sum over subvectors,
-which `_with_norms` builds into the centroids. The neighbor recall is then that of cosines to 0.002.
+which `_with_norms` builds into the centroids. Several codes per subvector have no such sum: FAISS compares their plain
+inner products.
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ import numpy as np
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges
+from twinsqueeze.model.quantizers import BEAM
 from twinsqueeze.types import AnyArray, FloatArray
 
 BITS = 8  # per code of a subvector
@@ -70,11 +72,11 @@ class FaissIndex:
     ) -> None:
         self.precision, self.lists, self._normalizes_inputs = precision, lists, normalizes_inputs
         ((self._weight, self._bias),) = network.layers
-        codebooks = network.codebooks if precision == "product" else None
-        self._codes = _build_storage(network.dim, precision, ranges, codebooks)
+        quantizer = network.quantizer if precision == "product" else None
+        self._codes = _build_storage(network.dim, precision, ranges, quantizer)
         # Where a compressed vector's numbers are in the storage's vectors.
-        subvectors, subvector_dim = (1, network.dim) if codebooks is None else codebooks.shape[::2]
-        starts = np.arange(subvectors) * (self._codes.d // subvectors)
+        subvector_dim = getattr(quantizer, "subvector_dim", network.dim)
+        starts = np.arange(0, self._codes.d, self._codes.d * subvector_dim // network.dim)
         self._columns = (starts[:, None] + np.arange(subvector_dim)).ravel()
 
     def add(self, codes: AnyArray) -> None:
@@ -117,8 +119,11 @@ class FaissIndex:
         centroids = np.zeros((count, codes.d), np.float32)
         centroids[:, self._columns] = kmeans.centroids
         index = _build_inverted_file(codes, centroids)
+        stored = faiss.vector_to_array(codes.codes).reshape(codes.ntotal, -1)
         for start in range(0, codes.ntotal, BLOCK):
-            index.add(codes.reconstruct_n(start, min(BLOCK, codes.ntotal - start)))
+            decoded = codes.reconstruct_n(start, min(BLOCK, codes.ntotal - start))
+            chosen = index.quantizer.assign(decoded, 1).astype("<i8").view(np.uint8)[:, : index.coarse_code_size()]
+            index.add_sa_codes(np.hstack([chosen, stored[start : start + BLOCK]]))
         return index
 
 
@@ -143,8 +148,8 @@ def _linear_transform(weight: FloatArray, bias: FloatArray) -> Any:
     return transform
 
 
-def _build_storage(dim: int, precision: str, ranges: Int8Ranges | None, codebooks: Any) -> Any:
-    """Returns an empty index whose codes are those of `quantize`."""
+def _build_storage(dim: int, precision: str, ranges: Int8Ranges | None, quantizer: Any) -> Any:
+    """Returns an empty index whose codes are those of `quantize`; product codes need their quantizer."""
     faiss = _import_faiss()
 
     if precision == "float32":
@@ -153,8 +158,13 @@ def _build_storage(dim: int, precision: str, ranges: Int8Ranges | None, codebook
         index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
         low, high = np.array(ranges, np.float32)
         faiss.copy_array_to_vector(np.concatenate([low, high - low]), index.sq.trained)
+    elif quantizer and quantizer.codes_per_subvector > 1:
+        shape = dim // quantizer.subvector_dim, quantizer.codes_per_subvector, BITS
+        search = faiss.AdditiveQuantizer.ST_LUT_nonorm
+        index = faiss.IndexProductResidualQuantizer(dim, *shape, faiss.METRIC_INNER_PRODUCT, search)
+        _set_codebooks(index.prq, _filled_up(quantizer.codebooks[0].cpu().numpy()))
     else:
-        centroids = _sign_centroids(dim) if codebooks is None else _with_norms(codebooks.cpu().numpy())
+        centroids = _with_norms(quantizer.codebooks[0].cpu().numpy()) if quantizer else _sign_centroids(dim)
         subvectors, _, subvector_dim = centroids.shape
         index = faiss.IndexPQ(subvectors * subvector_dim, subvectors, BITS, faiss.METRIC_INNER_PRODUCT)
         faiss.copy_array_to_vector(centroids.ravel(), index.pq.centroids)
@@ -174,13 +184,31 @@ def _sign_centroids(dim: int) -> FloatArray:
     return centroids
 
 
+def _set_codebooks(quantizer: Any, codebooks: FloatArray) -> None:
+    """Sets the (M * T, 256, P) codebooks of a product residual quantizer, which encodes as `ProductQuantizer` does."""
+    faiss = _import_faiss()
+
+    for i, part in enumerate(np.split(codebooks, quantizer.nsplits)):
+        residual = faiss.downcast_AdditiveQuantizer(quantizer.subquantizer(i))
+        faiss.copy_array_to_vector(part.ravel(), residual.codebooks)
+        residual.max_beam_size, residual.is_trained = BEAM, True
+        residual.compute_codebook_tables()
+    faiss.copy_array_to_vector(codebooks.ravel(), quantizer.codebooks)
+    quantizer.is_trained = True
+
+
+def _filled_up(codebooks: FloatArray) -> FloatArray:
+    """Returns codebooks with 256 centroids each; the added ones are too distant to be chosen."""
+    return np.pad(codebooks, ((0, 0), (0, 2**BITS - codebooks.shape[1]), (0, 0)), constant_values=100)
+
+
 def _with_norms(codebooks: FloatArray) -> FloatArray:
     """Returns (M, 256, P + 2) centroids whose inner products with inputs (x, ONE, 0) are near cosines.
 
     The first appended number of a centroid c is (1 / M - |c|^2) / 2 * TYPICAL_COSINE / ONE. The second one makes up for
-    it in distances, so that the nearest centroids of x stay the same. Fewer than 256 are filled up with distant points.
+    it in distances, so that the nearest centroids of x stay the same.
     """
-    filled = np.pad(codebooks, ((0, 0), (0, 2**BITS - codebooks.shape[1]), (0, 0)), constant_values=100)
+    filled = _filled_up(codebooks)
     weights = (1 / len(codebooks) - np.square(codebooks).sum(-1)) / 2 * (TYPICAL_COSINE / ONE)
     distances = np.square(ONE - weights)
     appended = np.stack([weights, np.sqrt(distances.max() - distances)], -1)
@@ -197,6 +225,12 @@ def _build_inverted_file(codes: Any, centroids: FloatArray) -> Any:
     if isinstance(codes, faiss.IndexPQ):
         index = faiss.IndexIVFPQ(*settings, codes.pq.M, BITS, faiss.METRIC_INNER_PRODUCT)
         index.pq = codes.pq
+    elif isinstance(codes, faiss.IndexProductResidualQuantizer):
+        prq = codes.prq
+        shape = prq.nsplits, prq.M // prq.nsplits, BITS
+        search = faiss.METRIC_INNER_PRODUCT, faiss.AdditiveQuantizer.ST_LUT_nonorm
+        index = faiss.IndexIVFProductResidualQuantizer(*settings, *shape, *search)
+        _set_codebooks(index.prq, faiss.vector_to_array(prq.codebooks).reshape(prq.M, 2**BITS, -1))
     elif isinstance(codes, faiss.IndexScalarQuantizer):
         index = faiss.IndexIVFScalarQuantizer(*settings, codes.sq.qtype, faiss.METRIC_INNER_PRODUCT)
         index.sq = codes.sq

@@ -43,11 +43,13 @@ def quantize(
 ) -> AnyArray:
     """Converts (N, dim) float32 vectors to a storage format, with the `ranges` for int8, the `codebooks` for product.
 
-    Returns (N, dim) float32 or int8, (N, M) uint8 (product), or (N, ceil(dim / 8)) int8 (binary) or uint8 (ubinary).
+    Returns (N, dim) float32 or int8, (N, len(codebooks)) uint8 (product), or (N, ceil(dim / 8)) int8 (binary) or uint8
+    (ubinary).
     """
     if precision == "product":
         assert codebooks is not None
-        codes: AnyArray = ProductQuantizer(codebooks[None]).encode(torch.from_numpy(vectors)[None])[0].numpy()
+        quantizer = ProductQuantizer(codebooks[None], codebooks[:, 0].numel() // vectors.shape[1])
+        codes: AnyArray = quantizer.encode(torch.from_numpy(vectors)[None])[0].numpy()
         return codes.astype(np.uint8)
     if precision == "int8":
         return dequantize(vectors, "int8", ranges).astype(np.int8)

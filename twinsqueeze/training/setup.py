@@ -50,21 +50,21 @@ def initial_model(setup: TrainingSetup, teacher_layers: Sequence[Layer] | None =
 def build_model(
     setup: TrainingSetup, layers: Sequence[Sequence[Layer]], codebooks: torch.Tensor | None
 ) -> CompressorBatch:
-    """Returns the replicas, given the layers of each seed and the (R, M, K, P) codebooks of a product quantizer."""
+    """Returns the replicas, given the layers of each seed and the (R, M * T, K, P) codebooks of a product quantizer."""
     recipe = setup.recipe
     quantizer: Quantizer | None = SignQuantizer() if recipe.quantizer == "sign" else None
     if codebooks is not None:
-        quantizer = ProductQuantizer(codebooks.clone().to(setup.device))
+        quantizer = ProductQuantizer(codebooks.clone().to(setup.device), recipe.codes_per_subvector)
     return CompressorBatch(list(layers) * len(setup.alphas), setup.device, quantizer)
 
 
 def fit_initial_codebooks(setup: TrainingSetup, layers: Sequence[Sequence[Layer]]) -> torch.Tensor:
-    """Fits (R, M, K, P) codebooks to the initial outputs of each seed."""
-    vectors = torch.from_numpy(setup.train.stored_vectors).to(setup.device)
+    """Fits (R, M * T, K, P) codebooks to the initial outputs of each seed."""
+    recipe, vectors = setup.recipe, torch.from_numpy(setup.train.stored_vectors).to(setup.device)
     codebooks = []
     for seed_layers, seed in zip(layers, setup.seeds, strict=True):
         outputs = CompressorNetwork(seed_layers).to(setup.device).compress(vectors).cpu().numpy()
-        codebooks.append(fit_codebooks(outputs, setup.recipe.subvector_dim, seed))
+        codebooks.append(fit_codebooks(outputs, recipe.subvector_dim, seed, recipe.codes_per_subvector))
     return torch.stack(codebooks * len(setup.alphas))
 
 
