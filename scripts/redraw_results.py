@@ -19,7 +19,9 @@ from twinsqueeze.reporting.ablation_figures import family_prefix, score_figures,
 from twinsqueeze.reporting.ablation_table import AblationTable, BaselineRow, ComparisonKey, Row, TrainedRun
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
-COMPRESSOR = re.compile(r"(?P<architecture>mlp|linear)(?P<dim>\d+)(-product(?P<subvector_dim>\d+)|(?P<sign>-sign))?")
+COMPRESSOR = re.compile(
+    r"(?P<architecture>mlp|linear)(?P<dim>\d+)(-product(?P<subvector_dim>\d+)(x(?P<codes_per_subvector>\d+))?|(?P<sign>-sign))?"
+)
 
 SEARCH_ONLY = re.compile("FAISS|int8|, signs|float queries")  # rows of the search table alone
 

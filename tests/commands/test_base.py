@@ -34,7 +34,8 @@ def champions(tmp_path_factory, shared_cache, create_store) -> Workplace:
     np.save(place.folder / "old.npy", vectors)
     near_one_direction = np.random.default_rng(1).normal(size=(900, 24)) + 5 * np.eye(24)[0]
     np.save(place.folder / "new.npy", near_one_direction.astype(np.float32))
-    place.run("best", "--dataset", "old.npy", "--dim", "8", "--subvector-dim", "4", "--epochs", "2", "--device", "cpu")
+    shape = "--dim", "8", "--subvector-dim", "4", "--codes-per-subvector", "1"
+    place.run("best", "--dataset", "old.npy", *shape, "--epochs", "2", "--device", "cpu")
     place.run("register")
     return place
 

@@ -28,7 +28,9 @@ OUTPUTS = unit_rows(VECTORS @ WEIGHT.T + BIAS)
 LOW, HIGH = np.array(int8_calibration_ranges(OUTPUTS[:5000]), np.float32)
 # Fewer centroids than bytes have values.
 NETWORK.quantizer = ProductQuantizer(fit_codebooks(OUTPUTS[:200], 4, 0)[None])
-RESIDUAL = CompressorNetwork(NETWORK.layers, ProductQuantizer(fit_codebooks(OUTPUTS, 10, 0, 3)[None, :, :200].contiguous(), 3))
+RESIDUAL = CompressorNetwork(
+    NETWORK.layers, ProductQuantizer(fit_codebooks(OUTPUTS, 10, 0, 3)[None, :, :200].contiguous(), 3)
+)
 PRECISIONS = ("float32", "int8", "product", "residual", "binary", "ubinary")
 
 

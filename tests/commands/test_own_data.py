@@ -12,7 +12,8 @@ from tests.helpers.commands import Workplace
 from tests.helpers.pairs import random_queries, write_pairs
 from twinsqueeze.compressor import Compressor
 
-SMALL = ["--dim", "8", "--subvector-dim", "4", "--epochs", "2", "--device", "cpu"]
+SHAPE = "--dim", "8", "--subvector-dim", "4", "--codes-per-subvector", "1"
+SMALL = [*SHAPE, "--epochs", "2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,8 @@ def recipe_options(run):
 
 def test_a_grid_is_compared_registered_exported_and_compresses(place, trained):
     place.folder.joinpath("grid.yaml").write_text(
-        "recipe: vectors\nalpha: [0, 1]\nseed: [1, 2]\ndim: 8\nsubvector_dim: 4\nepochs: 2\ndataset: vectors.npy\n"
+        "recipe: vectors\nalpha: [0, 1]\nseed: [1, 2]\ndim: 8\nsubvector_dim: 4\n"
+        "codes_per_subvector: 1\nepochs: 2\ndataset: vectors.npy\n"
     )
     output = place.run("ablation", "--grid", "grid.yaml").stdout
     assert "neighbor recall" in output
@@ -130,7 +132,7 @@ def test_queries_with_passages_are_encoded_and_learned(place, tiny_encoder):
     [
         ("main", "vectors.npy", "loss mse needs scores, and dataset 'vectors.npy' has texts or vectors alone: vectors"),
         ("best --recipe pairs", "vectors.npy", "the projection teacher needs pairs"),
-        ("best --dim 8 --unlabeled-sentences 10", "vectors.npy", "unlabeled_sentences must be 0"),
+        ("best --dim 8 --subvector-dim 4 --unlabeled-sentences 10", "vectors.npy", "unlabeled_sentences must be 0"),
         ("best --recipe vectors --loss infonce", "vectors.npy", "loss infonce needs queries with passages"),
         ("best --recipe vectors --neighbor-weight 0", "vectors.npy", "loss none needs a neighbor_weight above 0"),
         ("main --loss infonce", "scored", "loss infonce needs queries with passages"),

@@ -19,8 +19,8 @@ from twinsqueeze.tuning.study import StudyOptions, open_study
 from twinsqueeze.tuning.trials import TrialTrainer, run_trials, trials_per_round
 
 SMALL = {
-    "recipe": "vectors", "dim": 8, "subvector_dim": 4, "epochs": 4, "batch_size": 64, "num_candidates": 40,
-    "encoder": "none", "device": "cpu",
+    "recipe": "vectors", "dim": 8, "subvector_dim": 4, "codes_per_subvector": 1, "epochs": 4, "batch_size": 64,
+    "num_candidates": 40, "encoder": "none", "device": "cpu",
 }  # fmt: skip
 
 
