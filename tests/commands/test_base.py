@@ -117,7 +117,7 @@ def test_a_champion_of_pairs_is_adapted_to_texts(workplace, tiny_encoder, tmp_pa
     workplace.run("register")
     adapt = ["best", "--dataset", "texts.txt", "--device", "cpu", "--base", CHAMPION]
     workplace.run(*adapt, "--epochs", "0", MLFLOW_EXPERIMENT_NAME="adapted")  # with the encoder of the base
-    other = ["best", "--dataset", "texts.txt", "--dim", "16", "--epochs", "1", *own]
+    other = ["best", "--dataset", "texts.txt", "--dim", "16", "--subvector-dim", "16", "--epochs", "1", *own]
     workplace.run(*other, MLFLOW_EXPERIMENT_NAME="other")
     output = workplace.run("register", MLFLOW_EXPERIMENT_NAME="other").stdout
     assert "selected on other dev vectors, and no comparison is possible: it was trained on scored pairs." in output

@@ -1,13 +1,15 @@
 """FAISS indexes that take the encoder's vectors and compare float queries with a compressor's codes.
 
 They need the extra `search`. Linear layer and normalization are transforms of the index; its codes are those of
-`quantize`. All indexes compare by inner product, since FAISS has no cosine.
+`quantize`. FAISS has no cosine: all indexes but those of several codes per subvector compare by inner product.
 
 Product codes decode to vectors c of different norms, so inner products q . c order them otherwise than cosines do. This
 costs 0.008 to 0.025 of the neighbor recall at 32 and 16 bytes. Near |c| = 1 the cosine is
 q . c + (q . c) (1 - |c|^2) / 2. With `TYPICAL_COSINE` for the second q . c, the difference is a sum over subvectors,
-which `_with_norms` builds into the centroids. Several codes per subvector have no such sum: FAISS compares their plain
-inner products.
+which `_with_norms` builds into the centroids.
+
+With several codes per subvector it is no such sum, so their index stores |c|^2 in a byte behind the codes. It encodes
+with centroids c, and compares by distance with c / 2: |q - c / 2|^2 = |q|^2 - (q . c - |c|^2 / 4).
 """
 
 import importlib.util
@@ -15,11 +17,12 @@ from math import ceil, sqrt
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from twinsqueeze.errors import InputError
 from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.precision import Int8Ranges
-from twinsqueeze.model.quantizers import BEAM
+from twinsqueeze.model.quantizers import BEAM, ProductQuantizer
 from twinsqueeze.types import AnyArray, FloatArray
 
 BITS = 8  # per code of a subvector
@@ -31,6 +34,7 @@ LISTS_PER_ROOT = 4
 MIN_VECTORS_PER_LIST, MAX_VECTORS_PER_LIST = 30, 64
 # An inverted file searches this times the root of its lists, unless `nprobe` is changed: 252 of 4,000.
 SEARCHED_PER_ROOT = 4
+NORM_RANGE = 0.0, 0.3  # of |c / 2|^2 in a byte; unit vectors decode to vectors that are hardly longer
 BLOCK = 16384  # vectors that are decoded at a time
 
 
@@ -73,6 +77,9 @@ class FaissIndex:
         self.precision, self.lists, self._normalizes_inputs = precision, lists, normalizes_inputs
         ((self._weight, self._bias),) = network.layers
         quantizer = network.quantizer if precision == "product" else None
+        self._residual: ProductQuantizer | None = None
+        if isinstance(quantizer, ProductQuantizer) and quantizer.codes_per_subvector > 1:
+            self._residual = quantizer
         self._codes = _build_storage(network.dim, precision, ranges, quantizer)
         # Where a compressed vector's numbers are in the storage's vectors.
         subvector_dim = getattr(quantizer, "subvector_dim", network.dim)
@@ -82,6 +89,8 @@ class FaissIndex:
     def add(self, codes: AnyArray) -> None:
         """Adds codes as `quantize` returns them, (n, width)."""
         codes = np.ascontiguousarray(codes).view(np.uint8)
+        if self._residual:
+            codes = _append_norms(self._codes.prq, codes, self._residual)
         self._codes.add_sa_codes(codes ^ 0x80 if self.precision in {"int8", "binary"} else codes)
 
     def write(self, file: IO[bytes]) -> int:
@@ -160,8 +169,7 @@ def _build_storage(dim: int, precision: str, ranges: Int8Ranges | None, quantize
         faiss.copy_array_to_vector(np.concatenate([low, high - low]), index.sq.trained)
     elif quantizer and quantizer.codes_per_subvector > 1:
         shape = dim // quantizer.subvector_dim, quantizer.codes_per_subvector, BITS
-        search = faiss.AdditiveQuantizer.ST_LUT_nonorm
-        index = faiss.IndexProductResidualQuantizer(dim, *shape, faiss.METRIC_INNER_PRODUCT, search)
+        index = faiss.IndexProductResidualQuantizer(dim, *shape, faiss.METRIC_L2, faiss.AdditiveQuantizer.ST_norm_qint8)
         _set_codebooks(index.prq, _filled_up(quantizer.codebooks[0].cpu().numpy()))
     else:
         centroids = _with_norms(quantizer.codebooks[0].cpu().numpy()) if quantizer else _sign_centroids(dim)
@@ -185,7 +193,10 @@ def _sign_centroids(dim: int) -> FloatArray:
 
 
 def _set_codebooks(quantizer: Any, codebooks: FloatArray) -> None:
-    """Sets the (M * T, 256, P) codebooks of a product residual quantizer, which encodes as `ProductQuantizer` does."""
+    """Sets the (M * T, 256, P) codebooks of a product residual quantizer, which encodes as `ProductQuantizer` does.
+
+    The codebooks of its parts encode, and its own, which are half as long, decode and search.
+    """
     faiss = _import_faiss()
 
     for i, part in enumerate(np.split(codebooks, quantizer.nsplits)):
@@ -193,8 +204,21 @@ def _set_codebooks(quantizer: Any, codebooks: FloatArray) -> None:
         faiss.copy_array_to_vector(part.ravel(), residual.codebooks)
         residual.max_beam_size, residual.is_trained = BEAM, True
         residual.compute_codebook_tables()
-    faiss.copy_array_to_vector(codebooks.ravel(), quantizer.codebooks)
+    faiss.copy_array_to_vector(codebooks.ravel() / 2, quantizer.codebooks)
+    quantizer.norm_min, quantizer.norm_max = NORM_RANGE
     quantizer.is_trained = True
+
+
+def _append_norms(index_quantizer: Any, codes: AnyArray, quantizer: ProductQuantizer) -> AnyArray:
+    """Returns (n, codes) uint8 with a byte of the norm |c / 2|^2 behind each row, as the index encodes it."""
+    faiss = _import_faiss()
+
+    decoded = quantizer.decode(torch.from_numpy(codes.astype(np.int64))[None].to(quantizer.codebooks.device))[0]
+    norms = (decoded.square().sum(1) / 4).cpu().numpy()
+    packed = np.empty((len(codes), codes.shape[1] + 1), np.uint8)
+    arrays = codes.astype(np.int32), packed, -1, norms
+    index_quantizer.pack_codes(len(codes), *(faiss.swig_ptr(a) if isinstance(a, np.ndarray) else a for a in arrays))
+    return packed
 
 
 def _filled_up(codebooks: FloatArray) -> FloatArray:
@@ -228,9 +252,9 @@ def _build_inverted_file(codes: Any, centroids: FloatArray) -> Any:
     elif isinstance(codes, faiss.IndexProductResidualQuantizer):
         prq = codes.prq
         shape = prq.nsplits, prq.M // prq.nsplits, BITS
-        search = faiss.METRIC_INNER_PRODUCT, faiss.AdditiveQuantizer.ST_LUT_nonorm
+        search = faiss.METRIC_L2, faiss.AdditiveQuantizer.ST_norm_qint8
         index = faiss.IndexIVFProductResidualQuantizer(*settings, *shape, *search)
-        _set_codebooks(index.prq, faiss.vector_to_array(prq.codebooks).reshape(prq.M, 2**BITS, -1))
+        _set_codebooks(index.prq, 2 * faiss.vector_to_array(prq.codebooks).reshape(prq.M, 2**BITS, -1))
     elif isinstance(codes, faiss.IndexScalarQuantizer):
         index = faiss.IndexIVFScalarQuantizer(*settings, codes.sq.qtype, faiss.METRIC_INNER_PRODUCT)
         index.sq = codes.sq
