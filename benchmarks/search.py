@@ -146,7 +146,7 @@ def build_indexes(
             yield _flat("flat_int8", f"flat, compressed, {dim} int8", index, *codes)
     if compressor.codebooks is None:
         yield _binary("flat_binary", f"flat, compressed, {dim} bits", corpus, queries)
-    elif compressor.codebooks.shape[1] == CENTROIDS:  # FAISS takes no smaller codebooks
+    elif compressor.codebooks[:, 0].numel() == dim and compressor.codebooks.shape[1] == CENTROIDS:  # as IndexPQ has
         codebooks = compressor.codebooks.numpy()
         index = faiss.IndexPQ(dim, len(codebooks), BITS, faiss.METRIC_INNER_PRODUCT)
         faiss.copy_array_to_vector(np.ascontiguousarray(codebooks).ravel(), index.pq.centroids)
