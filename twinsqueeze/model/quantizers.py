@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
 from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.compute import batch_invariant_matmul
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
 # Centroids of a subvector, so that a code is one byte.
@@ -207,7 +208,7 @@ def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int, codes_per_
     kmeans = KMeans(clusters, init="random", n_init=1, max_iter=25, random_state=seed)
     fitted = []
     # One thread: several add up their sums in any order, which changes the last bits.
-    with threadpool_limits(1), warnings.catch_warnings():
+    with threadpool_limits(1), batch_invariant_matmul(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # if vectors are duplicates
         for subvectors in np.split(vectors, vectors.shape[1] // subvector_dim, 1):
             residuals = torch.from_numpy(np.ascontiguousarray(subvectors))[None, :, None]  # (1, N, B, P)
