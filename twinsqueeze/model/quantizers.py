@@ -96,7 +96,7 @@ class ProductQuantizer:
         codes = []
         for r, vectors in enumerate(unit):
             subvectors = vectors.view(len(vectors), -1, self.subvector_dim).transpose(0, 1)
-            blocks = subvectors.split(1024, 1)  # to bound memory
+            blocks = subvectors.split(128, 1)  # whose matches fit into the caches
             codes.append(torch.cat([self._encode_block(r, block, beam) for block in blocks]))
         return torch.stack(codes)
 
@@ -179,13 +179,19 @@ def _best_centroids(residuals: torch.Tensor, factors: torch.Tensor, count: int) 
     if residuals.shape[2] > 1:
         matches -= residuals.square().sum(-1, keepdim=True) / 2
     num_centroids, matches = matches.shape[3], matches.flatten(2)
-    if count > 1:
-        places = matches.topk(min(count, matches.shape[2])).indices
-    elif matches.device.type == "cpu":  # NumPy is six times as fast as PyTorch
-        places = torch.from_numpy(matches.numpy().argmax(-1)).unsqueeze(-1)
-    else:
-        places = matches.argmax(-1, keepdim=True)
-    return places // num_centroids, places % num_centroids
+    places = [_argmax(matches)]
+    for _ in range(min(count, matches.shape[2]) - 1):  # `topk` takes five times as long
+        matches.scatter_(2, places[-1], -torch.inf)
+        places.append(_argmax(matches))
+    found = torch.cat(places, 2)
+    return found // num_centroids, found % num_centroids
+
+
+def _argmax(values: torch.Tensor) -> torch.Tensor:
+    """Argmax over the last axis, (..., 1). On a CPU NumPy is six times as fast as PyTorch."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argmax(-1, keepdims=True))
+    return values.argmax(-1, keepdim=True)
 
 
 def _subtract(residuals: torch.Tensor, codebooks: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
