@@ -8,7 +8,7 @@ costs 0.008 to 0.025 of the neighbor recall at 32 and 16 bytes. Near |c| = 1 the
 q . c + (q . c) (1 - |c|^2) / 2. With `TYPICAL_COSINE` for the second q . c, the difference is a sum over subvectors,
 which `_with_norms` builds into the centroids.
 
-With several codes per subvector it is no such sum, so their index stores |c|^2 in a byte behind the codes. It encodes
+With several codes per subvector |c|^2 is no sum over codes, and their index stores it in a byte behind them. It encodes
 with centroids c, and compares by distance with c / 2: |q - c / 2|^2 = |q|^2 - (q . c - |c|^2 / 4).
 """
 

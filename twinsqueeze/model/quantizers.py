@@ -18,7 +18,7 @@ from twinsqueeze.utils.compute import batch_invariant_matmul
 Backward = Callable[[torch.Tensor], torch.Tensor]
 # Centroids of a subvector, so that a code is one byte.
 NUM_CENTROIDS = 256
-# Codings of a subvector that are kept while its next code is searched. FAISS's `max_beam_size` is 5 as well.
+# Codings of a subvector from which its next code is searched. FAISS's `max_beam_size` is 5 as well.
 BEAM = 5
 # Vectors, and residuals of them, that the centroids of several codes per subvector are fitted to: 64 per centroid.
 MAX_RESIDUALS = 16_384
@@ -91,7 +91,7 @@ class ProductQuantizer:
     def encode(self, unit: torch.Tensor, *, beam: int = BEAM) -> torch.Tensor:
         """Returns the codes, (R, N, M * T) int64, of (R, N, dim) unit vectors; the T codes of a subvector are adjacent.
 
-        Of several codes per subvector, the `beam` best beginnings are kept.
+        Several codes per subvector are searched from the `beam` best codings so far.
         """
         codes = []
         for r, vectors in enumerate(unit):
@@ -104,10 +104,9 @@ class ProductQuantizer:
         """Returns the codes (N, M * T) of subvectors (M, N, P)."""
         count, depth = len(subvectors), self.codes_per_subvector
         factors, codebooks = (each[replica].unflatten(0, (count, depth)) for each in (self._factors, self.codebooks))
-        residuals = subvectors.unsqueeze(2)  # (M, N, B, P) of the B best beginnings
-        codes: torch.Tensor = subvectors.new_empty(
-            *residuals.shape[:3], 0, dtype=torch.int64
-        )  # (M, N, B, codes so far)
+        # What the B best codings leave, (M, N, B, P), and their codes so far, (M, N, B, 0 to T).
+        residuals = subvectors.unsqueeze(2)
+        codes: torch.Tensor = subvectors.new_empty(*residuals.shape[:3], 0, dtype=torch.int64)
         for step in range(depth):
             is_last = step == depth - 1
             parents, chosen = _best_centroids(residuals, factors[:, step], 1 if is_last else beam)
