@@ -128,7 +128,7 @@ class FaissIndex:
         centroids = np.zeros((count, codes.d), np.float32)
         centroids[:, self._columns] = kmeans.centroids
         index = _build_inverted_file(codes, centroids)
-        stored = faiss.vector_to_array(codes.codes).reshape(codes.ntotal, -1)
+        stored = faiss.rev_swig_ptr(codes.codes.data(), codes.codes.size()).reshape(codes.ntotal, -1)
         for start in range(0, codes.ntotal, BLOCK):
             decoded = codes.reconstruct_n(start, min(BLOCK, codes.ntotal - start))
             chosen = index.quantizer.assign(decoded, 1).astype("<i8").view(np.uint8)[:, : index.coarse_code_size()]
