@@ -8,8 +8,8 @@ costs 0.008 to 0.025 of the neighbor recall at 32 and 16 bytes. Near |c| = 1 the
 q . c + (q . c) (1 - |c|^2) / 2. With `TYPICAL_COSINE` for the second q . c, the difference is a sum over subvectors,
 which `_with_norms` builds into the centroids.
 
-With several codes per subvector |c|^2 is no sum over codes, and their index stores it in a byte behind them. It encodes
-with centroids c, and compares by distance with c / 2: |q - c / 2|^2 = |q|^2 - (q . c - |c|^2 / 4).
+With several codes per subvector, |c|^2 does not split into a sum over codes, so the index stores it in a byte behind
+them. It encodes with centroids c, and compares by distance with c / 2: |q - c / 2|^2 = |q|^2 - (q . c - |c|^2 / 4).
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ LISTS_PER_ROOT = 4
 MIN_VECTORS_PER_LIST, MAX_VECTORS_PER_LIST = 30, 64
 # An inverted file searches this times the root of its lists, unless `nprobe` is changed: 252 of 4,000.
 SEARCHED_PER_ROOT = 4
-NORM_RANGE = 0.0, 0.3  # of |c / 2|^2 in a byte; unit vectors decode to vectors that are hardly longer
+NORM_RANGE = 0.0, 0.4  # of |c / 2|^2 in a byte, for norms |c| up to 1.26; unit vectors decode to ones of about 0.94
 BLOCK = 16384  # vectors that are decoded at a time
 
 
@@ -76,21 +76,20 @@ class FaissIndex:
     ) -> None:
         self.precision, self.lists, self._normalizes_inputs = precision, lists, normalizes_inputs
         ((self._weight, self._bias),) = network.layers
-        quantizer = network.quantizer if precision == "product" else None
-        self._residual: ProductQuantizer | None = None
-        if isinstance(quantizer, ProductQuantizer) and quantizer.codes_per_subvector > 1:
-            self._residual = quantizer
-        self._codes = _build_storage(network.dim, precision, ranges, quantizer)
+        self._quantizer: ProductQuantizer | None = None
+        if precision == "product" and isinstance(network.quantizer, ProductQuantizer):
+            self._quantizer = network.quantizer
+        self._codes = _build_storage(network.dim, precision, ranges, self._quantizer)
         # Where a compressed vector's numbers are in the storage's vectors.
-        subvector_dim = getattr(quantizer, "subvector_dim", network.dim)
+        subvector_dim = self._quantizer.subvector_dim if self._quantizer else network.dim
         starts = np.arange(0, self._codes.d, self._codes.d * subvector_dim // network.dim)
         self._columns = (starts[:, None] + np.arange(subvector_dim)).ravel()
 
     def add(self, codes: AnyArray) -> None:
         """Adds codes as `quantize` returns them, (n, width)."""
         codes = np.ascontiguousarray(codes).view(np.uint8)
-        if self._residual:
-            codes = _append_norms(self._codes.prq, codes, self._residual)
+        if self._quantizer and self._quantizer.codes_per_subvector > 1:
+            codes = _append_norms(self._codes.prq, codes, self._quantizer)
         self._codes.add_sa_codes(codes ^ 0x80 if self.precision in {"int8", "binary"} else codes)
 
     def write(self, file: IO[bytes]) -> int:
@@ -157,7 +156,7 @@ def _linear_transform(weight: FloatArray, bias: FloatArray) -> Any:
     return transform
 
 
-def _build_storage(dim: int, precision: str, ranges: Int8Ranges | None, quantizer: Any) -> Any:
+def _build_storage(dim: int, precision: str, ranges: Int8Ranges | None, quantizer: ProductQuantizer | None) -> Any:
     """Returns an empty index whose codes are those of `quantize`; product codes need their quantizer."""
     faiss = _import_faiss()
 
