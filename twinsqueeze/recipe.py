@@ -103,7 +103,7 @@ class Recipe(RecipeFields):
             return None if task == SIMILARITY else f"loss {self.loss} needs scores"
         if task != RETRIEVAL and self.loss == "infonce":
             return "loss infonce needs queries with passages"
-        if task == NEIGHBORS and self.needs_teacher:
+        if task == NEIGHBORS and self.needs_projection:
             return "the projection teacher needs pairs"
         if self.loss == "none" and not self.neighbor_weight:
             return "loss none needs a neighbor_weight above 0"
@@ -126,10 +126,13 @@ class Recipe(RecipeFields):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a d -> d projection is trained on the scores before the compressor."""
-        return self.epochs > 0 and (
-            self.init == "teacher" or (self.teacher == "projection" and self.neighbor_weight > 0)
-        )
+        """Whether the training needs a teacher besides the encoder."""
+        return self.epochs > 0 and (self.init == "teacher" or (self.teacher != "encoder" and self.neighbor_weight > 0))
+
+    @property
+    def needs_projection(self) -> bool:
+        """Whether that teacher is trained on the pairs before the compressor."""
+        return self.needs_teacher and self.teacher != "whitened"
 
     @property
     def digest(self) -> str:

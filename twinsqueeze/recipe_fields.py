@@ -71,8 +71,8 @@ class RecipeFields(BaseModel):
     init: Literal["random", "pca", "teacher"] = recipe_field(
         "random",
         "Initial weights. random: PyTorch's default for mlp, orthogonal rows otherwise; pca: the first principal "
-        "components of the train sentences' vectors; teacher: the first principal components of the teacher, a "
-        "d -> d linear projection that is first trained on the scores. Not used with a base.",
+        "components of the train sentences' vectors; teacher: the first principal components of the teacher, which is "
+        "a projection if teacher is encoder. Not used with a base.",
         "random, or for a linear compressor pca or teacher",
     )
     subvector_dim: int = recipe_field(
@@ -135,10 +135,17 @@ class RecipeFields(BaseModel):
     neighbor_temperature: float = recipe_field(
         0.05, "Temperature of the neighborhood loss: softmax(cosine / temperature).", gt=0
     )
-    teacher: Literal["encoder", "projection"] = recipe_field(
+    teacher: Literal["encoder", "whitened", "projection"] = recipe_field(
         "encoder",
-        "Teacher of the neighborhood loss: the encoder, or a d -> d linear projection that is first trained on the "
-        "scores.",
+        "Teacher of the neighborhood loss. encoder: the encoder's vectors; whitened: the same with partly whitened "
+        "principal components; projection: a d -> d linear projection that is first trained on the pairs.",
+    )
+    teacher_whitening: float = recipe_field(
+        0.0,
+        "Power of its variance by which each principal component of a whitened teacher, or of a projection before its "
+        "training, is divided. 0.5 whitens.",
+        ge=0,
+        le=0.5,
     )
     teacher_alpha: float = recipe_field(
         2.0, "Strength of the noise while that projection is trained. Ignored if the recipe needs none.", ge=0

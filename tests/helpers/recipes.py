@@ -37,7 +37,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "product-encoder": LINEAR | PRODUCT | {"dim": 48, "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"},
     "infonce-sign": SEARCH | SIGN | {"dim": 16, "loss": "infonce", "neighbor_weight": 0.5},
     "search": SEARCH | PRODUCT | {"dim": 24, "loss": "none", "init": "teacher", "teacher": "projection"},
-    "residual": SEARCH | RESIDUAL | {"dim": 24, "loss": "none", "init": "pca"},
+    "residual": SEARCH
+    | RESIDUAL
+    | {"dim": 24, "loss": "none", "init": "pca", "teacher": "whitened", "teacher_whitening": 0.1},
 }
 DEFAULT = ("mlp", "linear", "product-neighbors", "search")
 

@@ -15,7 +15,7 @@ from twinsqueeze.model.quantizers import fit_codebooks
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.training import losses
 from twinsqueeze.training.seed_streams import SeedStreams
-from twinsqueeze.training.teacher import train_teachers
+from twinsqueeze.training.teacher import make_teachers
 
 
 class PlainModel(nn.Sequential):
@@ -46,7 +46,7 @@ class ReferenceTraining:
             self.labels = (np.tanh(4 * (self.labels - 0.5)) + 1) / 2
         self.projection = None
         if recipe.needs_teacher:
-            (self.projection,) = train_teachers(recipe, [recipe.seed], train, torch.device("cpu"))
+            (self.projection,) = make_teachers(recipe, [recipe.seed], train, torch.device("cpu"))
         layers = base or initial_layers(recipe, train.sentences, self.streams.weights, self.projection)
         self.model = PlainModel(layers)
         if recipe.quantizer == "product":

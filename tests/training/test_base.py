@@ -38,7 +38,7 @@ def adapted(base: Base, alphas=(0.75,), seeds=(3,), **fields) -> list[Recipe]:
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
 def test_without_epochs_only_the_codebooks_change(fields, small_train, small_dev, monkeypatch):
     base = train_base(**fields)
-    monkeypatch.setattr(loop, "train_teachers", lambda *_: pytest.fail("nothing is trained"))
+    monkeypatch.setattr(loop, "make_teachers", lambda *_: pytest.fail("nothing is trained"))
     recipes = adapted(base, seeds=[3, 4], epochs=0, teacher="projection", neighbor_weight=1)
     for recipe, result in zip(recipes, train_replicas(recipes, small_train, small_dev, base=base.network), strict=True):
         for layer, before in zip(result.compressor.layers, base.network.layers, strict=True):

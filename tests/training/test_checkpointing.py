@@ -54,7 +54,7 @@ def test_a_training_resumes_bit_for_bit_from_every_epoch(dimension, fields, alph
     epochs = recipes[0].epochs
     assert len(saving.contents) == epochs + 1  # also before the first epoch, when teachers are trained
 
-    monkeypatch.setattr(loop, "train_teachers", lambda *_: pytest.fail("teachers are trained again"))
+    monkeypatch.setattr(loop, "make_teachers", lambda *_: pytest.fail("teachers are trained again"))
     losses = np.stack([result.history.loss for result in uninterrupted], axis=1)
     for epoch, content in enumerate(saving.contents):
         folder.write(recipes[::-1], content)  # in any order

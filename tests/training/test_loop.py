@@ -12,7 +12,7 @@ from twinsqueeze.model.initialization import pca_layer
 from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import RETRIEVAL, SIMILARITY
 from twinsqueeze.training.loop import train_replicas
-from twinsqueeze.training.teacher import WHITENING, teacher_recipe, train_teachers
+from twinsqueeze.training.teacher import make_teachers, teacher_recipe
 from twinsqueeze.utils.compute import resolve_device
 
 
@@ -26,7 +26,7 @@ def test_results_are_in_the_order_of_the_recipes(small_train, small_dev):
 
 def test_teachers_are_trainings_at_full_dimension(small_train, small_dev):
     """With a recipe of their own, and without dev."""
-    teachers = train_teachers(Recipe(teacher_alpha=0.5), [3, 5], small_train, torch.device("cpu"))
+    teachers = make_teachers(Recipe(teacher_alpha=0.5), [3, 5], small_train, torch.device("cpu"))
     recipe = teacher_recipe(SIMILARITY, 0.5, 24)
     recipes = [recipe.model_copy(update={"seed": seed, "device": "cpu"}) for seed in (3, 5)]
     for result, teacher in zip(train_replicas(recipes, small_train, small_dev), teachers, strict=True):
@@ -37,7 +37,7 @@ def test_teachers_are_trainings_at_full_dimension(small_train, small_dev):
 def test_teachers_are_interpolated_with_a_rotation_of_the_centered_vectors(small_train):
     """As in WiSE-FT (arXiv 2109.01903): the mean of the weights before and after the training."""
     initial, half, trained = (
-        train_teachers(Recipe(teacher_interpolation=share), [3], small_train, torch.device("cpu"))[0]
+        make_teachers(Recipe(teacher_interpolation=share), [3], small_train, torch.device("cpu"))[0]
         for share in (0, 0.5, 1)
     )
     for start, middle, end in zip(initial, half, trained, strict=True):
@@ -49,15 +49,21 @@ def test_teachers_are_interpolated_with_a_rotation_of_the_centered_vectors(small
     assert np.allclose(initial[1], bias * scale, atol=1e-5)
 
 
-def test_teachers_of_queries_start_with_partly_whitened_components(small_train):
-    """Against scikit-learn's whitening, which divides components by their standard deviation."""
-    queries = replace(small_train, task=RETRIEVAL)
-    ((weight, bias),) = train_teachers(Recipe(teacher_interpolation=0), [3], queries, torch.device("cpu"))
-    outputs = small_train.embeddings @ weight.numpy().T + bias.numpy()
-    pca = PCA(svd_solver="full").fit(small_train.embeddings)
-    whitened = pca.transform(small_train.embeddings) * pca.explained_variance_ ** -WHITENING[RETRIEVAL]
-    whitened /= np.linalg.norm(whitened, axis=1).mean()
-    np.testing.assert_allclose(np.abs(outputs), np.abs(whitened), atol=1e-4)
+@pytest.mark.parametrize("teacher", ["projection", "whitened"])
+def test_teachers_are_partly_whitened(small_train, teacher):
+    """Against scikit-learn's components and variances: a projection before its training, and the encoder."""
+    recipe = Recipe(teacher=teacher, teacher_whitening=0.1, teacher_interpolation=0)
+    ((weight, bias),) = make_teachers(recipe, [3], replace(small_train, task=RETRIEVAL), torch.device("cpu"))
+    vectors = small_train.embeddings
+    outputs = vectors @ weight.numpy().T + bias.numpy()
+    pca = PCA(svd_solver="full").fit(vectors)
+    whitened = pca.transform(vectors) * pca.explained_variance_**-0.1
+    if teacher == "projection":
+        whitened /= np.linalg.norm(whitened, axis=1).mean()
+        np.testing.assert_allclose(np.abs(outputs), np.abs(whitened), atol=1e-4)  # a component has either sign
+    else:
+        whitened *= np.sqrt(pca.explained_variance_.sum() / whitened.var(0, ddof=1).sum())
+        np.testing.assert_allclose(outputs, whitened @ pca.components_ + vectors.mean(0), atol=1e-5)
 
 
 def test_scored_pairs_without_a_loss_on_scores_are_trained_as_their_sentences(small_train, small_dev):

@@ -117,7 +117,7 @@ def test_workers_train_the_same_bits_as_this_process(dimension, fields, pool):
         progress = epochs[recipes[0].seed]
         assert [each.epoch for each in progress] == list(range(1, recipes[0].epochs + 1))
         assert progress[-1].loss.tolist() == [result.history.loss[-1] for result in results]
-    assert on_teacher_epoch.called == batches[0][0].needs_teacher
+    assert on_teacher_epoch.called == batches[0][0].needs_projection
 
 
 def test_workers_yield_to_this_process(pool):

@@ -29,8 +29,8 @@ SECTIONS = {
     "Quantizer": ("quantizer", "subvector_dim", "codes_per_subvector", "codebook_lr"),
     "Loss": ("loss", "infonce_temperature", "label_transform"),
     "Neighborhood loss": (
-        "neighbor_weight", "num_neighbors", "num_candidates", "neighbor_temperature", "teacher", "teacher_alpha",
-        "teacher_interpolation", "unlabeled_sentences",
+        "neighbor_weight", "num_neighbors", "num_candidates", "neighbor_temperature", "teacher", "teacher_whitening",
+        "teacher_alpha", "teacher_interpolation", "unlabeled_sentences",
     ),
 }  # fmt: skip
 

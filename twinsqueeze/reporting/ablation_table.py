@@ -30,8 +30,8 @@ ASYMMETRIC = "asymmetric"  # float queries against stored codes (Jégou et al. 2
 DISTINGUISHING_FIELDS = (
     "base", "loss", "label_transform", "epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "init",
     "neighbor_weight", "num_neighbors", "num_candidates", "unlabeled_sentences", "neighbor_temperature",
-    "infonce_temperature", "teacher", "teacher_alpha", "teacher_interpolation", "subvector_dim", "codes_per_subvector",
-    "codebook_lr",
+    "infonce_temperature", "teacher", "teacher_whitening", "teacher_alpha", "teacher_interpolation", "subvector_dim",
+    "codes_per_subvector", "codebook_lr",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from twinsqueeze.task import SCORE_NAMES, SIMILARITY
 from twinsqueeze.training.checkpointing import TrainingCheckpoint
 from twinsqueeze.training.losses import LABEL_LOSSES
 from twinsqueeze.training.setup import TrainingSetup, initial_model
-from twinsqueeze.training.teacher import train_teachers
+from twinsqueeze.training.teacher import make_teachers
 from twinsqueeze.training.trainer import BatchedTrainer, TrainingState
 from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.compute import resolve_device
@@ -155,7 +155,7 @@ class _Run:
         if state:
             self._trainer = BatchedTrainer.resume(setup, state)
         elif recipe.needs_teacher:
-            teachers = train_teachers(recipe, setup.seeds, train, setup.device, on_teacher_epoch)
+            teachers = make_teachers(recipe, setup.seeds, train, setup.device, on_teacher_epoch)
             self._trainer = BatchedTrainer.start(setup, teachers)
         else:
             self._trainer = BatchedTrainer.start(setup)

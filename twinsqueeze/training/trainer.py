@@ -78,9 +78,9 @@ class BatchedTrainer:
 
     @classmethod
     def start(cls, setup: TrainingSetup, teacher_layers: Sequence[Layer] | None = None) -> Self:
-        """Starts a training; `teacher_layers` are the result of `train_teachers`, if the recipe needs teachers."""
+        """Starts a training; `teacher_layers` are the result of `make_teachers`, if the recipe needs teachers."""
         teachers = None
-        if teacher_layers and setup.recipe.teacher == "projection":
+        if teacher_layers and setup.recipe.teacher != "encoder":
             teachers = CompressorBatch([[layer] for layer in teacher_layers], setup.device)
         return cls(setup, initial_model(setup, teacher_layers), teachers)
 
