@@ -102,14 +102,13 @@ def test_a_step_has_the_gradient_of_autograd(quantizer):
     (recipe,) = make_recipes([0.0], [0], **fields)
     trainer = BatchedTrainer.start(TrainingSetup(recipe, [0.0], [0], train, CPU))
     examples = torch.from_numpy(train.examples[:, 5:25])[None]
-    sampled = []
-    original = trainer._sample_candidates
-    trainer._sample_candidates = lambda *arguments: sampled.append(original(*arguments)) or sampled[-1]
-    loss = trainer._search_step(examples)
+    ((rows, vectors),) = trainer._make_inputs([examples])
+    loss = trainer._search_step(rows, vectors, torch.zeros(1, 20))
     (weight, bias), model = trainer.model.layers[0], trainer.model
 
     layer = [tensor.detach().clone().requires_grad_() for tensor in (weight[0, :8], bias[0, 0, :8])]
-    queries, candidates = examples[0, 0], sampled[0][0]
+    queries, candidates = rows[0, :20], rows[0, 20:]
+    assert queries.equal(examples[0, 0])
     outputs = functional.linear(trainer.vectors[torch.cat([queries, candidates])], *layer)
     asked, stored = functional.normalize(outputs[:20], dim=-1), outputs[20:]
     codebooks = None

@@ -1,8 +1,10 @@
 """A batch of replicas in training: random streams, training steps and resumable state."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Self
 
 import numpy as np
@@ -22,11 +24,15 @@ from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.training.seed_streams import SeedStreams
 from twinsqueeze.training.setup import TrainingSetup, build_model, empty_layers, initial_model
-from twinsqueeze.types import AnyArray, FloatArray
-from twinsqueeze.utils.compute import batch_invariant_matmul
+from twinsqueeze.types import AnyArray, FloatArray, IntArray
+from twinsqueeze.utils.compute import batch_invariant_matmul, map_threaded
 from twinsqueeze.utils.similarity import nearest_neighbors
 
 TEACHERS = "teachers"
+# The rows of a step, (S, N), and their noisy vectors, (R, N, d).
+StepInputs = tuple[torch.Tensor, torch.Tensor]
+# Rows whose noise is drawn at once, for as many steps: their vectors fit into the cache of a core.
+ROWS_AT_ONCE = 1024
 CLEAN_EXAMPLES = 2048  # of a loss that searches
 
 
@@ -74,7 +80,9 @@ class BatchedTrainer:
             rows = self._sampler.num_rows(len(self._examples), self._batch_size)
         else:
             rows = 2 * self._batch_size + (min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
-        self._uniform = torch.zeros(len(self._streams), rows, train.dimension)  # stays zero without noise
+        self._steps_at_once = max(ROWS_AT_ONCE // rows, 1) if len(model) == 1 else 1
+        # Stays zero without noise.
+        self._uniform = torch.zeros(len(self._streams), rows * self._steps_at_once, train.dimension)
 
     @classmethod
     def start(cls, setup: TrainingSetup, teacher_layers: Sequence[Layer] | None = None) -> Self:
@@ -126,16 +134,43 @@ class BatchedTrainer:
         examples = self._examples[:, order].transpose(0, 1).to(device)  # (S, k, E)
         labels = self._labels[order].to(device)  # (S, E)
         total = torch.zeros(len(self.model), dtype=torch.float64, device=device)
-        with batch_invariant_matmul(len(self.model)):
-            for start in range(0, num_examples, self._batch_size):
-                batch = slice(start, start + self._batch_size)
-                loss = self._step(examples[:, :, batch], labels[:, batch])
-                total += loss * labels[0, batch].numel()
+        with batch_invariant_matmul(len(self.model)), closing(self._inputs(examples)) as inputs:
+            for step, step_labels in zip(inputs, labels.split(self._batch_size, 1), strict=True):
+                total.add_(self._step(*step, step_labels), alpha=step_labels.shape[1])
         return (total / num_examples).cpu().numpy()
 
-    def _step(self, examples: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Updates every replica on (S, k, B) rows of sentences and (S, B) labels; returns the losses, (R,)."""
-        loss = self._pair_step(examples, labels) if self._sampler is None else self._search_step(examples)
+    def _inputs(self, examples: torch.Tensor) -> Generator[StepInputs]:
+        """Yields what each step of an epoch takes, given the examples (S, k, E) in its order."""
+        batches = iter(examples.split(self._batch_size, 2))
+        groups = iter(lambda: list(islice(batches, self._steps_at_once)), [])
+        if len(self.model) > 1:
+            yield from chain.from_iterable(map(self._make_inputs, groups))
+            return
+        # The products of one replica leave cores idle, on which another thread makes the inputs of later steps.
+        with closing(map_threaded(groups, self._make_inputs, 1)) as finished:
+            for _, inputs in finished:
+                yield from inputs
+
+    def _make_inputs(self, batches: Sequence[torch.Tensor]) -> Iterator[StepInputs]:
+        """Samples rows and draws noise for consecutive steps with examples (S, k, B)."""
+        rows = [self._step_rows(batch) for batch in batches]
+        vectors = self._noisy_vectors(torch.cat(rows, 1))
+        return zip(rows, vectors.split([each.shape[1] for each in rows], 1), strict=True)
+
+    def _step_rows(self, examples: torch.Tensor) -> torch.Tensor:
+        """Returns the rows of a step, (S, N): pairs, and what is sampled for the neighborhood loss, or a search."""
+        if self._sampler:
+            candidates = self._sample_candidates(examples, [stream.neighbors for stream in self._streams])
+            return torch.cat([examples[:, 0], candidates], 1)
+        pairs = examples.flatten(1)
+        if self._neighbors is None:
+            return pairs
+        return torch.cat([pairs, self._sample_neighborhoods(self._neighbors)], 1)
+
+    def _step(self, rows: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Updates every replica on the inputs of a step and (S, B) labels; returns the losses, (R,)."""
+        step = self._pair_step if self._sampler is None else self._search_step
+        loss = step(rows, vectors, labels)
         schedule, done = self._recipe.lr_schedule, self._steps_done / self._steps
         self._optimizer.lr = lr_at(schedule, self._recipe.lr, done)
         self._optimizer.step()
@@ -146,32 +181,34 @@ class BatchedTrainer:
         self._steps_done += 1
         return loss
 
-    def _pair_step(self, pairs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sets the gradient of the loss on labels and of the neighborhood loss, all on stored vectors."""
-        seeds, _, batch = pairs.shape
-        pair_rows = pairs.flatten(1)
-        sampled_rows = self._sample_neighborhoods()
-        rows = pair_rows if sampled_rows is None else torch.cat([pair_rows, sampled_rows], 1)
-        activations = self.model.forward(self._noisy_vectors(rows))
+    def _pair_step(self, rows: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sets the gradient of the loss on labels and of the neighborhood loss, all on stored vectors.
+
+        The first 2B rows are the pairs. The others, if any, are sampled for the neighborhood loss.
+        """
+        seeds, batch = labels.shape
+        activations = self.model.forward(vectors)
         outputs, straight_through = self._quantize(activations[-1])
 
         cosine = losses.PairCosine(outputs[:, : 2 * batch])
         label_loss = losses.LABEL_LOSSES[self._recipe.loss]
         loss, gradient = label_loss(cosine.value.view(-1, seeds, batch), labels)  # (A, S) and (A, S, B)
         gradient = cosine.backward(gradient.view(-1, batch))
-        if sampled_rows is not None:
+        if self._neighbors is not None:
             normalized = L2Normalize(outputs[:, 2 * batch :])
-            gradient = torch.cat([gradient, self._neighborhood_gradient(normalized, sampled_rows)], 1)
+            gradient = torch.cat([gradient, self._neighborhood_gradient(normalized, rows[:, 2 * batch :])], 1)
         elif self._recipe.neighbor_weight:
-            gradient = gradient.add_(self._neighborhood_gradient(cosine.normalized, pair_rows))
+            gradient = gradient.add_(self._neighborhood_gradient(cosine.normalized, rows))
         self.model.backward(activations, straight_through(gradient))
         return loss.view(-1)
 
-    def _search_step(self, examples: torch.Tensor) -> torch.Tensor:
-        """Sets the gradient of InfoNCE and of the neighborhood loss, of float queries among stored candidates."""
-        candidates = self._sample_candidates(examples, [stream.neighbors for stream in self._streams])
-        vectors = self._noisy_vectors(torch.cat([examples[:, 0], candidates], 1))
-        loss, backward = self._search_loss(examples[:, 0], candidates, vectors)
+    def _search_step(self, rows: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sets the gradient of InfoNCE and of the neighborhood loss, of float queries among stored candidates.
+
+        The first B rows are the queries, and the others the candidates. Of the labels, only the number counts.
+        """
+        batch = labels.shape[1]
+        loss, backward = self._search_loss(rows[:, :batch], rows[:, batch:], vectors)
         backward()
         return loss
 
@@ -246,11 +283,9 @@ class BatchedTrainer:
         rows = [self._sampler.sample(*item) for item in zip(generators, examples.cpu().numpy(), strict=True)]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
-    def _sample_neighborhoods(self) -> torch.Tensor | None:
-        """Sentences for the neighborhood loss of this step, (S, N) rows; None if it uses those of the pairs."""
-        if self._neighbors is None:
-            return None
-        rows = [losses.sample_with_neighbors(stream.neighbors, self._neighbors) for stream in self._streams]
+    def _sample_neighborhoods(self, neighbors: IntArray) -> torch.Tensor:
+        """Sentences for the neighborhood loss of a step, (S, N) rows, given the nearest ones of each, (N, n)."""
+        rows = [losses.sample_with_neighbors(stream.neighbors, neighbors) for stream in self._streams]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
