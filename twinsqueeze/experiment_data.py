@@ -95,11 +95,11 @@ class ExperimentData:
         return self._evaluators[key]
 
     @contextmanager
-    def fitting_baselines(self) -> Iterator[None]:
+    def fitting_baselines(self, recipe: Recipe) -> Iterator[None]:
         """Fits FAISS's baselines in a worker process while the block runs, until the first scores are needed."""
-        task = BaselineTask(self.encoded["train"], {"dev": self.evaluator("dev", Recipe().label_transform)})
+        task = BaselineTask(self.training_pairs(recipe), {"dev": self.evaluator("dev", recipe.label_transform)})
         with self._fits:
-            self._fits.enter_context(fitted_in_worker(task.quantizers, self._cache))
+            self._fits.enter_context(fitted_in_worker([*task.unlabeled_quantizers, *task.quantizers], self._cache))
             yield
 
     def baselines(self, splits: Sequence[str], recipe: Recipe, dim: int) -> list[BaselineScores]:

@@ -41,7 +41,7 @@ def train(
     recipe.check_task(dataset.task, dataset.name)
     data = load_experiment_data(recipe, dataset, recipe.validate_dim, recipe.name, base)
     recipe = adapt_recipe(recipe, data)
-    with data.fitting_baselines():
+    with data.fitting_baselines(recipe):
         recorder, evaluated = train_and_log(recipe, data, resume=resume)
     run = recorder.run
     if on_test:

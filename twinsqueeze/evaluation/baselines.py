@@ -103,6 +103,14 @@ class BaselineTask:
         return quantizers_to_fit(self.train, self.pairs_digest if self.has_scores else None)
 
     @property
+    def unlabeled_quantizers(self) -> list[FaissBaseline]:
+        """FAISS's strongest product quantizers, fitted on the unpaired sentences of train as well, if any."""
+        if self.train.unpaired is None:
+            return []
+        factories = [factory for name, factory in QUANTIZERS if name == "OPQ+PQ of PCA 128"]
+        return [FaissBaseline("OPQ+PQ, unlabeled", factory, self.train.sentences) for factory in factories]
+
+    @property
     def digest(self) -> str:
         """SHA-256 over all arrays, without the unpaired sentences of train."""
         digest = hashlib.sha256(np.ascontiguousarray(self.train.embeddings).data)
@@ -170,19 +178,13 @@ def full_dim_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgr
     signs = Baseline(name, None, size, False, [_signs(_identity, train)], [lambda vectors: vectors - center])
     yield from _with_float_queries(signs, task)
     yield Baseline("uncompressed, int8", None, bytes_per_vector("int8", dimension), True, [_int8(_identity, train)])
-    yield from _quantized(task.quantizers, task, cache, progress)
+    yield from quantized_encodings(task.quantizers, task, cache, progress)
 
 
-def unlabeled_encodings(task: BaselineTask, cache: DiskCache, progress: OpenProgress) -> Iterator[Baseline]:
-    """Yield FAISS's strongest product quantizers, fitted on the unpaired sentences of train as well."""
-    factories = [factory for name, factory in QUANTIZERS if name == "OPQ+PQ of PCA 128"]
-    baselines = [FaissBaseline("OPQ+PQ, unlabeled", factory, task.train.sentences) for factory in factories]
-    yield from _quantized(baselines, task, cache, progress)
-
-
-def _quantized(
+def quantized_encodings(
     baselines: Sequence[FaissBaseline], task: BaselineTask, cache: DiskCache, progress: OpenProgress
 ) -> Iterator[Baseline]:
+    """Yield FAISS's quantizers, after they are fitted."""
     for name, size, decode, transform_queries in fit_quantizers(baselines, cache, progress):
         for row in _with_float_queries(Baseline(name, None, size, True, decode, transform_queries), task):
             yield row._replace(name=f"{row.name}, {size} bytes")
@@ -276,7 +278,8 @@ def cached_baselines(
     }
     if task.train.unpaired is not None:
         unpaired = hashlib.sha256(np.ascontiguousarray(task.train.unpaired).data).hexdigest()
-        groups[cache_key(f"faiss {faiss_version()}, {unpaired}")] = unlabeled_encodings(task, cache, progress)
+        encodings = quantized_encodings(task.unlabeled_quantizers, task, cache, progress)
+        groups[cache_key(f"faiss {faiss_version()}, {unpaired}")] = encodings
     rows: dict[str, list[BaselineScores]] = {}
     missing: dict[str, list[Baseline]] = {}
     for key, group in groups.items():

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
 from twinsqueeze.types import FloatArray
-from twinsqueeze.utils.compute import batch_invariant_matmul
+from twinsqueeze.utils.compute import batch_invariant_matmul, map_threaded
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
 # Centroids of a subvector, so that a code is one byte.
@@ -209,14 +209,12 @@ def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int, codes_per_
 
     if codes_per_subvector > 1:
         vectors = _sample_evenly(vectors)
-    clusters = min(NUM_CENTROIDS, len(vectors))
-    kmeans = KMeans(clusters, init="random", n_init=1, max_iter=25, random_state=seed)
-    fitted = []
-    # One thread: several add up their sums in any order, which changes the last bits.
-    with threadpool_limits(1), batch_invariant_matmul(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # if vectors are duplicates
-        for subvectors in np.split(vectors, vectors.shape[1] // subvector_dim, 1):
-            residuals = torch.from_numpy(np.ascontiguousarray(subvectors))[None, :, None]  # (1, N, B, P)
+
+    def fit(subvectors: FloatArray) -> list[FloatArray]:
+        kmeans = KMeans(min(NUM_CENTROIDS, len(vectors)), init="random", n_init=1, max_iter=25, random_state=seed)
+        residuals = torch.from_numpy(np.ascontiguousarray(subvectors))[None, :, None]  # (1, N, B, P)
+        fitted: list[FloatArray] = []
+        with threadpool_limits(1):  # which OpenMP has for each of its callers
             for step in range(codes_per_subvector):
                 points = residuals.flatten(0, 2).numpy()
                 kmeans.fit(_sample_evenly(points) if step else points)
@@ -225,6 +223,13 @@ def fit_codebooks(vectors: FloatArray, subvector_dim: int, seed: int, codes_per_
                     codebook = torch.from_numpy(fitted[-1])[None]
                     parents, chosen = _best_centroids(residuals, _match_factors(codebook), BEAM)
                     residuals = _subtract(_select(residuals, parents), codebook, chosen)
+        return fitted
+
+    threads, parts = torch.get_num_threads(), np.split(vectors, vectors.shape[1] // subvector_dim, 1)
+    # One thread each: several add up their sums in any order, which changes the last bits.
+    with threadpool_limits(1), batch_invariant_matmul(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # if vectors are duplicates
+        fitted = [codebook for _, each in map_threaded(iter(parts), fit, threads) for codebook in each]
     return torch.from_numpy(np.stack(fitted))
 
 
