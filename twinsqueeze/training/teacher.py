@@ -43,11 +43,29 @@ def make_teachers(
 ) -> list[Layer]:
     """Returns one teacher per seed for a compressor of the recipe `student`: weights (d, d) and biases (d,) on the CPU.
 
-    `on_epoch` is called with (epochs done, epochs) if they are trained, which takes three seconds each.
+    Projections are trained, in three seconds each; they are the `teacher_interpolation` of initial and trained weights.
+    `on_epoch` is called with (epochs done, epochs).
     """
     if student.teacher == "whitened":
         return [whitened_layer(train.sentences, student.teacher_whitening)] * len(seeds)
-    return train_projections(student, seeds, train, device, on_epoch)
+    recipe = teacher_recipe(train.task, student.teacher_alpha, train.dimension)
+    trainer = BatchedTrainer.start(TrainingSetup(recipe, [recipe.alpha], seeds, train, device))
+    if student.teacher_whitening:
+        _whiten(trainer, student.teacher_whitening)
+    initial, trained_share = _layers(trainer), student.teacher_interpolation
+    for epoch in range(1, recipe.epochs + 1):
+        trainer.train_epoch()
+        on_epoch(epoch, recipe.epochs)
+    return [
+        (start[0].lerp(trained[0], trained_share), start[1].lerp(trained[1], trained_share))
+        for start, trained in zip(initial, _layers(trainer), strict=True)
+    ]
+
+
+def teacher_recipe(task: Task, alpha: float, dim: int) -> Recipe:
+    """Returns the recipe of the projection of `dim` dimensions."""
+    fields = {"architecture": "linear", "init": "pca", "lr_schedule": "linear", "alpha": alpha, "dim": dim}
+    return Recipe.parse({**fields, **TEACHER_RECIPES[task]})
 
 
 def whitened_layer(vectors: FloatArray, exponent: float) -> Layer:
@@ -62,34 +80,6 @@ def whitened_layer(vectors: FloatArray, exponent: float) -> Layer:
         weight = components.T @ (factors[:, None] * components)
         bias = components.T @ ((factors - 1) * offset)  # the offset is minus the mean's components
     return torch.from_numpy(weight.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))
-
-
-def teacher_recipe(task: Task, alpha: float, dim: int) -> Recipe:
-    """Returns the recipe of the projection of `dim` dimensions."""
-    fields = {"architecture": "linear", "init": "pca", "lr_schedule": "linear", "alpha": alpha, "dim": dim}
-    return Recipe.parse({**fields, **TEACHER_RECIPES[task]})
-
-
-def train_projections(
-    student: Recipe,
-    seeds: Sequence[int],
-    train: EncodedSplit,
-    device: torch.device,
-    on_epoch: Callable[[int, int], None] = lambda *_: None,
-) -> list[Layer]:
-    """Trains a projection per seed; returns the `teacher_interpolation` of initial and trained weights."""
-    recipe = teacher_recipe(train.task, student.teacher_alpha, train.dimension)
-    trainer = BatchedTrainer.start(TrainingSetup(recipe, [recipe.alpha], seeds, train, device))
-    if student.teacher_whitening:
-        _whiten(trainer, student.teacher_whitening)
-    initial, trained_share = _layers(trainer), student.teacher_interpolation
-    for epoch in range(1, recipe.epochs + 1):
-        trainer.train_epoch()
-        on_epoch(epoch, recipe.epochs)
-    return [
-        (start[0].lerp(trained[0], trained_share), start[1].lerp(trained[1], trained_share))
-        for start, trained in zip(initial, _layers(trainer), strict=True)
-    ]
 
 
 def _whiten(trainer: BatchedTrainer, exponent: float) -> None:
