@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any, Self
 
@@ -274,8 +275,17 @@ class BatchedTrainer:
 
     def _teacher_vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """The teacher's unit vectors of (S, N) sentences, (S, N, d)."""
-        vectors = self._gather(rows)
-        return vectors if self._teachers is None else functional.normalize(self._teachers.forward(vectors)[-1], dim=-1)
+        if self._teachers is None:
+            return self._gather(rows)
+        if self._recipe.teacher == "whitened":
+            return self._gather(rows, self._whitened)
+        return functional.normalize(self._teachers.forward(self._gather(rows))[-1], dim=-1)
+
+    @cached_property
+    def _whitened(self) -> torch.Tensor:
+        """The unit vectors of the teacher that all seeds have in common, of all sentences, (N, d)."""
+        assert self._teachers
+        return self._teachers.replica(0).compress(self.vectors)
 
     def _sample_candidates(self, examples: torch.Tensor, generators: Sequence[np.random.Generator]) -> torch.Tensor:
         """Rows of candidates for (S, k, B) examples, (S, C)."""
@@ -288,9 +298,10 @@ class BatchedTrainer:
         rows = [losses.sample_with_neighbors(stream.neighbors, neighbors) for stream in self._streams]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
-    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The vectors of (S, N) sentences, (S, N, d)."""
-        return self.vectors.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+    def _gather(self, rows: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
+        """The vectors of (S, N) sentences, (S, N, d); by default those of the encoder."""
+        source = self.vectors if vectors is None else vectors
+        return source.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
 
     def _noisy_vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """The vectors of (S, N) sentences with the noise of every replica, (R, N, d)."""
