@@ -86,7 +86,8 @@ def test_a_training_matches_pytorchs_autograd(place, fields, unpaired, small_tra
     ],
 )
 def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads(dimension, fields, monkeypatch):
-    """A thread has one core if several train, and else all of them."""
+    """A thread has one core if several train, and else all of them. Another makes the inputs of a single replica."""
+    monkeypatch.setattr("twinsqueeze.training.trainer.ROWS_AT_ONCE", 130)  # two steps of 32 pairs
     for recipe in TEACHER_RECIPES.values():
         monkeypatch.setitem(recipe, "epochs", 2)
     fields, pairs = fields | {"epochs": 2}, make_pairs(dimension, **fields)

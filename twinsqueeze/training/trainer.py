@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -142,9 +142,9 @@ class BatchedTrainer:
 
     def _inputs(self, examples: torch.Tensor) -> Generator[StepInputs]:
         """Yields what each step of an epoch takes, given the examples (S, k, E) in its order."""
-        batches = iter(examples.split(self._batch_size, 2))
-        groups = iter(lambda: list(islice(batches, self._steps_at_once)), [])
-        if len(self.model) > 1:
+        batches = examples.split(self._batch_size, 2)
+        groups = (batches[i : i + self._steps_at_once] for i in range(0, len(batches), self._steps_at_once))
+        if len(self.model) > 1 or len(batches) <= self._steps_at_once:
             yield from chain.from_iterable(map(self._make_inputs, groups))
             return
         # The products of one replica leave cores idle, on which another thread makes the inputs of later steps.
