@@ -34,8 +34,6 @@ from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.model.precision import int8_calibration_ranges
 
-# One worker of the suite starts one cluster.
-pytestmark = [pytest.mark.xdist_group("spark"), pytest.mark.longest]
 ROWS, PARTITIONS = 40_000, 20
 CLUSTER = {
     "spark.master": "local-cluster[2,1,1024]",

@@ -26,8 +26,6 @@ from twinsqueeze.model import onnx
 from twinsqueeze.tracking import model_files
 from twinsqueeze.utils import signals
 
-# The encoder is loaded and its models are exported once.
-pytestmark = [pytest.mark.xdist_group("export"), pytest.mark.longest]
 URI = "models:/twinsqueeze@champion"
 TEXTS = ["A man is playing a guitar.", "", " Zwei Hunde   laufen. ", "Ünïcödé 日本語 🙂", "word " * 600]
 FORMATS = [name for name in export.FORMATS if name != "faiss"]  # which takes linear compressors only
