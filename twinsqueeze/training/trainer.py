@@ -14,18 +14,14 @@ from torch.nn import functional
 
 from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.model.compressor import CODEBOOKS, CompressorBatch, Layer, layer_sizes
-from twinsqueeze.model.quantizers import (
-    Backward,
-    L2Normalize,
-    ProductQuantizer,
-)
+from twinsqueeze.model.quantizers import Backward, L2Normalize, ProductQuantizer
 from twinsqueeze.training import losses
 from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, first_columns, other_answers
 from twinsqueeze.training.noise import add_noise, fill_uniform, noise_scale
 from twinsqueeze.training.optimizer import FlatAdam, lr_at
 from twinsqueeze.training.seed_streams import SeedStreams
 from twinsqueeze.training.setup import TrainingSetup, build_model, empty_layers, initial_model
-from twinsqueeze.types import AnyArray, FloatArray, IntArray
+from twinsqueeze.types import AnyArray, FloatArray
 from twinsqueeze.utils.compute import batch_invariant_matmul, map_threaded
 from twinsqueeze.utils.similarity import nearest_neighbors
 
@@ -82,7 +78,6 @@ class BatchedTrainer:
         else:
             rows = 2 * self._batch_size + (min(losses.SAMPLE_SIZE, len(self.vectors)) if samples_neighbors else 0)
         self._steps_at_once = max(ROWS_AT_ONCE // rows, 1) if len(model) == 1 else 1
-        # Stays zero without noise.
         self._uniform = torch.zeros(len(self._streams), rows * self._steps_at_once, train.dimension)
 
     @classmethod
@@ -129,8 +124,7 @@ class BatchedTrainer:
 
     def train_epoch(self) -> FloatArray:
         """Trains on every example once; returns the mean loss of each replica, (R,) float64."""
-        device = self.vectors.device
-        num_examples = len(self._labels)
+        device, num_examples = self.vectors.device, len(self._labels)
         order = torch.from_numpy(np.stack([stream.order.permutation(num_examples) for stream in self._streams]))
         examples = self._examples[:, order].transpose(0, 1).to(device)  # (S, k, E)
         labels = self._labels[order].to(device)  # (S, E)
@@ -166,12 +160,12 @@ class BatchedTrainer:
         pairs = examples.flatten(1)
         if self._neighbors is None:
             return pairs
-        return torch.cat([pairs, self._sample_neighborhoods(self._neighbors)], 1)
+        sampled = [losses.sample_with_neighbors(stream.neighbors, self._neighbors) for stream in self._streams]
+        return torch.cat([pairs, torch.from_numpy(np.stack(sampled)).to(pairs.device)], 1)
 
     def _step(self, rows: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Updates every replica on the inputs of a step and (S, B) labels; returns the losses, (R,)."""
-        step = self._pair_step if self._sampler is None else self._search_step
-        loss = step(rows, vectors, labels)
+        loss = (self._search_step if self._sampler else self._pair_step)(rows, vectors, labels)
         schedule, done = self._recipe.lr_schedule, self._steps_done / self._steps
         self._optimizer.lr = lr_at(schedule, self._recipe.lr, done)
         self._optimizer.step()
@@ -293,20 +287,14 @@ class BatchedTrainer:
         rows = [self._sampler.sample(*item) for item in zip(generators, examples.cpu().numpy(), strict=True)]
         return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
 
-    def _sample_neighborhoods(self, neighbors: IntArray) -> torch.Tensor:
-        """Sentences for the neighborhood loss of a step, (S, N) rows, given the nearest ones of each, (N, n)."""
-        rows = [losses.sample_with_neighbors(stream.neighbors, neighbors) for stream in self._streams]
-        return torch.from_numpy(np.stack(rows)).to(self.vectors.device)
-
     def _gather(self, rows: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
         """The vectors of (S, N) sentences, (S, N, d); by default those of the encoder."""
-        source = self.vectors if vectors is None else vectors
-        return source.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+        return (self.vectors if vectors is None else vectors).index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
 
     def _noisy_vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """The vectors of (S, N) sentences with the noise of every replica, (R, N, d)."""
         vectors = self._gather(rows)
         uniform = self._uniform[:, : vectors.shape[1]]
-        if self._is_noisy:
+        if self._is_noisy:  # else the draws stay zero
             fill_uniform([stream.noise for stream in self._streams], uniform)
         return add_noise(vectors, uniform.to(self.vectors.device), self._noise_scales)
