@@ -17,6 +17,7 @@ from scipy import stats
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from sentence_transformers.util.quantization import quantize_embeddings
 from sklearn.decomposition import PCA
+from sklearn.metrics import mean_squared_error
 from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.random_projection import GaussianRandomProjection
 
@@ -135,7 +136,8 @@ def test_int8_keeps_the_scores_of_off_center_floats(task):
     shifted_task = BaselineTask(split, {"dev": Evaluator(split, "linear", torch.device("cpu"))})
     rows = {row.name: row for row in baselines.dimension_reductions(split.embeddings, DIM)}
     rows = [rows["first 8"], rows["first 8, int8"]]
-    floats, int8 = (row.scores["dev"] for row in baselines.score_baselines(rows, shifted_task.evaluators, lambda: None))
+    scored = baselines.score_baselines(rows, shifted_task.evaluators, lambda: None)["linear"]
+    floats, int8 = (row.scores["dev"] for row in scored)
     assert int8["neighbor_recall"] > 0.95 * floats["neighbor_recall"]
     assert int8["spearman"] == pytest.approx(floats["spearman"], abs=0.01)
 
@@ -300,6 +302,17 @@ def test_cached_baselines_are_neither_trained_nor_scored_again(task, cache, foun
     for changed, dim in ((task, DIM + 1), (BaselineTask(shifted, task.evaluators), DIM)):
         with pytest.raises(AssertionError, match="computed again"):
             cached_baselines(changed, dim, cache)
+
+
+def test_scores_by_other_labels_are_cached_as_well(task, cache, found, monkeypatch):
+    monkeypatch.setattr(baselines, "score_baselines", Mock(side_effect=AssertionError("computed again")))
+    dev = task.evaluators["dev"].split
+    tanh = BaselineTask(task.train, {"dev": Evaluator(dev, "tanh", torch.device("cpu"))})
+    rows = {row.name: row for row in cached_baselines(tanh, DIM, cache)}
+    labels = (np.tanh(4 * (dev.scores / 5 - 0.5)) + 1) / 2
+    cosines = 1 - paired_cosine_distances(dev.embeddings[dev.first], dev.embeddings[dev.second])
+    assert rows["uncompressed"].scores["dev"]["mse"] == pytest.approx(mean_squared_error(labels, cosines), rel=1e-5)
+    assert rows["RaBitQ, 16 bytes"].scores["dev"]["spearman"] == found["RaBitQ, 16 bytes"].scores["dev"]["spearman"]
 
 
 def test_another_dim_recomputes_only_dimension_reductions(task, cache, found, monkeypatch):

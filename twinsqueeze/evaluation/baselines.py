@@ -40,7 +40,7 @@ from twinsqueeze.utils.disk_cache import DiskCache
 
 PROJECTION_DRAWS = 10
 # Part of every cache key: increase it when a baseline is computed differently.
-CACHE_VERSION = "9"
+CACHE_VERSION = "10"
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,13 @@ class VectorEvaluator(Protocol):
     """An evaluator of any vectors of a split."""
 
     split: EncodedSplit
-    labels: FloatArray
+    label_transform: str
 
-    def score_vectors(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
-        """Return all scores of stored vectors (N, dim), which are also the queries unless others are given."""
+    def score_by_labels(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, dict[str, float]]:
+        """Return all scores of stored vectors (N, dim) for each label transform.
+
+        The vectors are also the queries unless others are given.
+        """
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ class BaselineTask:
     def has_scores(self) -> bool:
         """Whether the data are scored pairs."""
         return all(evaluator.split.task == SIMILARITY for evaluator in self.evaluators.values())
+
+    @property
+    def label_transform(self) -> str:
+        """How scores become the labels that cosines are compared with."""
+        return next(iter(self.evaluators.values())).label_transform
 
     @property
     def pairs_digest(self) -> str:
@@ -112,14 +120,14 @@ class BaselineTask:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all arrays, without the unpaired sentences of train."""
+        """SHA-256 over all arrays but the unpaired sentences of train."""
         digest = hashlib.sha256(np.ascontiguousarray(self.train.embeddings).data)
         if self.has_scores:
             digest.update(self.pairs_digest.encode())
         for name, evaluator in sorted(self.evaluators.items()):
             split = evaluator.split
             digest.update(name.encode())
-            for array in (split.embeddings, split.examples, split.scores, split.stored_rows, evaluator.labels):
+            for array in (split.embeddings, split.examples, split.scores, split.stored_rows):
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -232,39 +240,44 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 
 def score_baselines(
     baselines: Iterable[Baseline], evaluators: Mapping[str, VectorEvaluator], on_scored: Callable[[], None]
-) -> list[BaselineScores]:
-    """Score baselines on every split, on all cores; `on_scored` is called for each draw on a split.
+) -> dict[str, list[BaselineScores]]:
+    """Score baselines on every split for each label transform, on all cores.
 
-    Vectors are decoded once for successive baselines that share their transforms, with stored and with float queries.
+    `on_scored` is called for each draw on a split. Vectors are decoded once for successive baselines that share their
+    transforms, with stored and with float queries.
     """
 
-    def score_draw(job: tuple[list[Baseline], str, int]) -> list[dict[str, float]]:
+    def score_draw(job: tuple[list[Baseline], str, int]) -> list[dict[str, dict[str, float]]]:
         rows, split, draw = job
         vectors = evaluators[split].split.embeddings
         stored = rows[0].transforms[draw](vectors)
         queries = [row.query_transforms[draw](vectors) if row.query_transforms else None for row in rows]
-        return [evaluators[split].score_vectors(stored, each) for each in queries]
+        return [evaluators[split].score_by_labels(stored, each) for each in queries]
 
     sharing = [list(rows) for _, rows in groupby(baselines, key=lambda row: id(row.transforms))]
     jobs = ((rows, split, i) for rows in sharing for split in evaluators for i in range(len(rows[0].transforms)))
-    by_split: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    draws: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for (rows, split, _), scores in map_threaded(jobs, score_draw, torch.get_num_threads()):
-        for row, of_row in zip(rows, scores, strict=True):
-            by_split[row.name][split].append(of_row)
+        for row, by_labels in zip(rows, scores, strict=True):
+            for label_transform, of_draw in by_labels.items():
+                draws[label_transform, row.name][split].append(of_draw)
             on_scored()
-    results: list[BaselineScores] = []
-    for name, dim, size, search_only, transforms, _ in chain.from_iterable(sharing):
-        tables = {split: pd.DataFrame(draws) for split, draws in by_split[name].items()}
+    results: dict[str, list[BaselineScores]] = defaultdict(list)
+    described = {row.name: row for row in chain.from_iterable(sharing)}
+    for (label_transform, name), by_split in draws.items():
+        _, dim, size, search_only, transforms, _ = described[name]
+        tables = {split: pd.DataFrame(of_split) for split, of_split in by_split.items()}
         means = {split: {**table.mean()} for split, table in tables.items()}
         deviations = {split: {**table.std().fillna(0)} for split, table in tables.items()}
-        results.append(BaselineScores(name, dim, size, search_only, len(transforms), means, deviations))
+        scored = BaselineScores(name, dim, size, search_only, len(transforms), means, deviations)
+        results[label_transform].append(scored)
     return results
 
 
 def cached_baselines(
     task: BaselineTask, dim: int, cache: DiskCache, progress: OpenProgress = SILENT.progress
 ) -> list[BaselineScores]:
-    """Return the scores of all baselines, computed once for equal vectors, pairs and labels."""
+    """Return the scores of all baselines, computed once for equal vectors and pairs."""
     digest = task.digest
 
     def cache_key(settings: str) -> str:
@@ -284,7 +297,7 @@ def cached_baselines(
     missing: dict[str, list[Baseline]] = {}
     for key, group in groups.items():
         if (payload := cache.get(key)) is not None:
-            rows[key] = [BaselineScores(**row) for row in json.loads(payload)]
+            rows[key] = [BaselineScores(**row) for row in json.loads(payload).get(task.label_transform, [])]
         else:
             missing[key] = list(group)
     steps, num_draws = count(1), sum(len(baseline.transforms) for group in missing.values() for baseline in group)
@@ -294,7 +307,9 @@ def cached_baselines(
             advance(next(steps), num_draws * len(task.evaluators), {})
 
         for key, unscored in missing.items():
-            rows[key] = score_baselines(unscored, task.evaluators, on_scored)
-            cache.put(key, json.dumps([asdict(row) for row in rows[key]]).encode())
+            scored = score_baselines(unscored, task.evaluators, on_scored)
+            as_dicts = {labels: [asdict(row) for row in of_labels] for labels, of_labels in scored.items()}
+            cache.put(key, json.dumps(as_dicts).encode())
+            rows[key] = scored.get(task.label_transform, [])
     (uncompressed, *encoded), *others = (rows[key] for key in groups)
     return sorted([uncompressed, *chain.from_iterable(others), *encoded], key=lambda row: row.search_only)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from twinsqueeze.data.dataset import NO_ROWS, EncodedSplit
-from twinsqueeze.data.sentence_pairs import scores_to_labels
+from twinsqueeze.data.sentence_pairs import LABEL_TRANSFORMS, scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
 from twinsqueeze.evaluation.metrics import RetrievalScores, relevant_pairs, retrieval_scores, score
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
@@ -47,6 +47,7 @@ class Evaluator:
 
     def __init__(self, split: EncodedSplit, label_transform: str, device: torch.device) -> None:
         self.split = split
+        self.label_transform = label_transform
         self.labels = scores_to_labels(split.scores, label_transform)
         self._vectors = torch.from_numpy(split.embeddings).to(device)
         self._bootstrap = PairBootstrap(self.labels)
@@ -78,11 +79,17 @@ class Evaluator:
 
     def score_vectors(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
         """Return all scores of stored vectors (N, dim), which are also the queries unless others are given."""
+        return self.score_by_labels(stored, queries)[self.label_transform]
+
+    def score_by_labels(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, dict[str, float]]:
+        """Return `score_vectors` for every label transform, in the time of one: the search needs no labels."""
         first, second = self.split.first, self.split.second
         cosines = pair_cosines(stored, first, second, queries)
         if queries is not None:  # each sentence of a pair is the query once
             cosines = np.stack([cosines, pair_cosines(stored, second, first, queries)])
-        return score(cosines, self.labels).means() | self._score_retrieval(stored, queries)
+        search_scores = self._score_retrieval(stored, queries)
+        labels = {transform: scores_to_labels(self.split.scores, transform) for transform in LABEL_TRANSFORMS}
+        return {transform: score(cosines, each).means() | search_scores for transform, each in labels.items()}
 
     def _score_retrieval(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, float]:
         return retrieval_scores(stored, self._neighbors, self._relevant, queries=queries)._asdict()

@@ -31,7 +31,7 @@ class RetrievalEvaluator:
 
     def __init__(self, split: EncodedSplit, device: torch.device) -> None:
         self.split = split
-        self.labels: FloatArray = np.empty(0)  # there are no scores
+        self.label_transform = "none"  # there are no scores
         num_rows = len(split.embeddings)
         self._corpus = np.arange(num_rows) if split.corpus is None else split.corpus
         if split.task == NEIGHBORS:
@@ -62,7 +62,7 @@ class RetrievalEvaluator:
         shown = self.split.task.interval_scores
         return EvaluationResult(
             predicted=np.empty(0),
-            labels=self.labels,
+            labels=np.empty(0),
             scores=_means(query_scores),
             intervals={name: mean_interval(query_scores[name]) for name in shown},
             by_precision=by_precision,
@@ -74,6 +74,10 @@ class RetrievalEvaluator:
         """Returns all scores of (N, dim) stored vectors of the split's rows; `queries` (N, dim) if they differ."""
         asked = stored if queries is None else queries
         return _means(self._score_queries(stored[self._corpus], asked[self._queries]))
+
+    def score_by_labels(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, dict[str, float]]:
+        """Returns `score_vectors` under the name of no label transform."""
+        return {self.label_transform: self.score_vectors(stored, queries)}
 
     def curve_scores(self, compressor: CompressorNetwork) -> FloatArray:
         """Returns the task's `curve_scores` of a compressor, (C,)."""
