@@ -19,7 +19,7 @@ import torch
 from scripts.docs_macros import RESULTS
 from twinsqueeze.data.encoder import DEFAULT_ENCODER, resolve_encoder
 from twinsqueeze.data.loading import load_dataset
-from twinsqueeze.evaluation.baselines import Baseline, BaselineTask, full_dim_encodings, unlabeled_encodings
+from twinsqueeze.evaluation.baselines import Baseline, BaselineTask, full_dim_encodings, quantized_encodings
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.evaluation.metrics import score
 from twinsqueeze.experiment_data import ExperimentData, prepare_data
@@ -50,10 +50,11 @@ def find_strongest(data: ExperimentData, recipe: Recipe) -> Baseline:
     train = data.training_pairs(recipe)
     task = BaselineTask(train, {split: data.evaluator(split, recipe.label_transform) for split in SPLITS})
     scores = {row.name: row.scores["dev"]["spearman"] for row in data.baselines(SPLITS, recipe, recipe.dim)}
-    encodings = [full_dim_encodings(task, DiskCache(), TERMINAL.progress)]
-    if train.unpaired is not None:
-        encodings.append(unlabeled_encodings(task, DiskCache(), TERMINAL.progress))
-    same_size = [each for each in chain(*encodings) if each.bytes == recipe.bytes_per_vector]
+    encodings = chain(
+        full_dim_encodings(task, DiskCache(), TERMINAL.progress),
+        quantized_encodings(task.unlabeled_quantizers, task, DiskCache(), TERMINAL.progress),
+    )
+    same_size = [each for each in encodings if each.bytes == recipe.bytes_per_vector]
     return max((each for each in same_size if FLOAT_QUERIES in each.name), key=lambda each: scores[each.name])
 
 
@@ -75,9 +76,9 @@ def compare(data: ExperimentData, networks: Sequence[CompressorNetwork], recipe:
         tensors = (compress(torch.from_numpy(vectors)) for compress in (network.compress_as_stored, network.compress))
         ours.append(pair_cosines_both_ways(data, *(each.numpy() for each in tensors)))
     labels = data.evaluator("test", recipe.label_transform).labels
-    cosines = [np.concatenate(each) for each in (ours, theirs)]
-    difference, interval = PairBootstrap(labels).difference(*cosines, "spearman")
-    means = [f"{np.mean(score(each, labels).spearman):.4f}" for each in cosines]
+    cosines, baseline_cosines = np.concatenate(ours), np.concatenate(theirs)
+    difference, interval = PairBootstrap(labels).difference(cosines, baseline_cosines, "spearman")
+    means = [f"{np.mean(score(each, labels).spearman):.4f}" for each in (cosines, baseline_cosines)]
     name = baseline.name.partition(f", {FLOAT_QUERIES}")[0]
     model = f"`{recipe.name.partition('-a')[0]}`"
     shown = f"{difference:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
