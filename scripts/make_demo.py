@@ -1,4 +1,4 @@
-"""Makes the demo pairs: `python scripts/make_demo.py`.
+"""Makes the demo pairs: `python -m scripts.make_demo`.
 
 Sentences are events (who, what, where, told in one of three ways), and a pair's score from 0 to 5 follows from what was
 changed between its sentences, never from an encoder, which would only measure itself:
@@ -23,7 +23,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from demo_frames import AGENTS, DETAILS, FRAMES, Frame
+from scripts.demo_frames import AGENTS, DETAILS, FRAMES, Frame
 
 SEED = 20261124
 SIZES = {"train": 1600, "dev": 320, "test": 320}
