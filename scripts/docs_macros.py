@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def score(
     return f"{mean:.4f}" + ("" if pd.isna(deviation) else f" ± {deviation:.4f}")
 
 
-def csv_table(name: str, columns: Sequence[str] | None = None) -> str:
+def csv_table(name: str, columns: list[str] | None = None) -> str:
     """Returns a file of experiments/results as a Markdown table; columns of numbers are aligned right."""
     table = pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False, usecols=columns)
     numeric = [all(re.fullmatch(r"[\d.,]*( \(.*\))?", value) for value in table[column]) for column in table.columns]

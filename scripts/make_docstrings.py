@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from twinsqueeze.data.dataset import NO_ROWS
 from twinsqueeze.data.sentence_pairs import load_pairs
 
 PACKAGES = ("matplotlib", "mlflow", "networkx", "pandas", "scipy", "sklearn", "sqlalchemy", "sympy", "torch")
@@ -90,8 +91,7 @@ def main() -> None:
     splits = load_pairs(options.folder, splits=("train", "dev")).splits
     options.output.mkdir(parents=True)
     for name, split in splits.items():
-        frame = pd.DataFrame({"sentence1": split.sentence1, "sentence2": split.sentence2, "score": split.scores})
-        frame.to_csv(options.output / f"{name}.csv", index=False)
+        pd.DataFrame(split.columns(NO_ROWS)).to_csv(options.output / f"{name}.csv", index=False)
     test.to_csv(options.output / "test.csv", index=False)
     print(f"{options.output}: {len(test):,} pairs to test on, half of them a summary with its own paragraph")
 

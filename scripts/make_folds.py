@@ -21,24 +21,26 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupKFold
 
+from twinsqueeze.data.dataset import NO_ROWS
 from twinsqueeze.data.sentence_pairs import load_pairs
+from twinsqueeze.types import IntArray
 
 
-def groups(pairs: pd.DataFrame) -> np.ndarray:
+def groups(pairs: pd.DataFrame) -> IntArray:
     """(P,) the number of each pair's group; pairs of different groups have no sentence in common."""
     sentences, _ = pd.factorize(pd.concat([pairs.sentence1, pairs.sentence2]))
     first, second = np.split(sentences, 2)
     size = sentences.max() + 1
     _, group = connected_components(coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size)))
-    return group[first]
+    return np.asarray(group[first])
 
 
-def folds(number: int, group: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def folds(number: int, group: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
     """Rows of the rest and of a part, for each of a number of parts."""
     yield from GroupKFold(number).split(group, groups=group)
 
 
-def cut_at(rows: Sequence[int], group: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def cut_at(rows: Sequence[int], group: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
     """Rows of the rest and of a part, for each part between some row numbers."""
     for part in np.split(np.arange(len(group)), rows):
         yield np.flatnonzero(~np.isin(group, group[part])), part
@@ -54,10 +56,7 @@ def main() -> None:
     how.add_argument("--cuts", type=int, nargs="+", metavar="ROW")
     options = parser.parse_args()
     splits = load_pairs(options.folder, splits=("train", "dev")).splits
-    frames = {
-        name: pd.DataFrame({"sentence1": split.sentence1, "sentence2": split.sentence2, "score": split.scores})
-        for name, split in splits.items()
-    }
+    frames = {name: pd.DataFrame(split.columns(NO_ROWS)) for name, split in splits.items()}
     train = frames["train"]
     group = groups(train)
     for number, (rest, part) in enumerate(cut_at(options.cuts, group) if options.cuts else folds(options.folds, group)):

@@ -7,6 +7,7 @@ Figures of single runs, such as training_loss.png, need the tracking store: `com
 
 import re
 from collections import defaultdict
+from collections.abc import Hashable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ COMPRESSOR = re.compile(
 SEARCH_ONLY = re.compile("FAISS|int8|, signs|float queries")  # rows of the search table alone
 
 
-def read_recipe(record: dict[str, Any]) -> Recipe:
+def read_recipe(record: dict[Hashable, Any]) -> Recipe:
     """Returns the recipe of a row as far as its name and columns tell."""
     name, *fields = record["model"].split(", ")
     found = COMPRESSOR.fullmatch(name)
@@ -37,7 +38,7 @@ def read_recipe(record: dict[str, Any]) -> Recipe:
     return Recipe.parse(values | dict(field.split() for field in fields))
 
 
-def read_row(record: dict[str, Any], scores: dict[str, SeedStats], key: ComparisonKey) -> Row:
+def read_row(record: dict[Hashable, Any], scores: dict[str, SeedStats], key: ComparisonKey) -> Row:
     """Returns the row of a compressor; its runs have no metrics of their own."""
     recipe = read_recipe(record)
     runs = [
@@ -53,7 +54,7 @@ def read_row(record: dict[str, Any], scores: dict[str, SeedStats], key: Comparis
 
 def read_tables(frame: pd.DataFrame) -> list[AblationTable]:
     """Returns the tables of a table.csv, as far as figures need them."""
-    metrics = [column.removesuffix("_sd") for column in frame if column.endswith("_sd")]
+    metrics = [column.removesuffix("_sd") for column in map(str, frame) if column.endswith("_sd")]
     rows, baselines = defaultdict(list), defaultdict(list)
     for record in frame.to_dict("records"):
         loss = record["data"].rpartition(" ")[2]

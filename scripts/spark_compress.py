@@ -24,11 +24,13 @@ from twinsqueeze.inference.spark import compress_frame, select_frame_column
 @click.option("--column", help="Column to compress.  [default: the only possible one]")
 @click.option("--precision", default="auto", show_default=True, help="float32, int8, product or binary.")
 @click.option("--overwrite", type=bool, default=False, show_default=True, help="Replace an existing output.")
-def main(source: str, format_: str, model: str, output: str, column: str | None, precision: str, overwrite: bool):
+def main(
+    source: str, format_: str, model: str, output: str, column: str | None, precision: str, overwrite: bool
+) -> None:
     """Add a column of compressed vectors to what Spark reads; vectors that were compressed are left out."""
     session = SparkSession.builder.appName("twinsqueeze compress").getOrCreate()
     try:
-        csv = {"header": True, "multiLine": True, "escape": '"'} if format_ == "csv" else {}
+        csv: dict[str, bool | str] = {"header": True, "multiLine": True, "escape": '"'} if format_ == "csv" else {}
         frame = session.read.format(format_).options(**csv).load(source)
         column, kind = select_frame_column(frame, column)
         compressed = compress_frame(frame, model, column=column, precision=precision)
