@@ -51,7 +51,7 @@ def main(rows: int, rounds: int) -> None:
             quantize(
                 sample[:1, : recipe.dim], precision, _ranges(compressor, sample)
             )  # the first call imports packages
-        speeds: dict[str, list[float]] = {"matrix products": []} | {precision: [] for precision in PRECISIONS}
+        speeds: dict[str, list[float]] = {name: [] for name in ("matrix products", *PRECISIONS)}
         for _ in range(rounds):
             speeds["matrix products"].append(max(_matrix_products(layers, block, rows) for block in BLOCK_SIZES))
             for precision in PRECISIONS:

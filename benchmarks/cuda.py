@@ -33,6 +33,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.task import NEIGHBORS
 from twinsqueeze.training.setup import TrainingSetup
 from twinsqueeze.training.trainer import BatchedTrainer
+from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
 GRID_SEEDS, GRID_ALPHAS = range(5), (0.0, 0.5, 0.75, 1.0, 3.0)  # those of experiments/published.yaml
@@ -74,9 +75,8 @@ class Benchmark:
             load_pairs("demo", splits=("train",)).splits, resolve_encoder(Recipe().encoder), DiskCache()
         )
         train = splits["train"]
-        self._train = EncodedSplit(
-            train.embeddings, *(each[: sizes.pairs] for each in (train.first, train.second, train.scores))
-        )
+        rows = slice(sizes.pairs)
+        self._train = EncodedSplit(train.embeddings, train.first[rows], train.second[rows], train.scores[rows])
 
     def measure(self, what: str, unit: str, amount: float, function: Callable[[], object]) -> Measurement:
         """Returns the rate of a function that handles an amount; the first call is not timed."""
@@ -138,9 +138,9 @@ class Benchmark:
         return TrainingSetup(recipe, (recipe.alpha,), (0,), train, self._device)
 
     @staticmethod
-    def _random_vectors(count: int, dim: int) -> np.ndarray:
+    def _random_vectors(count: int, dim: int) -> FloatArray:
         vectors = np.random.default_rng(0).standard_normal((count, dim), dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def describe_machine() -> dict[str, str]:

@@ -141,9 +141,9 @@ def build_indexes(
         yield _flat("flat_float32", f"flat, compressed, {dim} floats", faiss.IndexFlatIP(dim), corpus, queries)
         yield _hnsw("hnsw_float32", f"HNSW, compressed, {dim} floats", corpus, queries)
         if ranges:
-            index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed)
+            quantizer = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed)
             codes = [quantize(vectors, "int8", ranges).astype(np.float32) for vectors in (corpus, queries)]
-            yield _flat("flat_int8", f"flat, compressed, {dim} int8", index, *codes)
+            yield _flat("flat_int8", f"flat, compressed, {dim} int8", quantizer, *codes)
     if compressor.codebooks is None:
         yield _binary("flat_binary", f"flat, compressed, {dim} bits", corpus, queries)
     elif compressor.codebooks[:, 0].numel() == dim and compressor.codebooks.shape[1] == CENTROIDS:  # as IndexPQ has

@@ -4,6 +4,7 @@ Both train the default recipe on the same embeddings, without per-epoch metrics.
 pairs of vectors, one `nn.Sequential` and `torch.optim.Adam`.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def plain_loop(recipe: Recipe, train: EncodedSplit, device: torch.device) -> Cal
     labels = torch.from_numpy(scores_to_labels(train.scores, recipe.label_transform).astype(np.float32))
     pairs = TensorDataset(vectors[train.first], vectors[train.second], labels)
     loader = DataLoader(pairs, batch_size=recipe.batch_size, shuffle=True)
-    scale = recipe.alpha / dimension**0.5
+    scale = recipe.alpha / math.sqrt(dimension)
 
     def noisy(x: torch.Tensor) -> torch.Tensor:
         return x + (torch.rand_like(x) * 2 - 1) * scale

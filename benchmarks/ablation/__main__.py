@@ -8,17 +8,19 @@ after the grid, and scaled to the grid's runs and epochs, without imports. This 
 spawned workers import any other main module.
 """
 
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import chdir, closing, contextmanager
+from contextlib import ExitStack, chdir, closing, contextmanager
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import mlflow
@@ -34,6 +36,7 @@ from benchmarks.ablation.lanes import Lanes, load_demo_pairs, make_trainer
 from benchmarks.results import report
 from twinsqueeze import experiment, experiment_data
 from twinsqueeze.commands import ablation, run_recording
+from twinsqueeze.data.dataset import NO_ROWS
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.data.sentence_pairs import load_pairs, scores_to_labels
 from twinsqueeze.evaluation import baselines, faiss_baselines
@@ -46,6 +49,8 @@ from twinsqueeze.training import batching, grid_trainer, loop
 from twinsqueeze.training.batching import num_parallel_batches, plan_batches
 from twinsqueeze.training.optimizer import FlatAdam
 from twinsqueeze.training.trainer import BatchedTrainer
+from twinsqueeze.types import FloatArray
+from twinsqueeze.utils.compute import map_threaded
 from twinsqueeze.utils.disk_cache import DiskCache
 
 ONCE = "baselines, once for the data"
@@ -79,7 +84,6 @@ def timed(parts: Parts) -> Iterator[dict[str, float]]:
     """Yields the seconds of each part, without those of other parts inside it."""
     seconds: dict[str, float] = defaultdict(float)
     inner = [0.0]
-    before = []
 
     def timer(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -110,30 +114,25 @@ def timed(parts: Parts) -> Iterator[dict[str, float]]:
 
         return run
 
-    for part, owner, names in parts:
-        for name in names:
-            before.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, timer(part, getattr(owner, name)))
-    before.append((grid_trainer, "map_threaded", grid_trainer.map_threaded))
-    grid_trainer.map_threaded = time_waiting(grid_trainer.map_threaded)
-    try:
+    with ExitStack() as patches:
+        for part, owner, names in parts:
+            for name in names:
+                patches.enter_context(patch.object(owner, name, timer(part, getattr(owner, name))))
+        patches.enter_context(patch.object(grid_trainer, "map_threaded", time_waiting(map_threaded)))
         yield seconds
-    finally:
-        for owner, name, function in before:
-            setattr(owner, name, function)
 
 
 def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
     """Returns the seconds of an epoch, and of everything else, of the plain script."""
     start = time.perf_counter()
-    data = load_pairs(recipe.dataset).splits
+    data = {split: pairs.columns(NO_ROWS) for split, pairs in load_pairs(recipe.dataset).splits.items()}
     encoder = SentenceTransformer(str(resolve_encoder(recipe.encoder).folder), device="cpu")
     vectors = {
-        split: [torch.from_numpy(encoder.encode(s)) for s in (pairs.sentence1, pairs.sentence2)]
-        for split, pairs in data.items()
+        split: [torch.from_numpy(encoder.encode(columns[name])) for name in ("sentence1", "sentence2")]
+        for split, columns in data.items()
     }
     transform = recipe.label_transform
-    labels = {split: scores_to_labels(np.asarray(pairs.scores), transform) for split, pairs in data.items()}
+    labels = {split: scores_to_labels(np.asarray(columns["score"]), transform) for split, columns in data.items()}
     torch.manual_seed(recipe.seed)
     dimension = vectors["train"][0].shape[1]
     model = nn.Sequential(
@@ -142,12 +141,12 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     pairs = TensorDataset(*vectors["train"], torch.from_numpy(labels["train"].astype(np.float32)))
     loader = DataLoader(pairs, batch_size=recipe.batch_size, shuffle=True)
-    scale = recipe.alpha / dimension**0.5
+    scale = recipe.alpha / math.sqrt(dimension)
 
     def noisy(x: torch.Tensor) -> torch.Tensor:
         return x + (torch.rand_like(x) * 2 - 1) * scale
 
-    def predict(split: str) -> Any:
+    def predict(split: str) -> FloatArray:
         with torch.no_grad():
             return functional.cosine_similarity(*(model(x) for x in vectors[split])).numpy()
 
@@ -166,22 +165,20 @@ def plain_run(recipe: Recipe, epochs: int) -> tuple[float, float]:
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
-            predicted = predict("dev")
-            error = predicted - labels["dev"]
+            dev_cosines = predict("dev")
+            error = dev_cosines - labels["dev"]
             history["loss"].append(float(np.mean(losses)))
             history["mse"].append(float(np.square(error).mean()))
             history["mae"].append(float(np.abs(error).mean()))
-            history["pearson"].append(stats.pearsonr(predicted, labels["dev"])[0])
-            history["spearman"].append(stats.spearmanr(predicted, labels["dev"])[0])
+            history["pearson"].append(stats.pearsonr(dev_cosines, labels["dev"])[0])
+            history["spearman"].append(stats.spearmanr(dev_cosines, labels["dev"])[0])
             mlflow.log_metrics({name: values[-1] for name, values in history.items()}, step=epoch)
             took.append(time.perf_counter() - begin)
         predicted = {split: predict(split) for split in ("train", "dev", "test")}
         for split in ("dev", "test"):
             mlflow.log_metric(f"final/{split}", stats.spearmanr(predicted[split], labels[split])[0])
-        loss = np.array(history["loss"])
-        mlflow.log_figure(
-            run_plots.plot_loss_curves(loss, loss, {k: np.array(v) for k, v in history.items()}), "loss.png"
-        )
+        curves = {name: np.array(values) for name, values in history.items()}
+        mlflow.log_figure(run_plots.plot_loss_curves(curves["loss"], curves["loss"], curves), "loss.png")
         later = ("dev", "test")
         scatter = run_plots.plot_run_predictions({split: (labels[split], predicted[split]) for split in later}, "tanh")
         mlflow.log_figure(scatter, "scatter.png")
