@@ -75,7 +75,7 @@ def compare(data: ExperimentData, networks: Sequence[CompressorNetwork], recipe:
     for network in networks:
         tensors = (compress(torch.from_numpy(vectors)) for compress in (network.compress_as_stored, network.compress))
         ours.append(pair_cosines_both_ways(data, *(each.numpy() for each in tensors)))
-    labels = data.evaluator("test", recipe.label_transform).labels
+    labels = data.encoded["test"].scores
     cosines, baseline_cosines = np.concatenate(ours), np.concatenate(theirs)
     difference, interval = PairBootstrap(labels).difference(cosines, baseline_cosines, "spearman")
     means = [f"{np.mean(score(each, labels).spearman):.4f}" for each in (cosines, baseline_cosines)]
