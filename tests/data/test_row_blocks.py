@@ -2,7 +2,7 @@
 
 import gzip
 import io
-import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,24 +14,23 @@ from tests.helpers.vectors import npy_bytes, unit_vectors, write_rows
 from twinsqueeze.data import row_blocks
 from twinsqueeze.data.row_blocks import read_blocks
 
+pytestmark = pytest.mark.usefixtures("in_a_new_folder")
+TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
+
 
 def refusal(source: str, format_: str = "auto", column: str | None = None) -> str:
     return refusals.refusal(lambda: [np.array(block.rows) for block in read_blocks(source, format_, column)])
 
 
-pytestmark = pytest.mark.usefixtures("in_a_new_folder")
-TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
-
-
 @pytest.mark.parametrize(
-    ("name", "num_rows"),
-    [("in.npy", 5000), ("fortran.npy", 5000), ("in.parquet", 5000), ("in.csv", 500), ("in.jsonl", 500)]
-    + [(f"texts.{suffix}", 500) for suffix in ("parquet", "csv", "jsonl", "txt")],
+    "name",
+    [*("in.npy", "fortran.npy", "in.parquet", "in.csv", "in.jsonl")]
+    + [f"texts.{suffix}" for suffix in ("parquet", "csv", "jsonl", "txt")],
 )
-def test_blocks_have_all_rows_in_order(tmp_path, monkeypatch, name, num_rows):
+def test_blocks_have_all_rows_in_order(monkeypatch, name):
     monkeypatch.setattr(row_blocks, "BLOCK_SIZES", {"vectors": 300, "texts": 300})
-    rows = TEXTS * (num_rows // 5) if name.startswith("texts") else unit_vectors(num_rows, 5)
-    write_rows(tmp_path / name, np.asfortranarray(rows) if name == "fortran.npy" else rows)
+    rows = TEXTS * 500 if name.startswith("texts") else unit_vectors(2500, 5)
+    write_rows(Path(name), np.asfortranarray(rows) if name == "fortran.npy" else rows)
     column = "row" if name in {"texts.parquet", "texts.csv", "texts.jsonl"} else None
     blocks = list(read_blocks(name, column=column))
     ends = np.cumsum([len(block.rows) for block in blocks])
@@ -39,12 +38,6 @@ def test_blocks_have_all_rows_in_order(tmp_path, monkeypatch, name, num_rows):
     assert [block.first_row for block in blocks] == [0, *ends[:-1]]
     assert blocks[-1].position == blocks[-1].total
     np.testing.assert_array_equal(np.concatenate([block.rows for block in blocks]), rows)
-
-
-def test_strings_of_jsonl_are_texts(tmp_path):
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, TEXTS)))
-    (block,) = read_blocks("in.jsonl")
-    assert block.rows == TEXTS
 
 
 def npy_header(header: str) -> bytes:
@@ -68,58 +61,43 @@ DAMAGED_PARQUET = PARQUET[:THIRD] + np.random.default_rng(0).bytes(THIRD) + PARQ
 LETTER = b"vectors, they said, but it is a letter\n" * 10
 NOT_UTF8 = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
 ROWS_OF_AN_ARRAY = "vectors must be the rows of an array of numbers, (n, d)"
-
 REFUSED = [
     ("in.npy", b"", "input 'in.npy' is empty"),
     ("in.npy", NPY[: len(NPY) // 3], "in.npy is damaged, truncated or"),
     ("in.npy", NPY[:20], "truncated"),
     ("in.npy", LETTER, "not a .npy"),
-    *(("in.npy", pack(NPY + NPY), "it has more than the 3000 rows of its header") for pack in (bytes, gzip.compress)),
-    ("in.npy", npy_bytes(np.zeros((0, 384), np.float32)), "is an array of float32 values and of shape (0, 384)"),
-    ("in.npy", npy_bytes(np.zeros(384, np.float32)), f"of shape (384,): {ROWS_OF_AN_ARRAY}"),
-    (
-        "in.npy",
-        npy_bytes(np.zeros((3, 4), complex)),
-        f"an array of complex128 values and of shape (3, 4): {ROWS_OF_AN_ARRAY}",
-    ),
-    ("in.npy", gzip.compress(npy_bytes(np.asfortranarray(VECTORS))), "in Fortran order, which can only be read from a"),
-    ("in.npy", npy_bytes(np.array([["a"]])), ROWS_OF_AN_ARRAY),
+    ("in.npy", NPY + NPY, "it has more than the 3000 rows of its header"),
+    ("in.npy", gzip.compress(NPY + NPY), "it has more than the 3000 rows of its header"),
+    ("in.npy", gzip.compress(npy_of("(2, 3)", fortran_order=True)), "in Fortran order, which can only be read"),
+    ("in.npy", npy_bytes(np.zeros((0, 9), np.float32)), "is an array of float32 values and of shape (0, 9)"),
+    ("in.npy", npy_bytes(np.zeros(384)), f"of shape (384,): {ROWS_OF_AN_ARRAY}"),
+    ("in.npy", npy_bytes(np.zeros((3, 4), complex)), "an array of complex128 values and of shape (3, 4): vectors"),
     ("in.npy", npy_bytes(np.array([{}], object)), "in.npy is an array of object values"),
     ("in.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)"), "in.npy is damaged"),
     ("in.npy", npy_header("-" * 3000 + "1"), "in.npy"),
     ("in.npy", npy_header("  1\n 2"), "in.npy is damaged"),
-    ("in.npy", npy_of("(-1, 3)"), ROWS_OF_AN_ARRAY),
     ("in.npy", npy_of("(-2, 3)", fortran_order=True), ROWS_OF_AN_ARRAY),
     ("in.npy", npy_of(f"({10**30}, 0)"), ROWS_OF_AN_ARRAY),
     ("in.npy", npy_of(f"({10**30}, 1)"), "it has fewer than the 1000"),
-    ("in.npy", npy_of(f"(1, {10**30})"), "it has fewer than the 1 rows"),
-    ("in.npy", npy_of("(2, 3)", "'|O'"), ROWS_OF_AN_ARRAY),
     ("in.npy", npy_of("(2, 3)", "[]", fortran_order=True), "in.npy"),
-    ("in.parquet", b"", "input 'in.parquet' is empty"),
     ("in.parquet", PARQUET[: len(PARQUET) * 2 // 3], "truncated"),
-    ("in.parquet", PARQUET[:20], "truncated"),
     ("in.parquet", LETTER, "not a .parquet"),
     ("in.parquet", DAMAGED_PARQUET, "in.parquet is damaged"),
-    ("in.parquet", parquet(pa.array([])), "neither texts nor lists"),
     ("in.parquet", parquet(pa.array([], pa.list_(pa.float32()))), "in.parquet is empty: it has no rows"),
     ("in.parquet", parquet(pa.array(["a", None])), "row 1 of in.parquet is missing"),
     ("in.parquet", parquet(NOT_UTF8), "in.parquet is damaged"),
-    ("in.txt", b"", "input 'in.txt' is empty"),
-    ("in.txt", b"caf\xe9\n", "in.txt is not UTF-8"),
     ("in.csv", b"a,b\n", "in.csv is empty: it has no rows"),
     ("in.csv", b'text\na\n"b,c\n', "row 1 of in.csv can't be read as csv"),
-    ("in.csv", b'text,id\n"a \\"b\\"",1\n', """',' expected after '"'; quotes in a field are written twice, \"\""""),
+    ("in.csv", b'text,id\n"a \\"b\\"",1\n', """expected after '"'; quotes in a field are written twice, \"\""""),
     ("in.csv", b"a,b\nx y,z\n", "several columns to choose from, a, b: name one"),
     ("in.csv", b"a,b\nx,1\ny\n", "row 1 of in.csv can't be read as csv: 1 cells, and the first line has 2"),
     ("in.jsonl", b"\n\n", "in.jsonl is empty"),
     ("in.jsonl", b'"a"\n{\n', "row 1 of in.jsonl can't be read as jsonl"),
     ("in.jsonl", b'"a"\n[1, 2]\n', "row 1 of in.jsonl is not a text"),
-    ("in.jsonl", b"[1, 2, 3]\n[1]\n", "row 1 of in.jsonl is not a list of 3 numbers"),
     ("in.jsonl", b'[1, "2"]\n', "row 0 of in.jsonl is not a list of numbers: [1, '2']"),
     ("in.jsonl", b'{"a": 1}\n', "in.jsonl has neither texts nor lists of numbers; its columns are a"),
     ("in.jsonl", b'{"t": "x"}\n{"u": 1}\n', "row 1 of in.jsonl is missing"),
     ("in.jsonl", b"[" * 100_000, "can't be read as jsonl"),
-    ("in.jsonl", b'{"a": ' * 50_000, "can't be read as jsonl"),
     ("in.jsonl", b"[1" + b"0" * 400 + b"]", "row 0 of in.jsonl is not a list of numbers: [1000"),
     ("in.jsonl", b'"\\ud800"', "row 0 of in.jsonl has half of a surrogate pair"),
     ("in.dat", b"x", "ends in none of .npy, .parquet, .csv, .jsonl, .txt, .tsv: name its format"),
@@ -127,24 +105,18 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), REFUSED, ids=[f"{case[0]}-{case[2]}" for case in REFUSED])
-def test_bad_files_are_refused(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
+def test_bad_files_are_refused(name, content, message):
+    Path(name).write_bytes(content)
     assert message in refusal(name)
 
 
-@pytest.mark.parametrize(
-    ("source", "options", "message"),
-    [
-        ("in.npy", {"format_": "xlsx"}, "format must be one of auto, npy"),
-        ("in.npy", {"column": "x"}, "in.npy is a .npy array, which has no column 'x'"),
-        ("nowhere.npy", {}, "input 'nowhere.npy' is not there"),
-        ("empty", {}, "input 'empty' is a folder without files of rows"),
-    ],
-)
-def test_wrong_arguments_are_refused(tmp_path, source, options, message):
-    np.save(tmp_path / "in.npy", VECTORS[:10])
-    (tmp_path / "empty").mkdir()
-    assert message in refusal(source, **options)
+def test_wrong_arguments_are_refused():
+    np.save("in.npy", VECTORS[:10])
+    Path("empty").mkdir()
+    assert "format must be one of auto, npy" in refusal("in.npy", "xlsx")
+    assert "in.npy is a .npy array, which has no column 'x'" in refusal("in.npy", column="x")
+    assert "input 'nowhere.npy' is not there" in refusal("nowhere.npy")
+    assert "input 'empty' is a folder without files of rows" in refusal("empty")
 
 
 def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
