@@ -232,45 +232,42 @@ def test_make_demo_writes_the_bundled_files(tmp_path, run_script):
 
 @pytest.fixture
 def make_folds(tmp_path, run_script):
-    """Returns a function that cuts 9 pairs, of which only 3, 4 and 5 share sentences, and returns pairs and folds."""
-    rows = [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)]
-    rows[4], rows[5] = ("a3", "c", 4.0), ("d", "c", 5.0)
+    """Returns a function that cuts pairs into 3 folds, and returns each fold's splits."""
 
-    def make(*options):
-        run_script(
-            "make_folds.py", write(tmp_path / "data", ".csv", rows, ["train", "dev"]), tmp_path / "folds", *options
-        )
+    def make(rows, *options):
+        run_script("make_folds.py", write(tmp_path, ".csv", rows, ["train", "dev"]), tmp_path / "folds", *options)
         assert sorted(path.name for path in (tmp_path / "folds").iterdir()) == ["0", "1", "2"]
         folds = [load_pairs(str(tmp_path / "folds" / name)).splits for name in ("0", "1", "2")]
-        return rows, [{name: rows_of(split) for name, split in fold.items()} for fold in folds]
+        return [{name: rows_of(split) for name, split in fold.items()} for fold in folds]
 
     return make
 
 
+# Pairs 3, 4 and 5 share sentences.
+LINKED = [(f"a{i}", f"b{i}", float(i % 6)) for i in range(9)]
+LINKED[4:6] = [("a3", "c", 4.0), ("d", "c", 5.0)]
+
+
 def test_folds_share_no_sentence_and_leave_out_no_pair(make_folds):
-    rows, folds = make_folds("--folds", "3")
+    folds = make_folds(LINKED, "--folds", "3")
     for fold in folds:
-        assert sorted(fold["train"] + fold["test"]) == sorted(rows)
+        assert sorted(fold["train"] + fold["test"]) == sorted(LINKED)
         train, test = ({text for row in fold[name] for text in row[:2]} for name in ("train", "test"))
         assert not train & test
-        assert fold["dev"] == rows
-    assert sorted(row for fold in folds for row in fold["test"]) == sorted(rows)
+        assert fold["dev"] == LINKED
+    assert sorted(row for fold in folds for row in fold["test"]) == sorted(LINKED)
 
 
 def test_folds_that_are_cut_at_rows_leave_out_of_train_what_shares_a_sentence(make_folds):
-    rows, folds = make_folds("--cuts", "4", "7")
     expected = [([0, 1, 2, 3], [6, 7, 8]), ([4, 5, 6], [0, 1, 2, 7, 8]), ([7, 8], [0, 1, 2, 3, 4, 5, 6])]
-    for fold, (test, train) in zip(folds, expected, strict=True):
-        assert fold["test"] == [rows[i] for i in test]
-        assert fold["train"] == [rows[i] for i in train]
+    for fold, (test, train) in zip(make_folds(LINKED, "--cuts", "4", "7"), expected, strict=True):
+        assert fold["test"] == [LINKED[i] for i in test]
+        assert fold["train"] == [LINKED[i] for i in train]
 
 
 def test_docstring_pairs_are_a_summary_with_its_own_paragraph_and_with_another(tmp_path, run_script, monkeypatch):
     first, second = "Say what the first one does.", "Say what the second one does."
-    prose = [
-        f"It has a paragraph number {i} of plain words, which is long enough to be taken for prose by any reader of it."
-        for i in range(4)
-    ]
+    prose = [f"A paragraph number {i} of plain words, long enough to be taken for prose." * 2 for i in range(4)]
     parameters = "Parameters\n----------\nit : int\n    Which is a list of parameters and no prose, however long it is."
     code = ">>> Second().is_no_prose_since_it_is_code() and so_is_this_and_that_and_what_comes_below(it, too)"
     docstrings = [
@@ -289,7 +286,6 @@ def test_docstring_pairs_are_a_summary_with_its_own_paragraph_and_with_another(t
     monkeypatch.syspath_prepend(tmp_path)
     folder = write(tmp_path / "data", ".csv")
     arguments = "make_docstrings.py", folder, tmp_path / "made", "--packages", package.name, "--pairs"
-
     with pytest.raises(SystemExit, match="the packages have 2 docstrings with a paragraph: ask for as many at most"):
         run_script(*arguments, 3)
     run_script(*arguments, 2)
