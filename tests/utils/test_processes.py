@@ -1,7 +1,6 @@
 """Where `mlflow run` was started."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,15 +14,8 @@ from tests.helpers.commands import ROOT
 from tests.helpers.forks import has_ended
 from twinsqueeze.utils.processes import ProcessIdentity
 
-# What the command of an entry point does first.
-COMMAND = """
-import os
-from twinsqueeze.utils import processes
-child = processes.find_mlflow_run_child(os.environ["MLFLOW_RUN_ID"])
-processes.enter_dir_of_parent(child)
-print(os.getcwd())
-"""
-# `mlflow run` starts a shell in the project's folder, which starts the command or becomes it.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+# `mlflow run` starts a shell in the project's folder, which starts the command of the entry point or becomes it.
 STARTER = """
 import os, subprocess, sys
 shell, project, command = sys.argv[1:]
@@ -32,26 +24,29 @@ subprocess.run(["bash", "-c", shell], cwd=project, env=environment, check=True)
 """
 
 
-@pytest.mark.parametrize("shell", ['"$PYTHON" -c "$COMMAND"', 'true && "$PYTHON" -c "$COMMAND"; true'])
-@pytest.mark.parametrize("name", ["a folder", "project"])
-def test_a_command_of_mlflow_run_works_where_it_was_started(tmp_path, shell, name):
+@pytest.mark.parametrize(
+    ("name", "shell"),
+    [("a folder", '"$PYTHON" -c "$COMMAND"'), ("project", 'true && "$PYTHON" -c "$COMMAND"; true')],
+    ids=["another folder", "the same folder"],
+)
+def test_a_command_of_mlflow_run_works_where_it_was_started(tmp_path, name, shell):
+    command = """
+import os
+from twinsqueeze.utils import processes
+processes.enter_dir_of_parent(processes.find_mlflow_run_child(os.environ["MLFLOW_RUN_ID"]))
+print(os.getcwd())
+"""
     folder, project = tmp_path / name, tmp_path / "project"
     for path in {folder, project}:
         path.mkdir()
     (project / "MLproject").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", STARTER, shell, str(project), COMMAND],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = [sys.executable, "-c", STARTER, shell, str(project), command]
+    done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.stdout == f"{folder}\n", done.stderr
 
 
-# The command of an entry point, which trains for an hour, and the process that starts it.
-WATCHING = """
+def test_a_command_ends_with_the_process_that_started_it():
+    command = """
 import os, time
 import psutil
 from twinsqueeze.utils import processes
@@ -59,17 +54,12 @@ processes.exit_with_parent(psutil.Process())
 print(os.getpid(), flush=True)
 time.sleep(3600)
 """
-STARTING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-
-
-def test_a_command_ends_with_the_process_that_started_it():
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTING, WATCHING], stdout=subprocess.PIPE, env=environment
-    ) as starter:
-        command = psutil.Process(int(starter.stdout.readline()))
-        starter.send_signal(signal.SIGKILL)
-    while not has_ended(command):
+    starting = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    arguments = [sys.executable, "-c", starting, command]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=ENVIRONMENT) as starter:
+        started = psutil.Process(int(starter.stdout.readline()))
+        starter.kill()
+    while not has_ended(started):
         time.sleep(0.02)
 
 
