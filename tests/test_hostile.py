@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from benchmarks import fuzz
-from tests.helpers.frames import write_frame
 from tests.helpers.refusals import refusal
+from tests.helpers.tables import read_rows, write_frame
 from twinsqueeze.data.encoder import resolve_encoder
-from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import SUFFIXES, load_pairs
 from twinsqueeze.data.table_files import FORMATS
 from twinsqueeze.errors import InputError, truncate_repr
@@ -97,7 +96,7 @@ def test_malicious_yaml_grids_are_refused(text, tmp_path):
 @given(names)
 def test_any_name_is_found_or_refused(name):
     uris = (f"models:/{name}", f"runs:/{name}", f"runs:/{'0' * 32}/{name}", f"models:/{name}/1", f"models:/x@{name}")
-    for read in (load_grid, load_pairs, lambda source: list(read_blocks(source)), resolve_model, resolve_encoder):
+    for read in (load_grid, load_pairs, read_rows, resolve_model, resolve_encoder):
         refusal(read, name)
     for uri in uris:
         refusal(resolve_model, uri)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from scripts.make_growth import draw_queries
-from tests.helpers.frames import write_frame
 from tests.helpers.refusals import refusal
+from tests.helpers.tables import write_frame
 from twinsqueeze.data import rows_alone
 from twinsqueeze.data.dataset import RowSplit
 from twinsqueeze.data.loading import load_dataset

@@ -9,17 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers import refusals
+from tests.helpers.tables import row_refusal
 from tests.helpers.vectors import npy_bytes, unit_vectors, write_rows
 from twinsqueeze.data import row_blocks
 from twinsqueeze.data.row_blocks import read_blocks
 
 pytestmark = pytest.mark.usefixtures("in_a_new_folder")
 TEXTS = ["a cat sleeps", 'she said "no, thanks"', "", "naïve café, 東京", "two men are\u2028playing chess"]
-
-
-def refusal(source: str, format_: str = "auto", column: str | None = None) -> str:
-    return refusals.refusal(lambda: [np.array(block.rows) for block in read_blocks(source, format_, column)])
 
 
 @pytest.mark.parametrize(
@@ -107,25 +103,25 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "content", "message"), REFUSED, ids=[f"{case[0]}-{case[2]}" for case in REFUSED])
 def test_bad_files_are_refused(name, content, message):
     Path(name).write_bytes(content)
-    assert message in refusal(name)
+    assert message in row_refusal(name)
 
 
 def test_wrong_arguments_are_refused():
     np.save("in.npy", VECTORS[:10])
     Path("empty").mkdir()
-    assert "format must be one of auto, npy" in refusal("in.npy", "xlsx")
-    assert "in.npy is a .npy array, which has no column 'x'" in refusal("in.npy", column="x")
-    assert "input 'nowhere.npy' is not there" in refusal("nowhere.npy")
-    assert "input 'empty' is a folder without files of rows" in refusal("empty")
+    assert "format must be one of auto, npy" in row_refusal("in.npy", format_="xlsx")
+    assert "in.npy is a .npy array, which has no column 'x'" in row_refusal("in.npy", column="x")
+    assert "input 'nowhere.npy' is not there" in row_refusal("nowhere.npy")
+    assert "input 'empty' is a folder without files of rows" in row_refusal("empty")
 
 
 def test_a_header_on_standard_input_can_not_claim_the_memory(monkeypatch):
     """Standard input has no size to compare the header with."""
     content = io.BufferedReader(io.BytesIO(npy_of(f"(2, {10**14})")))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
-    assert "too large to read" in refusal("-")
+    assert "too large to read" in row_refusal("-")
 
 
 def test_a_tsv_file_is_read_twice_and_thus_not_from_standard_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"text\tid\na\t1\n"))))
-    assert "a .tsv file can't be read from standard input: name the file" in refusal("-", "tsv")
+    assert "a .tsv file can't be read from standard input: name the file" in row_refusal("-", format_="tsv")

@@ -14,9 +14,9 @@ import pytest
 from tests.helpers import hub, refusals
 from tests.helpers.commands import ROOT
 from tests.helpers.forks import ForkedProcess
-from tests.helpers.frames import write_frame
 from tests.helpers.pairs import rows_of
 from tests.helpers.servers import free_port
+from tests.helpers.tables import write_frame
 from twinsqueeze.data import hub as hub_client
 from twinsqueeze.data.dataset import SPLITS
 from twinsqueeze.data.loading import load_dataset

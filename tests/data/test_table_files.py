@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.frames import write_frame
 from tests.helpers.pairs import rows_of
 from tests.helpers.refusals import refusal
+from tests.helpers.tables import read_rows, row_refusal, write_frame
 from twinsqueeze.commands.options import parse_columns
 from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import COLUMNS, load_pairs
@@ -22,10 +22,6 @@ from twinsqueeze.utils.files import expand_user
 
 pytestmark = pytest.mark.usefixtures("in_a_new_folder")
 ROWS = [("a", "b", 0.0), ('"Hello', 'he said" and left', 1.5), ("naïve", "NA", 5.0)]
-
-
-def read(source: str) -> list:
-    return [row for block in read_blocks(source) for row in np.array(block.rows).tolist()]
 
 
 def pairs(folder: str = ".", **options) -> list[tuple[str, str, float]]:
@@ -43,9 +39,9 @@ def test_encodings_are_read_or_named(encoding, suffix):
     Path(f"in.{suffix}.gz").write_bytes(gzip.compress(content.encode(encoding)))
     for name in (f"in.{suffix}", f"in.{suffix}.gz"):
         if encoding in {"utf-16-le", "utf-32-be"}:
-            assert f"{name} seems to be {encoding[:6].upper()} without a byte order mark" in refusal(read, name)
+            assert f"{name} seems to be {encoding[:6].upper()} without a byte order mark" in row_refusal(name)
         else:
-            assert read(name) == texts
+            assert read_rows(name) == texts
 
 
 @pytest.mark.parametrize(
@@ -61,7 +57,7 @@ def test_encodings_are_read_or_named(encoding, suffix):
 )
 def test_other_encodings_and_damaged_files_are_refused(name, content, message):
     Path(name).write_bytes(content)
-    assert message in refusal(read, name)
+    assert message in row_refusal(name)
 
 
 @pytest.fixture
@@ -83,7 +79,7 @@ def test_the_parts_of_a_folder_are_read_in_the_order_of_their_numbers(parts):
     assert np.concatenate([block.rows for block in blocks]).tolist() == parts
     assert [block.first_row for block in blocks] == list(range(0, 22, 2))
     assert blocks[-1].position == blocks[-1].total
-    assert read(f"file://{Path.cwd()}/parts.parquet") == parts
+    assert read_rows(f"file://{Path.cwd()}/parts.parquet") == parts
 
 
 @pytest.mark.parametrize(
@@ -96,9 +92,9 @@ def test_the_parts_of_a_folder_are_read_in_the_order_of_their_numbers(parts):
 )
 def test_parts_that_differ_are_refused(parts, column, message):
     pq.write_table(pa.table(column), "parts.parquet/part-12.parquet")
-    assert message in refusal(read, "parts.parquet")
+    assert message in row_refusal("parts.parquet")
     Path("parts.parquet/part-13.csv").write_text("v\n1\n")
-    assert "folder 'parts.parquet' has files of several formats, " in refusal(read, "parts.parquet")
+    assert "folder 'parts.parquet' has files of several formats, " in row_refusal("parts.parquet")
 
 
 SCORED = pd.DataFrame(ROWS, columns=COLUMNS)
@@ -135,7 +131,7 @@ def test_files_that_would_be_left_out_or_doubled_are_refused():
         write_frame(SCORED, name)
     assert "has two files for the split train, train.csv and data/train.csv: keep one" in refusal(pairs)
     Path("data/part-2.csv").symlink_to("nowhere.csv")
-    assert "'data/part-2.csv' can't be read: it is a link to nothing" in refusal(read, "data")
+    assert "'data/part-2.csv' can't be read: it is a link to nothing" in row_refusal("data")
 
 
 def test_linked_folders_are_read_and_the_hubs_metadata_is_not():

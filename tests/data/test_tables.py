@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import refusals
-from tests.helpers.frames import write_frame
+from tests.helpers.refusals import refusal
+from tests.helpers.tables import read_rows, row_refusal, write_frame
 from tests.helpers.vectors import npy_bytes, unit_vectors
-from twinsqueeze.data.row_blocks import read_blocks
 from twinsqueeze.data.sentence_pairs import load_pairs
 from twinsqueeze.data.vector_text import looks_like_vector, parse_vector
 
@@ -31,20 +30,10 @@ WIDE = pd.DataFrame(VECTORS)
 NAMED = WIDE.add_prefix("v")
 
 
-def read(source: str, column: str | None = None) -> tuple[list, list[str]]:
-    """The rows of a table, and what is said of the way they are read."""
-    guesses: list[str] = []
-    blocks = list(read_blocks(source, column=column, on_guess=guesses.append))
-    return [row for block in blocks for row in np.array(block.rows).tolist()], guesses
-
-
-def refusal(source: str, column: str | None = None) -> str:
-    return refusals.refusal(read, source, column)
-
-
 def assert_rows(source: str, expected: np.ndarray | Sequence[str], column: str | None = None) -> str:
     """Compares the rows; gives what is said of the way they are read."""
-    rows, guesses = read(source, column)
+    guesses: list[str] = []
+    rows = read_rows(source, column=column, on_guess=guesses.append)
     if isinstance(expected, np.ndarray):
         np.testing.assert_allclose(rows, expected, rtol=1e-6)
     else:
@@ -99,7 +88,7 @@ def test_a_vector_over_many_columns_is_read_and_the_guess_is_said(name, write, s
 )
 def test_a_first_line_that_can_be_a_header_or_a_row_is_refused(rows, header, shown):
     pd.DataFrame(rows).to_csv("in.csv", index=False, header=list(map(str, header)))
-    assert f"the first line of in.csv can be a header or a row, {shown}" in refusal("in.csv")
+    assert f"the first line of in.csv can be a header or a row, {shown}" in row_refusal("in.csv")
 
 
 @pytest.mark.parametrize(
@@ -112,47 +101,35 @@ def test_a_first_line_that_can_be_a_header_or_a_row_is_refused(rows, header, sho
 )
 def test_other_separators_line_ends_and_missing_numbers_are_refused(name, content, message):
     Path(name).write_text(content, newline="")
-    assert message in refusal(name)
+    assert message in row_refusal(name)
 
 
 def test_a_pattern_names_the_columns_of_a_vector():
     NAMED.assign(text=TEXTS, w0=1.5, w1=2.5).to_csv("in.csv", index=False)
-    assert "in.csv has texts, text, and numbers, v0 to v11: name the column of texts, or 'v[0-9]*'" in refusal("in.csv")
+    assert "has texts, text, and numbers, v0 to v11: name the column of texts, or 'v[0-9]*'" in row_refusal("in.csv")
     assert "'v0' to 'v11'" in assert_rows("in.csv", VECTORS, "v*")
     assert assert_rows("in.csv", TEXTS, "text") == ""
-    assert "column 'text' of in.csv is text, not one of the numbers of a vector" in refusal("in.csv", "*")
+    assert "column 'text' of in.csv is text, not one of the numbers" in row_refusal("in.csv", column="*")
     NAMED.assign(w0=1.5, w1=2.5).to_parquet("in.parquet")
-    assert "several groups of numbers, v0 to v11, w0 to w1: name one" in refusal("in.parquet")
-    assert "has no column 'textt' (did you mean 'text'?); its columns are v0, v1" in refusal("in.csv", "textt")
+    assert "several groups of numbers, v0 to v11, w0 to w1: name one" in row_refusal("in.parquet")
+    assert "has no column 'textt' (did you mean 'text'?); its columns are v0" in row_refusal("in.csv", column="textt")
 
 
-FORMS_OF_TEXT = {
-    "python": str,
-    "json": json.dumps,
-    "numpy": lambda v: str(np.array(v, np.float32)),
-    "numpy scalars": lambda v: str(list(np.array(v, np.float32))),
-    "repr": lambda v: repr(np.array(v)),
-    "postgres": lambda v: f"{{{','.join(map(str, v))}}}",
-    "bare": lambda v: " ".join(map(str, v)),
-}
 SUFFIXES = ("csv", "tsv", "jsonl", "parquet")
 
 
-@pytest.mark.parametrize(
-    ("form", "suffix"), [*((form, "csv") for form in FORMS_OF_TEXT), *(("numpy", suffix) for suffix in SUFFIXES)]
-)
-def test_vectors_that_are_written_as_text_are_parsed_and_a_mixture_is_refused(form, suffix):
-    name = f"in.{suffix}"
-    vectors = [FORMS_OF_TEXT[form](numbers) for numbers in LISTS]
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_vectors_that_are_written_as_text_are_parsed_and_a_mixture_is_refused(suffix):
+    name, vectors = f"in.{suffix}", list(map(str, VECTORS))
     write_frame(pd.DataFrame({"text": TEXTS, "v": vectors}), name)
     for column in (None, "v"):
         assert f"column 'v' of {name} {AS_TEXT}" in assert_rows(name, VECTORS, column)
     assert assert_rows(name, TEXTS, "text") == ""
     write_frame(pd.DataFrame({"id": range(6), "v": [*vectors[:5], "a cat sleeps"]}), name)
-    assert f"row 5 of {name} is not a list of 12 numbers: 'a cat sleeps'" in refusal(name)
+    assert f"row 5 of {name} is not a list of 12 numbers: 'a cat sleeps'" in row_refusal(name)
     write_frame(pd.DataFrame({"id": range(7), "v": ["a cat sleeps", *vectors]}), name)
-    assert f"row 1 of {name} is '" in refusal(name)
-    assert ", not a text: remove the row, or keep vectors in a column of their own" in refusal(name)
+    assert f"row 1 of {name} is '" in row_refusal(name)
+    assert ", not a text: remove the row, or keep vectors in a column of their own" in row_refusal(name)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +139,7 @@ def test_vectors_with_gaps_and_other_damage_are_refused(text):
     assert looks_like_vector(text)
     assert parse_vector(text) is None
     pd.DataFrame({"v": [text, *map(str, LISTS)]}).to_csv("in.csv", index=False)
-    assert "row 0 of in.csv is not a list of numbers: '[" in refusal("in.csv")
+    assert "row 0 of in.csv is not a list of numbers: '[" in row_refusal("in.csv")
 
 
 @pytest.mark.parametrize(
@@ -174,13 +151,22 @@ def test_texts_with_a_few_numbers_are_texts(text):
     assert_rows("in.jsonl", [text, *TEXTS])
 
 
+FORMS_OF_TEXT = [
+    str,
+    json.dumps,
+    lambda vector: str(np.array(vector, np.float32)),
+    lambda vector: str(list(np.array(vector, np.float32))),
+    lambda vector: repr(np.array(vector)),
+    lambda vector: f"{{{','.join(map(str, vector))}}}",  # PostgreSQL
+    lambda vector: " ".join(map(str, vector)),
+]
 tried = settings(max_examples=60, derandomize=True, database=None, deadline=None)
 
 
 @tried
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=8, max_size=20), st.sampled_from(list(FORMS_OF_TEXT)))
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=8, max_size=20), st.sampled_from(FORMS_OF_TEXT))
 def test_any_finite_vector_comes_back_from_its_text(vector, form):
-    text = FORMS_OF_TEXT[form](vector)
+    text = form(vector)
     assert looks_like_vector(text) or "Infinity" in text
     np.testing.assert_allclose(parse_vector(text), np.array(vector, np.float32), rtol=1e-4, atol=1e-6)
 
@@ -261,7 +247,7 @@ def test_parquet_columns_of_texts_and_vectors_are_read_beside_others(type_):
     if type_ in TEXT_TYPES:
         assert load_train(sentence1=array)[0] == tuple(S)
     else:
-        assert "column 'sentence1' of " in refusals.refusal(load_train, sentence1=array)
+        assert "column 'sentence1' of " in refusal(load_train, sentence1=array)
     if type_ in STRINGS:
         pq.write_table(pa.table({"v": column_of(type_, list(map(str, LISTS)))}), "in.parquet")
         assert AS_TEXT in assert_rows("in.parquet", VECTORS)
@@ -271,11 +257,11 @@ def test_parquet_columns_of_texts_and_vectors_are_read_beside_others(type_):
 def test_other_parquet_columns_are_refused_with_name_and_type(type_):
     pq.write_table(pa.table({"id": range(6), "c": pa.nulls(6, type_)}), "in.parquet")
     shown = str(pq.read_schema("in.parquet").field("c").type)
-    assert f"neither texts nor lists of numbers; its columns are id (int64), c ({shown})" in refusal("in.parquet")
-    assert f"column 'c' of in.parquet is {shown}, neither texts nor lists of numbers" in refusal("in.parquet", "c")
+    assert f"neither texts nor lists of numbers; its columns are id (int64), c ({shown})" in row_refusal("in.parquet")
+    assert f"column 'c' of in.parquet is {shown}, neither texts nor lists" in row_refusal("in.parquet", column="c")
     if type_ not in {pa.null(), pa.bool_(), pa.bool8()}:  # truth values are 0 and 1
         for name in ("sentence1", "score"):
-            message = refusals.refusal(load_train, **{name: pa.nulls(6, type_)})
+            message = refusal(load_train, **{name: pa.nulls(6, type_)})
             assert f"column {name!r} of " in message
             assert "train.parquet is " + shown.replace("'c'", repr(name)) in message
 
@@ -293,10 +279,10 @@ def test_missing_rows_that_arrow_does_not_read_are_refused_with_the_row():
     for type_ in (pa.list_(pa.float32(), 12), pa.fixed_shape_tensor(pa.float32(), [12])):
         pq.write_table(pa.table({"c": column_of(type_, rows)}), "in.parquet", row_group_size=7)
         shown = pq.read_schema("in.parquet").field("c").type
-        assert f"row 12 of in.parquet is missing or damaged in column 'c', {shown}: " in refusal("in.parquet")
+        assert f"row 12 of in.parquet is missing or damaged in column 'c', {shown}" in row_refusal("in.parquet")
     gap = "SELECT CASE WHEN i = 5 THEN NULL ELSE [i, 1]::FLOAT[2] END AS c FROM range(9) r(i)"
     duckdb.sql(gap).write_parquet("in.parquet")
-    assert "row 5 of in.parquet is missing or damaged in column 'c', list<element: float>: " in refusal("in.parquet")
+    assert "row 5 of in.parquet is missing or damaged in column 'c', list<element: float>" in row_refusal("in.parquet")
 
 
 @pytest.mark.parametrize("bad", [None, [1.0] * 11 + [None], [1.0] * 11, []])
@@ -304,17 +290,17 @@ def test_missing_rows_that_arrow_does_not_read_are_refused_with_the_row():
 def test_missing_numbers_are_refused_with_the_row(bad, wrap):
     rows = [*LISTS, bad, *LISTS]
     pq.write_table(pa.table({"v": pa.array([wrap(row) for row in rows])}), "in.parquet")
-    assert "row 6 of in.parquet is not a list of 12 numbers: " in refusal("in.parquet")
+    assert "row 6 of in.parquet is not a list of 12 numbers: " in row_refusal("in.parquet")
     if wrap(bad) == bad:
         pd.DataFrame({"v": rows}).to_json("in.jsonl", orient="records", lines=True)
-        assert "row 6 of in.jsonl is not a list of 12 numbers: " in refusal("in.jsonl")
+        assert "row 6 of in.jsonl is not a list of 12 numbers: " in row_refusal("in.jsonl")
 
 
 def test_missing_cells_of_a_vector_over_many_columns_are_refused_with_the_row():
     gaps = NAMED.mask(np.arange(72).reshape(6, 12) == 40)
     for suffix in SUFFIXES:
         write_frame(gaps, f"in.{suffix}")
-        assert f"row 3 of in.{suffix} " in refusal(f"in.{suffix}")
+        assert f"row 3 of in.{suffix} " in row_refusal(f"in.{suffix}")
 
 
 def test_files_of_polars_and_duckdb_are_read():

@@ -19,6 +19,7 @@ def test_the_sentences_are_distinct_and_come_with_their_license():
 def test_the_first_sentences_of_an_encoder_are_encoded_once(tmp_path):
     progress = []
     first = embed_unlabeled(100, CountingEncoder(), DiskCache(tmp_path), lambda *counts: progress.append(counts))
+    assert len(progress) > 1
     assert progress[-1] == (100, 100)
     np.testing.assert_array_equal(first, [vector_of(text) for text in sort_by_length(SENTENCES[:100])])
     for count, fingerprint, times_loaded in ((100, "aa", 0), (101, "aa", 1), (100, "bb", 1)):
