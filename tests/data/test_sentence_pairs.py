@@ -6,6 +6,8 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
+from urllib.error import HTTPError
 
 import numpy as np
 import pandas as pd
@@ -189,8 +191,8 @@ def test_datasets_of_the_hub_are_cached_and_auto_is_the_demo_without_them(tmp_pa
     assert "no benchmark" in notice
 
 
-def test_a_name_that_is_never_resolved_is_unavailable_after_the_timeout(monkeypatch):
-    """5 seconds are documented. Here the timeout is shorter."""
+def test_the_hub_is_unavailable_after_the_timeout_or_an_error_of_the_server(monkeypatch):
+    """5 seconds are documented. Here the timeout is shorter, and the resolution of the Hub's name never ends."""
     assert hub_client.PROBE_TIMEOUT < 5
     monkeypatch.setattr(hub_client, "PROBE_TIMEOUT", 0.05)
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -199,6 +201,10 @@ def test_a_name_that_is_never_resolved_is_unavailable_after_the_timeout(monkeypa
     monkeypatch.setattr(hub_client, "urlopen", lambda *_, **__: test_ended.wait())
     assert "does not answer" in hub_client.hub_unavailable_reason.__wrapped__()
     test_ended.set()
+    monkeypatch.setattr(hub_client, "PROBE_TIMEOUT", 4.5)
+    for code, is_available in ((404, True), (503, False)):
+        monkeypatch.setattr(hub_client, "urlopen", Mock(side_effect=HTTPError("http://hub", code, "", None, None)))
+        assert (hub_client.hub_unavailable_reason.__wrapped__() is None) == is_available
 
 
 def test_the_demo_is_large_has_all_scores_and_no_sentence_in_two_splits():

@@ -95,6 +95,7 @@ def test_a_first_line_that_can_be_a_header_or_a_row_is_refused(rows, header, sho
     ("name", "content", "message"),
     [
         ("in.csv", "id;text\n1;a\n2;b\n", "has one column, id;text: separate cells as its suffix says, not by ';'"),
+        ("in.tsv", "id,text\n1,a\n2,b\n", "has one column, id,text: separate cells as its suffix says, not by ','"),
         ("in.txt", "one\rtwo\rthree", "its lines end with \\r: end them with \\n"),
         ("in.csv", "v0,v1\n1.5,2.5\nNA,0.5\n", "row 1 of in.csv is not a list of 2 numbers: ['NA', '0.5']"),
     ],

@@ -7,7 +7,6 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from tests.helpers.trained_runs import KEY, trained
@@ -63,7 +62,7 @@ def test_html_holds_names_as_text(table):
     assert page.count("<img") == 1
     assert "http://evil/x.png" in page  # as text
     assert not re.search(r"""(src|href)=["']?http://evil""", page)
-    assert Environment(autoescape=True).from_string("{{ x }}").render(x="<script>") in page
+    assert "&lt;script&gt;" in page
 
 
 def test_latex_holds_names_as_text(table):
@@ -88,24 +87,19 @@ def test_pictures_are_drawn_whatever_names_are(table):
     search_table.quality_figure(search_table.rows_from_tables([table]))().savefig(io.BytesIO())
 
 
-def test_the_terminal_gets_no_commands(table, capsys):
+def test_the_terminal_gets_no_commands(table, workplace, capsys):
     terminal.print_ablation([table], verbose=True)
     console.print_result(HOSTILE)
     console.warn(HOSTILE)
     terminal.print_next_steps([("look", HOSTILE)])
-    captured = capsys.readouterr()
-    for text in captured:
-        assert text
+    output, errors = capsys.readouterr()
+    failed = workplace.command("compare", HOSTILE)
+    assert failed.returncode == 2
+    for text in (output, errors, failed.stderr):
+        assert "gnp.exe" in text
         assert not COMMANDS.search(text)
-    assert "[/bold] [red]" in captured.out
-    assert ":smile:" in captured.out
-
-
-def test_an_error_with_commands_in_it_is_printed_without(workplace):
-    done = workplace.command("compare", HOSTILE)
-    assert done.returncode == 2
-    assert "gnp.exe" in done.stderr
-    assert not COMMANDS.search(done.stderr)
+    assert "[/bold] [red]" in output
+    assert ":smile:" in output
 
 
 def test_text_is_kept_as_far_as_it_is_harmless():
