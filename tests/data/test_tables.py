@@ -61,12 +61,8 @@ ONE_PER_ROW = "the 12 columns '0' to '11' of {} as one vector per row"
         ("numpy.npy.gz", lambda name: Path(name).write_bytes(gzip.compress(npy_bytes(VECTORS))), ""),
         ("every_second.csv", lambda name: WIDE.set_axis(range(0, 24, 2), axis=1).to_csv(name, index=False), HEADER),
         ("sorted.csv", lambda name: NAMED[sorted(NAMED)].to_csv(name, index=False), "in the order of their numbers"),
-        (
-            "with_id.csv",
-            lambda name: NAMED.assign(id=range(6)).to_csv(name, index=False),
-            "'v0' to 'v11'",
-        ),
-        ("pandas.parquet", lambda name: WIDE.rename(columns=str).to_parquet(name, index=True), ONE_PER_ROW),
+        ("with_id.csv", lambda name: NAMED.assign(id=1).to_csv(name, index=False), "'v0' to 'v11'"),
+        ("pandas.parquet", lambda name: WIDE.add_suffix("d").to_parquet(name, index=True), "'0d' to '11d'"),
         ("polars.ndjson", lambda name: pl.DataFrame(VECTORS).write_ndjson(name), "'column_0' to 'column_11'"),
     ],
 )

@@ -24,11 +24,10 @@ subprocess.run(["bash", "-c", shell], cwd=project, env=environment, check=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "shell"),
-    [("a folder", '"$PYTHON" -c "$COMMAND"'), ("project", 'true && "$PYTHON" -c "$COMMAND"; true')],
-    ids=["another folder", "the same folder"],
-)
+BECOMES, STARTS = '"$PYTHON" -c "$COMMAND"', 'true && "$PYTHON" -c "$COMMAND"; true'
+
+
+@pytest.mark.parametrize(("name", "shell"), [("a folder", BECOMES), ("a folder", STARTS), ("project", BECOMES)])
 def test_a_command_of_mlflow_run_works_where_it_was_started(tmp_path, name, shell):
     command = """
 import os
