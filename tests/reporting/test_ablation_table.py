@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers.trained_runs import KEY, trained
 from twinsqueeze.reporting import formats, report
-from twinsqueeze.reporting.ablation_table import BaselineRow, ComparisonKey, TrainedRun, build_tables, metric_name
+from twinsqueeze.reporting.ablation_table import BaselineRow, ComparisonKey, TrainedRun, build_tables
 from twinsqueeze.reporting.statistics import MeanDifference, SeedStats
 
 NOISE_FREE = [0.77, 0.78, 0.785]
@@ -107,15 +107,3 @@ def test_a_summary_is_short_enough_for_mlflow():
     assert text.startswith("Best on dev: mlp32 at alpha")
     assert "more rows" in text
     assert "a note" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (("dev", "neighbor_recall"), "dev/neighbor_recall"),
-        (("test", "mrr"), "search/test_mrr"),
-        (("test", "spearman", "int8"), "search/test_spearman_int8"),
-    ],
-)
-def test_scores_of_search_and_storage_forms_have_a_section_of_their_own(arguments, name):
-    assert metric_name(*arguments) == name

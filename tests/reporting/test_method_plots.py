@@ -8,13 +8,13 @@ from twinsqueeze.reporting.method_plots import MethodPoints, pareto_front
 from twinsqueeze.reporting.statistics import SeedStats
 
 NAN = float("nan")
-PRODUCT = {"architecture": "linear", "quantizer": "product", "label_transform": "linear"}
 
 
 def baseline(name: str, size: int, spearman: float, recall: float = 0.5) -> BaselineRow:
-    scores = {f"{split}/spearman": spearman for split in ("dev", "test")}
-    scores |= {f"{split}/neighbor_recall": recall for split in ("dev", "test")}
-    return BaselineRow(name, None, size, {name: SeedStats(value, NAN, 1) for name, value in scores.items()})
+    scores = {"spearman": SeedStats(spearman, NAN, 1), "neighbor_recall": SeedStats(recall, NAN, 1)}
+    return BaselineRow(
+        name, None, size, {f"{split}/{name}": scores[name] for split in ("dev", "test") for name in scores}
+    )
 
 
 @pytest.fixture
@@ -28,17 +28,12 @@ def rows():
         baseline("first 32", 128, 0.84),
         baseline("PCA, float queries", 128, 0.99),
     ]
-    (table,) = build_tables([run_with_search_scores(0.8)], {KEY: baselines})
-    return search_table.rows_from_tables([table])
+    return search_table.rows_from_tables(build_tables([run_with_search_scores(0.8)], {KEY: baselines}))
 
 
 def lines(axes) -> dict:
     """The labeled lines of a panel."""
     return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
-
-
-def legend(figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +67,8 @@ def test_the_quality_figure_has_a_panel_per_score_and_the_best_of_every_size(row
     figure = search_table.quality_figure(rows)()
     assert [axes.get_title() for axes in figure.axes] == ["Spearman on test", "Neighbor recall on test"]
     drawn = lines(figure.axes[0])
-    assert legend(figure) == ["TwinSqueeze", "signs, TurboQuant", "PCA", "uncompressed"]
-    assert list(drawn) == legend(figure)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert list(drawn) == labels == ["TwinSqueeze", "signs, TurboQuant", "PCA", "uncompressed"]
     # float32 is the best, whose search scores rank int8 above the signs
     assert drawn["TwinSqueeze"].get_xydata() == pytest.approx(np.array([[4, 0.1], [32, 0.2], [128, 0.78]]))
     assert drawn["PCA"].get_xydata().tolist() == [[128, 0.81]]
@@ -84,7 +79,7 @@ def test_the_quality_figure_has_a_panel_per_score_and_the_best_of_every_size(row
     assert all(len({color[i : i + 2] for i in (1, 3, 5)}) == 1 for color in colors.values())  # grays
 
 
-def test_dev_selects_what_test_shows(rows):
+def test_dev_selects_what_test_shows():
     methods = {"PCA": MethodPoints([32, 32], {"dev/mrr": [0.9, 0.8], "test/mrr": [0.1, 0.2]})}
     figure = method_plots.plot_quality_vs_bytes(methods, {"test/mrr": "MRR"}, "dev")
     assert lines(figure.axes[0])["PCA"].get_xydata().tolist() == [[32, 0.1]]
@@ -93,9 +88,8 @@ def test_dev_selects_what_test_shows(rows):
 def test_spearman_against_neighbor_recall_joins_the_sizes_of_a_method(rows):
     figure = search_table.pareto_figure(rows)
     dev, test = figure.axes
-    assert [axes.get_title() for axes in (dev, test)] == [
-        f"Spearman and neighbor recall on {s}" for s in ("dev", "test")
-    ]
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"Spearman and neighbor recall on {split}" for split in ("dev", "test")]
     assert dev.get_ylim() == test.get_ylim()
     drawn = lines(dev)["TwinSqueeze"]
     assert drawn.get_xydata() == pytest.approx(np.array([[0.1, 0.1], [0.2, 0.2], [0.3, 0.8]]))
@@ -103,19 +97,20 @@ def test_spearman_against_neighbor_recall_joins_the_sizes_of_a_method(rows):
 
 
 def test_trained_compressors_of_one_size_are_joined_as_their_pareto_front():
-    runs = [run_with_search_scores(spearman, dim=128, lr=lr, **PRODUCT) for lr, spearman in ((1e-3, 0.8), (2e-3, 0.9))]
+    recipe = {"dim": 128, "architecture": "linear", "quantizer": "product", "label_transform": "linear"}
+    runs = [run_with_search_scores(spearman, lr=lr, **recipe) for lr, spearman in ((1e-3, 0.8), (2e-3, 0.9))]
     for run, recall in zip(runs, (0.7, 0.6), strict=True):
         run.metrics["dev/neighbor_recall"] = recall
-    (table,) = build_tables(runs, {})
-    figure = search_table.pareto_figure(search_table.rows_from_tables([table]))
+    figure = search_table.pareto_figure(search_table.rows_from_tables(build_tables(runs, {})))
     assert lines(figure.axes[0])["TwinSqueeze"].get_xydata() == pytest.approx(np.array([[0.6, 0.9], [0.7, 0.8]]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["32"]
 
 
 def test_labels_that_would_cover_another_are_hidden():
-    scores = {"dev/neighbor_recall": [0.990, 1.0, 0.5], "dev/mrr_at_10": [0.80, 0.81, 0.5]}
-    methods = {"uncompressed": MethodPoints([384, 1536], {name: values[:2] for name, values in scores.items()})}
-    methods["PCA"] = MethodPoints([16], {name: values[2:] for name, values in scores.items()})
+    methods = {
+        "uncompressed": MethodPoints([384, 1536], {"dev/neighbor_recall": [0.990, 1.0], "dev/mrr_at_10": [0.80, 0.81]}),
+        "PCA": MethodPoints([16], {"dev/neighbor_recall": [0.5], "dev/mrr_at_10": [0.5]}),
+    }
     figure = method_plots.plot_score_vs_neighbor_recall(methods, "mrr_at_10", ["dev"], "dev")
     shown = [text.get_text() for text in figure.axes[0].texts if text.get_visible()]
     assert shown == ["1,536", "16"]

@@ -1,18 +1,15 @@
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from tests.helpers.trained_runs import KEY, run_with_search_scores, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
-from twinsqueeze.reporting import formats, report, search_table
+from twinsqueeze.reporting import search_table
 from twinsqueeze.reporting.ablation_table import BaselineRow, build_tables, metric_name
 from twinsqueeze.reporting.search_table import VectorFormat
 from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.task import SIMILARITY
-
-SIGN_QUANTIZED = {"quantizer": "sign", "architecture": "linear"}
 
 
 @pytest.fixture
@@ -22,9 +19,7 @@ def table():
     names = [metric_name(split, score) for split in ("dev", "test") for score in SIMILARITY.search_scores]
     scores = dict.fromkeys(names, SeedStats(0.6, float("nan"), 1))
     faiss = [BaselineRow(f"FAISS PQ, {size} bytes", None, size, scores, search_only=True) for size in (16, 64)]
-    baselines = [BaselineRow("uncompressed", None, 1536, scores), *faiss]
-    (table,) = build_tables(runs, {KEY: baselines})
-    return table
+    return build_tables(runs, {KEY: [BaselineRow("uncompressed", None, 1536, scores), *faiss]})[0]
 
 
 def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes(table):
@@ -40,50 +35,39 @@ def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes(table)
         ("mlp32, alpha 0, binary", 4),
         ("mlp8, alpha 0.75, binary", 1),
     ]
-    scores = {row.name: row.scores for row in rows}
-    assert scores["mlp32, alpha 0, int8"]["search/test_mrr"].mean == pytest.approx(np.mean([0.2, 0.21]))
-    assert scores["mlp8, alpha 0.75, binary"]["search/test_mrr"].mean == pytest.approx(0.1)
-    assert scores["mlp8, alpha 0.75, float32"]["dev/spearman"].mean == 0.85
-
-
-def test_every_format_has_both_tables(table):
-    text = formats.to_markdown([table], [])
-    scores, search = text.split("### Search quality")
-    assert "FAISS" not in scores
-    assert "| FAISS PQ, 16 bytes | 16 | 0.6000 | 0.60 |" in search
-    assert "| mlp32, alpha 0, int8 | 32 | 0.2050 ± 0.0071 |" in search
-    assert "FAISS PQ, 16 bytes" in report.to_html([(table, [])], [], "now")
-    assert formats.to_latex([table]).count("FAISS PQ, 16 bytes") == 2
-    assert formats.to_dataframe([table])["model"].tolist().count("FAISS PQ, 16 bytes") == 1
+    scores = {row[0]: row[2:] for row in search_table.format_rows(rows, ["dev"], ["spearman", "mrr"])[1]}
+    assert scores["mlp8, alpha 0.75, float32"] == ["0.8500", "0.30"]
+    assert scores["mlp32, alpha 0, int8"] == ["0.2050 ± 0.0071", "0.21 ± 0.01"]
+    assert scores["mlp8, alpha 0.75, binary"] == ["0.1000", "0.10"]
+    assert scores["FAISS PQ, 16 bytes"] == ["0.6000", "0.60"]
 
 
 def test_precisions_without_scores_are_omitted():
     (table,) = build_tables([trained(0.8)], {})
-    (row,) = search_table.rows_from_tables([table])
-    assert row.name == "mlp32, alpha 0.75, float32"
-    assert search_table.format_rows([row], ["test"])[1] == [[row.name, "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]]
+    rows = search_table.rows_from_tables([table])
+    expected = ["mlp32, alpha 0.75, float32", "128", "0.7800", "n/a", "n/a", "n/a", "n/a"]
+    assert search_table.format_rows(rows, ["test"])[1] == [expected]
+
+
+SCORES = {value: dict.fromkeys(SIMILARITY.search_scores, value) for value in (0.25, 0.5, 0.75)}
 
 
 def test_a_run_without_ranges_has_no_row_at_int8():
-    scores = dict.fromkeys(SIMILARITY.search_scores, 0.5)
-    assessment = SimpleNamespace(scores=scores, by_precision={"binary": dict.fromkeys(SIMILARITY.search_scores, 0.25)})
-    baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": scores}, {})
-    rows = search_table.rows_from_run(VectorFormat("x", "float32", 12, 48), {"dev": assessment}, [baseline], SIMILARITY)
+    result = SimpleNamespace(scores=SCORES[0.5], by_precision={"binary": SCORES[0.25]})
+    baseline = BaselineScores("first 12", 12, 48, False, 1, {"dev": SCORES[0.5]}, {})
+    rows = search_table.rows_from_run(VectorFormat("x", "float32", 12, 48), {"dev": result}, [baseline], SIMILARITY)
     assert [row.name for row in rows] == ["x, float32", "first 12", "x, binary"]
     assert search_table.format_rows(rows, ["dev"])[1][2] == ["x, binary", "2", "0.2500", *["0.25"] * 4]
 
 
 def test_a_sign_quantizer_has_rows_for_stored_codes_and_float_queries_only():
-    scores = dict.fromkeys(SIMILARITY.search_scores, 0.5)
-    assessment = SimpleNamespace(
-        scores=scores, by_precision={"asymmetric": dict.fromkeys(SIMILARITY.search_scores, 0.75)}
-    )
-    rows = search_table.rows_from_run(VectorFormat("x", "binary", 12, 2), {"dev": assessment}, [], SIMILARITY)
+    result = SimpleNamespace(scores=SCORES[0.5], by_precision={"asymmetric": SCORES[0.75]})
+    rows = search_table.rows_from_run(VectorFormat("x", "binary", 12, 2), {"dev": result}, [], SIMILARITY)
     assert search_table.format_rows(rows, ["dev"])[1] == [
         ["x", "2", "0.5000", *["0.50"] * 4],
         ["x, float queries", "2", "0.7500", *["0.75"] * 4],
     ]
-    (table,) = build_tables([run_with_search_scores(0.8, dim=64, **SIGN_QUANTIZED)], {})
+    (table,) = build_tables([run_with_search_scores(0.8, dim=64, quantizer="sign", architecture="linear")], {})
     rows = search_table.rows_from_tables([table])
     found = [(row.name, row.bytes, row.scores["dev/spearman"].mean, row.scores["search/test_mrr"].mean) for row in rows]
     assert found == [
