@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import twinsqueeze
 from twinsqueeze.data.encoder import resolve_encoder
 from twinsqueeze.model.checkpoint import CheckpointMetadata, serialize_checkpoint
 from twinsqueeze.model.compressor import CompressorNetwork
@@ -16,26 +15,22 @@ from twinsqueeze.training.base import Base
 from twinsqueeze.training.loop import TrainingResult
 
 
+def make_metadata(recipe: Recipe, **fields: object) -> CheckpointMetadata:
+    defaults = {"dataset": "x", "dataset_digest": "0", "score_max": None, "encoder_fingerprint": "none", "version": "0"}
+    return CheckpointMetadata(recipe=recipe, **defaults | fields)
+
+
 def metadata_for(encoder: Path, int8_ranges: object = None, **recipe: object) -> CheckpointMetadata:
     """Metadata of a model that was trained with an encoder."""
-    return CheckpointMetadata(
-        recipe=Recipe(encoder=str(encoder), **recipe),
-        dataset="demo",
-        dataset_digest="0",
-        score_max=None,
-        encoder_fingerprint=resolve_encoder(str(encoder)).fingerprint,
-        version=twinsqueeze.__version__,
-        int8_ranges=int8_ranges,
-    )
+    fingerprint = resolve_encoder(str(encoder)).fingerprint
+    recipe = Recipe(encoder=str(encoder), **recipe)
+    return make_metadata(recipe, dataset="demo", encoder_fingerprint=fingerprint, int8_ranges=int8_ranges)
 
 
 def base_of(result: TrainingResult, encoder: str = "none", fingerprint: str = "none") -> Base:
     """What a training can start from: the result of one with an encoder, or on vectors."""
     recipe = result.recipe.model_copy(update={"encoder": encoder})
-    metadata = CheckpointMetadata(
-        recipe=recipe, dataset="x", dataset_digest="0", score_max=None, encoder_fingerprint=fingerprint, version="0"
-    )
-    return Base("base", result.compressor, metadata)
+    return Base("base", result.compressor, make_metadata(recipe, encoder_fingerprint=fingerprint))
 
 
 def write_model(folder: Path, network: CompressorNetwork, metadata: CheckpointMetadata | None) -> Path:

@@ -1,10 +1,10 @@
-"""The encoders of the models: a tiny one, and in slow tests the default one."""
+"""The encoder of the models: a tiny one, or the parameter of a test."""
 
 import pytest
 
-from twinsqueeze.data.encoder import DEFAULT_ENCODER, SentenceEncoder, resolve_encoder
+from twinsqueeze.data.encoder import SentenceEncoder, resolve_encoder
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param(DEFAULT_ENCODER, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
 def encoder(request, tiny_encoder) -> SentenceEncoder:
-    return resolve_encoder(str(tiny_encoder) if request.param == "tiny" else request.param, "cpu")
+    return resolve_encoder(getattr(request, "param", None) or str(tiny_encoder), "cpu")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
@@ -29,7 +30,9 @@ from twinsqueeze.utils import signals
 URI = "models:/twinsqueeze@champion"
 TEXTS = ["A man is playing a guitar.", "", " Zwei Hunde   laufen. ", "Ünïcödé 日本語 🙂", "word " * 600]
 FORMATS = [name for name in export.FORMATS if name != "faiss"]  # which takes linear compressors only
-with_default_encoder = pytest.mark.parametrize("encoder", [DEFAULT_ENCODER], indirect=True)
+with_each_encoder = pytest.mark.parametrize(
+    "encoder", [None, pytest.param(DEFAULT_ENCODER, marks=pytest.mark.slow)], ids=["tiny", "default"], indirect=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +58,15 @@ def trained(place) -> mlflow.entities.Run:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(place, trained) -> Path:
-    return place.checkpoint(trained)
-
-
-@pytest.fixture(scope="module")
 def encoded(encoder) -> np.ndarray:
     """The encoder's vectors."""
     return SentenceTransformer(str(encoder.folder), device="cpu").encode(TEXTS)
 
 
 @pytest.fixture(scope="module")
-def vectors(checkpoint, encoded) -> np.ndarray:
+def vectors(place, trained, encoded) -> np.ndarray:
     """The expected vectors: the encoder's, compressed by NumPy with the weights that training logged."""
-    return compress(load_file(checkpoint), encoded)
+    return compress(load_file(place.checkpoint(trained)), encoded)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +95,6 @@ def compressor(place, trained) -> mlflow.pyfunc.PyFuncModel:
     return mlflow.pyfunc.load_model(str(place.model(trained)))
 
 
-def test_every_model_returns_the_vectors_of_encoder_and_compressor(text_model, compressor, exported, encoded, vectors):
-    folder = SentenceTransformer(str(exported / "folder"), device="cpu", local_files_only=True)
-    for found in (text_model.predict(TEXTS), compressor.predict(encoded), folder.encode(TEXTS)):
-        np.testing.assert_allclose(found, vectors, atol=1e-6)
-
-
 def test_text_model_takes_any_column_of_texts(text_model, vectors):
     array = np.array(TEXTS)
     columns = [array, array[:, None], pd.Series(TEXTS, index=range(7, 12)), pd.Series(TEXTS, dtype="string")]
@@ -110,66 +102,68 @@ def test_text_model_takes_any_column_of_texts(text_model, vectors):
         np.testing.assert_allclose(text_model.predict(data), vectors, atol=1e-6)
 
 
-def test_spark_infers_an_array_of_floats_per_row(text_model, compressor):
-    """What `mlflow.pyfunc.spark_udf` does without `result_type`."""
+def test_signatures_say_text_or_vector_to_vector(text_model, compressor):
+    """Which Spark infers where `mlflow.pyfunc.spark_udf` gets no `result_type`."""
+    assert text_model.metadata.get_input_schema().to_dict() == [{"type": "string", "required": True}]
     for model in (text_model, compressor):
         inferred = mlflow.pyfunc._infer_spark_udf_return_type(model.metadata.get_output_schema())
         assert inferred.simpleString() == "array<float>"
 
 
-@pytest.mark.parametrize("file", ["compressor.py", "sentence_encoder.py"])
-def test_code_that_is_stored_with_a_model_imports_nothing_of_this_package(file):
-    lines = (model_files.PYFUNC / file).read_text().splitlines()
-    assert not [line for line in lines if line.lstrip().startswith(("import ", "from ")) and "twinsqueeze" in line]
+def test_code_that_is_stored_with_a_model_imports_nothing_of_this_package():
+    lines = [line.strip() for file in model_files.PYFUNC.glob("*.py") for line in file.read_text().splitlines()]
+    assert not [line for line in lines if line.startswith(("import ", "from ")) and "twinsqueeze" in line]
 
 
-def test_models_load_where_this_package_is_not_installed(place, trained, exported, encoded, vectors, tmp_path):
-    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    np.save(tmp_path / "encoded.npy", encoded)
+@pytest.fixture
+def check_without(place, encoded, vectors, tmp_path):
+    """Runs a program that appends what it makes of `texts` and `encoded` to `found` where packages are missing."""
+
+    def check(packages: Sequence[str], program: str, *arguments: str) -> None:
+        (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+        np.save(tmp_path / "encoded.npy", encoded)
+        inputs = 'import json\nfound, texts, encoded = [], json.load(open("texts.json")), np.load("encoded.npy")\n'
+        whole = f'{inputs}{program}\nnp.save("found.npy", found)'
+        run_without(packages, whole, *arguments, folder=tmp_path, environment=place.environment)
+        for found in np.load(tmp_path / "found.npy"):
+            np.testing.assert_allclose(found, vectors, atol=1e-6)
+
+    return check
+
+
+@with_each_encoder
+def test_models_load_where_this_package_is_not_installed(trained, exported, check_without):
     program = """
-import json
 import mlflow
 uri, compressor_uri, folder = sys.argv[1:]
-texts = json.load(open("texts.json"))
-compressor = mlflow.pyfunc.load_model(compressor_uri)
-compressed = compressor.predict(np.load("encoded.npy"))
+found.append(mlflow.pyfunc.load_model(compressor_uri).predict(encoded))
 assert "torch" not in sys.modules
 from sentence_transformers import SentenceTransformer
-predicted = mlflow.pyfunc.load_model(uri).predict(texts)
-model = SentenceTransformer(folder, device="cpu", local_files_only=True)
-np.save("vectors.npy", [compressed, predicted, model.encode(texts)])
+found.append(mlflow.pyfunc.load_model(uri).predict(texts))
+found.append(SentenceTransformer(folder, device="cpu", local_files_only=True).encode(texts))
 """
-    arguments = (URI, f"models:/{trained.outputs.model_outputs[0].model_id}", str(exported / "folder"))
-    run_without(["twinsqueeze"], program, *arguments, folder=tmp_path, environment=place.environment)
-    for found in np.load(tmp_path / "vectors.npy"):
-        np.testing.assert_allclose(found, vectors, atol=1e-6)
+    compressor = f"models:/{trained.outputs.model_outputs[0].model_id}"
+    check_without(["twinsqueeze"], program, URI, compressor, str(exported / "folder"))
 
 
-def test_onnxruntime_runs_both_graphs_without_pytorch(place, exported, encoded, vectors, tmp_path):
-    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    np.save(tmp_path / "encoded.npy", encoded)
+@with_each_encoder
+def test_onnxruntime_runs_both_graphs_without_pytorch(exported, check_without):
     program = """
-import json
 import onnxruntime
 from tokenizers import Tokenizer
 folder = sys.argv[1]
-texts = json.load(open("texts.json"))
 tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 graph = onnxruntime.InferenceSession(f"{folder}/model.onnx")
 def encode(texts):
-    found = tokenizer.encode_batch(texts)
-    fed = {"input_ids": [f.ids for f in found], "attention_mask": [f.attention_mask for f in found],
-           "token_type_ids": [f.type_ids for f in found]}
+    tokens = tokenizer.encode_batch(texts)
+    fed = {"input_ids": [t.ids for t in tokens], "attention_mask": [t.attention_mask for t in tokens],
+           "token_type_ids": [t.type_ids for t in tokens]}
     return graph.run(None, {name: np.array(ids, np.int64) for name, ids in fed.items()})[0]
-single = np.concatenate([encode([text]) for text in texts])
+found += [encode(texts), np.concatenate([encode([text]) for text in texts])]
 compressor = onnxruntime.InferenceSession(f"{folder}/compressor.onnx")
-compressed = compressor.run(None, {"vectors": np.load("encoded.npy")})[0]
-np.save("vectors.npy", [encode(texts), single, compressed])
+found += compressor.run(None, {"vectors": encoded})
 """
-    blocked, folder = ("twinsqueeze", "torch", "transformers"), str(exported / "onnx")
-    run_without(blocked, program, folder, folder=tmp_path, environment=place.environment)
-    for found in np.load(tmp_path / "vectors.npy"):
-        np.testing.assert_allclose(found, vectors, atol=1e-6)
+    check_without(["twinsqueeze", "torch", "transformers"], program, str(exported / "onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -191,12 +185,6 @@ def assert_scores(scored: tuple[int, str], vectors: np.ndarray) -> None:
     status, response = scored
     assert status == 200, response
     np.testing.assert_allclose(json.loads(response)["predictions"], vectors, atol=1e-6)
-
-
-def test_signature_says_text_to_vectors(text_model):
-    signature = text_model.metadata.signature
-    assert signature.inputs.to_dict() == [{"type": "string", "required": True}]
-    assert [str(spec.type) for spec in signature.outputs] == ["Array(float)"]
 
 
 @pytest.mark.parametrize("value", [1, 0.5, None, True, float("nan"), "\ud800", 10**400, ["a"], {"text": "a"}])
@@ -251,17 +239,31 @@ def test_compressor_rejects_nan(compressor, encoded):
     assert error.value.get_http_status_code() == 400
 
 
-def test_export_can_be_evaluated_and_has_the_trained_weights_in_every_format(
-    place, exported, trained, checkpoint, tmp_path
-):
-    for name in FORMATS:
-        assert (exported / name / "compressor.safetensors").read_bytes() == checkpoint.read_bytes()
-        assert "## Limitations" in (exported / name / "README.md").read_text()
+@with_each_encoder
+def test_every_export_has_the_trained_weights_and_a_model_card(place, trained, exported, vectors, encoder, tmp_path):
+    place.run("export", "--model", trained.info.run_id, "--output", str(tmp_path / "unregistered"))
+    weights = place.checkpoint(trained).read_bytes()
+    for folder in (*(exported / name for name in FORMATS), tmp_path / "unregistered"):
+        assert (folder / "compressor.safetensors").read_bytes() == weights
+        assert "## Limitations" in (folder / "README.md").read_text()
+    model = SentenceTransformer(str(tmp_path / "unregistered"), device="cpu")
+    np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-6)
+    card = (tmp_path / "unregistered" / "README.md").read_text()
+    assert f"See run {trained.info.run_id}" in card
+    assert f"Texts are truncated after {256 if encoder.name == DEFAULT_ENCODER else 128} tokens." in card
+
+
+def test_exports_and_registered_models_can_be_evaluated(place, trained, exported, tmp_path):
+    """A comparison joins evaluations to trained runs by their tag."""
     copy = place.copy_to(tmp_path)
-    copy.run("evaluate", "--model", str(exported / "folder"), "--split", "dev")
-    assert copy.runs()[0].data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
+    for model in (str(exported / "folder"), URI):
+        copy.run("evaluate", "--model", model, "--split", "dev")
+        evaluation = copy.runs()[0]
+        assert evaluation.data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
+    assert evaluation.data.tags["twinsqueeze.trained_run"] == trained.info.run_id
 
 
+@with_each_encoder
 def test_no_file_contains_local_paths_or_needs_pickle(place, trained, exported, encoder):
     folders = {str(ROOT), str(Path(np.__file__).parent.parent)}
     registered = place.model(place.runs("registration")[0])
@@ -272,15 +274,6 @@ def test_no_file_contains_local_paths_or_needs_pickle(place, trained, exported, 
                 assert not [name for name in folders if name.encode() in path.read_bytes()], path
     shown = encoder.name.rpartition("/")[2]
     assert f"source_model_name: {shown}\n" in (registered / "MLmodel").read_text()
-
-
-def test_export_of_an_unregistered_run(place, trained, encoder, vectors, tmp_path):
-    place.run("export", "--model", trained.info.run_id, "--output", str(tmp_path / "plain"))
-    model = SentenceTransformer(str(tmp_path / "plain"), device="cpu")
-    np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-6)
-    card = (tmp_path / "plain" / "README.md").read_text()
-    assert f"See run {trained.info.run_id}" in card
-    assert f"Texts are truncated after {256 if encoder.name == DEFAULT_ENCODER else 128} tokens." in card
 
 
 @pytest.fixture
@@ -310,29 +303,29 @@ def test_failed_export_leaves_no_files(working_dir, monkeypatch, failure):
     assert list(working_dir.iterdir()) == []
 
 
-def test_graph_that_differs_from_pytorch_is_rejected(working_dir, monkeypatch):
-    class Wrong(onnx._CompressorGraph):
-        def forward(self, *tensors):
-            return onnx.functional.normalize(tensors[0][:, :8])
+class WrongGraph(onnx._CompressorGraph):
+    def forward(self, *tensors):
+        return onnx.functional.normalize(tensors[0][:, :8])
 
-    monkeypatch.setattr(onnx, "_CompressorGraph", Wrong)
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "message"),
+    [
+        ("_CompressorGraph", WrongGraph, "differ from PyTorch's by"),
+        (
+            "torch.onnx.export",
+            Mock(side_effect=RuntimeError("no such\noperator")),
+            r"cannot be exported as ONNX \(no such operator\): export it as a folder",
+        ),
+        ("importlib.util.find_spec", lambda _: None, "pip install onnx onnxscript onnxruntime"),
+    ],
+)
+def test_a_failed_graph_is_an_error_in_one_line(working_dir, monkeypatch, name, replacement, message):
+    monkeypatch.setattr(f"twinsqueeze.model.onnx.{name}", replacement)
     monkeypatch.setattr(export, "export_text_model", lambda *_: None)
-    with pytest.raises(InputError, match="differ from PyTorch's by"):
-        export.export(URI, Path("wrong"), format="onnx")
-    assert list(working_dir.iterdir()) == []
-
-
-def test_a_graph_that_pytorch_cannot_export_is_an_error_in_one_line(working_dir, monkeypatch):
-    monkeypatch.setattr(onnx.torch.onnx, "export", Mock(side_effect=RuntimeError("no such\noperator")))
-    with pytest.raises(InputError, match=r"cannot be exported as ONNX \(no such operator\): export it as a folder"):
+    with pytest.raises(InputError, match=message):
         export.export(URI, Path("none"), format="onnx")
     assert list(working_dir.iterdir()) == []
-
-
-def test_onnx_without_its_packages_names_them(monkeypatch):
-    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
-        export.export(URI, Path("none"), format="onnx")
 
 
 def test_weights_without_metadata_are_exported_as_safetensors_only(working_dir):
@@ -346,7 +339,7 @@ def test_weights_without_metadata_are_exported_as_safetensors_only(working_dir):
 
 
 @pytest.mark.slow
-@with_default_encoder
+@pytest.mark.parametrize("encoder", [DEFAULT_ENCODER], indirect=True)
 def test_served_model_under_load(place, exported, vectors, tmp_path, capsys):
     """Eight clients with valid and invalid requests, as in `python -m benchmarks.serving`."""
     model = SentenceTransformer(str(exported / "folder"), device="cpu")

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import mlflow
 import pandas as pd
@@ -12,13 +13,15 @@ from scipy import stats
 
 from tests.helpers.commands import Workplace
 from tests.helpers.contention import check_succession, contend
+from tests.helpers.models import make_metadata
 from tests.helpers.pairs import write_pairs
-from twinsqueeze.model.checkpoint import read_checkpoint
 from twinsqueeze.model.sentence_transformer import TextModelInfo
+from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import model_registry
 from twinsqueeze.registry.model_card import render_model_card
 
 NAME = "twinsqueeze"
+UNKNOWN = "unknown, see its source"
 
 
 def aliases(client: mlflow.MlflowClient) -> dict[str, int]:
@@ -30,20 +33,16 @@ def trained_run(place: Workplace, version: int) -> mlflow.entities.Run:
     return place.client.get_run(place.client.get_model_version(NAME, str(version)).tags["twinsqueeze.trained_run"])
 
 
-def num_versions(place: Workplace) -> int:
-    return len(place.client.search_model_versions(f"name = '{NAME}'"))
-
-
 def run(place: Workplace, *arguments: str, experiment: str = "Default") -> str:
     done = place.run(*arguments, MLFLOW_EXPERIMENT_NAME=experiment)
     assert "already exists" not in done.stderr
     return done.stdout
 
 
-def train(place: Workplace, data: Path, encoder: Path, experiment: str) -> None:
-    """Trains a worse compressor than those of `trained_place`."""
-    options = ["--dim", "2", "--epochs", "1", "--device", "cpu"]
-    run(place, "train", "--dataset", str(data), "--encoder", str(encoder), *options, experiment=experiment)
+def train_elsewhere(place: Workplace, data: Path, encoder: Path) -> None:
+    """Trains a worse compressor than those of `trained_place` in another experiment."""
+    options = ["--dataset", str(data), "--encoder", str(encoder), "--dim", "2", "--epochs", "1", "--device", "cpu"]
+    run(place, "train", *options, experiment="elsewhere")
 
 
 def training_runs(place: Workplace) -> pd.DataFrame:
@@ -110,31 +109,35 @@ def test_description_is_the_model_card(trained_place, tiny_encoder):
     assert [name for name in baselines.index if f"\n  {name} (" in limitations] == list(better)
 
 
-def test_model_card_names_the_license_of_the_default_encoder(trained_place):
-    _, metadata = read_checkpoint(trained_place.checkpoint(trained_run(trained_place, 1)), "model")
-    metadata.recipe = metadata.recipe.model_copy(update={"encoder": "all-MiniLM-L6-v2"})
-    assert "- Encoder all-MiniLM-L6-v2: Apache 2.0\n" in render_model_card(metadata, 384, None)
-
-
-def test_model_card_shows_no_path_of_this_machine_and_no_limit_where_none_is(trained_place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("encoder", "shown", "license_"),
+    [
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", "Apache 2.0"),
+        ("{folder}/models/all-MiniLM-L6-v2", "all-MiniLM-L6-v2", UNKNOWN),
+        ("models/all-MiniLM-L6-v2", "all-MiniLM-L6-v2", UNKNOWN),
+        ("~/no/such/folder/", "folder", UNKNOWN),
+        ("..", "{parent}", UNKNOWN),
+        ("org/model", "org/model", UNKNOWN),
+    ],
+)
+def test_model_card_shows_no_path_of_this_machine_and_no_limit_where_none_is(
+    tmp_path, monkeypatch, encoder, shown, license_
+):
+    encoder, shown = (text.format(folder=tmp_path, parent=tmp_path.parent.name) for text in (encoder, shown))
+    (tmp_path / "models" / "all-MiniLM-L6-v2").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    Path("models/all-MiniLM-L6-v2").mkdir(parents=True)
-    checkpoint = next(trained_place.model(trained_run(trained_place, 1)).rglob("*.safetensors"))
-    _, metadata = read_checkpoint(checkpoint, "model")
-    for encoder, shown in (
-        (f"{tmp_path}/models/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
-        ("models/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
-        ("~/no/such/folder/", "folder"),
-        ("..", tmp_path.parent.name),
-        ("org/model", "org/model"),
-    ):
-        metadata.recipe = metadata.recipe.model_copy(update={"encoder": encoder, "dataset": f"{tmp_path}/my pairs"})
-        card = render_model_card(metadata, 384, TextModelInfo(None, {}, None, {}))
-        assert f"- Encoder {shown}: unknown, see its source\n" in card
-        assert f"| encoder | {shown} |" in card
-        assert "| dataset | my pairs |" in card
-        assert "- Texts are not truncated" in card
-        assert not re.search(r"~/|models/|" + re.escape(str(tmp_path)), card)
+    metadata = make_metadata(Recipe(encoder=encoder, dataset=f"{tmp_path}/my pairs"))
+    card = render_model_card(metadata, 384, TextModelInfo(None, {}, None, {}))
+    assert f"- Encoder {shown}: {license_}\n" in card
+    assert f"| encoder | {shown} |" in card
+    assert "| dataset | my pairs |" in card
+    assert "- Texts are not truncated" in card
+    assert not re.search(r"~/|models/|" + re.escape(str(tmp_path)), card)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch) -> None:
+    monkeypatch.setattr(model_registry, "SETTLE_SECONDS", 0)  # no other process registers
 
 
 @pytest.fixture(scope="module")
@@ -145,16 +148,17 @@ def promoted(trained_place, tiny_encoder, make_once) -> Workplace:
         folder.mkdir()
         place = trained_place.copy_to(folder)
         place.client.delete_registered_model(NAME)
-        train(place, trained_place.folder / "sentences", tiny_encoder, experiment="elsewhere")
-        run(place, "register", "--experiment", "elsewhere")
-        (folder / "output.txt").write_text(run(place, "register"))
+        train_elsewhere(place, trained_place.folder / "sentences", tiny_encoder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model_registry, "SETTLE_SECONDS", 0)
+            run(place, "register", "--experiment", "elsewhere")
+            (folder / "output.txt").write_text(run(place, "register"))
 
     return Workplace(make_once("promoted", promote), trained_place.cache)
 
 
 @pytest.fixture
-def place(promoted, tmp_path, monkeypatch) -> Workplace:
-    monkeypatch.setattr(model_registry, "SETTLE_SECONDS", 0)  # no other process registers
+def place(promoted, tmp_path) -> Workplace:
     return promoted.copy_to(tmp_path)
 
 
@@ -175,54 +179,28 @@ def test_better_candidate_replaces_the_champion(promoted):
     assert comparison in promoted.client.get_model_version(NAME, "2").description
 
 
-@pytest.mark.parametrize(
-    ("dev_pairs", "reason"),
-    [(150, "worse, so the champion stays"), (30, ", so the champion stays")],
-)
-def test_a_candidate_that_is_not_better_becomes_the_challenger(
-    trained_place, tiny_encoder, tmp_path, dev_pairs, reason
-):
+def test_a_candidate_that_is_not_better_becomes_the_challenger(trained_place, tiny_encoder, tmp_path):
+    """On its dev pairs, which are other ones than the champion's."""
     place = trained_place.copy_to(tmp_path)
-    data = write_pairs(tmp_path / "sentences", train=200, dev=dev_pairs, test=24)
-    train(place, data, tiny_encoder, experiment="elsewhere")
-    output = run(place, "register", "--experiment", "elsewhere")
+    train_elsewhere(place, write_pairs(tmp_path / "sentences", train=200, dev=120, test=24), tiny_encoder)
+    done = place.run("register", "--experiment", "elsewhere")
+    output = done.stdout
+    assert "evaluating the champion, version 1, on the dev data of run" in done.stderr
     assert "Registered as version 2, challenger." in output
-    assert reason in output
+    assert "worse, so the champion stays" in output
     (command,) = (line.partition("  python -c ")[2] for line in output.splitlines() if "promote it anyway" in line)
     assert command.endswith(".set_registered_model_alias('twinsqueeze', 'champion', '2')\"")
     assert aliases(place.client) == {"champion": 1, "challenger": 2}
     assert trained_run(place, 2).info.experiment_id == place.client.get_experiment_by_name("elsewhere").experiment_id
 
 
-def test_the_same_run_is_not_registered_twice(place):
-    output = run(place, "register")
-    assert "Nothing to do: this run is already version 2 (champion) of twinsqueeze." in output
-    assert num_versions(place) == 2
-
-
-def test_evaluation_of_the_champion_is_tagged_with_the_run_that_trained_it(place):
-    """The comparison joins evaluations to trained runs by this tag."""
-    run(place, "evaluate", "--model", "models:/twinsqueeze@champion", "--split", "dev")
-    evaluation, trained = place.runs()[0], trained_run(place, 2)
-    assert evaluation.data.tags["twinsqueeze.trained_run"] == trained.info.run_id
-    assert evaluation.data.metrics["dev/spearman"] == trained.data.metrics["dev/spearman"]
-
-
-def test_version_without_alias_is_compared_again(place):
-    """A process that dies between registration and promotion leaves such a version; no second one is registered."""
+def test_a_run_is_registered_once_and_compared_again_until_it_is_the_champion(place, monkeypatch):
+    """A process that dies between registration and promotion leaves a version without alias."""
     place.client.delete_registered_model_alias(NAME, "champion")
     assert "version 2, champion. There was no champion" in run(place, "register")
-    place.client.set_registered_model_alias(NAME, "champion", "1")
-    output = run(place, "register")
-    assert "Run already registered, compared again: version 2, champion." in output
-    assert "95% interval" in output
-    assert num_versions(place) == 2
-    assert aliases(place.client)["champion"] == 2
 
-
-def test_a_champion_that_another_process_sets_meanwhile_is_compared_again(place, monkeypatch):
     place.client.set_registered_model_alias(NAME, "champion", "1")
-    assign, answers = model_registry.assign_alias_if_unchanged, [False]
+    assign, answers = model_registry.assign_alias_if_unchanged, [False]  # another process sets a champion meanwhile
 
     def assign_at_second_try(*arguments, **options) -> bool:
         return answers.pop() if answers else assign(*arguments, **options)
@@ -230,14 +208,12 @@ def test_a_champion_that_another_process_sets_meanwhile_is_compared_again(place,
     monkeypatch.setattr(model_registry, "assign_alias_if_unchanged", assign_at_second_try)
     done = place.run("register")
     assert "another process has changed the champion: comparing with the new one" in done.stderr
-    assert "version 2, champion" in done.stdout
+    assert "Run already registered, compared again: version 2, champion." in done.stdout
+    assert "95% interval" in done.stdout
     assert aliases(place.client)["champion"] == 2
 
-
-def test_a_dataset_without_runs_is_refused_with_those_that_have_some(place):
-    done = place.command("register", "--dataset", "nowhere")
-    assert done.returncode == 2
-    assert "no finished run on dataset 'nowhere': the experiment has runs on sentences" in done.stderr
+    assert "Nothing to do: this run is already version 2 (champion) of twinsqueeze." in run(place, "register")
+    assert len(place.client.search_model_versions(f"name = '{NAME}'")) == 2
 
 
 def test_rollback_restores_the_previous_champion(place):
@@ -302,16 +278,12 @@ def test_concurrent_registrations_leave_one_champion(tmp_path):
     check_succession(mlflow.MlflowClient(uri), versions)
 
 
-def while_it_settles(monkeypatch, action) -> None:
-    """Lets another process act between setting the alias and the check afterwards."""
-    monkeypatch.setattr(model_registry, "time", SimpleNamespace(sleep=lambda _: action()))
-
-
 @pytest.mark.parametrize("replaced", [1, 2])
 def test_a_promotion_stands_only_if_the_next_version_replaced_it(store, versions, monkeypatch, replaced):
     """Another process promotes version 3 at once, after it has compared it with version 1 or 2."""
     one, two, three = versions
-    while_it_settles(monkeypatch, lambda: model_registry.promote(three, versions[replaced - 1]))
+    other = SimpleNamespace(sleep=lambda _: model_registry.promote(three, versions[replaced - 1]))
+    monkeypatch.setattr(model_registry, "time", other)  # between setting the alias and the check afterwards
     assert model_registry.assign_alias_if_unchanged(two, one, promoted=True) == (replaced == 2)
     assert aliases(store) == {"champion": 3, "previous": replaced}
     tags = store.get_model_version(NAME, "2").tags
@@ -320,20 +292,15 @@ def test_a_promotion_stands_only_if_the_next_version_replaced_it(store, versions
 
 def test_an_alias_that_another_process_inserts_at_once_is_updated(store, versions, monkeypatch):
     """MLflow's store looks for the alias, then inserts it: the second of two inserts fails."""
-    set_alias, failures = mlflow.MlflowClient.set_registered_model_alias, [mlflow.MlflowException("not unique")]
-
-    def fail_once(*arguments) -> None:
-        if failures:
-            raise failures.pop()
-        set_alias(*arguments)
-
-    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", fail_once)
+    set_alias = Mock(
+        wraps=store.set_registered_model_alias, side_effect=[mlflow.MlflowException("not unique"), DEFAULT]
+    )
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", set_alias)
     model_registry.promote(versions[1], None)
     assert aliases(store)["champion"] == 2
 
 
-def test_a_comparison_with_a_former_champion_changes_nothing(store, versions, monkeypatch):
-    while_it_settles(monkeypatch, lambda: None)
+def test_a_comparison_with_a_former_champion_changes_nothing(store, versions):
     one, two, three = versions
     model_registry.promote(two, one)
     assert not model_registry.assign_alias_if_unchanged(three, one, promoted=True)

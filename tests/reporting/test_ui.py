@@ -12,7 +12,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.helpers.commands import Workplace
 from tests.helpers.servers import mlflow_server
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -21,17 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's chromium and chromium-driver"),
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, trained_place) -> Workplace:
-    return trained_place.copy_to(tmp_path_factory.mktemp("ui"))
-
-
-@pytest.fixture(scope="module")
-def server(place) -> Iterator[str]:
-    with mlflow_server(place.uri, place.folder / "server", place.environment, command="ui") as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -55,37 +43,30 @@ def wait_for_element(browser: webdriver.Chrome, xpath: str, *words: str) -> WebE
     return WebDriverWait(browser, math.inf, ignored_exceptions=ignored).until(find)
 
 
-def runs(place: Workplace, kind: str) -> list[str]:
-    return [run.info.run_id for run in place.runs() if run.data.tags["twinsqueeze.kind"] == kind]
+def test_runs_their_comparison_and_the_report_are_displayed(trained_place, browser, tmp_path):
+    place = trained_place.copy_to(tmp_path)
+    (comparison,), (parent,) = place.runs("comparison"), place.runs("ablation")
+    chosen = urllib.parse.quote(str([run.info.run_id for run in place.runs("train")]).replace("'", '"'))
+    with mlflow_server(place.uri, tmp_path / "server", place.environment, "--workers", "1", command="ui") as address:
+        browser.get(f"{address}/#/compare-runs?runs={chosen}&experiments=%5B%220%22%5D")
+        text = wait_for_element(browser, "//body", "Comparing 4 Runs", "dev/spearman").text
+        chart = text.split("Parameters:")[1].split("Run details")[0]
+        assert all(name in chart for name in ("alpha", "seed", "dev/spearman"))
+
+        browser.get(f"{address}/#/experiments/0/runs/{parent.info.run_id}")
+        wait_for_element(browser, "//td[contains(., 'mlp8 (best on dev)')]")  # its description
+
+        browser.get(f"{address}/#/experiments/0/runs/{comparison.info.run_id}/artifacts/comparison/report.html")
+        browser.switch_to.frame(wait_for_element(browser, "//iframe"))
+        wait_for_element(browser, "//body", "best on dev", "PCA to 8, whitened")
+        assert min(browser.execute_script("return [...document.images].map(image => image.naturalWidth)")) > 100
+        browser.switch_to.default_content()
 
 
-def test_comparing_runs_shows_alpha_and_spearman_by_default(place, server, browser):
-    chosen = urllib.parse.quote(str(runs(place, "train")).replace("'", '"'))
-    browser.get(f"{server}/#/compare-runs?runs={chosen}&experiments=%5B%220%22%5D")
-    text = wait_for_element(browser, "//body", "Comparing 4 Runs", "dev/spearman").text
-    chart = text.split("Parameters:")[1].split("Run details")[0]
-    for name in ("alpha", "seed", "dev/spearman"):
-        assert name in chart
-
-
-def test_the_report_is_displayed_as_an_artifact(place, server, browser):
-    (comparison,) = runs(place, "comparison")
-    browser.get(f"{server}/#/experiments/0/runs/{comparison}/artifacts/comparison/report.html")
-    browser.switch_to.frame(wait_for_element(browser, "//iframe"))
-    wait_for_element(browser, "//body", "best on dev", "PCA to 8, whitened")
-    assert min(browser.execute_script("return [...document.images].map(image => image.naturalWidth)")) > 100
-    browser.switch_to.default_content()
-
-
-def test_a_parents_description_holds_the_table(place, server, browser):
-    (parent,) = runs(place, "ablation")
-    browser.get(f"{server}/#/experiments/0/runs/{parent}")
-    wait_for_element(browser, "//td[contains(., 'mlp8 (best on dev)')]")
-
-
-def test_the_report_fits_1280_pixels_and_its_tables_are_sorted_by_a_click(place, browser):
+def test_the_report_fits_1280_pixels_and_its_tables_are_sorted_by_a_click(trained_place, browser):
     browser.set_window_size(1280, 900)
-    browser.get(place.download(runs(place, "comparison")[0], "comparison/report.html").as_uri())
+    (comparison,) = trained_place.runs("comparison")
+    browser.get(trained_place.download(comparison.info.run_id, "comparison/report.html").as_uri())
     tables = browser.find_elements(By.TAG_NAME, "table")
     rights = [table.rect["x"] + table.rect["width"] for table in tables if table.is_displayed()]
     assert max(rights) <= browser.execute_script("return document.documentElement.clientWidth")
@@ -94,12 +75,9 @@ def test_the_report_fits_1280_pixels_and_its_tables_are_sorted_by_a_click(place,
     names = [cell.text for cell in table.find_elements(By.TAG_NAME, "th")]
 
     def click(name: str) -> list[str]:
-        column = names.index(name)
-        table.find_elements(By.TAG_NAME, "button")[column].click()
-        return [
-            row.find_elements(By.TAG_NAME, "td")[column].text
-            for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
-        ]
+        column = names.index(name) + 1
+        table.find_elements(By.TAG_NAME, "button")[column - 1].click()
+        return [cell.text for cell in table.find_elements(By.CSS_SELECTOR, f"tbody td:nth-child({column})")]
 
     scores = [float(text.split()[0]) for text in click("Spearman")]
     assert scores == sorted(scores, reverse=True)
