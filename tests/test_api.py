@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 import twinsqueeze as ts
+from tests.helpers import shortcuts
 from tests.helpers.commands import ROOT
 from tests.helpers.isolation import run_without
 from tests.helpers.models import metadata_for, write_model
@@ -71,25 +72,19 @@ def test_scores_are_those_of_the_compressor(data, result):
     assert len(result.history.loss) == 2
 
 
-def test_compressed_vectors_have_unit_length_and_codes_are_packed(result, vectors):
-    compressed = result.compressor.compress(vectors)
-    assert compressed.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(compressed, axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(result.compressor.compress(vectors, "ubinary"), np.packbits(compressed > 0, axis=1))
-    assert result.compressor.compress(vectors, "int8").dtype == np.int8
-
-
-@pytest.mark.parametrize("vectors", [np.ones(DIMENSION), np.ones((2, 63)), np.full((1, DIMENSION), np.nan)])
-def test_vectors_that_do_not_fit_are_refused(result, vectors):
-    with pytest.raises(ts.InputError):
-        result.compressor.compress(vectors)
-
-
-def test_a_saved_compressor_is_the_same_after_loading(recipe, result, vectors, tmp_path):
+def test_vectors_are_compressed_to_unit_length_or_codes_before_and_after_saving(recipe, result, vectors, tmp_path):
     result.compressor.save(tmp_path / "model")
     loaded = ts.Compressor.load(tmp_path / "model")
-    np.testing.assert_array_equal(loaded.compress(vectors), result.compressor.compress(vectors))
     assert loaded.recipe == recipe
+    compressed = loaded.compress(vectors)
+    assert compressed.dtype == np.float32
+    np.testing.assert_array_equal(compressed, result.compressor.compress(vectors))
+    np.testing.assert_allclose(np.linalg.norm(compressed, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(loaded.compress(vectors, "ubinary"), np.packbits(compressed > 0, axis=1))
+    assert loaded.compress(vectors, "int8").dtype == np.int8
+    for unfit in (np.ones(DIMENSION), np.ones((2, 63)), np.full((1, DIMENSION), np.nan)):
+        with pytest.raises(ts.InputError):
+            loaded.compress(unfit)
 
 
 @pytest.mark.parametrize(
@@ -109,17 +104,14 @@ def test_texts_need_the_encoder_of_the_training(tiny_encoder, tmp_path, is_recor
             model_loader.load_sentence_transformer_for("model", model_loader.resolve_model(str(folder)))
 
 
-def test_nothing_to_compare_is_refused(data):
-    with pytest.raises(ts.InputError, match="no recipe to compare"):
-        ts.compare_recipes([], data)
-
-
 def test_recipes_compared_as_a_batch_have_the_scores_of_single_trainings(recipe, data, result, capfd):
     table = ts.compare_recipes([recipe.model_copy(update={"alpha": alpha}) for alpha in (0.0, 0.75)], data)
     assert list(table["alpha"][:2]) == [0, 0.75]
     assert table["test/spearman"][1] == result.scores["test"].spearman
     assert {"PCA to 8", "uncompressed"} < set(table["name"][table["kind"] == "baseline"])
     assert capfd.readouterr() == ("", "")
+    with pytest.raises(ts.InputError, match="no recipe to compare"):
+        ts.compare_recipes([], data)
 
 
 @pytest.mark.slow
@@ -142,6 +134,7 @@ ts.Compressor.load(folder).encode(["A man plays the guitar."])
 def test_tracked_trainings_are_runs_like_those_of_the_commands(
     recipe, data, result, vectors, create_store, use_store, tmp_path, monkeypatch
 ):
+    shortcuts.skip_drawing(monkeypatch)
     use_store(create_store(tmp_path))
     monkeypatch.chdir(tmp_path)
     with ts.track("api"):
