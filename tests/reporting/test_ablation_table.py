@@ -84,10 +84,8 @@ def test_every_format_of_a_table(runs):
     assert "a note" in markdown.splitlines()
 
     frame = formats.to_dataframe(tables)
-    assert frame["alpha"].tolist()[:2] == [0, 0.75]
-    assert frame["dev/spearman"].iloc[1] == pytest.approx(np.mean(NOISY))
+    assert frame["model"].tolist() == ["mlp32", "mlp32", baseline.name, search_only.name]
     assert frame["runs"].iloc[0].split() == [f"mlp32-a0-s{i}-0" for i in range(3)]
-    assert frame["model"].tolist().count("FAISS PQ, 16 bytes") == 1
 
     text = formats.to_latex(tables)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4  # scores and search

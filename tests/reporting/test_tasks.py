@@ -1,12 +1,10 @@
 """Tables, figures and texts of runs on data without human scores."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunTag
 
 from tests.helpers.trained_runs import run_of_task
 from twinsqueeze.evaluation.baselines import BaselineScores
@@ -44,7 +42,7 @@ def make_rows(task: Task, precision: str = "float32") -> tuple[dict, list]:
         )
         for split, value in (("dev", 0.7), ("test", 0.6))
     }
-    scores = {split: dict.fromkeys(task.scores, 0.75) for split in results}
+    scores = dict.fromkeys(("dev", "test"), dict.fromkeys(task.scores, 0.75))
     baselines = [BaselineScores("uncompressed", None, 1536, False, 1, scores, {})]
     vectors = VectorFormat("x", precision, 32, 4 if precision == "binary" else 128)
     return results, search_table.rows_from_run(vectors, results, baselines, task)
@@ -89,11 +87,8 @@ def test_a_document_explains_the_scores_of_every_task_once():
     tables = [make_table(task) for task in (RETRIEVAL, NEIGHBORS, SIMILARITY)]
     for text in (report.summary([*tables, tables[0]], []), formats.to_markdown([*tables, tables[0]], [])):
         paragraphs = [part for part in text.split("\n\n") if part.startswith("Values are means")]
-        assert [part.partition("highest mean ")[2].partition(" on dev")[0] for part in paragraphs] == [
-            "nDCG@10",
-            "neighbor recall",
-            "Spearman",
-        ]
+        scores = [part.partition("highest mean ")[2].partition(" on dev")[0] for part in paragraphs]
+        assert scores == ["nDCG@10", "neighbor recall", "Spearman"]
 
 
 @TASKS
@@ -161,13 +156,9 @@ def test_runs_are_read_by_the_scores_of_their_task(monkeypatch, name, task):
     assert (run.comparison_key.label_transform, run.comparison_key.loss) == expected
 
 
-def make_run(tags: dict[str, str], scores: Iterable[str]) -> Run:
-    """A run as MLflow's store returns it."""
-    params = Recipe().model_dump() | {"encoder_fingerprint": "f"}
-    data = RunData(
-        [Metric(f"dev/{score}", 0.5, 0, 0) for score in scores],
-        [Param(key, str(value)) for key, value in params.items()],
-        [RunTag(*item) for item in tags.items()],
-    )
-    start = int(datetime.now(UTC).timestamp() * 1000)
-    return Run(RunInfo("id", "0", "", "FINISHED", start, None, "active", run_name="n"), data)
+def make_run(tags: dict[str, str], scores: Iterable[str]) -> SimpleNamespace:
+    """A run as MLflow's client returns it."""
+    info = SimpleNamespace(run_id="id", experiment_id="0", run_name="n", status="FINISHED", start_time=0)
+    params = {name: str(value) for name, value in Recipe().model_dump().items()} | {"encoder_fingerprint": "f"}
+    metrics = {f"dev/{score}": 0.5 for score in scores}
+    return SimpleNamespace(info=info, data=SimpleNamespace(params=params, tags=tags, metrics=metrics))
