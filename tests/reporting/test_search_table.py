@@ -1,7 +1,5 @@
 from types import SimpleNamespace
 
-import pytest
-
 from tests.helpers.trained_runs import KEY, run_with_search_scores, trained
 from twinsqueeze.evaluation.baselines import BaselineScores
 from twinsqueeze.registry import model_card
@@ -12,18 +10,14 @@ from twinsqueeze.reporting.statistics import SeedStats
 from twinsqueeze.task import SIMILARITY
 
 
-@pytest.fixture
-def table():
+def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes():
     runs = [run_with_search_scores(0.8, alpha=0, seed=seed, dim=dim) for dim in (8, 32) for seed in (0, 1)]
     runs += [run_with_search_scores(0.85, alpha=0.75, seed=0, dim=8)]
     names = [metric_name(split, score) for split in ("dev", "test") for score in SIMILARITY.search_scores]
-    scores = dict.fromkeys(names, SeedStats(0.6, float("nan"), 1))
-    faiss = [BaselineRow(f"FAISS PQ, {size} bytes", None, size, scores, search_only=True) for size in (16, 64)]
-    return build_tables(runs, {KEY: [BaselineRow("uncompressed", None, 1536, scores), *faiss]})[0]
-
-
-def test_rows_are_each_compressors_best_alpha_at_every_precision_by_bytes(table):
-    rows = search_table.rows_from_tables([table])
+    measured = dict.fromkeys(names, SeedStats(0.6, float("nan"), 1))
+    faiss = [BaselineRow(f"FAISS PQ, {size} bytes", None, size, measured, search_only=True) for size in (16, 64)]
+    baselines = [BaselineRow("uncompressed", None, 1536, measured), *faiss]
+    rows = search_table.rows_from_tables(build_tables(runs, {KEY: baselines}))
     assert [(row.name, row.bytes) for row in rows] == [
         ("uncompressed", 1536),
         ("mlp32, alpha 0, float32", 128),

@@ -23,18 +23,16 @@ def scores(dev: float, test: float) -> dict[str, dict[str, float]]:
     return {split: dict.fromkeys(SIMILARITY.search_scores, value) for split, value in (("dev", dev), ("test", test))}
 
 
-def results() -> dict[str, SimpleNamespace]:
-    """Scores of 0.7 on dev and 0.6 on test, also as int8."""
-    return {
-        split: SimpleNamespace(labels=range(9), intervals={}, scores=each, by_precision={"int8": each})
-        for split, each in scores(0.7, 0.6).items()
-    }
+RESULTS = {
+    split: SimpleNamespace(labels=range(9), intervals={}, scores=each, by_precision={"int8": each})
+    for split, each in scores(0.7, 0.6).items()
+}
 
 
 def run_rows(*baselines: tuple[str, int, float, float]) -> list[SearchRow]:
     """The rows of a run with baselines: name, bytes, and scores on dev and test."""
     found = [BaselineScores(name, None, size, False, 1, scores(*values), {}) for name, size, *values in baselines]
-    return rows_from_run(VECTORS, results(), found, SIMILARITY)
+    return rows_from_run(VECTORS, RESULTS, found, SIMILARITY)
 
 
 UNCOMPRESSED = ("uncompressed", 1536, 0.87, 0.82)
@@ -78,7 +76,7 @@ def test_a_run_prints_twelve_rows_that_fit_the_terminal_and_all_if_verbose(monke
     monkeypatch.setenv("COLUMNS", str(width))
     many = [(f"PQ {size}-{i}, {size} bytes", size, i / 100, i / 100) for size in (128, 64, 32) for i in range(9)]
     rows = run_rows(UNCOMPRESSED, *many)
-    terminal.print_run(VECTORS, results(), rows, verbose=False)
+    terminal.print_run(VECTORS, RESULTS, rows, verbose=False)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     _, header, *table = printed.partition("\n\n")[2].splitlines()
@@ -86,7 +84,7 @@ def test_a_run_prints_twelve_rows_that_fit_the_terminal_and_all_if_verbose(monke
     best = {size: [f"PQ {size}-{i}" for i in (6, 7, 8)] for size in (128, 64, 32)}
     expected = ["uncompressed", "this model", *best[128], *best[64], "this model, int8", *best[32]]
     assert [line.split("  ")[0] for line in table] == expected
-    terminal.print_run(VECTORS, results(), rows, verbose=True)
+    terminal.print_run(VECTORS, RESULTS, rows, verbose=True)
     printed = capsys.readouterr().out
     assert all(printed.count(name.partition(",")[0]) >= 4 for name, *_ in many)
 
