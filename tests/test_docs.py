@@ -45,14 +45,13 @@ def test_commands_and_their_options_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_files_of_the_repository_exist(page):
+def test_files_and_modules_of_the_repository_exist(page):
     text = page.read_text(encoding="utf-8").replace("{{ repository }}", docs_macros.repository())
     named = re.findall(r"(?<![\w/$])((?:experiments|scripts|tests|examples|benchmarks|twinsqueeze)/[\w./-]*\w)", text)
     linked = re.findall(rf"{docs_macros.repository()}/(?:blob|tree)/main/([^)#\s]+)", text)
-    modules = [f"{name.replace('.', '/')}" for name in re.findall(r"-m ((?:benchmarks|scripts)\.\w+)", text)]
-    names = {*named, *linked} - {"experiments/results"}
-    assert [name for name in names if not (ROOT / name).exists()] == []
-    assert [name for name in modules if not ((ROOT / name).is_dir() or (ROOT / f"{name}.py").exists())] == []
+    assert [name for name in {*named, *linked} - {"experiments/results"} if not (ROOT / name).exists()] == []
+    modules = [ROOT / name.replace(".", "/") for name in re.findall(r"-m ((?:benchmarks|scripts)\.\w+)", text)]
+    assert [path for path in modules if not (path.is_dir() or path.with_suffix(".py").exists())] == []
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=page_id)
@@ -72,11 +71,8 @@ def test_a_page_that_github_cannot_fill_in_leads_to_the_site(page):
     )
 
 
-def test_the_table_of_the_readme_is_that_of_the_results():
+def test_the_table_and_the_picture_of_the_readme_show_the_results():
     assert make_docs.with_table(README) == README
-
-
-def test_the_picture_of_the_readme_shows_its_results():
     axes = Figure().subplots()
     make_overview.draw_quality(axes)
     ours = next(line for line in axes.lines if line.get_color() == make_overview.OURS)
@@ -85,18 +81,13 @@ def test_the_picture_of_the_readme_shows_its_results():
     assert f"| **`best-16`** | 16 | {shown[16]:.4f} ±" in README
 
 
-def test_links_of_the_readme_are_absolute_and_lead_to_pages():
+def test_the_readme_has_the_test_command_for_ci_and_absolute_links_to_pages():
+    command = 'pip install -r requirements.txt -e ".[test]" && python -m pytest'
+    assert f"```sh\n{command}\n```" in README.partition("## Test it\n")[2]
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert all(link.startswith("https://") for link in links)
     pages = {link.removeprefix(SITE).partition("#")[0].strip("/") for link in links if link.startswith(SITE)}
     assert [page for page in pages if not (ROOT / "docs" / f"{page}.md").exists()] == []
-
-
-def test_the_test_command_stands_where_ci_reads_it():
-    assert (
-        '```sh\npip install -r requirements.txt -e ".[test]" && python -m pytest\n```'
-        in README.partition("## Test it\n")[2]
-    )
 
 
 def test_environment_variables_are_described():
@@ -126,12 +117,7 @@ def test_a_table_of_the_log_is_shown_as_it_is():
 
 @pytest.mark.parametrize(
     ("shown", "stale"),
-    [
-        ("3 words in 0.25 s\n", False),
-        ("4 words in 12.5 s\n", False),
-        ("3 pages\n", True),
-        ("3 words in 0.25 s\n\ndev 0.8131\n", False),
-    ],
+    [("4 words in 12.5 s\n", False), ("3 pages\n", True), ("3 words in 0.25 s\n\ndev 0.8131\n", False)],
 )
 def test_an_output_is_current_if_its_words_are(shown, stale, tmp_path, monkeypatch):
     monkeypatch.setattr(make_docs, "ROOT", tmp_path)
