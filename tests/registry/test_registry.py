@@ -193,12 +193,8 @@ def test_a_run_is_registered_once_and_compared_again_until_it_is_the_champion(pl
     assert "version 2, champion. There was no champion" in run(place, "register")
 
     place.client.set_registered_model_alias(NAME, "champion", "1")
-    assign, answers = model_registry.assign_alias_if_unchanged, [False]  # another process sets a champion meanwhile
-
-    def assign_at_second_try(*arguments, **options) -> bool:
-        return answers.pop() if answers else assign(*arguments, **options)
-
-    monkeypatch.setattr(model_registry, "assign_alias_if_unchanged", assign_at_second_try)
+    assign = Mock(wraps=model_registry.assign_alias_if_unchanged, side_effect=[False, DEFAULT])
+    monkeypatch.setattr(model_registry, "assign_alias_if_unchanged", assign)  # another process sets a champion first
     done = place.run("register")
     assert "another process has changed the champion: comparing with the new one" in done.stderr
     assert "Run already registered, compared again: version 2, champion." in done.stdout
@@ -220,12 +216,10 @@ def test_rollback_restores_the_previous_champion(place):
 
 
 @pytest.fixture
-def store(trained_place, tmp_path, use_store) -> mlflow.MlflowClient:
-    place = trained_place.copy_to(tmp_path)
-    use_store(place.uri)
-    place.client.delete_registered_model(NAME)
-    place.client.create_registered_model(NAME)
-    return place.client
+def store(create_store, tmp_path, use_store) -> mlflow.MlflowClient:
+    use_store(create_store(tmp_path))
+    mlflow.MlflowClient().create_registered_model(NAME)
+    return mlflow.MlflowClient()
 
 
 @pytest.fixture
