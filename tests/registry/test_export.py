@@ -339,7 +339,7 @@ def test_served_model_under_load(place, exported, vectors, tmp_path, capsys):
     with serving.serve_model(URI, tmp_path, place.environment) as (server, url):
         predictions = requests.post(url, json={"inputs": TEXTS}).json()["predictions"]
         np.testing.assert_allclose(predictions, vectors, atol=1e-6)
-        counts = serving.run_load(url, 8, 6, expected, lambda: serving.resident_memory(server))
+        counts = serving.run_load(url, 8, 10, expected, lambda: serving.resident_memory(server))
     assert counts.failures == []
     assert set(counts.outcomes) == {"correct", "rejected"}
     assert min(counts.outcomes.values()) > 20
