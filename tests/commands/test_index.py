@@ -117,11 +117,6 @@ def test_the_number_of_lists_follows_the_number_of_vectors():
     assert num_lists("40", 40) == 40
 
 
-def test_an_index_needs_no_encoder(workplace, models):
-    workplace.run("export", "--model", str(models / "foreign"), "--output", "model", "--format", "faiss")
-    assert {path.name for path in (workplace.folder / "model").iterdir()} == {"compressor.safetensors", "index.faiss"}
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [
