@@ -2,7 +2,6 @@
 
 import signal
 import time
-from contextlib import ExitStack
 from threading import Event, Thread
 
 import pytest
@@ -12,33 +11,24 @@ from tests.helpers.forks import ForkedProcess
 from twinsqueeze.utils import signals
 from twinsqueeze.utils.processes import ProcessIdentity
 
-LONG = ["main", "--epochs", "30000"]
-
 
 def wait_for_training(place: Workplace, process: ForkedProcess) -> None:
     """Returns when the store has the metrics of an epoch."""
     process.wait_for(lambda: any(run.data.metrics for run in place.runs()))
 
 
-@pytest.mark.parametrize(
-    ("number", "times"),
-    [
-        (signal.SIGINT, 1),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGTERM, 1), (signal.SIGINT, 5))),
-    ],
-)
-def test_a_command_that_is_stopped_leaves_a_killed_run(workplace, create_store, small_training, number, times):
+def test_a_command_that_is_stopped_five_times_leaves_a_killed_run(workplace, create_store, small_training):
     create_store(workplace.folder)
-    with workplace.start(*LONG, *small_training) as process:
+    with workplace.start("main", "--epochs", "30000", *small_training) as process:
         wait_for_training(workplace, process)
-        for _ in range(times):
-            process.send_signal(number)
+        for _ in range(5):
+            process.send_signal(signal.SIGINT)
             time.sleep(0.005)
-        _, err = process.finish(128 + number)
+        _, err = process.finish(128 + signal.SIGINT)
     assert "Traceback" not in err
     (run,) = workplace.runs()
     assert run.info.status == "KILLED"
-    assert run.data.tags["mlflow.note.content"] == f"Killed: stopped by {number.name}."
+    assert run.data.tags["mlflow.note.content"] == "Killed: stopped by SIGINT."
 
 
 def test_a_stopped_command_does_not_wait_for_threads(workplace):
@@ -61,28 +51,20 @@ cli.run()
 
 
 @pytest.mark.slow
-def test_training_does_not_outlive_mlflow_run(tmp_path, create_store, shared_cache, pairs_folder, tiny_encoder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_training_does_not_outlive_mlflow_run(workplace, create_store, pairs_folder, tiny_encoder, number):
     """A signal goes to `mlflow run` alone, which dies and leaves its child behind."""
-    parameters = {"dataset": pairs_folder, "encoder": tiny_encoder, "dim": 8, "epochs": 30000}
+    create_store(workplace.folder)
     arguments = ["run", str(ROOT), "--env-manager", "local"]
-    for name, value in parameters.items():
+    for name, value in {"dataset": pairs_folder, "encoder": tiny_encoder, "dim": 8, "epochs": 30000}.items():
         arguments += ["-P", f"{name}={value}"]
-    started = {}
-    with ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            place = Workplace(tmp_path / number.name, shared_cache)
-            place.folder.mkdir()
-            create_store(place.folder)
-            started[number] = place, stack.enter_context(place.start(*arguments, module="mlflow"))
-        for number, (place, process) in started.items():
-            wait_for_training(place, process)
-            process.send_signal(number)
-        for place, process in started.values():
-            (run,) = place.runs()
-            while ProcessIdentity.parse(run.data.tags["twinsqueeze.process"]).state == "alive":
-                time.sleep(0.1)
-            process.wait()
-            assert place.runs()[0].info.status in {"KILLED", "FAILED"}
+    with workplace.start(*arguments, module="mlflow") as process:
+        wait_for_training(workplace, process)
+        process.send_signal(number)
+        (run,) = workplace.runs()
+        while ProcessIdentity.parse(run.data.tags["twinsqueeze.process"]).state == "alive":
+            time.sleep(0.1)
+    assert workplace.runs()[0].info.status in {"KILLED", "FAILED"}
 
 
 @pytest.fixture
@@ -97,14 +79,9 @@ def no_signal_yet(monkeypatch):
 
 def test_signals_wait_while_a_record_is_written(no_signal_yet):
     written = []
-
-    def write() -> None:
-        with signals.defer_signals(then_stop=True):
-            signal.raise_signal(signal.SIGTERM)
-            written.append("all of it")
-
-    with pytest.raises(signals.Interrupted) as stop:
-        write()
+    with pytest.raises(signals.Interrupted) as stop, signals.defer_signals(then_stop=True):  # noqa: PT012
+        signal.raise_signal(signal.SIGTERM)
+        written.append("all of it")
     assert written == ["all of it"]
     assert stop.value.exit_code == 143
 

@@ -8,7 +8,6 @@ import pytest
 from tests.helpers.commands import Workplace
 from tests.helpers.forks import ForkedProcess
 
-FULL = r"No space left|disk is full|disk I/O|disk has"
 # A disk in a namespace of its own: its size and options, its folder, what is copied to it, and the command. A namespace
 # is given to a process of one thread, as a forked one is.
 PROGRAM = """
@@ -42,30 +41,26 @@ finally:
 
 def on_a_disk(
     place: Workplace, folder: Path, *command: str, size: str, options: str = "", source: Path | None = None, **more: str
-) -> tuple[int, str, str, list[str]]:
+) -> tuple[int, str, list[str]]:
     """Runs a command where a folder is a disk of its own; `more` are variables of the environment.
 
     Returns:
-        Its exit code, what it printed on both streams, and the files that it left on the disk.
+        Its exit code, its standard error, and the files that it left on the disk.
     """
     program = ["-c", PROGRAM, size, options, str(folder), str(source or ""), *command]
     with ForkedProcess(program, place.environment | more, place.folder) as process:
         output, errors = process.communicate()
-    code = process.wait()
-    if code == 99:
+    if process.returncode == 99:
         pytest.skip("no namespaces here")
-    out, *left = output.split("\nLEFT ")
-    return code, out, errors, left
+    return process.returncode, errors, output.split("\nLEFT ")[1:]
 
 
 def stopped_by_a_disk(
-    place: Workplace, folder: Path, *command: str, reason: str = FULL, **disk: str | Path
+    place: Workplace, folder: Path, *command: str, reason: str = r"No space left|disk is full|disk I/O|disk has", **disk
 ) -> tuple[str, list[str]]:
-    """Runs a command as `on_a_disk` does, which ends with an error; its one line, and the files left on the disk."""
-    code, _, errors, left = on_a_disk(place, folder, *command, **disk)
+    """Runs a command as `on_a_disk` does, which ends with a line of the reason; its standard error, and the files."""
+    code, errors, left = on_a_disk(place, folder, *command, **disk)
     assert code == 2, errors
     assert "Traceback" not in errors
-    line = errors.splitlines()[-1]
-    assert line.startswith("twinsqueeze: ")
-    assert re.search(reason, line), line
-    return line, left
+    assert re.match(rf"twinsqueeze: .*({reason})", errors.splitlines()[-1]), errors
+    return errors, left
