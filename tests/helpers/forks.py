@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import wait
-from multiprocessing.reduction import DupFd
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,16 +51,19 @@ class ForkedProcess:
         self, command: Sequence[str], environment: Mapping[str, str], folder: Path, *, stdin: bool = False
     ) -> None:
         self.args = list(command)
-        pipes = [os.pipe() for _ in range(3)]
-        ours = pipes[0][1], pipes[1][0], pipes[2][0]
-        theirs = pipes[0][0], pipes[1][1], pipes[2][1]
-        self._process = FORKS.Process(target=_Start(theirs), args=(self.args, dict(environment), str(folder)))
+        (stdin_reader, stdin_writer), (stdout_reader, stdout_writer), (stderr_reader, stderr_writer) = (
+            os.pipe() for _ in range(3)
+        )
+        # Connections, since multiprocessing sends their descriptors to the new process.
+        streams = [Connection(stdin_reader, writable=False)]
+        streams += [Connection(writer, readable=False) for writer in (stdout_writer, stderr_writer)]
+        self._process = FORKS.Process(target=_run, args=(streams, self.args, dict(environment), folder))
         self._process.start()
-        for descriptor in theirs:
-            os.close(descriptor)
+        for stream in streams:
+            stream.close()
         self.stdin, self.stdout, self.stderr = (
             open(descriptor, mode, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed in __exit__
-            for descriptor, mode in zip(ours, "wrr", strict=True)
+            for descriptor, mode in ((stdin_writer, "w"), (stdout_reader, "r"), (stderr_reader, "r"))
         )
         if not stdin:
             self.stdin.close()
@@ -77,10 +79,10 @@ class ForkedProcess:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        if not wait([self._process.sentinel], timeout):
+        self._process.join(timeout)
+        if self.returncode is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
-        self._process.join()
-        return self._process.exitcode  # type: ignore[return-value] # it has ended
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -124,45 +126,34 @@ class ForkedProcess:
         self.wait()
 
 
-class _Start:
-    """What the forked process does first; carries the descriptors of its standard streams."""
-
-    def __init__(self, descriptors: Sequence[int]) -> None:
-        self.descriptors = descriptors
-
-    def __getstate__(self) -> list[Any]:
-        return [DupFd(descriptor) for descriptor in self.descriptors]
-
-    def __setstate__(self, state: list[Any]) -> None:
-        self.descriptors = [descriptor.detach() for descriptor in state]
-
-    def __call__(self, command: list[str], environment: dict[str, str], folder: str) -> None:
-        os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server may have been started while signals were blocked
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for standard, descriptor in enumerate(self.descriptors):
-            os.dup2(descriptor, standard)
-            os.close(descriptor)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor
-        os.chdir(folder)
-        defaults = {name: os.environ[name] for name in SET_BY_IMPORTS if name in os.environ}
-        os.environ.clear()
-        os.environ.update(defaults | environment)
-        if shortcuts.DRAW_FIGURES not in environment:
-            shortcuts.skip_drawing(pytest.MonkeyPatch())
-        option, what, *arguments = command
-        sys.argv = [what if option == "-m" else "-c", *arguments]
-        try:
-            if option == "-m":
-                runpy.run_module(what, run_name="__main__", alter_sys=True)
-            else:
-                exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
-        except BaseException as error:
-            if not isinstance(error, SystemExit):
-                sys.excepthook(type(error), error, error.__traceback__)
-                sys.exit(1)
-            raise
-        finally:
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
+def _run(streams: Sequence[Connection], command: list[str], environment: dict[str, str], folder: Path) -> None:
+    """Runs the command in the forked process, with its standard streams."""
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server may have been started while signals were blocked
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for standard, stream in enumerate(streams):
+        os.dup2(stream.fileno(), standard)
+        stream.close()
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor
+    os.chdir(folder)
+    defaults = {name: os.environ[name] for name in SET_BY_IMPORTS if name in os.environ}
+    os.environ.clear()
+    os.environ.update(defaults | environment)
+    if shortcuts.DRAW_FIGURES not in environment:
+        shortcuts.skip_drawing(pytest.MonkeyPatch())
+    option, what, *arguments = command
+    sys.argv = [what if option == "-m" else "-c", *arguments]
+    try:
+        if option == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+            sys.exit(1)
+        raise
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
