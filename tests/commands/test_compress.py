@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-import faiss
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.quantization import quantize_embeddings
 from torch import nn
@@ -129,16 +127,6 @@ def test_precisions_equal_those_of_sentence_transformers(compress, workplace, pr
         assert json.loads(metadata[b"twinsqueeze"])["precision"] == precision
 
 
-def test_faiss_encodes_to_the_same_product_codes_with_the_codebooks_of_the_model(compress, models):
-    codes, _ = compress("in.npy", model="codes")
-    unit, _ = compress("in.npy", "--precision", "float32", "--overwrite", "true", model="codes")
-    codebooks = load_file(models / "codes" / "compressor.safetensors")["codebooks"]
-    index = faiss.IndexPQ(32, 8, 8)
-    faiss.copy_array_to_vector(codebooks.ravel(), index.pq.centroids)
-    index.is_trained = True
-    np.testing.assert_array_equal(index.sa_encode(unit), codes)
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, ">f4"])
 def test_other_numbers_are_cast_to_float32_with_one_message(compress, workplace, dtype):
     numbers = (VECTORS * 50).astype(dtype)
@@ -240,6 +228,7 @@ def test_models_that_do_not_fit_are_refused(refuse, compress, workplace, tiny_en
 def test_an_output_is_replaced_only_with_overwrite_and_only_by_a_whole_one(refuse, compress, workplace):
     np.save(workplace.folder / "out.npy", np.zeros(3))
     assert "/out.npy' exists: name another file, or pass --overwrite" in refuse("in.npy")
+    assert "'perhaps' is not a valid boolean" in refuse("in.npy", "--overwrite=perhaps")
     found, _ = compress("in.npy", "--overwrite")
     assert found.shape == (ROWS, 12)
     assert "/in.npy' is the input: name another file" in refuse("in.npy", "--overwrite", output="in.npy")

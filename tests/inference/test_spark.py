@@ -34,7 +34,7 @@ from twinsqueeze.model.compressor import CompressorNetwork
 from twinsqueeze.model.initialization import kaiming_uniform_layers
 from twinsqueeze.model.precision import int8_calibration_ranges
 
-ROWS, PARTITIONS = 40_000, 20
+ROWS, PARTITIONS = 8_000, 8
 CLUSTER = {
     "spark.master": "local-cluster[2,1,1024]",
     "spark.driver.host": "127.0.0.1",
@@ -59,15 +59,22 @@ def threads_as_before():
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.parametrize(("network", "type_"), [(NETWORK, pa.float32()), (product_network(384), pa.int16())])
-def test_batches_of_any_length_give_the_bits_of_the_compressor(network, type_):
+@pytest.mark.parametrize(
+    ("network", "precision", "type_"),
+    [
+        (NETWORK, "float32", pa.float32()),
+        (NETWORK, "binary", pa.int8()),
+        (product_network(384), "product", pa.int16()),
+    ],
+)
+def test_batches_of_any_length_give_the_bits_of_the_compressor(network, precision, type_):
     """The function that Spark calls in a worker."""
     vectors = unit_vectors(1000, 384)
     batches = [
         pa.record_batch({"id": range(start, end), "v": as_lists(vectors[start:end])})
         for start, end in ((0, 1), (1, 8), (8, 8), (8, 700), (700, 1000))
     ]
-    compressor = VectorCompressor(network, network.precision, None)
+    compressor = VectorCompressor(network, precision, None)
     table = pa.Table.from_batches(compress_batches(iter(batches), compressor, "v", "short", None))
     assert table.column_names == ["id", "v", "short"]
     assert table["short"].type.value_type == type_
@@ -91,8 +98,10 @@ def test_a_bad_row_is_named_by_its_place_in_the_partition(row, message):
 
 
 @pytest.fixture(scope="session")  # Spark keeps its working directory, whatever tests run in between
-def place(tmp_path_factory, shared_cache, tiny_encoder) -> Iterator[Workplace]:
-    """A workplace with models and vectors; they are deleted at the end, since they take 70 MB."""
+def place(tmp_path_factory, shared_cache, tiny_encoder) -> Workplace:
+    """A workplace with models and vectors."""
+    if shutil.which("java") is None:
+        pytest.skip("needs Java 17")
     folder = tmp_path_factory.mktemp("spark")
     ranges = int8_calibration_ranges(NETWORK.compress(torch.from_numpy(unit_vectors(2000, 384, 9))).numpy())
     write_model(folder / "model", NETWORK, metadata_for(tiny_encoder, ranges))
@@ -103,15 +112,12 @@ def place(tmp_path_factory, shared_cache, tiny_encoder) -> Iterator[Workplace]:
     write_model(folder / "text-model", text_network, metadata_for(tiny_encoder))
     table = pa.table({"id": np.arange(ROWS), "v": as_lists(unit_vectors(ROWS, 384))})
     pq.write_table(table, folder / "many.parquet", row_group_size=ROWS // PARTITIONS, use_dictionary=False)
-    pq.write_table(table[:5000], folder / "few.parquet", row_group_size=700)
-    yield Workplace(folder, shared_cache)
-    shutil.rmtree(folder)
+    pq.write_table(table[:1000], folder / "few.parquet", row_group_size=300)
+    return Workplace(folder, shared_cache)
 
 
 @pytest.fixture(scope="session")
 def session(place) -> Iterator[SparkSession]:
-    if shutil.which("java") is None:
-        pytest.skip("needs Java 17")
     handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place.folder)
@@ -132,14 +138,13 @@ def compressed(place: Workplace, name: str, *arguments: str, model: str = "model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "precision"), [("model", "int8"), ("model", "binary"), ("codes", "product")])
-def test_precisions_equal_those_of_the_command(session, place, model, precision):
-    frame = session.read.parquet("few.parquet")
-    options = {} if model == "codes" else {"precision": precision}
-    found = compress_frame(frame, model, output="short", **options).toArrow().sort_by("id")
-    assert found.column_names == ["id", "v", "short"]
-    expected = compressed(place, "few.parquet", "--precision", precision, model=model)
-    np.testing.assert_array_equal(np.stack(found["short"].to_numpy()), expected)
+def test_codes_equal_those_of_the_command(session, place):
+    frame = compress_frame(session.read.parquet("few.parquet"), "model", precision="int8", output="int8")
+    found = compress_frame(frame, "codes", column="v", output="product").toArrow().sort_by("id")
+    assert found.column_names == ["id", "v", "int8", "product"]
+    for precision, model in (("int8", "model"), ("product", "codes")):
+        expected = compressed(place, "few.parquet", "--precision", precision, model=model)
+        np.testing.assert_array_equal(np.stack(found[precision].to_numpy()), expected)
 
 
 @pytest.mark.slow
@@ -166,20 +171,22 @@ def test_texts_are_encoded_by_the_workers(session, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("result_type", [None, "array<float>", "array<double>", "array<string>"])
-def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, tiny_encoder, use_store, result_type):
-    uri = "models:/twinsqueeze@champion"
-    options = {"result_type": result_type} if result_type else {}
+def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, tiny_encoder, use_store):
     texts = ["A man is playing a guitar.", "", "Two dogs run through the snow."]
     encoded = SentenceTransformer(str(tiny_encoder), device="cpu").encode(texts)
     frame = session.createDataFrame([*zip(texts, encoded.tolist(), strict=True)], ["text", "vector"])
     use_store(trained_place.uri)
-    run_id = trained_place.client.get_model_version_by_alias("twinsqueeze", "champion").tags["twinsqueeze.trained_run"]
-    model_id = trained_place.client.get_run(run_id).outputs.model_outputs[0].model_id
+    uri = "models:/twinsqueeze@champion"
+    version = trained_place.client.get_model_version_by_alias("twinsqueeze", "champion")
+    compressor = str(trained_place.model(trained_place.client.get_run(version.tags["twinsqueeze.trained_run"])))
     expected = mlflow.pyfunc.load_model(uri).predict(texts)
-    for model, column in ((uri, "text"), (f"models:/{model_id}", "vector")):
+    for model, column, options in (
+        (uri, "text", {}),
+        (uri, "text", {"result_type": "array<double>"}),
+        (compressor, "vector", {}),
+    ):
         compressed = frame.select(mlflow.pyfunc.spark_udf(session, model, **options)(column))
-        assert compressed.schema[0].dataType.simpleString() == (result_type or "array<float>")
+        assert compressed.schema[0].dataType.simpleString() == options.get("result_type", "array<float>")
         found = np.array([row[0] for row in compressed.collect()], np.float64)
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -187,17 +194,13 @@ def test_spark_udf_returns_the_vectors_of_the_champion(session, trained_place, t
 @pytest.mark.slow
 def test_wrong_arguments_are_refused(session):
     vectors = session.read.parquet("few.parquet")
-    for frame, model, options, message in (
-        (vectors, "model", {"precision": "ubinary"}, "Spark has no unsigned bytes"),
-        (vectors, "model", {"precision": "int4"}, "be one of float32, int8, product, binary, ubinary, not 'int4'"),
-        (vectors, "model", {"column": "nowhere"}, "the frame has no column 'nowhere'; its columns are id, v"),
-        (vectors, "model", {"column": "id"}, "column 'id' of the frame is int64, neither texts nor lists of numbers"),
-        (vectors, "model", {"output": "id"}, "the frame already has a column 'id'"),
-        (vectors, "nonsense", {}, "model 'nonsense' not found"),
-        (vectors.select("id"), "model", {}, "frame has neither texts nor lists of numbers; its columns are id"),
+    for options, message in (
+        ({"precision": "ubinary"}, "Spark has no unsigned bytes"),
+        ({"column": "id"}, "column 'id' of the frame is int64, neither texts nor lists of numbers"),
+        ({"output": "id"}, "the frame already has a column 'id'"),
     ):
         with pytest.raises(InputError, match=message):
-            compress_frame(frame, model, **options)
+            compress_frame(vectors, "model", **options)
 
 
 @pytest.mark.slow
@@ -251,22 +254,12 @@ def test_the_bits_do_not_change_if_a_worker_is_killed_in_the_midst_of_a_partitio
 
 @pytest.mark.slow
 def test_spark_submit_runs_the_script(place):
-    if shutil.which("java") is None:
-        pytest.skip("needs Java 17")
-    done = subprocess.run(
-        [
-            *(str(Path(sys.executable).with_name("spark-submit")), "--master", "local[1]"),
-            *("--conf", "spark.driver.bindAddress=127.0.0.1", "--conf", "spark.ui.enabled=false"),
-            *(str(SCRIPT), "--model", "model", "--input", "few.parquet", "--output", "submitted"),
-        ],
-        cwd=place.folder,
-        env=place.environment | ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    command = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[1]"]
+    command += ["--conf", "spark.driver.bindAddress=127.0.0.1", "--conf", "spark.ui.enabled=false", str(SCRIPT)]
+    command += ["--model", "model", "--input", "few.parquet", "--output", "submitted"]
+    environment = place.environment | ENVIRONMENT
+    done = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     found = pq.read_table(place.folder / "submitted").sort_by("id")
     assert found.column_names == ["id", "compressed"]
     np.testing.assert_array_equal(np.stack(found["compressed"].to_numpy()), compressed(place, "few.parquet"))
