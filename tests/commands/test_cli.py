@@ -25,9 +25,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import promotion
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as tracking_run
-from twinsqueeze.utils.commands import own_command
 
-QUICK = str(ROOT / "experiments" / "quick.yaml")
 # The tracking store is opened before sentences are encoded, so that nothing is encoded in vain.
 STORE = {"mlflow.db", "mlflow.db.lock"}
 
@@ -44,75 +42,47 @@ def made(workplace) -> set[str]:
     return {path.name for path in workplace.folder.iterdir()}
 
 
-@pytest.mark.parametrize("command", ["main", "train"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--alpha -1", "alpha must be a finite number of at least 0, not '-1'"),
-        ("--dim 1", "dim must be a whole number of at least 2"),
-        ("--batch_size -3", "batch_size must be"),  # as `mlflow run` spells it
-        ("--seed 2147483648", "seed must be a whole number from 0 to 2147483647"),
-        ("--architecture cnn", "architecture must be mlp or linear, not 'cnn'"),
-        ("--loss l1", "loss must be mse"),
-        ("--init teacher", "init must be random, or for a linear compressor pca or teacher, not"),
+        ("mian", "No such command 'mian'. Did you mean 'main'?"),
+        ("main --alpha -1", "alpha must be a finite number of at least 0, not '-1'"),
+        ("train --batch_size -3", "batch_size must be"),  # as `mlflow run` spells it
+        ("main --init teacher", "init must be random, or for a linear compressor pca or teacher, not"),
         (
-            "--architecture linear --dim 30 --quantizer product",
+            "main --architecture linear --dim 30 --quantizer product",
             "quantizer must be none or sign, or product for a linear compressor whose dim is a multiple",
         ),
-        ("--architecture linear --subvector-dim 6 --quantizer product", "quantizer must be none or"),
-        ("--subvector-dim 0", "subvector_dim must be a whole number of at least 1, not '0'"),
-        ("--unlabeled-sentences -1", "unlabeled_sentences must be a whole number from 0 to 24000, not '-1'"),
-        ("--neighbor-temperature 0", "neighbor_temperature must be a finite number above 0"),
-        ("--label-transform none", "label_transform must be tanh or linear"),
-        ("--device gpu", "device must be auto, cpu or cuda"),
-        ("--alhpa 1", "No such option '--alhpa'. (Did you mean one of: '--alpha',"),
-        ("stray", "unexpected extra argument"),
-        ("--score-max five", "'five' is not a valid float"),
-        ("--columns score", "pass names such as sentence1=text1,sentence2=text2,score=label, not 'score'"),
-        ("--columns text=a --dataset demo", "columns can rename sentence1, sentence2, score, not 'text'"),
-    ],
-)
-def test_bad_values_of_a_training(workplace, command, arguments, message):
-    assert message in refused(workplace.command(command, *arguments.split()))
-    assert not made(workplace)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+        ("main --architecture linear --subvector-dim 6 --quantizer product", "quantizer must be none or"),
+        ("main --subvector-dim 0", "subvector_dim must be a whole number of at least 1, not '0'"),
+        ("main --unlabeled-sentences -1", "unlabeled_sentences must be a whole number from 0 to 24000, not '-1'"),
+        ("main --neighbor-temperature 0", "neighbor_temperature must be a finite number above 0"),
+        ("main --alhpa 1", "No such option '--alhpa'. (Did you mean one of: '--alpha',"),
+        ("main stray", "unexpected extra argument"),
+        ("main --score-max five", "'five' is not a valid float"),
+        ("main --columns score", "pass names such as sentence1=text1,sentence2=text2,score=label, not 'score'"),
+        ("main --columns text=a --dataset demo", "columns can rename sentence1, sentence2, score, not 'text'"),
         ("main --dataset=", "Invalid value for '--dataset': it is empty"),
-        ("main --dataset ./nowhere", "dataset './nowhere' not found: pass stsb"),
-        ("main --dataset nobody/has-this", "cannot be loaded from the Hub"),
-        ("main --dataset DATA --score-max nan", "score_max must be"),
+        ("main --dataset dmo", "folder with train, dev and test (did you mean 'demo'?)"),
         ("main --dataset DATA --encoder ./nowhere", "encoder './nowhere' not found: pass"),
         ("main --dataset DATA --encoder nobody/has-this", "encoder 'nobody/has-this' cannot be loaded"),
         ("main --dataset DATA --encoder DATA", "no sentence-transformers model"),
+        ("best --recipe bst-16", "vectors-16, not 'bst-16' (did you mean 'best-16'?)"),
         ("evaluate", "Missing option '--model'"),
         ("evaluate --model nonsense", "model 'nonsense' not found: pass a run id"),
         ("evaluate --model DATA", "has 0 .safetensors files"),
         ("evaluate --model nonsense --split validation", "split must be one of train, dev, test"),
         ("evaluate --model nonsense --device tpu", "device must be"),
-        ("ablation", "Missing option '--grid'"),
-        ("ablation --grid absent.yaml", "grid 'absent.yaml' not found"),
-        ("mian", "No such command 'mian'. Did you mean 'main'?"),
-        ("best --recipe bst-16", "vectors-16, not 'bst-16' (did you mean 'best-16'?)"),
-        ("main --dataset dmo", "folder with train, dev and test (did you mean 'demo'?)"),
-        (
-            "register --metric dev/f1",
-            "metric must be one of auto, dev/mse, dev/mae, dev/pearson, dev/spearman, dev/ndcg_at_10, dev/",
-        ),
+        ("register --metric dev/f1", "of auto, dev/mse, dev/mae, dev/pearson, dev/spearman, dev/ndcg_at_10, dev/"),
         ("register --metric test/spearman", "test is never used for selection"),
-        ("register --rollback perhaps", "'perhaps' is not a valid boolean"),
         ("export --model nonsense --output out --format gguf", "format must be one of folder, "),
-        ("export --model nonsense --output out", "model 'nonsense' not found: pass a run id"),
-        ("export --model DATA --output out", "has 0 .safetensors files"),
         ("export --model nonsense --output DATA", "is not empty: name another folder, or give"),
         ("export --model nonsense --output DATA --overwrite yes", "is not an earlier export"),
         ("export --model nonsense --output DATA/dev.csv", "is a file: name a folder"),
         ("export --model nonsense --output DATA/dev.csv/out", "dev.csv/out' can't be written to"),
     ],
 )
-def test_what_is_not_there_or_not_possible(workplace, pairs_folder, arguments, message):
+def test_wrong_arguments(workplace, pairs_folder, arguments, message):
     before = sorted(pairs_folder.iterdir())
     done = workplace.command(*(text.replace("DATA", str(pairs_folder)) for text in arguments.split()))
     assert message in refused(done)
@@ -160,11 +130,7 @@ def test_a_registry_that_is_not_there(workplace, uri, message):
     ("uri", "reason", "advice"),
     [
         ("./mlruns", "no longer stores runs in folders", "to sqlite:///{folder}/mlruns/mlflow.db, or"),
-        (
-            "file:///nowhere/my%20runs",
-            "no longer stores runs in folders",
-            "to sqlite:////nowhere/my runs/mlflow.db, or",
-        ),
+        ("file:///nowhere/my%20runs", "no longer stores runs", "to sqlite:////nowhere/my runs/mlflow.db, or"),
         ("store.db", "no longer stores runs in folders", "to sqlite:///{folder}/store.db, or"),
         ("localhost:5000", "http:// is missing", "to http://localhost:5000\n"),
         ("user:secret@10.0.0.1:80/mlflow", "http:// is missing", "to http://10.0.0.1:80/mlflow\n"),
@@ -227,8 +193,8 @@ def test_a_dataset_that_lacks_what_is_needed(workplace, tmp_path_factory):
     assert not made(workplace)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("closed", "connection refused"), ("silent", "no answer in time")])
-def test_a_tracking_server_that_does_not_answer(workplace, tiny_options, monkeypatch, kind, reason):
+@pytest.mark.parametrize("reason", ["connection refused", "no answer in time"])
+def test_a_tracking_server_that_does_not_answer(workplace, tiny_options, monkeypatch, reason):
     timeouts, request_timeout = [], tracking_run.request_timeout
 
     def wait_a_second(seconds: int):
@@ -237,14 +203,13 @@ def test_a_tracking_server_that_does_not_answer(workplace, tiny_options, monkeyp
 
     monkeypatch.setattr(tracking_run, "request_timeout", wait_a_second)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
-        if kind == "closed":
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if reason == "connection refused":
             server.close()
-        line = refused(workplace.command("main", *tiny_options, MLFLOW_TRACKING_URI=address))
+        done = workplace.command("main", *tiny_options, MLFLOW_TRACKING_URI=f"http://user:secret@{address}")
     assert sum(timeouts) < 30  # seconds
-    plain = address.replace("user:secret@", "")
-    ending = f"the tracking server {plain} does not answer ({reason}): start it, or point MLFLOW_TRACKING_URI elsewhere"
-    assert line == f"twinsqueeze: {ending}\n"
+    problem = f"the tracking server http://{address} does not answer ({reason})"
+    assert refused(done) == f"twinsqueeze: {problem}: start it, or point MLFLOW_TRACKING_URI elsewhere\n"
     assert not made(workplace)
 
 
@@ -280,16 +245,12 @@ def test_a_bug_ends_the_run_as_failed(workplace, tiny_options, monkeypatch):
 def test_help_does_not_import_what_takes_seconds():
     program = """
 import sys
-from click.testing import CliRunner
 from twinsqueeze.cli import cli
-for command in ((), ("main",), ("train",), ("evaluate",), ("register",), ("export",), ("compress",)):
-    result = CliRunner().invoke(cli, [*command, "--help"])
-    assert result.exit_code == 0
-heavy = {"torch", "mlflow", "scipy", "pandas", "datasets", "matplotlib", "numpy"} & set(sys.modules)
-sys.exit(f"imported: {heavy}" if heavy else 0)
+for command in ("", "main", "train", "evaluate", "register", "export", "compress"):
+    assert cli([*command.split(), "--help"], standalone_mode=False) == 0
+assert not {"torch", "mlflow", "scipy", "pandas", "datasets", "matplotlib", "numpy"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_help_lists_every_recipe_field_in_a_section_with_its_choices():
@@ -323,51 +284,34 @@ def test_the_installed_command_is_there():
     assert (name, command) == ("twinsqueeze", cli.run)
 
 
-def test_a_process_of_its_own_is_refused_in_one_line_too(workplace):
-    done = workplace.process("main", "--alpha", "nan")
-    assert refused(done) == "twinsqueeze: alpha must be a finite number of at least 0, not 'nan'\n"
-    assert not made(workplace)
-
-
 @pytest.mark.parametrize(
     ("given", "value"),
-    [
-        ([], False),
-        (["--force"], True),
-        (["--force", "true"], True),
-        (["--force=false"], False),
-        (["--force", "0"], False),
-    ],
+    [("", False), ("--force", True), ("--force true", True), ("--force=false", False), ("--force 0", False)],
 )
 def test_a_switch_stands_alone_or_has_a_value(monkeypatch, given, value):
     """People type the first, `mlflow run` the second."""
     asked = []
     run_ablation = "twinsqueeze.commands.ablation.run_ablation"
     monkeypatch.setattr(run_ablation, lambda _grid, _recipes, options: asked.append(options.force))
-    for arguments in ([*given, "--grid", QUICK], ["--grid", QUICK, *given]):
-        cli.cli(["ablation", *arguments], standalone_mode=False)
+    for arguments in (f"{given} --grid quick", f"--grid quick {given}"):
+        cli.cli(["ablation", *arguments.split()], standalone_mode=False)
     assert asked == [value, value]
 
 
 @pytest.mark.parametrize(
-    ("program", "is_of_project", "experiment", "expected"),
+    ("program", "experiment", "expected"),
     [
-        ("/usr/bin/twinsqueeze", False, "7", "twinsqueeze evaluate --model 'a b'"),
-        ("/x/twinsqueeze/__main__.py", False, "7", "python -m twinsqueeze evaluate --model 'a b'"),
-        ("x", True, "0", "mlflow run . --env-manager local -e evaluate -P 'model=a b'"),
-        ("x", True, "7", "mlflow run . --env-manager local --experiment-id 7 -e evaluate -P 'model=a b'"),
+        ("/usr/bin/twinsqueeze", None, "twinsqueeze evaluate --model 'a b'"),
+        ("/x/twinsqueeze/__main__.py", None, "python -m twinsqueeze evaluate --model 'a b'"),
+        ("mlflow", "0", "mlflow run . --env-manager local -e evaluate -P 'model=a b'"),
+        ("mlflow", "7", "mlflow run . --env-manager local --experiment-id 7 -e evaluate -P 'model=a b'"),
     ],
 )
-def test_the_next_command_is_spelled_as_the_one_before(monkeypatch, program, is_of_project, experiment, expected):
+def test_the_next_command_is_spelled_as_the_one_before(monkeypatch, tmp_path, program, experiment, expected):
     monkeypatch.setattr(sys, "argv", [program])
-    run = SimpleNamespace(is_of_project=is_of_project, experiment_id=experiment)
-    assert links.next_command(run, "evaluate", model="a b") == expected
-
-
-def test_the_next_command_fits_the_working_directory(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    run = SimpleNamespace(is_of_project=True, experiment_id="0")
-    assert links.next_command(run, "compare") == f"mlflow run {ROOT} --env-manager local -e compare"
-    monkeypatch.setattr(sys, "argv", ["/x/twinsqueeze/__main__.py"])
     monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(ROOT))])
-    assert own_command("sync") == f"PYTHONPATH={ROOT} python -m twinsqueeze sync"
+    run = SimpleNamespace(is_of_project=program == "mlflow", experiment_id=experiment)
+    assert links.next_command(run, "evaluate", model="a b") == expected
+    monkeypatch.chdir(tmp_path)
+    elsewhere = expected.replace("run .", f"run {ROOT}").replace("python", f"PYTHONPATH={ROOT} python")
+    assert links.next_command(run, "evaluate", model="a b") == elsewhere

@@ -105,12 +105,6 @@ class Workplace:
         assert done.returncode == 0, done.stderr
         return done
 
-    def process(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command in a process of its own, to its end."""
-        with self.start(*arguments, **variables) as process:
-            output, errors = process.communicate()
-            return subprocess.CompletedProcess(arguments, process.wait(), output, errors)
-
     def start(self, *arguments: str, module: str = "twinsqueeze", **variables: str) -> ForkedProcess:
         """Starts a command in a session of its own, so that signals reach only whom they are sent to."""
         return ForkedProcess(["-m", module, *arguments], self.environment | variables, self.folder)
