@@ -4,11 +4,11 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -26,7 +26,6 @@ from twinsqueeze.utils.processes import ProcessIdentity
 
 ALTERED = "tests.helpers.altered_command"
 ABLATION = ["ablation", "--grid", "grid.yaml"]
-KILLS = 5  # per job
 
 
 @pytest.fixture
@@ -100,18 +99,13 @@ def test_main_resumes_after_a_kill(workplace, create_store, small_training):
 
 def test_a_run_has_what_identifies_its_recipe_from_the_start(workplace, tiny_options, monkeypatch):
     """However soon its process is killed, the next one knows what it was doing."""
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("out of luck")
-
-    monkeypatch.setattr(RunLogger, "log_params", broken)
+    monkeypatch.setattr(RunLogger, "log_params", Mock(side_effect=RuntimeError("out of luck")))
     with pytest.raises(RuntimeError):
         workplace.command("train", *tiny_options)
     (run,) = workplace.runs()
     assert {"twinsqueeze.recipe_digest", "twinsqueeze.dataset_digest"} < set(run.data.tags)
 
 
-@pytest.mark.slow
 def test_a_grid_resumes_after_a_kill(workplace, create_store, write_grid):
     """It is killed when the first of two recipes of a batch is recorded."""
     create_store(workplace.folder)
@@ -125,7 +119,7 @@ def test_a_grid_resumes_after_a_kill(workplace, create_store, write_grid):
     assert len(check_ended(workplace)) == 2
     assert [len(runs) for runs in finished(workplace).values()] == [1, 1]
 
-    workplace.run(*ABLATION, "--force", "true", "--resume", "false")
+    assert "already" not in workplace.run(*ABLATION, "--force", "true", "--resume", "false").stderr
     for whole, resumed in finished(workplace).values():
         assert result(workplace, resumed) == result(workplace, whole)
 
@@ -136,7 +130,6 @@ def test_a_grid_resumes_after_a_kill(workplace, create_store, write_grid):
     [
         ("", signal.SIGTERM, "it", 143, "KILLED"),
         ("1", signal.SIGTERM, "it", 143, "KILLED"),
-        ("1", signal.SIGKILL, "it", -signal.SIGKILL, "RUNNING"),
         ("1", signal.SIGKILL, "one of its processes", 2, "FAILED"),
     ],
 )
@@ -192,54 +185,38 @@ def train_with_kills(
     return interrupted - interrupted // 5, time.monotonic() - start
 
 
-def kill_often(places: Iterator[Workplace], command: list[str], in_workers: str, seed: int) -> None:
-    """Repeats a training that is killed at random moments; every result is that of one that was not killed."""
-    place = next(places)
-    _, duration = train_with_kills(place, command, in_workers, lambda _: None)
-    wanted = {recipe: result(place, run) for recipe, (run,) in finished(place).items()}
-    random = np.random.default_rng(seed)
-
-    def choose_moment(interrupted: int) -> float:
-        # At most half the duration at first, so that a training is killed several times, and mostly before its end.
-        # Later more: on a machine that has become slower, a command may need all of that to start.
-        return random.uniform(0, duration / 2 * 1.1**interrupted)
-
-    kills = 0
-    for ended in count(1):
-        place = next(places)
-        kills += train_with_kills(place, command, in_workers, choose_moment)[0]
-        print(f"{command[0]}: {kills} kills, ended {ended} times", flush=True)
-        check_ended(place)
-        found = finished(place)
-        assert found.keys() == wanted.keys()
-        for recipe, runs in found.items():
-            assert len(runs) == 1 or command[0] == "main"  # which trains again after a kill behind its end
-            assert all(result(place, run) == wanted[recipe] for run in runs)
-        if kills >= KILLS:
-            return
-
-
 @pytest.mark.longest
 @pytest.mark.slow
-def test_ten_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid):
-    """Of main and of a grid of two shapes, both at once, each shape in a process of its own."""
-
-    def places(name: str) -> Iterator[Workplace]:
-        for number in count():
-            place = Workplace(tmp_path / name / str(number), shared_cache)
-            place.folder.mkdir(parents=True)
-            create_store(place.folder)
-            write_grid(place.folder, dim=[8, 12], batch_size=1, epochs=100)
-            yield place
-
+@pytest.mark.parametrize("name", ["main", "ablation"])
+def test_five_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid, name):
+    """Of main, or of a grid of two shapes, each in a process of its own: every result is that of one not killed."""
     main = ["main", *small_training, "--batch-size", "1", "--epochs", "150"]
-    with ThreadPoolExecutor() as pool:
-        jobs = [
-            pool.submit(kill_often, places("main"), main, "", 0),
-            pool.submit(kill_often, places("grid"), ABLATION, "1", 1),
-        ]
-        for job in jobs:
-            job.result()
+    command, in_workers = {"main": (main, ""), "ablation": (ABLATION, "1")}[name]
+    random, kills, duration, wanted = np.random.default_rng(0), 0, 0.0, {}
+
+    def choose_moment(interrupted: int) -> float | None:
+        # At most half the duration at first, so that a training is killed several times, and mostly before its end.
+        # Later more: on a machine that has become slower, a command may need all of that to start.
+        return random.uniform(0, duration / 2 * 1.1**interrupted) if wanted else None
+
+    for number in count():
+        place = Workplace(tmp_path / str(number), shared_cache)
+        place.folder.mkdir()
+        create_store(place.folder)
+        write_grid(place.folder, dim=[8, 12], batch_size=1, epochs=100)
+        new_kills, seconds = train_with_kills(place, command, in_workers, choose_moment)
+        kills += new_kills
+        print(f"{name}: {kills} kills, ended {number} times", flush=True)
+        check_ended(place)
+        found = finished(place)
+        if not wanted:
+            wanted, duration = {recipe: result(place, run) for recipe, (run,) in found.items()}, seconds
+        assert found.keys() == wanted.keys()
+        for recipe, runs in found.items():
+            assert len(runs) == 1 or name == "main"  # which trains again after a kill behind its end
+            assert all(result(place, run) == wanted[recipe] for run in runs)
+        if kills >= 5:
+            return
 
 
 def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_path, use_store):
@@ -248,20 +225,24 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_
     here = ProcessIdentity.current()
     with subprocess.Popen(["true"]) as short:
         gone = here.model_copy(update={"pid": short.pid})
+    elsewhere = gone.model_copy(update={"host": "elsewhere"})
     processes = {
         "gone": gone,
         "gone, of the same": gone,
         "with a number that is another's now": here.model_copy(update={"started": here.started - 3600}),
         "living": here,
-        "elsewhere": gone.model_copy(update={"host": "elsewhere"}),
-        "elsewhere, of the same": gone.model_copy(update={"host": "elsewhere"}),
+        "elsewhere": elsewhere,
+        "elsewhere, of the same": elsewhere,
+        "finished": gone,
     }
-    texts = {name: process.model_dump_json() for name, process in processes.items()}
+    texts = {name: process.model_dump_json() for name, process in processes.items()} | {"garbled": "{", "nobody's": ""}
     names = {}
-    for name, text in {**texts, "garbled": "{", "nobody's": None, "finished": texts["gone"]}.items():
+    for name, text in texts.items():
         tags = {"same": str("same" in name)} | ({"twinsqueeze.process": text} if text else {})
-        names[workplace.client.create_run("0", run_name=name, tags=tags).info.run_id] = name
-    workplace.client.set_terminated(next(run_id for run_id, name in names.items() if name == "finished"), "FINISHED")
+        run_id = workplace.client.create_run("0", run_name=name, tags=tags).info.run_id
+        names[run_id] = name
+        if name == "finished":
+            workplace.client.set_terminated(run_id, "FINISHED")
 
     found = mark_orphans_killed("0", lambda tags: tags["same"] == "True", "Run x goes on.")
     orphans = {"gone": False, "gone, of the same": True, "with a number that is another's now": False}
@@ -274,13 +255,9 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_
 
 
 def test_a_store_that_cannot_be_read_does_not_stop_a_training(monkeypatch, capsys):
-    def broken(*_):
-        raise mlflow.MlflowException("no answer from https://me:secret@host/")
-
-    monkeypatch.setattr(orphaned_runs.orphaned_runs, "mark_orphans_killed", broken)
-    orphaned_runs.close_orphaned_runs(
-        type("Run", (), {"run_id": "x", "experiment_id": "0"}), lambda tags: True, "goes on"
-    )
+    fail = Mock(side_effect=mlflow.MlflowException("no answer from https://me:secret@host/"))
+    monkeypatch.setattr(orphaned_runs.orphaned_runs, "mark_orphans_killed", fail)
+    orphaned_runs.close_orphaned_runs(Mock(experiment_id="0"), lambda tags: True, "goes on")
     err = capsys.readouterr().err
     assert "no answer" in err
     assert "secret" not in err
