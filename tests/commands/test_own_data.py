@@ -7,13 +7,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.entities import Run
 
 from tests.helpers.commands import Workplace
-from tests.helpers.pairs import random_queries, write_pairs
-from twinsqueeze.compressor import Compressor
+from tests.helpers.pairs import random_queries
+from twinsqueeze.recipe import Recipe
 
-SHAPE = "--dim", "8", "--subvector-dim", "4", "--codes-per-subvector", "1"
-SMALL = [*SHAPE, "--epochs", "2", "--device", "cpu"]
+SMALL = ["--dim", "8", "--subvector-dim", "4", "--codes-per-subvector", "1", "--epochs", "2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,10 @@ def trained(place):
     return run
 
 
+def read_table(run: Run, name: str) -> pd.DataFrame:
+    return pd.DataFrame(**mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{name}"))
+
+
 def test_vectors_are_trained_without_an_encoder_and_measured_by_their_neighbors(place, trained):
     metrics = trained.data.metrics
     assert trained.data.tags["twinsqueeze.task"] == "neighbors"
@@ -40,15 +44,14 @@ def test_vectors_are_trained_without_an_encoder_and_measured_by_their_neighbors(
     assert 0.2 < metrics["test/neighbor_recall"] < 1
     assert metrics["uncertainty/test_neighbor_recall_low"] < metrics["test/neighbor_recall"]
     assert not [name for name in metrics if "spearman" in name or "mse" in name]
-    compressor = Compressor.load(place.checkpoint(trained))
-    assert compressor.compress(np.ones((2, 24)), "product").shape == (2, 2)
     names = read_table(trained, "baselines.json")["model"].tolist()
     assert "PCA to 8" in names
     assert not [name for name in names if "float queries" in name]
 
 
 def test_an_evaluation_of_test_after_train_gives_the_scores_of_main(place, trained):
-    place.run("train", "--dataset", "vectors.npy", *SMALL, *recipe_options(trained))
+    fields = Recipe.model_fields.keys() - {"encoder"}
+    place.run("train", *(f"--{name}={value}" for name, value in trained.data.params.items() if name in fields))
     run = place.runs("train")[0]
     assert "test/neighbor_recall" not in run.data.metrics
     place.run("evaluate", "--model", run.info.run_id)
@@ -56,58 +59,25 @@ def test_an_evaluation_of_test_after_train_gives_the_scores_of_main(place, train
     assert evaluation.data.metrics["test/neighbor_recall"] == trained.data.metrics["test/neighbor_recall"]
 
 
-def read_table(run, name):
-    """A table that a run has logged."""
-    content = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{name}")
-    return pd.DataFrame(content["data"], columns=content["columns"])
-
-
-def recipe_options(run):
-    """The options of `train` for the recipe of a run."""
-    names = (
-        "alpha", "architecture", "init", "quantizer", "loss", "neighbor_weight", "num_neighbors", "num_candidates",
-        "lr", "codebook_lr", "lr_schedule", "batch_size",
-    )  # fmt: skip
-    return [text for name in names for text in (f"--{name}", run.data.params[name])]
-
-
-def test_a_grid_is_compared_registered_exported_and_compresses(place, trained):
-    place.folder.joinpath("grid.yaml").write_text(
-        "recipe: vectors\nalpha: [0, 1]\nseed: [1, 2]\ndim: 8\nsubvector_dim: 4\n"
-        "codes_per_subvector: 1\nepochs: 2\ndataset: vectors.npy\n"
-    )
-    output = place.run("ablation", "--grid", "grid.yaml").stdout
-    assert "neighbor recall" in output
-    compared = place.run("compare", "--output", "report").stdout
-    assert "Spearman" not in compared
-    table = pd.read_csv(place.folder / "report" / "table.csv")
-    trained_rows = table[table["seeds"].notna()]
-    assert set(trained_rows["alpha"]) == {0, 1}
-    assert trained_rows["dev/neighbor_recall"].between(0, 1).all()
-    place.run("register")
-    version = place.client.get_model_version_by_alias("twinsqueeze", "champion")
-    assert place.client.get_run(version.tags["twinsqueeze.trained_run"]).data.tags["twinsqueeze.task"] == "neighbors"
-    refused = place.command("export", "--model", "models:/twinsqueeze@champion", "--output", "model")
-    assert refused.returncode == 2
-    place.run("export", "--model", "models:/twinsqueeze@champion", "--output", "weights", "--format", "safetensors")
-    place.run("compress", "--input", "vectors.npy", "--model", "weights", "--output", "codes.npy")
-    codes = np.load(place.folder / "codes.npy")
-    assert codes.shape == (420, 2)
-    check_inputs_of_any_length(place, codes)
-
-
-def check_inputs_of_any_length(place, codes):
-    """The trained vectors had unit length. What is compressed is scaled alike: by the command, an index and MLflow."""
+def test_vectors_of_any_length_are_compressed_alike_by_the_command_an_index_and_mlflow(place, trained):
+    """The vectors of the training had unit length."""
     vectors = np.load(place.folder / "vectors.npy")
     np.save(place.folder / "unit.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-    place.run("compress", "--input", "unit.npy", "--model", "weights", "--output", "unit-codes.npy")
-    assert (np.load(place.folder / "unit-codes.npy") == codes).mean() > 0.99
-    place.run("export", "--model", "weights", "--output", "index", "--format", "faiss")
+    export = ["export", "--model", trained.info.run_id, "--output"]
+    assert place.command(*export, "folder").returncode == 2  # there is no encoder
+    place.run(*export, "weights", "--format", "safetensors")
+    for name in ("vectors", "unit"):
+        place.run("compress", "--input", f"{name}.npy", "--model", "weights", "--output", f"{name}-codes.npy")
+    codes, unit_codes = (np.load(place.folder / f"{name}-codes.npy") for name in ("vectors", "unit"))
+    assert codes.shape == (420, 2)
+    assert (unit_codes == codes).mean() > 0.99
+
+    place.run(*export, "index", "--format", "faiss")
     index = faiss.read_index(str(place.folder / "index" / "index.faiss"))
     index.add(vectors)
     stored = faiss.vector_to_array(faiss.downcast_index(index.index).codes).reshape(codes.shape)
     assert (stored == codes).mean() > 0.99
-    model = mlflow.pyfunc.load_model(str(place.model(place.runs("train")[-1])))
+    model = mlflow.pyfunc.load_model(str(place.model(trained)))
     np.testing.assert_allclose(model.predict(vectors[:5]), model.predict(vectors[:5] * 100), atol=1e-6)
 
 
@@ -128,19 +98,18 @@ def test_queries_with_passages_are_encoded_and_learned(place, tiny_encoder):
 
 
 @pytest.mark.parametrize(
-    ("command", "dataset", "message"),
+    ("command", "message"),
     [
-        ("main", "vectors.npy", "loss mse needs scores, and dataset 'vectors.npy' has texts or vectors alone: vectors"),
-        ("best --recipe pairs", "vectors.npy", "the projection teacher needs pairs"),
-        ("best --dim 8 --subvector-dim 4 --unlabeled-sentences 10", "vectors.npy", "unlabeled_sentences must be 0"),
-        ("best --recipe vectors --loss infonce", "vectors.npy", "loss infonce needs queries with passages"),
-        ("best --recipe vectors --neighbor-weight 0", "vectors.npy", "loss none needs a neighbor_weight above 0"),
-        ("main --loss infonce", "scored", "loss infonce needs queries with passages"),
+        ("main", "loss mse needs scores, and dataset 'vectors.npy' has texts or vectors alone: vectors"),
+        ("best --recipe pairs", "the projection teacher needs pairs"),
+        ("best --dim 8 --subvector-dim 4 --unlabeled-sentences 10", "unlabeled_sentences must be 0"),
+        ("best --recipe vectors --loss infonce", "loss infonce needs queries with passages"),
+        ("best --recipe vectors --neighbor-weight 0", "loss none needs a neighbor_weight above 0"),
+        ("main --loss infonce --dataset PAIRS", "loss infonce needs queries with passages"),
     ],
 )
-def test_recipes_that_the_data_do_not_fit_are_refused(place, tiny_encoder, command, dataset, message):
-    if dataset == "scored" and not (place.folder / "scored").exists():
-        write_pairs(place.folder / "scored")
-    done = place.command(*command.split(), "--dataset", dataset, "--encoder", str(tiny_encoder))
+def test_recipes_that_the_data_do_not_fit_are_refused(place, pairs_folder, tiny_encoder, command, message):
+    options = command.replace("PAIRS", str(pairs_folder)).split()
+    done = place.command(options[0], "--dataset", "vectors.npy", "--encoder", str(tiny_encoder), *options[1:])
     assert done.returncode == 2
     assert message in done.stderr
