@@ -5,7 +5,6 @@ import signal
 import sys
 
 import numpy as np
-import optuna
 import pytest
 import yaml
 from PIL import Image
@@ -28,14 +27,6 @@ def write_space(place: Workplace, search, **fields) -> list[str]:
 def trials(place: Workplace) -> list:
     """The runs of trials by number."""
     return sorted(place.runs("trial"), key=lambda run: int(run.data.tags["twinsqueeze.trial"]))
-
-
-def outcomes(place: Workplace) -> list[tuple]:
-    """What was tried and found."""
-    return [
-        (run.data.params["lr"], run.data.params["num_neighbors"], run.data.metrics["dev/neighbor_recall"])
-        for run in trials(place)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +55,9 @@ def test_a_study_is_a_parent_with_a_child_for_every_trial(tuned):
     history = place.client.get_metric_history(parent.info.run_id, "tuning/best_value")
     values = [run.data.metrics["dev/spearman"] for run in children]
     assert history[-1].value == pytest.approx(max(values))
+    figures = {path.name: path for path in place.download(parent.info.run_id, "figures").iterdir()}
+    assert set(figures) == {"trials.png", "importances.png", "trade_off.png"}
+    assert all(len(np.unique(np.asarray(Image.open(path).convert("L")))) > 20 for path in figures.values())
 
 
 def test_the_best_and_the_start_recipe_are_confirmed_with_fresh_seeds(tuned):
@@ -78,54 +72,35 @@ def test_the_best_and_the_start_recipe_are_confirmed_with_fresh_seeds(tuned):
     start = scores.pop("1e-05")
     (best,) = scores.values()
     assert len(best) == len(start) == 2
-    assert parent.data.metrics["tuning/gain"] == pytest.approx(np.mean(best) - np.mean(start))
-    assert parent.data.metrics["tuning/gain_low"] < parent.data.metrics["tuning/gain"]
-    beats = parent.data.metrics["tuning/gain_low"] > 0
-    verdict = "The tuned recipe beats the start recipe" if beats else "The tuned recipe does not beat the start recipe"
+    gain, low = parent.data.metrics["tuning/gain"], parent.data.metrics["tuning/gain_low"]
+    assert gain == pytest.approx(np.mean(best) - np.mean(start))
+    assert low < gain
+    verdict = f"The tuned recipe {'beats' if low > 0 else 'does not beat'} the start recipe"
     text = " ".join(done.stdout.split())
     assert verdict in text
     assert verdict in parent.data.tags["mlflow.note.content"]
     assert f"{np.mean(start):.4f}" in text
 
 
-def test_the_figures_show_the_trials_what_matters_and_the_trade_off(tuned):
-    place, _, _ = tuned
-    (parent,) = place.runs("tuning")
-    files = {path.name: path for path in place.download(parent.info.run_id, "figures").iterdir()}
-    assert set(files) == {"trials.png", "importances.png", "trade_off.png"}
-    assert all(len(np.unique(np.asarray(Image.open(path).convert("L")))) > 20 for path in files.values())
-
-
-def test_the_best_recipe_is_a_grid_that_trains_what_was_confirmed(tuned, tmp_path):
-    place, _, _ = tuned
-    (parent,) = place.runs("tuning")
-    file = place.download(parent.info.run_id, "recipe.yaml")
-    content = yaml.safe_load(file.read_text())
-    assert content["seed"] == [1, 2]
+def test_the_best_recipe_is_a_grid_and_a_printed_command_and_is_registered(tuned, tmp_path):
+    place, done, _ = tuned
     copy = place.copy_to(tmp_path)
+    file = place.download(place.runs("tuning")[0].info.run_id, "recipe.yaml")
+    assert yaml.safe_load(file.read_text())["seed"] == [1, 2]
     assert "2 of 2 recipes are in the experiment already" in copy.run("ablation", "--grid", str(file)).stderr
 
-
-def test_the_printed_command_trains_the_best_recipe_again(tuned, tmp_path):
-    place, done, _ = tuned
     command = next(line for line in done.stdout.split("\n") if "train it again" in line)
-    words = command.partition("twinsqueeze ")[2].split()
-    copy = place.copy_to(tmp_path)
-    copy.run(*words)
+    copy.run(*command.partition("twinsqueeze ")[2].split())
     again = copy.runs("train")[0]
     (same,) = [run for run in place.runs("train") if run.info.run_name == again.info.run_name]
     assert again.data.metrics["dev/spearman"] == same.data.metrics["dev/spearman"]
 
-
-def test_the_confirmed_recipe_is_registered(tuned, tmp_path):
-    place, _, _ = tuned
-    copy = place.copy_to(tmp_path)
     copy.run("register")
     version = copy.client.get_model_version_by_alias("twinsqueeze", "champion")
     assert copy.client.get_run(version.tags["twinsqueeze.trained_run"]).data.tags["twinsqueeze.kind"] == "train"
 
 
-def test_the_same_command_trains_nothing_again_and_more_trials_extend_the_study(tuned, tmp_path):
+def test_the_same_command_trains_nothing_again(tuned, tmp_path):
     place, done, command = tuned
     copy = place.copy_to(tmp_path)
     for name in ("state", "space.yaml"):
@@ -138,50 +113,47 @@ def test_the_same_command_trains_nothing_again_and_more_trials_extend_the_study(
     assert {run.data.tags["mlflow.parentRunId"] for run in trials(copy)} == {newest}
 
 
-def test_a_study_that_was_killed_resumes_and_finds_what_an_uninterrupted_one_finds(workplace, tmp_path, shared_cache):
+def test_a_study_that_was_interrupted_and_killed_finds_what_an_uninterrupted_one_finds(
+    workplace, tmp_path_factory, shared_cache
+):
     search = {"lr": LR, "num_neighbors": {"low": 0, "high": 5}}
     command = [*write_space(workplace, search, **VECTORS), "--trials", "20"]
     assert workplace.runs() == []  # makes the store
-    with workplace.start(*command) as process:
-        process.wait_for(lambda: len(workplace.runs("trial")) >= 3)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    done = workplace.run(*command)
-    assert "finished trials, which are not trained again" in done.stderr
-    newest, dead = workplace.runs("tuning")
-    assert (newest.info.status, dead.info.status) == ("FINISHED", "KILLED")
-    assert newest.data.tags["twinsqueeze.resumes_run"] == dead.info.run_id
-    of_newest = [run for run in trials(workplace) if run.data.tags["mlflow.parentRunId"] == newest.info.run_id]
-    assert [run.info.run_name for run in of_newest] == [f"trial-{i}" for i in range(20)]
+    resumes = "finished trials, which are not trained again"
+    for number, code, status in ((signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -signal.SIGKILL, "RUNNING")):
+        before = len(workplace.runs("trial"))
+        with workplace.start(*command) as process:
+            process.wait_for(lambda least=before + 2: len(workplace.runs("trial")) >= least)
+            process.send_signal(number)
+            _, errors = process.finish(code)
+        assert "Traceback" not in errors
+        assert (resumes in errors) == (before > 0)
+        assert workplace.runs("tuning")[0].info.status == status
+    assert resumes in workplace.run(*command).stderr
+    newest, killed, interrupted = workplace.runs("tuning")
+    assert [run.info.status for run in (newest, killed, interrupted)] == ["FINISHED", "KILLED", "KILLED"]
+    assert newest.data.tags["twinsqueeze.resumes_run"] == killed.info.run_id
+    found = [run for run in trials(workplace) if run.data.tags["mlflow.parentRunId"] == newest.info.run_id]
+    assert [run.info.run_name for run in found] == [f"trial-{i}" for i in range(20)]
 
-    (tmp_path / "other").mkdir()
-    other = Workplace(tmp_path / "other", shared_cache)
+    other = Workplace(tmp_path_factory.mktemp("other"), shared_cache)
     write_space(other, search, **VECTORS)
     other.run(*command)
-    found = [run.data.metrics for run in of_newest]
-    assert [metrics["dev/neighbor_recall"] for metrics in found] == [value for *_, value in outcomes(other)]
-
-
-def test_ctrl_c_leaves_a_killed_run_and_a_study_that_resumes(workplace):
-    command = [*write_space(workplace, {"lr": LR}, **VECTORS | {"epochs": 200}), "--trials", "1000"]
-    assert workplace.runs() == []
-    with workplace.start(*command) as process:
-        process.wait_for(lambda: len(workplace.runs("trial")) >= 3)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.finish(130)
-    assert "Traceback" not in errors
-    (parent,) = workplace.runs("tuning")
-    assert parent.info.status == "KILLED"
-    (study,) = (workplace.folder / "state" / "studies").glob("*.db")
-    stored = optuna.load_study(study_name=study.stem, storage=f"sqlite:///{study}")
-    assert 2 <= len(stored.trials) <= len(workplace.runs("trial"))
+    values, expected = ([run.data.metrics["dev/neighbor_recall"] for run in runs] for runs in (found, trials(other)))
+    assert values == expected
 
 
 def test_a_study_of_vectors_has_one_score_and_says_if_its_start_is_best(workplace):
+    """By `mlflow run -e tune`."""
     command = write_space(workplace, {"lr": [0.004, 1e-9]}, **VECTORS | {"init": "random", "epochs": 20})
-    done = workplace.run(*command)
+    parameters = dict(zip((name[2:] for name in command[1::2]), command[2::2], strict=True))
+    defaults = {"trials": "50", "seeds": "1", "seed": "0", "encoder": "all-MiniLM-L6-v2", "device": "cpu"}
+    assert workplace.runs() == []  # makes the store
+    done = workplace.project_run("0", "tune", **parameters, **defaults)
+    assert done.returncode == 0, done.stderr
     assert "No trial is better on dev than the start recipe, neighbor recall 0." in " ".join(done.stdout.split())
     (parent,) = workplace.runs("tuning")
+    assert (parent.info.status, parent.data.params["trials"]) == ("FINISHED", "50")
     assert [path.name for path in workplace.download(parent.info.run_id, "figures").iterdir()] == ["trials.png"]
     assert len(workplace.runs("train")) == 2
     assert len(workplace.runs("trial")) == 2  # all combinations, not 50
@@ -194,16 +166,6 @@ def test_a_study_whose_trials_all_fail_says_why(workplace):
     assert "every trial failed; the first error: the training diverged" in done.stderr
     assert [run.info.status for run in trials(workplace)] == ["FAILED", "FAILED"]
     assert [run.info.status for run in workplace.runs("tuning")] == ["FAILED"]
-
-
-def test_tune_is_an_entry_point(workplace):
-    command = write_space(workplace, {"lr": [0.004, 0.002]}, **VECTORS)
-    parameters = dict(zip((name[2:] for name in command[1::2]), command[2::2], strict=True))
-    defaults = {"trials": "4", "seeds": "1", "seed": "0", "encoder": "all-MiniLM-L6-v2", "device": "cpu"}
-    assert workplace.runs() == []
-    assert workplace.project_run("0", "tune", **parameters, **defaults).returncode == 0
-    (parent,) = workplace.runs("tuning")
-    assert (parent.info.status, parent.data.params["trials"]) == ("FINISHED", "4")
 
 
 def test_without_optuna_the_command_says_what_to_install(workplace, monkeypatch):
