@@ -128,9 +128,9 @@ class Workplace:
 
 
 def together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], folder: Path) -> list[str]:
-    """Starts Python commands at once and waits for them; what they printed.
+    """Lets Python programs (-c) begin at once and waits for them; what they printed.
 
-    Those that are programs (-c) print a line when they are ready, and wait for one before they begin.
+    They print a line when they are ready, and wait for one before they begin.
     """
     with ExitStack() as stack:
         started = [
@@ -139,14 +139,10 @@ def together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[s
         ]
         for process in started:
             stack.callback(process.kill)
-            if process.args[0] == "-c":
-                process.stdout.readline()
+            process.stdout.readline()
         for process in started:
             process.stdin.write("go\n")
             process.stdin.flush()
-        outputs = []
-        for process in started:
-            output, errors = process.finish()
-            assert "Traceback" not in errors
-            outputs.append(output)
-    return outputs
+        finished = [process.finish() for process in started]
+    assert not [errors for _, errors in finished if "Traceback" in errors]
+    return [output for output, _ in finished]
