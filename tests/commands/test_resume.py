@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from mlflow.entities import Run
 
 from tests.helpers.commands import Workplace
+from tests.helpers.forks import ForkedProcess
 from tests.helpers.stores import query
 from twinsqueeze.commands import orphaned_runs
 from twinsqueeze.tracking.orphaned_runs import mark_orphans_killed
@@ -59,12 +59,12 @@ def checkpoints(place: Workplace, pattern: str = f"*{SUFFIX}") -> list[Path]:
 
 def check_ended(place: Workplace) -> list[Run]:
     """Checks that no run is RUNNING and no checkpoint remains; returns the runs of killed processes."""
-    assert {run.info.status for run in place.runs()} <= {"FINISHED", "KILLED"}
-    killed = [run for run in place.runs() if run.info.status == "KILLED"]
+    killed = [run for run in place.runs() if run.info.status != "FINISHED"]
     for run in killed:
         process = ProcessIdentity.parse(run.data.tags["twinsqueeze.process"])
         endings = (f"Killed: its process {process.pid} on ", "Killed: stopped by SIGTERM.")
         assert run.data.tags["mlflow.note.content"].startswith(endings)
+        assert run.info.status == "KILLED"
         assert run.info.end_time
     assert checkpoints(place, "*") == []
     return killed
@@ -160,63 +160,54 @@ def test_a_grid_resumes_all_batches_that_trained_in_parallel(
     assert checkpoints(workplace, "*") == []
 
 
-def train_with_kills(
-    place: Workplace, command: list[str], in_workers: str, choose_moment: Callable[[int], float | None]
-) -> tuple[int, float]:
-    """Repeats a command, which is killed some seconds after its first line, until it ends by itself.
-
-    Every fifth time it is told to stop instead. `choose_moment` gets the number of kills before; with None for a moment
-    the command runs to its end.
-
-    Returns:
-        How often it was killed, and the seconds from its first line to its end.
-    """
-    for interrupted in count():
-        with place.start(*command, module=ALTERED, IN_WORKERS=in_workers) as process:
-            process.stderr.readline()
-            start = time.monotonic()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(choose_moment(interrupted))
-            process.send_signal(signal.SIGTERM if interrupted % 5 == 4 else signal.SIGKILL)
-            _, err = process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode in {-signal.SIGKILL, 128 + signal.SIGTERM}, err
-    return interrupted - interrupted // 5, time.monotonic() - start
-
-
 @pytest.mark.longest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["main", "ablation"])
 def test_five_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid, name):
     """Of main, or of a grid of two shapes, each in a process of its own: every result is that of one not killed."""
     main = ["main", *small_training, "--batch-size", "1", "--epochs", "150"]
-    command, in_workers = {"main": (main, ""), "ablation": (ABLATION, "1")}[name]
-    random, kills, duration, wanted = np.random.default_rng(0), 0, 0.0, {}
+    command, in_workers = (main, "") if name == "main" else (ABLATION, "1")
 
-    def choose_moment(interrupted: int) -> float | None:
-        # At most half the duration at first, so that a training is killed several times, and mostly before its end.
-        # Later more: on a machine that has become slower, a command may need all of that to start.
-        return random.uniform(0, duration / 2 * 1.1**interrupted) if wanted else None
-
-    for number in count():
+    def make_place(number: int) -> Workplace:
         place = Workplace(tmp_path / str(number), shared_cache)
         place.folder.mkdir()
         create_store(place.folder)
         write_grid(place.folder, dim=[8, 12], batch_size=1, epochs=100)
-        new_kills, seconds = train_with_kills(place, command, in_workers, choose_moment)
-        kills += new_kills
-        print(f"{name}: {kills} kills, ended {number} times", flush=True)
+        return place
+
+    def start(place: Workplace) -> ForkedProcess:
+        process = place.start(*command, module=ALTERED, IN_WORKERS=in_workers)
+        process.stderr.readline()
+        return process
+
+    place = make_place(0)
+    with start(place) as process:
+        begin = time.monotonic()
+        process.finish()
+        duration = time.monotonic() - begin
+    wanted = {recipe: result(place, run) for recipe, (run,) in finished(place).items()}
+
+    random, kills, places = np.random.default_rng(0), 0, map(make_place, count(1))
+    while kills < 5:
+        place = next(places)
+        for attempt in count():
+            with start(place) as process:
+                # At most half the duration at first, so that a training is killed several times, and mostly before its
+                # end. Later more: on a machine that has become slower, a command may need all of that to start.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(random.uniform(0, duration / 2 * 1.1**attempt))
+                process.send_signal(signal.SIGTERM if attempt % 5 == 4 else signal.SIGKILL)
+                _, err = process.communicate()
+            if process.returncode == 0:
+                break
+            assert process.returncode in {-signal.SIGKILL, 128 + signal.SIGTERM}, err
+            kills += process.returncode == -signal.SIGKILL
         check_ended(place)
         found = finished(place)
-        if not wanted:
-            wanted, duration = {recipe: result(place, run) for recipe, (run,) in found.items()}, seconds
         assert found.keys() == wanted.keys()
         for recipe, runs in found.items():
             assert len(runs) == 1 or name == "main"  # which trains again after a kill behind its end
             assert all(result(place, run) == wanted[recipe] for run in runs)
-        if kills >= 5:
-            return
 
 
 def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_path, use_store):
@@ -225,14 +216,13 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_
     here = ProcessIdentity.current()
     with subprocess.Popen(["true"]) as short:
         gone = here.model_copy(update={"pid": short.pid})
-    elsewhere = gone.model_copy(update={"host": "elsewhere"})
     processes = {
         "gone": gone,
         "gone, of the same": gone,
         "with a number that is another's now": here.model_copy(update={"started": here.started - 3600}),
         "living": here,
-        "elsewhere": elsewhere,
-        "elsewhere, of the same": elsewhere,
+        "elsewhere": gone.model_copy(update={"host": "elsewhere"}),
+        "elsewhere, of the same": gone.model_copy(update={"host": "elsewhere"}),
         "finished": gone,
     }
     texts = {name: process.model_dump_json() for name, process in processes.items()} | {"garbled": "{", "nobody's": ""}
@@ -247,10 +237,10 @@ def test_only_runs_of_processes_that_are_gone_here_are_ended(trained_place, tmp_
     found = mark_orphans_killed("0", lambda tags: tags["same"] == "True", "Run x goes on.")
     orphans = {"gone": False, "gone, of the same": True, "with a number that is another's now": False}
     assert {names[run_id]: is_same for run_id, is_same in found.items()} == orphans
-    runs = {run.info.run_name: run for run in workplace.runs()}
-    assert {name for name, run in runs.items() if run.info.status == "KILLED"} == orphans.keys()
-    assert runs["gone, of the same"].data.tags["mlflow.note.content"].endswith(" is gone. Run x goes on.")
-    assert runs["gone"].data.tags["mlflow.note.content"].endswith(" is gone.")
+    killed = {run.info.run_name: run for run in workplace.runs() if run.info.status == "KILLED"}
+    assert killed.keys() == orphans.keys()
+    for name, ending in (("gone", " is gone."), ("gone, of the same", " is gone. Run x goes on.")):
+        assert killed[name].data.tags["mlflow.note.content"].endswith(ending)
     assert mark_orphans_killed("0", lambda tags: False, "") == {}
 
 
