@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from twinsqueeze.recipe import Recipe
 from twinsqueeze.registry import promotion
 from twinsqueeze.tracking import links
 from twinsqueeze.tracking import run as tracking_run
+from twinsqueeze.tracking.run_logger import RunLogger
 
 # The tracking store is opened before sentences are encoded, so that nothing is encoded in vain.
 STORE = {"mlflow.db", "mlflow.db.lock"}
@@ -165,11 +167,6 @@ def test_a_setting_of_the_environment_that_is_no_number(workplace, tiny_options)
     assert workplace.runs() == []
 
 
-def test_a_run_without_a_model(workplace):
-    run = workplace.client.create_run("0")
-    assert "has no model" in refused(workplace.command("evaluate", "--model", run.info.run_id))
-
-
 def test_a_model_for_vectors_of_another_dimension(workplace, tiny_options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     save_file({"0.weight": torch.rand(8, 100), "0.bias": torch.rand(8)}, folder / "weights.safetensors")
@@ -179,6 +176,11 @@ def test_a_model_for_vectors_of_another_dimension(workplace, tiny_options, tmp_p
     assert "compresses vectors of 100 dimensions" in refused(workplace.command(*evaluate, *tiny_options))
     assert made(workplace) == STORE
     assert workplace.runs() == []
+
+
+def test_a_run_without_a_model(workplace):
+    run = workplace.client.create_run("0")
+    assert "has no model" in refused(workplace.command("evaluate", "--model", run.info.run_id))
 
 
 @pytest.mark.parametrize("reason", ["connection refused", "no answer in time"])
@@ -218,16 +220,15 @@ def test_a_training_that_diverges_is_failed_and_says_why(workplace, tiny_options
     assert run.data.tags["mlflow.note.content"].startswith("Failed: the training diverged")
 
 
-def test_a_bug_ends_the_run_as_failed(workplace, tiny_options, monkeypatch):
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("out of luck")
-
-    monkeypatch.setattr("twinsqueeze.experiment.train_replicas", broken)
+def test_a_bug_ends_the_run_as_failed_with_what_identifies_its_recipe(workplace, tiny_options, monkeypatch):
+    """However soon its process is killed, the next one knows what it was doing."""
+    monkeypatch.setattr(RunLogger, "log_params", Mock(side_effect=RuntimeError("out of luck")))
     with pytest.raises(RuntimeError):
         workplace.command("train", *tiny_options)
     (run,) = workplace.runs()
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow.note.content"] == "Failed: RuntimeError: out of luck"
+    assert {"twinsqueeze.recipe_digest", "twinsqueeze.dataset_digest"} < set(run.data.tags)
 
 
 def test_help_does_not_import_what_takes_seconds():

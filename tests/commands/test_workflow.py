@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from itertools import chain, permutations, product
+from itertools import permutations, product
 from urllib.parse import quote
 
 import faiss
@@ -222,14 +222,12 @@ def repeated(place, pairs_folder, tiny_options, tiny_encoder, main_run, tmp_path
     for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
         table = pd.read_csv(pairs_folder / f"{split}.csv", dtype=str)
         table.set_axis(["text1", "text2", "label"], axis=1).to_csv(folder / f"{name}.CSV.gz", compression="gzip")
-    options = {
-        "--dataset": os.path.relpath(folder, place.folder),
-        "--encoder": os.path.relpath(tiny_encoder, place.folder),
-    }
-    options["--columns"] = "sentence1=text1,sentence2=text2,score=label"
-    place.run("train", *tiny_options, *RECIPE, *chain.from_iterable(options.items()))
+    paths = {"dataset": folder, "encoder": tiny_encoder}
+    options = {name: os.path.relpath(path, place.folder) for name, path in paths.items()}
+    options["columns"] = "sentence1=text1,sentence2=text2,score=label"
+    place.run("train", *tiny_options, *RECIPE, *(f"--{name}={value}" for name, value in options.items()))
     trained = place.runs()[0]
-    assert trained.data.params.items() >= {name.strip("-"): value for name, value in options.items()}.items()
+    assert trained.data.params.items() >= options.items()
     Workplace(folder, place.cache).run("evaluate", "--model", trained.info.run_id, MLFLOW_TRACKING_URI=place.uri)
     return trained, place.runs()[0]
 
