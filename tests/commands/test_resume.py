@@ -154,8 +154,8 @@ def test_a_grid_resumes_all_batches_that_trained_in_parallel(
 @pytest.mark.longest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["main", "ablation"])
-def test_five_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid, name):
-    """Of main, or of a grid of two shapes: every result is that of one that was not killed."""
+def test_ten_kills_at_random_moments(tmp_path, shared_cache, create_store, small_training, write_grid, name):
+    """Five of main, and five of a grid of two shapes: every result is that of one that was not killed."""
     main = ["main", *small_training, "--batch-size", "1", "--epochs", "150"]
     command = {"main": main, "ablation": ABLATION}[name]
 

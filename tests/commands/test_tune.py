@@ -113,9 +113,10 @@ def test_the_same_command_trains_nothing_again(tuned, tmp_path):
     assert {run.data.tags["mlflow.parentRunId"] for run in trials(copy)} == {newest}
 
 
-def test_a_study_that_was_interrupted_and_killed_finds_what_an_uninterrupted_one_finds(
+def test_a_study_that_was_killed_resumes_and_finds_what_an_uninterrupted_one_finds(
     workplace, tmp_path_factory, shared_cache
 ):
+    """It is stopped by Ctrl-C once, and killed the next time."""
     search = {"lr": LR, "num_neighbors": {"low": 0, "high": 5}}
     command = [*write_space(workplace, search, **VECTORS), "--trials", "20"]
     assert workplace.runs() == []  # makes the store
