@@ -62,23 +62,51 @@ def test_four_commands_on_a_fresh_store_and_an_empty_cache(workplace, small_trai
     assert not list(cache.glob("*.part"))
 
 
+HOLD = """
+import sqlite3, sys, time
+print("ready", flush=True)
+while True:
+    connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    time.sleep(0.1)
+    connection.execute("COMMIT")
+    connection.close()
+    time.sleep(0.05)
+"""
+
+
 @pytest.mark.slow
-def test_four_commands_against_a_server_on_postgresql(workplace, small_training):
-    """Two in each of two experiments, which they make at once; then a register of each, at once as well."""
+def test_a_database_that_another_process_keeps_locking(workplace, small_training):
+    """It is locked two thirds of the time, a tenth of a second each."""
+    workplace.run(*TRAIN, *small_training)
+    with ForkedProcess(["-c", HOLD, str(workplace.folder / "mlflow.db")], os.environ, workplace.folder) as holder:
+        holder.stdout.readline()
+        workplace.run(*TRAIN, *small_training)
+        holder.kill()
+    assert {run.info.status for run in workplace.runs()} == {"FINISHED"}
+    points = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key NOT LIKE 'time/%'"
+    disturbed, undisturbed = (query(workplace.folder, points, run.info.run_id) for run in workplace.runs())
+    assert disturbed == undisturbed
+    assert query(workplace.folder, CURVES) == whole_curves(2)
+
+
+@pytest.mark.slow
+def test_eight_commands_against_a_server_on_postgresql(workplace, small_training):
+    """Four in each of two experiments, which they make at once; then a register of each, at once as well."""
     with (
         postgres_database() as postgres,
         mlflow_server(postgres, workplace.folder / "server", workplace.environment, "--workers", "2") as address,
     ):
         environment = workplace.environment | {"MLFLOW_TRACKING_URI": address}
         in_experiments = [environment | {"MLFLOW_EXPERIMENT_NAME": name} for name in ("left", "right")]
-        commands = [["-c", COMMAND, *TRAIN, *small_training, "--seed", str(seed)] for seed in range(4)]
-        together(commands, in_experiments * 2, workplace.folder)
+        commands = [["-c", COMMAND, *TRAIN, *small_training, "--seed", str(seed)] for seed in range(8)]
+        together(commands, in_experiments * 4, workplace.folder)
 
         with closing(psycopg.connect(postgres)) as connection:
-            assert connection.execute(RUNS).fetchall() == [("left", "FINISHED", 2), ("right", "FINISHED", 2)]
-            assert connection.execute(CURVES).fetchall() == whole_curves(4)
+            assert connection.execute(RUNS).fetchall() == [("left", "FINISHED", 4), ("right", "FINISHED", 4)]
+            assert connection.execute(CURVES).fetchall() == whole_curves(8)
             models = connection.execute("SELECT count(*), count(DISTINCT source_run_id) FROM logged_models")
-            assert models.fetchall() == [(4, 4)]
+            assert models.fetchall() == [(8, 8)]
 
         said = together([["-c", COMMAND, "register"]] * 2, in_experiments, workplace.folder)
         # One of them was judged against the other, whichever was first, and they know their numbers.
