@@ -1,8 +1,7 @@
 """The command line, altered by environment variables.
 
 PAUSE: "epochs" pauses a second after every epoch, which has a checkpoint; "second result" pauses a grid for ever before
-it evaluates its second training; "first epoch" makes the file `paused` after the first epoch, and pauses until the file
-`continue` exists.
+it evaluates its second training.
 IN_WORKERS: grids of more than one batch are trained in worker processes, however small they are.
 RETRY_SOON: pauses between attempts to send a request are short, and requests take at most 10 seconds.
 """
@@ -11,7 +10,6 @@ import itertools
 import os
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -30,13 +28,6 @@ def write_and_pause(*arguments):
     time.sleep(1)
 
 
-def write_and_wait(*arguments):
-    write_atomic(*arguments)
-    Path("paused").touch()
-    while not Path("continue").exists():
-        time.sleep(0.02)
-
-
 def evaluate_only_one(*arguments):
     if next(evaluations) == 2:
         time.sleep(3600)
@@ -44,9 +35,9 @@ def evaluate_only_one(*arguments):
 
 
 # Worker processes import this module as well.
-if os.environ.get("PAUSE") in ("epochs", "first epoch"):
+if os.environ.get("PAUSE") == "epochs":
     checkpointing.MAX_OVERHEAD = 1e9
-    checkpointing.write_atomic = write_and_pause if os.environ["PAUSE"] == "epochs" else write_and_wait
+    checkpointing.write_atomic = write_and_pause
 elif os.environ.get("PAUSE") == "second result":
     experiment.evaluate_training = evaluate_only_one
 if os.environ.get("IN_WORKERS"):

@@ -1,104 +1,73 @@
-"""A real tracking server that can be stopped and started again, and a proxy before it that fails."""
+"""A proxy before a tracking server, which answers or fails as a test says."""
 
-import http.client
-import json
-import random
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
 
+import requests
 from werkzeug import Request, Response
 
-from tests.helpers.servers import free_port, mlflow_server, serve
+from tests.helpers.servers import serve
 
-
-class Server:
-    """`mlflow server` on SQLite that can be stopped and started again; always on one port."""
-
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.port, self._running = folder, free_port(), ExitStack()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._options = ("sqlite:///mlflow.db", folder, environment, "--workers", "1")
-
-    def start(self) -> None:
-        self._running.enter_context(mlflow_server(*self._options, port=self.port))
-
-    def stop(self) -> None:
-        self._running.close()
+PASS, FAIL, CUT, LOSE, HANG = "passes", "answers 500", "cuts", "takes it and cuts", "hangs"
 
 
 class Faults:
-    """What a proxy does with requests: `fault`, which tests change, with all of them."""
+    """What a proxy does with requests: `choose`, which tests replace, says it for each kind of request."""
 
-    PASS, FAIL, CUT, LOSE, HANG = "pass", "answers 500", "cuts", "takes it and cuts", "hangs"
-
-    def __init__(self) -> None:
-        self.fault = self.PASS
-        self.done: Counter[str] = Counter()
+    def __init__(self, choose: Callable[[str], str] = lambda kind: PASS) -> None:
+        self.choose = choose
+        self.counts: Counter[str] = Counter()
         self.stop_hanging = threading.Event()
-        self._lock = threading.Lock()
-
-    def next(self, kind: str) -> str:
-        with self._lock:
-            fault = self.choose(kind)
-            self.done[fault] += 1
-            return fault
-
-    def choose(self, kind: str) -> str:
-        return self.fault
 
 
-class FirstAnswersLost(Faults):
-    """The first request of every kind reaches the server, and its answer nobody; of the rest many fail at random."""
+class LoseFirstAnswers:
+    """Loses the first answer to every kind of request that is not known; of the rest, three in 25 fail."""
 
-    def __init__(self, seed: int, known: Iterable[str] = ()) -> None:
-        super().__init__()
+    def __init__(self, *known: str) -> None:
         self.kinds = set(known)
-        self._random = random.Random(seed)
+        self._others = cycle([PASS] * 22 + [FAIL, CUT, LOSE])
 
-    def choose(self, kind: str) -> str:
-        if kind not in self.kinds:
-            self.kinds.add(kind)
-            return self.LOSE
-        return self._random.choices([self.PASS, self.FAIL, self.CUT, self.LOSE], [88, 4, 4, 4])[0]
+    def __call__(self, kind: str) -> str:
+        if kind in self.kinds:
+            return next(self._others)
+        self.kinds.add(kind)
+        return LOSE
 
 
-def kind_of(method: str, path: str, body: bytes) -> str:
+def kind_of(request: Request) -> str:
     """What is asked for: of a batch also whether it has metrics, params or tags; files are one kind."""
-    path = path.partition("?")[0]
-    if "mlflow-artifacts" in path:
-        return f"{method} file"
-    parts = [part for part in path.split("/") if not any(c.isdigit() for c in part)]
-    batch = sorted(name for name, value in json.loads(body).items() if value) if "log-batch" in path else []
-    return " ".join([method, *parts, *batch])
+    if "mlflow-artifacts" in request.path:
+        return f"{request.method} file"
+    parts = [part for part in request.path.split("/") if not any(c.isdigit() for c in part)]
+    batch = sorted(name for name, value in request.json.items() if value) if "log-batch" in parts else []
+    return " ".join([request.method, *parts, *batch])
 
 
 @contextmanager
-def proxy(port: int, faults: Faults) -> Iterator[str]:
-    """The address of a proxy before the server on a port."""
+def proxy(server: str, faults: Faults, port: int = 0) -> Iterator[str]:
+    """The address of a proxy before a server, on a given port or any other."""
 
     @Request.application
     def forward(request: Request) -> Response:
-        method, path, body = request.method, request.environ["REQUEST_URI"], request.get_data()
-        fault = faults.next(kind_of(method, path, body))
-        if fault == Faults.FAIL:
+        fault = faults.choose(kind_of(request))
+        faults.counts[fault] += 1
+        if fault == FAIL:
             return Response("<html>nothing works</html>", 500, content_type="text/html")
-        if fault == Faults.HANG:
+        if fault == HANG:
             faults.stop_hanging.wait()
-        if fault not in {Faults.CUT, Faults.HANG}:
+        if fault in {PASS, LOSE}:
             headers = {name: value for name, value in request.headers.items() if name not in {"Host", "Connection"}}
-            with closing(http.client.HTTPConnection("127.0.0.1", port)) as upstream, suppress(OSError):
-                upstream.request(method, path, body, headers)
-                answer = upstream.getresponse()
-                response = Response(answer.read(), answer.status, content_type=answer.headers.get("Content-Type"))
-                if fault != Faults.LOSE:
-                    return response
+            url, content = server + request.environ["REQUEST_URI"], request.get_data()
+            answer = requests.request(request.method, url, data=content, headers=headers, timeout=600)
+            if fault == PASS:
+                return Response(answer.content, answer.status_code, content_type=answer.headers.get("Content-Type"))
         request.environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return Response()
 
-    with serve(forward) as address:
+    with serve(forward, port) as address:
         yield address
         faults.stop_hanging.set()

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from werkzeug.serving import make_server
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -28,21 +28,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
-    """Waits until a server answers; fails with its log if it ends before."""
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=30):
-                return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-
-
 @contextmanager
-def serve(application: Callable[..., Any]) -> Iterator[str]:
-    """Yields the address of a WSGI server in this process."""
-    server = make_server("127.0.0.1", 0, application, threaded=True)
+def serve(application: Callable[..., Any], port: int = 0) -> Iterator[str]:
+    """Yields the address of a WSGI server in this process, on a given port or any other."""
+    server = make_server("127.0.0.1", port, application, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -53,28 +42,31 @@ def serve(application: Callable[..., Any]) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(
-    backend: str,
-    folder: Path,
-    environment: Mapping[str, str],
-    *options: str,
-    command: str = "server",
-    port: int | None = None,
+    backend: str, folder: Path, environment: Mapping[str, str], *options: str, command: str = "server"
 ) -> Iterator[str]:
     """`mlflow server` (or `ui`) on a database, in a session of its own; yields its address when it answers."""
-    folder.mkdir(exist_ok=True)
-    port = port or free_port()
-    address = f"http://127.0.0.1:{port}"
+    folder.mkdir()
+    port = free_port()
     arguments = [command, "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", backend, *options]
     environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("a") as log:
+    with (folder / "server.log").open("w") as log:
         streams = {"stdout": log, "stderr": log, "start_new_session": True}
         server = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments], cwd=folder, env=environment, **streams)
     try:
-        wait_until_healthy(f"{address}/health", server, folder / "server.log")
-        yield address
+        while not answers(port):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/health", timeout=30).ok
+    except requests.RequestException:
+        return False
 
 
 @contextmanager
@@ -85,8 +77,7 @@ def postgres_database() -> Iterator[str]:
     initdb = debian[-1] if debian else shutil.which("initdb")
     if initdb is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="cluster-"))
-    user = []
+    folder, port, user = Path(tempfile.mkdtemp(prefix="cluster-")), free_port(), []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
@@ -95,7 +86,6 @@ def postgres_database() -> Iterator[str]:
         command = [*user, str(Path(initdb).resolve().with_name(program)), "-D", str(folder / "data"), *arguments]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
-    port = free_port()
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
     run("initdb", "-A", "trust", "-U", "mlflow", "--no-sync", "-E", "UTF8")
     run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # All that users see of a run, one query per kind, except its id, its times and its files.
-OF_A_RUN = {
+RUN_QUERIES = {
     "status": "SELECT status, lifecycle_stage FROM runs WHERE run_uuid = ?",
     "params": "SELECT key, value FROM params WHERE run_uuid = ?",
     "tags": "SELECT key, value FROM tags WHERE run_uuid = ?",
@@ -19,7 +19,7 @@ OF_A_RUN = {
     "JOIN input_tags t ON t.input_uuid = i.input_uuid WHERE i.destination_id = ?",
     "outputs": "SELECT 1 FROM inputs WHERE source_id = ?",
 }
-OF_A_MODEL = {
+MODEL_QUERIES = {
     "about": "SELECT name, status, lifecycle_stage FROM logged_models WHERE model_id = ?",
     "params": "SELECT param_key, param_value FROM logged_model_params WHERE model_id = ?",
     "tags": "SELECT tag_key, tag_value FROM logged_model_tags WHERE model_id = ?",
@@ -27,9 +27,9 @@ OF_A_MODEL = {
     "FROM logged_model_metrics WHERE model_id = ? AND metric_name NOT LIKE 'time/%'",
 }
 # Tags that differ from one recording of the same to the next.
-OF_THE_PROCESS = {"twinsqueeze.record", "twinsqueeze.process"}
+PROCESS_TAGS = {"twinsqueeze.record", "twinsqueeze.process"}
 # How many runs of a recipe were there before.
-REPEATED = re.compile(r"\d+ runs? repeated with the same recipe and seed: the newest is used\.")
+REPEATED = re.compile(r"\s*\d+ runs? repeated with the same recipe and seed: the newest is used\.")
 
 
 def query(folder: Path, statement: str, *values: str) -> list[tuple[Any, ...]]:
@@ -42,31 +42,31 @@ def run_ids(folder: Path) -> set[str]:
     return {run_id for (run_id,) in query(folder, "SELECT run_uuid FROM runs")}
 
 
-def run_contents(folder: Path, run_id: str) -> dict[str, Any]:
-    """All that users see of a run, except its id, its times and the place of its record."""
-    # mlruns, or mlartifacts of a server; created with the first artifact
-    artifacts = next(folder.glob("ml*/0"), folder / "mlruns" / "0")
-    found: dict[str, Any] = {name: query(folder, statement, run_id) for name, statement in OF_A_RUN.items()}
-    parents = {"mlflow.parentRunId": "the parent"}
-    tags = [(k, parents.get(k, REPEATED.sub("", v))) for k, v in found["tags"] if k not in OF_THE_PROCESS]
-    files = files_in(artifacts / run_id)
-    models = []
-    for (model,) in query(folder, "SELECT model_id FROM logged_models WHERE source_run_id = ?", run_id):
-        paths = files_in(artifacts / "models" / model / "artifacts")
-        weights = paths["artifacts/compressor.safetensors"].read_bytes()
-        about = {name: query(folder, statement, model) for name, statement in OF_A_MODEL.items()}
-        models.append(about | {"files": list(paths), "weights": weights})
-    tables = {name: path.read_bytes() for name, path in files.items() if path.suffix in {".json", ".parquet"}}
-    return found | {"tags": tags, "files": list(files), "tables": tables, "models": models}
-
-
 def contents_by_name(folder: Path, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The contents of runs by their names, which differ."""
-    contents = [run_contents(folder, run_id) for run_id in ids]
-    named = {dict(content["tags"])["mlflow.runName"]: content for content in contents}
+    """All that users see of runs, except their ids, times and places of records, by their names, which differ."""
+    contents = [_run_contents(folder, run_id) for run_id in ids]
+    named = {content["tags"]["mlflow.runName"]: content for content in contents}
     assert len(named) == len(contents)
     return named
 
 
-def files_in(folder: Path) -> dict[str, Path]:
+def _run_contents(folder: Path, run_id: str) -> dict[str, Any]:
+    # mlruns, or mlartifacts of a server; created with the first artifact
+    artifacts = next(folder.glob("ml*/0"), folder / "mlruns" / "0")
+    found: dict[str, Any] = {name: query(folder, statement, run_id) for name, statement in RUN_QUERIES.items()}
+    tags = {key: REPEATED.sub("", value) for key, value in found["tags"] if key not in PROCESS_TAGS}
+    if "mlflow.parentRunId" in tags:
+        tags["mlflow.parentRunId"] = "the parent"
+    models = []
+    for (model,) in query(folder, "SELECT model_id FROM logged_models WHERE source_run_id = ?", run_id):
+        about = {name: query(folder, statement, model) for name, statement in MODEL_QUERIES.items()}
+        paths = _files_in(artifacts / "models" / model / "artifacts")
+        weights = paths["artifacts/compressor.safetensors"].read_bytes()
+        models.append(about | {"files": list(paths), "weights": weights})
+    files = _files_in(artifacts / run_id)
+    tables = {name: path.read_bytes() for name, path in files.items() if path.suffix in {".json", ".parquet"}}
+    return found | {"tags": tags, "files": list(files), "tables": tables, "models": models}
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

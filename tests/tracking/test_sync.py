@@ -1,12 +1,16 @@
 """Records that a store did not take, sent later: in this process, with a replayer that fails on demand."""
 
 import math
+import sqlite3
+import time
+from contextlib import closing
 from unittest.mock import Mock
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from safetensors.numpy import save
 
@@ -27,14 +31,16 @@ SEND = RunReplayer.send
 
 
 class Fault:
-    """Failures of a store: `away` fails all operations, `losing` loses the first answer to each."""
+    """Failures of a store: the next `failures` operations fail; `losing` loses the first answer to each."""
 
     def __init__(self) -> None:
-        self.away = self.losing = False
+        self.failures: float = 0
+        self.losing = False
         self.lost: set[tuple[str, int]] = set()
 
     def send(self, replayer: RunReplayer, operation) -> None:
-        if self.away:
+        if self.failures:
+            self.failures -= 1
             raise OSError("away")
         SEND(replayer, operation)
         sent = replayer.spool.folder.name, id(operation)
@@ -48,7 +54,7 @@ def fault(monkeypatch) -> Fault:
     fault = Fault()
     monkeypatch.setattr(RunReplayer, "send", lambda replayer, operation: fault.send(replayer, operation=operation))
     for module in (run_module, uploader):
-        monkeypatch.setattr(module, "flush_timeout", lambda: 0.3 if fault.away else math.inf)
+        monkeypatch.setattr(module, "flush_timeout", lambda: 0.3 if fault.failures == math.inf else math.inf)
     return fault
 
 
@@ -59,12 +65,12 @@ def client(tmp_path, monkeypatch, state, fault, create_store, use_store) -> mlfl
     return mlflow.MlflowClient()
 
 
-def write(fault: Fault, *, away: bool = False) -> None:
-    """A parent with a child; the store goes away after the parent has begun."""
+def write(fault: Fault, failures: float = 0) -> None:
+    """A parent with a child; the store begins to fail after the parent has begun."""
     rng = np.random.default_rng(0)
     layer = {"0.weight": rng.normal(size=(4, 8)).astype(np.float32), "0.bias": np.zeros(4, np.float32)}
     with run_module.start_run("a", "train") as run:
-        fault.away = away
+        fault.failures = failures
         run.log_params({"alpha": 0.75, "seed": 1})
         data = run.log_input("train", "pairs", "0123abcd", "/nowhere")
         for step in range(1, 30):
@@ -85,30 +91,55 @@ def test_each_thing_is_sent_once_now_or_later_although_answers_are_lost(client, 
     assert {name: len(content["metrics"]) for name, content in undisturbed.items()} == {"a": 31, "b": 1}
 
     with pytest.raises(InputError, match=r"2 runs are stored in .* `python -m twinsqueeze sync` sends"):
-        write(fault, away=True)
+        write(fault, math.inf)
     assert len(pending_runs()) == 2
     sync.sync(listed=True)
     assert capsys.readouterr().out.count("has ended") == 2
     with pytest.raises(InputError, match="2 of 2 records could not be sent"):
         sync.sync()
-    fault.away, fault.losing = False, True
+    fault.failures, fault.losing = 0, True
     sync.sync()
     assert len(fault.lost) > 10
     assert pending_runs() == []
+    assert contents_by_name(tmp_path, run_ids(tmp_path) - known) == undisturbed
+    capsys.readouterr()
     sync.sync()
     assert "everything has been sent" in capsys.readouterr().out
-    assert contents_by_name(tmp_path, run_ids(tmp_path) - known) == undisturbed
 
     known = run_ids(tmp_path)
-    write(fault)
+    write(fault, failures=4)
     assert contents_by_name(tmp_path, run_ids(tmp_path) - known) == undisturbed
+    assert pending_runs() == []
+    warning, note = capsys.readouterr().err.splitlines()  # none of an answer that is lost once
+    assert warning.startswith("WARNING: the tracking store sqlite:///")
+    assert "fails (away)" in warning
+    assert "is back" in note
+
+
+def test_a_locked_store_loses_nothing(client, fault, tmp_path, monkeypatch, capsys):
+    text = sqlalchemy.text  # MLflow waits 20 seconds for a lock, the test 0.1
+    monkeypatch.setattr("sqlalchemy.sql.text", lambda statement: text(statement.replace("= 20000", "= 100")))
+    with (
+        closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other,
+        run_module.start_run("a", "train") as run,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        run.log_params({"alpha": 0.75})
+        while "database is locked" not in capsys.readouterr().err:
+            time.sleep(0.02)
+        run.log_metrics({"dev/mse": 0.5}, 1)
+        other.execute("ROLLBACK")
+    run_module.flush()
+    found = client.get_run(run.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"dev/mse": 0.5})
+    assert found.data.params["alpha"] == "0.75"
     assert pending_runs() == []
 
 
 def test_records_of_other_stores_and_damaged_ones_are_left_alone(client, fault, tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError):
-        write(fault, away=True)
-    fault.away = False
+        write(fault, math.inf)
+    fault.failures = 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     sync.sync()
     assert capsys.readouterr().err.count(f"it is for sqlite:///{tmp_path}/mlflow.db") == 2
@@ -143,8 +174,8 @@ def test_a_run_that_nobody_ended_is_killed_and_one_in_use_is_left(client, fault,
 def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, fault, capsys):
     """And its child, which had not even begun there; but nothing that was recorded of another experiment."""
     with pytest.raises(InputError):
-        write(fault, away=True)
-    fault.away = False
+        write(fault, math.inf)
+    fault.failures = 0
     (run,) = client.search_runs(["0"])
     gone = ProcessIdentity.current().model_copy(update={"started": 1.0})
     client.set_tag(run.info.run_id, PROCESS, gone.model_dump_json())
@@ -163,7 +194,7 @@ def test_the_next_command_sends_a_run_that_was_killed_behind_its_end(client, fau
 
 
 @pytest.mark.parametrize("failures", [1, MAX_DATABASE_ERRORS])
-def test_a_database_that_fails_is_tried_again_and_then_refuses(client, fault, monkeypatch, failures, capsys):
+def test_a_database_that_fails_is_tried_again_and_then_refuses_one_run(client, fault, monkeypatch, failures, capsys):
     """MLflow on PostgreSQL answers so to the second of two processes that log the same data at once."""
     errors = [mlflow.MlflowException("UniqueViolation", error_code=BAD_REQUEST)] * failures
     log_inputs = Mock(side_effect=[*errors, None])
@@ -176,3 +207,6 @@ def test_a_database_that_fails_is_tried_again_and_then_refuses(client, fault, mo
             write(fault)
         assert "refuses the record of a" in capsys.readouterr().err
     assert log_inputs.call_count == (2 if failures == 1 else failures)
+    statuses = {found.info.run_name: found.info.status for found in client.search_runs(["0"])}
+    assert statuses == {"a": "FINISHED" if failures == 1 else "RUNNING", "b": "FINISHED"}
+    assert [run.name for run in pending_runs()] == ([] if failures == 1 else ["a"])
