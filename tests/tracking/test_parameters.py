@@ -54,14 +54,15 @@ def test_every_text_is_passed_on_and_read_back(name, parameter, value):
     assert parsed == {PATH: Path(value), click.BOOL: False}.get(option.type, value)
 
 
-@pytest.mark.parametrize("value", ["'a b'", "a b", "'", "a 'b", ""])
-def test_parameters_that_the_command_stored_are_taken_as_they_are(value):
-    assert decode_params(stored_run({"dataset": value}, "LOCAL")) == {"dataset": value}
-
-
-@pytest.mark.parametrize("value", ["a b", "it's", "'a' 'b'"])
-def test_what_is_not_quoted_is_taken_as_it_is(value):
-    assert decode_params(stored_run({"dataset": value}, "PROJECT")) == {"dataset": value}
+@pytest.mark.parametrize(
+    ("value", "source_type"),
+    [
+        *((value, "LOCAL") for value in ("'a b'", "a b", "'", "a 'b", "")),
+        *((value, "PROJECT") for value in ("a b", "it's", "'a' 'b'")),
+    ],
+)
+def test_what_the_command_stored_or_is_not_quoted_is_taken_as_it_is(value, source_type):
+    assert decode_params(stored_run({"dataset": value}, source_type)) == {"dataset": value}
 
 
 def test_commands_accept_such_names_of_files_and_experiments(workplace, tiny_encoder, pairs_folder):
@@ -100,23 +101,13 @@ def test_mlflow_run_from_a_folder_with_a_space(tmp_path, shared_cache, tiny_enco
     place.folder.mkdir()
     shutil.copytree(tiny_encoder, place.folder / "my encoder")
     shutil.copytree(pairs_folder, place.folder / "my pairs")
-    np.save(place.folder / "in.npy", np.eye(64))
 
     def mlflow_run(*arguments: str) -> str:
         with place.start("run", *arguments, module="mlflow", MLFLOW_TRACKING_URI="") as process:
-            output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        return output
+            return process.finish()[0]
 
     options = ["dataset=my pairs", "encoder=my encoder", "epochs=1", "dim=8", "seed=1"]
     output = mlflow_run(str(ROOT), "--env-manager", "local", *(text for option in options for text in ("-P", option)))
-    (run,) = place.runs()
     next_command = next(line for line in output.splitlines() if "register the best run" in line)
     mlflow_run(*shlex.split(next_command.partition("mlflow run ")[2]))
-    options = ["input=in.npy", f"model={run.info.run_id}", "output=small vectors.npy"]
-    compress = [str(ROOT), "--env-manager", "local", "-e", "compress"]
-    output = mlflow_run(*compress, *(text for option in options for text in ("-P", option)))
-    assert str(place.folder / "small vectors.npy") in output
-    assert np.load(place.folder / "small vectors.npy").shape == (64, 8)
-    assert [run.info.status for run in place.runs()] == ["FINISHED"] * 3
-    assert not (ROOT / "small vectors.npy").exists()
+    assert [run.info.status for run in place.runs()] == ["FINISHED"] * 2

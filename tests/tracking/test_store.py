@@ -2,6 +2,7 @@
 
 import os
 from contextlib import closing
+from subprocess import CompletedProcess
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -12,7 +13,6 @@ from sqlalchemy import create_engine
 from tests.helpers.commands import Workplace
 from twinsqueeze.tracking.store import canonical_uri, sqlite_path
 
-FOLDER = "Anna Mária 50% %20#1?;&'(x)@y"
 folders = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=30) | st.lists(
     st.sampled_from(["a", " ", "%", "%20", "#", "?", "é", "@", ":", "+", "&", "'", "\\", "\n", "~", "=", "..."]),
     min_size=1,
@@ -53,48 +53,37 @@ def test_addresses_with_and_without_a_file(tmp_path, monkeypatch, uri, name):
 
 def test_commands_work_in_a_folder_of_any_name(tmp_path, shared_cache, tiny_options, monkeypatch):
     """MLflow's default address is that of the working directory, percent-encoded."""
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "")  # removed after the test
-    monkeypatch.delenv("_MLFLOW_SERVER_ARTIFACT_ROOT")
-    folder = tmp_path / FOLDER
+    monkeypatch.delenv("_MLFLOW_SERVER_ARTIFACT_ROOT", raising=False)  # and removed after the test
+    folder = tmp_path / "Anna Mária 50% %20#1?;&'(x)@y"
     folder.mkdir()
     place = Workplace(folder, shared_cache)
     for command in (["main", *tiny_options, "--epochs", "1"], ["compare", "--output", "tables"], ["register"]):
-        done = place.command(*command, MLFLOW_TRACKING_URI="", TWINSQUEEZE_STATE=str(folder / "a%20b"))
-        assert done.returncode == 0, done.stderr
+        place.run(*command, MLFLOW_TRACKING_URI="", TWINSQUEEZE_STATE=str(folder / "a%20b"))
     assert "MLFLOW_REGISTRY_URI" not in os.environ
-    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+    assert list(tmp_path.iterdir()) == [folder]
     assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlruns", "a%20b", "tables"}
 
 
-def test_a_file_that_is_no_database_is_refused_in_such_a_folder(tmp_path, shared_cache):
-    folder = tmp_path / FOLDER
-    folder.mkdir()
-    (folder / "mlflow.db").write_bytes(b"no database" * 200)
-    done = Workplace(folder, shared_cache).command("compare", MLFLOW_TRACKING_URI="")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "file is not a database" in done.stderr
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_experiment_of_the_environment(workplace, tiny_options, command):
+    """It is made if it only has a name, and refused if its name and id disagree."""
+    workplace.client.create_experiment("other")
+    arguments = [command, *tiny_options, "--epochs", "1"] if command == "train" else [command, "--output", "tables"]
 
-
-@pytest.mark.parametrize("command", ["main", "compare", "register"])
-def test_settings_of_the_experiment_that_disagree(workplace, tiny_options, command):
-    options = [*tiny_options, "--epochs", "1"] if command == "main" else []
-    other = workplace.client.create_experiment("other")
-    before = {experiment.name for experiment in workplace.client.search_experiments()}
-    for name, experiment_id, message in (("new", "0", "'new'"), ("other", "0", "'other'"), ("new", "77", "'77'")):
+    def run(name: str | None, experiment_id: str | None) -> CompletedProcess[str]:
         settings = {"MLFLOW_EXPERIMENT_NAME": name, "MLFLOW_EXPERIMENT_ID": experiment_id}
-        done = workplace.command(command, *options, **settings)
+        return workplace.command(*arguments, **{key: value for key, value in settings.items() if value})
+
+    for name, experiment_id, message in (
+        *(("new", "0", "'new'"), ("other", "0", "'other'"), ("new", "77", "'77'")),
+        (None, "77", "77"),
+    ):
+        done = run(name, experiment_id)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
-    done = workplace.command(command, *options, MLFLOW_EXPERIMENT_ID="77")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert {experiment.name for experiment in workplace.client.search_experiments()} == before
-    assert not workplace.client.search_runs(["0", other])
-
-
-def test_an_experiment_that_only_has_a_name_is_made(workplace, tiny_options):
-    done = workplace.command("train", *tiny_options, "--epochs", "1", MLFLOW_EXPERIMENT_NAME="new")
-    assert done.returncode == 0, done.stderr
-    experiment = workplace.client.get_experiment_by_name("new")
-    assert len(workplace.client.search_runs([experiment.experiment_id])) == 1
-    settings = {"MLFLOW_EXPERIMENT_NAME": "new", "MLFLOW_EXPERIMENT_ID": experiment.experiment_id}
-    assert workplace.command("compare", **settings).returncode == 0
+    assert {found.name for found in workplace.client.search_experiments()} == {"Default", "other"}
+    if command == "train":
+        assert run("new", None).returncode == 0
+        experiment = workplace.client.get_experiment_by_name("new").experiment_id
+        assert run("new", experiment).returncode == 0
+        assert len(workplace.client.search_runs([experiment])) == 2
