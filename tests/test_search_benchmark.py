@@ -51,7 +51,10 @@ def test_recall_equals_scikit_learns():
 
 
 def test_indexes_hold_the_codes_that_a_compressor_was_trained_for():
-    signs = timed_by_key(linear(16, SignQuantizer()))
+    settings_of_faiss = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
+    with faiss_threads(1):
+        signs = timed_by_key(linear(16, SignQuantizer()))
+    assert (faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold) == settings_of_faiss
     assert "flat_binary" in signs
     assert "flat_float32" not in signs
     outputs = linear(16).compress(torch.from_numpy(SENTENCES)).numpy()
@@ -60,13 +63,6 @@ def test_indexes_hold_the_codes_that_a_compressor_was_trained_for():
     assert {"flat_float32", "flat_binary", "hnsw_float32"}.isdisjoint(indexes)
     # A byte for four dims loses less than a byte for eight dims.
     assert indexes["flat_product"].recall > signs["flat_binary"].recall
-
-
-def test_the_settings_of_faiss_are_restored():
-    before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
-    with faiss_threads(1):
-        timed_by_key(linear(8))
-    assert (faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold) == before
 
 
 def test_speedups_are_computed_round_by_round():
