@@ -165,7 +165,6 @@ def test_a_killed_command_leaves_a_record_that_sync_ends(place, server, new_runs
             process.wait_for(metrics)
             faults.choose = lambda kind: CUT
             process.wait_for(lambda: faults.counts[CUT] > 1)
-            assert "its command is running" in sync(place, uri, "--list")[0]
             process.kill()
         faults.choose = lambda kind: PASS
         before, (run_id,) = metrics(), new_runs()
