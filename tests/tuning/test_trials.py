@@ -36,10 +36,9 @@ def search(tmp_path, monkeypatch, data):
     """Searches some fields to the end; returns the results."""
     monkeypatch.setenv("TWINSQUEEZE_STATE", str(tmp_path))
 
-    def run(num_trials=8, seeds=(0,), grid=True, fixed=(), **fields):
-        (tmp_path / "space.yaml").write_text(
-            json.dumps({"recipe": "vectors", **SMALL, **dict(fixed), "search": fields})
-        )
+    def run(num_trials=8, seeds=(0,), grid=True, **fields):
+        content = {"recipe": "vectors", **SMALL, "search": fields}
+        (tmp_path / "space.yaml").write_text(json.dumps(content))
         space = load_space(str(tmp_path / "space.yaml"), NEIGHBORS)
 
         @contextmanager
@@ -68,29 +67,20 @@ def trained(monkeypatch) -> list[list[Recipe]]:
     return batches_of_recipes
 
 
-def exhaustive(data, seeds=(0,), **fields) -> float:
-    """The dev score of a recipe, mean over seeds, each trained alone."""
-    results = [experiment.train(Recipe.preset("vectors", **SMALL | fields, seed=seed), data) for seed in seeds]
-    return float(np.mean([result.history.dev["neighbor_recall"][-1] for result in results]))
-
-
-def test_the_best_of_one_field_is_that_of_an_exhaustive_grid(search, data):
-    lrs = [1e-6, 1e-2, 3.0]
-    study = search(fixed={"init": "random"}, lr=lrs)
-    expected = [exhaustive(data, init="random", lr=lr) for lr in lrs]
-    assert [trial.value for trial in study.trials] == pytest.approx(expected, abs=1e-12)
-    assert np.argmax(expected) == 1  # it is no end of the range
-    assert study.best.params == {"lr": lrs[1]}
-
-
-def test_trials_that_differ_in_alpha_train_as_batches_of_all_seeds(search, data, trained):
-    study = search(alpha=[0, 0.5, 1, 1.5], seeds=(3, 4))
+def test_trials_train_in_batches_and_have_the_scores_of_each_recipe_alone(search, data, trained):
+    alphas = [0, 0.5, 1, 1.5]
+    study = search(alpha=alphas, seeds=(3, 4))
     assert [{(recipe.alpha, recipe.seed) for recipe in batch} for batch in trained] == [
         {(alpha, seed) for alpha in some for seed in (3, 4)} for some in ((0, 0.5), (1, 1.5))
     ]
-    for trial in study.trials:
-        assert trial.value == pytest.approx(exhaustive(data, (3, 4), **trial.params), abs=1e-12)
-        assert trial.scores["neighbor_recall"] == pytest.approx(trial.value, abs=1e-12)
+    expected = []
+    for alpha in alphas:
+        recipes = [Recipe.preset("vectors", **SMALL, alpha=alpha, seed=seed) for seed in (3, 4)]
+        results = [experiment.train(recipe, data) for recipe in recipes]
+        expected.append(np.mean([result.history.dev["neighbor_recall"][-1] for result in results]))
+    assert [trial.value for trial in study.trials] == pytest.approx(expected, abs=1e-12)
+    assert [trial.scores["neighbor_recall"] for trial in study.trials] == pytest.approx(expected, abs=1e-12)
+    assert study.best.params == {"alpha": alphas[int(np.argmax(expected))]}
 
 
 def test_trials_that_are_far_behind_are_pruned(search):
