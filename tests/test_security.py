@@ -55,44 +55,31 @@ def test_servers_that_are_started_listen_on_loopback(lines_with):
     assert lines_with(hosts) == []
 
 
-@pytest.fixture
-def hostile_encoder(tiny_encoder, tmp_path) -> Path:
-    """An encoder's folder with a module of its own that leaves a file when it is imported."""
-    folder = tmp_path / "encoder"
-    shutil.copytree(tiny_encoder, folder)
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
-    return folder
-
-
-def assert_not_loaded(encoder: Path) -> None:
-    with pytest.raises(InputError, match="cannot be loaded"):
-        resolve_encoder(str(encoder)).load()
-    assert not (encoder.parent / "ran").exists()
-
-
 @pytest.mark.parametrize(
-    "module", ["evil.Evil", "evil--evil.Evil", "sentence_transformers..evil.Evil", "os.path.join", None]
+    "attack", ["evil.Evil", "evil--evil.Evil", "sentence_transformers..evil.Evil", "os.path.join", "config", "pickle"]
 )
-def test_code_of_the_encoders_own_is_not_imported(hostile_encoder, monkeypatch, module):
-    monkeypatch.chdir(hostile_encoder)
-    monkeypatch.syspath_prepend(str(hostile_encoder))  # as where a command is run in that folder
-    file = hostile_encoder / ("modules.json" if module else "config.json")
-    content = json.loads(file.read_text())
-    if module:
-        content[0]["type"] = module
+def test_an_encoder_with_code_of_its_own_is_refused(tiny_encoder, tmp_path, monkeypatch, attack):
+    """Code of a module, of the configuration or in pickled weights would leave a file when it is run."""
+    folder, ran = tmp_path / "encoder", tmp_path / "ran"
+    shutil.copytree(tiny_encoder, folder)
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))  # as where a command is run in that folder
+    if attack == "pickle":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + str(ran).encode() + b"\nVw\ntR.")
+    elif attack == "config":
+        classes = {"model_type": "evil", "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}}
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | classes))
     else:
-        content |= {"model_type": "evil", "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}}
-    file.write_text(json.dumps(content))
-    assert_not_loaded(hostile_encoder)
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["type"] = attack
+        (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        resolve_encoder(str(folder)).load()
+    assert not ran.exists()
     assert "evil" not in sys.modules
-
-
-def test_weights_that_need_unpickling_are_not_loaded(hostile_encoder, tmp_path):
-    """The bytes are those of a pickle that would leave a file: none of it runs."""
-    (hostile_encoder / "model.safetensors").unlink()
-    ran = str(tmp_path / "ran")
-    (hostile_encoder / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + ran.encode() + b"\nVw\ntR.")
-    assert_not_loaded(hostile_encoder)
 
 
 @pytest.fixture
