@@ -34,9 +34,8 @@ def contend(uri: str, processes: int, rounds: int) -> dict[str, mlflow.entities.
     client.create_registered_model("twinsqueeze")
     commands = [["-c", CONTENDER, str(i), str(rounds)] for i in range(processes)]
     together(commands, [os.environ | {"MLFLOW_TRACKING_URI": uri}] * processes, Path.cwd())
-    return {
-        str(found.version): found for found in client.search_model_versions("name = 'twinsqueeze'", max_results=1000)
-    }
+    versions = client.search_model_versions("name = 'twinsqueeze'", max_results=1000)
+    return {str(version.version): version for version in versions}
 
 
 def check_succession(client: mlflow.MlflowClient, versions: dict) -> None:

@@ -18,13 +18,7 @@ from tests.helpers.stores import contents_by_name, query, run_ids
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = {"dataset": "pairs", "encoder": "./encoder", "device": "cpu", "dim": 8}
-TRAINING = [
-    "main",
-    "--epochs",
-    "100000",
-    *(text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))),
-]
+TRAINING = ["main", "--dataset", "pairs", "--encoder", "./encoder", "--device", "cpu", "--dim", "8"]
 ABLATION = ["ablation", "--grid", "grid.yaml", "--force", "true"]  # a parent with two children
 
 
@@ -33,7 +27,8 @@ def place(tmp_path_factory, shared_cache, tiny_encoder) -> Workplace:
     place = Workplace(tmp_path_factory.mktemp("outage"), shared_cache)
     write_pairs(place.folder / "pairs")
     (place.folder / "encoder").symlink_to(tiny_encoder)
-    (place.folder / "grid.yaml").write_text(json.dumps(OPTIONS | {"alpha": [0, 0.75], "epochs": 3}))
+    grid = {"dataset": "pairs", "encoder": "./encoder", "device": "cpu", "dim": 8, "alpha": [0, 0.75], "epochs": 3}
+    (place.folder / "grid.yaml").write_text(json.dumps(grid))
     return place
 
 
@@ -161,7 +156,7 @@ def test_a_killed_command_leaves_a_record_that_sync_ends(place, server, new_runs
         return [point for run_id in new_runs() for point in query(place.folder / "server", points, run_id)]
 
     with proxy(server, faults) as uri:
-        with start(place, uri, *TRAINING) as process:
+        with start(place, uri, *TRAINING, "--epochs", "100000") as process:
             process.wait_for(metrics)
             faults.choose = lambda kind: CUT
             process.wait_for(lambda: faults.counts[CUT] > 1)

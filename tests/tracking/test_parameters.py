@@ -18,11 +18,9 @@ from twinsqueeze.commands.options import PATH
 from twinsqueeze.tracking.parameters import decode_params
 
 # What an argument of a program can be.
-names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30) | st.lists(
-    st.sampled_from(
-        ["a", " ", "'", '"', "~", "(", "$HOME", "`", "\\", "\n", "{x}", "%20", "#", "?", "*", "-", "é", "="]
-    )
-).map("".join)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+special = ["a", " ", "'", '"', "~", "(", "$HOME", "`", "\\", "\n", "{x}", "%20", "#", "?", "*", "-", "é", "="]
+names = texts | st.lists(st.sampled_from(special)).map("".join)
 ENTRY_POINTS = {name: PROJECT.get_entry_point(name) for name in cli.commands if name != "sync"}
 STRINGS = [
     (name, parameter.name)

@@ -13,10 +13,9 @@ from sqlalchemy import create_engine
 from tests.helpers.commands import Workplace
 from twinsqueeze.tracking.store import canonical_uri, sqlite_path
 
-folders = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=30) | st.lists(
-    st.sampled_from(["a", " ", "%", "%20", "#", "?", "é", "@", ":", "+", "&", "'", "\\", "\n", "~", "=", "..."]),
-    min_size=1,
-).map("".join)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=30)
+special = ["a", " ", "%", "%20", "#", "?", "é", "@", ":", "+", "&", "'", "\\", "\n", "~", "=", "..."]
+folders = texts | st.lists(st.sampled_from(special), min_size=1).map("".join)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
