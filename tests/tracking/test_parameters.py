@@ -83,6 +83,8 @@ def test_commands_accept_such_names_of_files_and_experiments(workplace, tiny_enc
     assert run.data.params["encoder"] == shlex.quote(encoder)
     assert workplace.client.get_logged_model(run.outputs.model_outputs[0].model_id).params["encoder"] == encoder
     assert "1 of 1 recipes are in the experiment already" in project_run("ablation", grid=f"{NAME}.yaml")
+    project_run("compare", experiment=NAME, output=f"{NAME} tables")
+    assert (folder / f"{NAME} tables" / "report.html").is_file()
     project_run("register", experiment=NAME, dataset=Path(data).name)
     project_run("export", model="models:/twinsqueeze@champion", output=NAME)
     project_run("compress", model=NAME, input=f"{NAME}.npy", output=f"{NAME} small.npy")
