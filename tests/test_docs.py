@@ -54,6 +54,14 @@ def test_files_and_modules_of_the_repository_exist(page):
     assert [path for path in modules if not (path.is_dir() or path.with_suffix(".py").exists())] == []
 
 
+def test_every_promise_has_a_test_that_exists():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    rows = re.findall(r"^\|(.*)\|(.*)\|$", (ROOT / "RELIABILITY.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"`(\w+)`", "".join(tests for _, tests in rows))
+    assert len(named) > 50
+    assert [name for name in named if f"def test_{name}" not in code] == []
+
+
 @pytest.mark.parametrize("page", GUIDES, ids=page_id)
 def test_a_guide_begins_with_a_command_and_its_output(page):
     first = re.search(r"```.*", page.read_text(encoding="utf-8"), re.DOTALL)[0]
