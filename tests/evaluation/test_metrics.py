@@ -13,6 +13,7 @@ from twinsqueeze.evaluation.metrics import (
     retrieval_scores,
     score,
 )
+from twinsqueeze.evaluation.query_bootstrap import mean_difference_interval, mean_interval
 from twinsqueeze.utils import similarity
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
@@ -35,12 +36,9 @@ def predictions():
 
 def test_scores_match_scipy_and_scikit_learn(predictions):
     predicted, labels = predictions
-    scores = score(predicted, labels)
-    for r in range(3):
-        assert scores.mse[r] == pytest.approx(mean_squared_error(labels, predicted[r]), abs=1e-12)
-        assert scores.mae[r] == pytest.approx(mean_absolute_error(labels, predicted[r]), abs=1e-12)
-        assert scores.pearson[r] == pytest.approx(stats.pearsonr(labels, predicted[r])[0], abs=1e-12)
-        assert scores.spearman[r] == pytest.approx(stats.spearmanr(labels, predicted[r])[0], abs=1e-12)
+    functions = (mean_squared_error, mean_absolute_error, stats.pearsonr, stats.spearmanr)
+    expected = [[np.ravel(function(labels, row))[0] for row in predicted] for function in functions]
+    np.testing.assert_allclose(score(predicted, labels), expected, atol=1e-12)
 
 
 def test_constant_predictions_have_no_correlation():
@@ -48,35 +46,37 @@ def test_constant_predictions_have_no_correlation():
     assert np.isnan([scores.pearson, scores.spearman]).all()
 
 
-def check_interval(interval, statistic, *samples):
-    """Compares an interval with that of SciPy's paired bootstrap."""
-    expected = stats.bootstrap(
-        samples, statistic, paired=True, n_resamples=5000, method="percentile", rng=np.random.default_rng(6)
-    ).confidence_interval
-    assert interval == pytest.approx(tuple(expected), abs=0.05 * (expected.high - expected.low))
-
-
 @pytest.mark.parametrize("metric", METRICS)
-def test_intervals_match_scipys_bootstrap(predictions, metric):
-    predicted, labels = predictions
-    bootstrap = PairBootstrap(labels, resamples=5000, seed=5)
-    check_interval(bootstrap.intervals(predicted[0])[metric], STATISTICS[metric], predicted[0], labels)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_differences_match_scipys_paired_bootstrap(predictions, metric):
-    """The predictions share most of their error, so an unpaired interval would be far wider."""
+def test_intervals_match_scipys_paired_bootstrap(predictions, metric):
+    """Both predictions share most of their error, so an unpaired interval of the difference would be far wider."""
     ours, labels = predictions[0][0], predictions[1]
     theirs = ours + np.round(0.05 * np.random.default_rng(3).normal(size=len(ours)), 2) - 0.02
+    statistic, bootstrap = STATISTICS[metric], PairBootstrap(labels, resamples=5000, seed=5)
 
     def difference_of(x, z, y, axis):
-        return STATISTICS[metric](x, y, axis) - STATISTICS[metric](z, y, axis)
+        return statistic(x, y, axis) - statistic(z, y, axis)
 
-    difference, interval = PairBootstrap(labels, resamples=5000, seed=5).difference(ours, theirs, metric)
+    difference, interval = bootstrap.difference(ours, theirs, metric)
     assert difference == pytest.approx(difference_of(ours, theirs, labels, -1), abs=1e-12)
-    both = PairBootstrap(labels, resamples=5000, seed=5).difference(np.stack([ours, theirs]), theirs, metric)
+    both = bootstrap.difference(np.stack([ours, theirs]), theirs, metric)
     assert (both[0], *both[1]) == pytest.approx((difference / 2, interval.low / 2, interval.high / 2))  # a mean of two
-    check_interval(interval, difference_of, ours, theirs, labels)
+    of_ours = bootstrap.intervals(ours)[metric]
+    for found, function, samples in ((of_ours, statistic, []), (interval, difference_of, [theirs])):
+        expected = stats.bootstrap(
+            [ours, *samples, labels], function, paired=True, n_resamples=5000, method="percentile", rng=6
+        ).confidence_interval
+        assert found == pytest.approx(tuple(expected), abs=0.05 * (expected.high - expected.low))
+
+
+@pytest.mark.parametrize("is_difference", [False, True])
+def test_intervals_of_queries_match_scipys_bootstrap(is_difference):
+    generator = np.random.default_rng(3)
+    baseline = generator.beta(0.5, 1, 400)
+    values = baseline + generator.normal(0.01, 0.02, 400)
+    found = mean_difference_interval(values, baseline) if is_difference else mean_interval(values)
+    sample = values - baseline if is_difference else values
+    expected = stats.bootstrap([sample], np.mean, method="percentile", n_resamples=4000, rng=3).confidence_interval
+    assert found == pytest.approx(tuple(expected), abs=0.0003 if is_difference else 0.004)
 
 
 def test_nearest_neighbors_match_scikit_learn(monkeypatch):
@@ -97,17 +97,6 @@ def test_cosines_by_hand():
     np.testing.assert_allclose(pair_cosines(vectors, np.array([0, 0]), np.array([1, 2])), [np.sqrt(0.5), 0])
 
 
-@pytest.fixture
-def search():
-    """Vectors of 90 sentences, their ten nearest neighbors, and relevant pairs; some sentences are in several pairs."""
-    generator = np.random.default_rng(4)
-    vectors = generator.normal(size=(90, 12)).astype(np.float32)
-    first, second = generator.integers(90, size=(2, 80))
-    vectors[second] += 0.6 * vectors[first]
-    scores = np.round(generator.uniform(0, 5, size=80), 1)
-    return vectors, nearest_neighbors(vectors), relevant_pairs(first, second, scores)
-
-
 def test_pairs_scored_4_or_more_are_relevant_both_ways_once():
     first, second = np.array([0, 2, 5, 3, 4]), np.array([1, 0, 5, 4, 3])
     pairs = relevant_pairs(first, second, np.array([4.0, 3.9, 5.0, 4.6, 5.0]))
@@ -115,13 +104,20 @@ def test_pairs_scored_4_or_more_are_relevant_both_ways_once():
     assert pairs.targets.tolist() == [1, 0, 4, 3]
 
 
-@pytest.mark.parametrize("queries_are_stored", [True, False], ids=["symmetric", "asymmetric"])
-def test_retrieval_scores_match_scikit_learns_search(search, queries_are_stored, monkeypatch):
-    monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", 32)
-    vectors, reference, pairs = search
-    stored = vectors if queries_are_stored else vectors.round()  # without ties, unlike signs
+@pytest.mark.parametrize(("queries_are_stored", "block"), [(True, 1), (True, 90), (True, 32), (False, 32)])
+def test_retrieval_scores_match_scikit_learns_search(queries_are_stored, block, monkeypatch):
+    """Of 90 sentences, some of which are in several pairs."""
+    monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", block)
+    generator = np.random.default_rng(4)
+    vectors = generator.normal(size=(90, 12)).astype(np.float32)
+    first, second = generator.integers(90, size=(2, 80))
+    vectors[second] += 0.6 * vectors[first]
+    reference = nearest_neighbors(vectors)
+    pairs = relevant_pairs(first, second, np.round(generator.uniform(0, 5, size=80), 1))
+    stored = vectors[:, :8] if queries_are_stored else vectors.round()  # without ties, unlike signs
     queries = None if queries_are_stored else vectors
-    found = NearestNeighbors(metric="cosine", algorithm="brute").fit(stored).kneighbors(vectors, 90)[1]
+    search = NearestNeighbors(metric="cosine", algorithm="brute").fit(stored)
+    found = search.kneighbors(stored if queries_are_stored else vectors, 90)[1]
     found = [[target for target in row if target != query] for query, row in enumerate(found)]
     relevant = {query: set(pairs.targets[pairs.queries == query].tolist()) for query in set(pairs.queries.tolist())}
     neighbors = {query: set(row) for query, row in enumerate(reference.tolist())}
@@ -137,16 +133,6 @@ def test_retrieval_scores_match_scikit_learns_search(search, queries_are_stored,
     assert scores == pytest.approx(expected)
     assert 0 < scores.recall_at_1 < scores.recall_at_10 < 1
     assert queries_are_stored or scores != retrieval_scores(stored, reference, pairs)
-
-
-def test_scores_do_not_depend_on_the_block_size(search, monkeypatch):
-    vectors, reference, pairs = search
-    compressed = vectors[:, :4]
-    expected = retrieval_scores(compressed, reference, pairs)
-    assert expected.neighbor_recall == neighbor_recall(reference, nearest_neighbors(compressed))
-    for block in (1, 7, 90):
-        monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", block)
-        assert retrieval_scores(compressed, reference, pairs) == expected
 
 
 def test_equal_vectors_find_no_more_than_chance():
