@@ -231,7 +231,7 @@ def test_cosent_loss_is_that_of_sentence_transformers():
 def test_a_dense_layer_learns_scores(tmp_path, monkeypatch):
     """Scores that depend on the first 16 of 200 dimensions alone, found on other pairs."""
     monkeypatch.setattr(faiss_baselines, "QUANTIZERS", ())
-    splits = [random_pairs(pairs=1500, sentences=1500, dimension=200, seed=seed) for seed in (1, 2)]
+    splits = [random_pairs(pairs=1000, sentences=1000, dimension=200, seed=seed) for seed in (1, 2)]
     units = [unit_rows(split.embeddings[:, :16]) for split in splits]
     cosines = [(unit[split.first] * unit[split.second]).sum(1) for unit, split in zip(units, splits, strict=True)]
     train, dev = (replace(split, scores=2.5 + 2.5 * c) for split, c in zip(splits, cosines, strict=True))

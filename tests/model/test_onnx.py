@@ -17,15 +17,17 @@ from twinsqueeze.model.sentence_transformer import build_sentence_transformer, d
 
 TEXTS = ["A man is playing a guitar.", "", "Two dogs run through the snow.", "word " * 600]
 PROMPTS = {"query": "query: ", "passage": "represent the passage for retrieval: "}
-CASES = [("mean", False, "query", "right"), ("cls", True, "passage", "right")]
-# All poolings beside each other, each of which gives dimensions of its own.
-slow_cases = [
-    pytest.param(Pooling.POOLING_MODES, *case, marks=pytest.mark.slow)
-    for case in ((False, None, "right"), (False, "query", "left"), (True, None, "left"))
-]
 
 
-@pytest.mark.parametrize(("pooling", "include_prompt", "default", "padding"), [*CASES, *slow_cases])
+@pytest.mark.parametrize(
+    ("pooling", "include_prompt", "default", "padding"),
+    [  # all poolings beside each other, each of which gives dimensions of its own
+        (Pooling.POOLING_MODES, False, "query", "left"),
+        ("cls", True, "passage", "right"),
+        pytest.param(Pooling.POOLING_MODES, False, None, "right", marks=pytest.mark.slow),
+        pytest.param(Pooling.POOLING_MODES, True, None, "left", marks=pytest.mark.slow),
+    ],
+)
 def test_graph_encodes_with_each_prompt_as_the_encoder(
     tiny_encoder, tmp_path, pooling, include_prompt, default, padding
 ):

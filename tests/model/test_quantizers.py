@@ -4,6 +4,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import mean_squared_error
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
@@ -22,21 +23,15 @@ def codebooks(request) -> torch.Tensor:
     return torch.stack([fit_codebooks(each, request.param, seed) for seed, each in enumerate(vectors)])
 
 
-def faiss_index(codebooks: torch.Tensor) -> faiss.IndexPQ:
-    subvectors, centroids, subvector_dim = codebooks.shape
-    index = faiss.IndexPQ(subvectors * subvector_dim, subvectors, int(np.log2(centroids)))
-    faiss.copy_array_to_vector(codebooks.numpy().ravel(), index.pq.centroids)
-    index.is_trained = True
-    return index
-
-
 def test_codes_match_faiss(codebooks):
     quantizer, vectors = ProductQuantizer(codebooks), unit(REPLICAS, ROWS, DIM)
     codes = quantizer.encode(vectors)
     decoded = quantizer.decode(codes).numpy()
     dequantized = quantizer.dequantize(3 * vectors).numpy()
     for r in range(REPLICAS):
-        index = faiss_index(codebooks[r])
+        index = faiss.IndexPQ(DIM, codebooks.shape[1], int(np.log2(codebooks.shape[2])))
+        faiss.copy_array_to_vector(codebooks[r].numpy().ravel(), index.pq.centroids)
+        index.is_trained = True
         theirs = index.sa_encode(vectors[r].numpy())
         np.testing.assert_array_equal(codes[r].numpy(), theirs)
         np.testing.assert_allclose(decoded[r], index.sa_decode(theirs), atol=1e-6)
@@ -44,72 +39,49 @@ def test_codes_match_faiss(codebooks):
         np.testing.assert_array_equal(quantizer.replica(r).dequantize(vectors[r : r + 1]).numpy()[0], decoded[r])
 
 
-def residual_index(codebooks: torch.Tensor, depth: int, beam: int) -> faiss.IndexProductResidualQuantizer:
-    tables = len(codebooks)
-    index = faiss.IndexProductResidualQuantizer(DIM, tables // depth, depth, 8, faiss.METRIC_INNER_PRODUCT)
-    for m in range(tables // depth):
-        part = faiss.downcast_AdditiveQuantizer(index.prq.subquantizer(m))
-        part.max_beam_size, part.is_trained = beam, True
-        faiss.copy_array_to_vector(codebooks[m * depth : (m + 1) * depth].numpy().ravel(), part.codebooks)
-        part.compute_codebook_tables()
-    faiss.copy_array_to_vector(codebooks.numpy().ravel(), index.prq.codebooks)
-    index.is_trained = index.prq.is_trained = True
-    return index
-
-
-@pytest.mark.parametrize("beam", [1, 5])
-@pytest.mark.parametrize("depth", [2, 4])
+@pytest.mark.parametrize(("depth", "beam"), [(2, 1), (2, 5), (4, 5)])
 def test_codes_of_residuals_match_faiss(depth, beam):
     codebooks = torch.stack([fit_codebooks(unit(900, DIM, seed=r).numpy(), 6, r, depth) for r in range(REPLICAS)])
     quantizer, vectors = ProductQuantizer(codebooks, depth), unit(REPLICAS, ROWS, DIM)
     codes = quantizer.encode(vectors, beam=beam)
     decoded = quantizer.decode(codes).numpy()
     for r in range(REPLICAS):
-        index = residual_index(codebooks[r], depth, beam)
+        index = faiss.IndexProductResidualQuantizer(DIM, DIM // 6, depth, 8, faiss.METRIC_INNER_PRODUCT)
+        for m, books in enumerate(codebooks[r].split(depth)):
+            part = faiss.downcast_AdditiveQuantizer(index.prq.subquantizer(m))
+            part.max_beam_size, part.is_trained = beam, True
+            faiss.copy_array_to_vector(books.numpy().ravel(), part.codebooks)
+            part.compute_codebook_tables()
+        faiss.copy_array_to_vector(codebooks[r].numpy().ravel(), index.prq.codebooks)
+        index.is_trained = index.prq.is_trained = True
         theirs = index.sa_encode(vectors[r].numpy())
         assert (codes[r].numpy() == theirs).mean() > 0.999  # but for ties
         np.testing.assert_allclose(decoded[r], index.sa_decode(codes[r].numpy().astype(np.uint8)), atol=1e-6)
         np.testing.assert_array_equal(quantizer.replica(r).encode(vectors[r : r + 1], beam=beam)[0], codes[r])
 
 
-@pytest.mark.parametrize("subvector_dim", [4, 6])
-def test_codebooks_are_as_good_as_those_of_faiss(subvector_dim):
-    vectors = unit(2000, DIM, seed=2).numpy()
-    ours = fit_codebooks(vectors, subvector_dim, 0)
-    assert ours.shape == (DIM // subvector_dim, 256, subvector_dim)
-    index = faiss.IndexPQ(DIM, DIM // subvector_dim, 8)
+@pytest.mark.parametrize(("dim", "subvector_dim", "depth"), [(12, 4, 1), (12, 6, 1), (16, 8, 2)])
+def test_codebooks_are_as_good_as_those_of_faiss(dim, subvector_dim, depth):
+    vectors, subvectors = unit(2000, dim, seed=2).numpy(), dim // subvector_dim
+    ours = fit_codebooks(vectors, subvector_dim, 0, depth)
+    assert ours.shape == (subvectors * depth, 256, subvector_dim)
+    index = faiss.IndexPQ(dim, subvectors, 8)
+    if depth > 1:
+        index = faiss.IndexProductResidualQuantizer(dim, subvectors, depth, 8)
     index.train(vectors)
-
-    def distortion(restored: np.ndarray) -> float:
-        return float(np.square(restored - vectors).sum(1).mean())
-
-    mine = ProductQuantizer(ours[None])
-    lost = distortion(mine.dequantize(torch.from_numpy(vectors)[None])[0].numpy())
-    assert lost < 1.05 * distortion(index.sa_decode(index.sa_encode(vectors)))
-    assert torch.equal(fit_codebooks(vectors, subvector_dim, 0), ours)
-    assert not torch.equal(fit_codebooks(vectors, subvector_dim, 1), ours)
-
-
-def test_codebooks_of_residuals_are_as_good_as_those_of_faiss():
-    vectors = unit(3000, 32, seed=2).numpy()
-    ours = fit_codebooks(vectors, 16, 0, 2)
-    assert ours.shape == (4, 256, 16)
-    index = faiss.IndexProductResidualQuantizer(32, 2, 2, 8)
-    index.train(vectors)
-    mine = ProductQuantizer(ours[None], 2).dequantize(torch.from_numpy(vectors)[None])[0].numpy()
+    restored = ProductQuantizer(ours[None], depth).dequantize(torch.from_numpy(vectors)[None])[0].numpy()
     theirs = index.sa_decode(index.sa_encode(vectors))
-    ours_lost, theirs_lost = (float(np.square(restored - vectors).sum(1).mean()) for restored in (mine, theirs))
-    assert ours_lost < 1.05 * theirs_lost
+    assert mean_squared_error(restored, vectors) < 1.05 * mean_squared_error(theirs, vectors)
+    assert torch.equal(fit_codebooks(vectors, subvector_dim, 0, depth), ours)
+    assert not torch.equal(fit_codebooks(vectors, subvector_dim, 1, depth), ours)
 
 
 def test_codebooks_do_not_depend_on_the_number_of_threads():
-    vectors = unit(9000, 16).numpy()
-
-    def fitted(threads: int) -> torch.Tensor:
+    vectors, fitted = unit(9000, 8).numpy(), []
+    for threads in (1, 2):
         with threadpool_limits(threads):
-            return fit_codebooks(vectors, 4, 0)
-
-    assert torch.equal(fitted(1), fitted(2))
+            fitted.append(fit_codebooks(vectors, 4, 0))
+    assert torch.equal(*fitted)
 
 
 def test_few_vectors_have_one_centroid_each():
@@ -150,7 +122,7 @@ def test_subspaces_have_similar_products_of_variances(subvector_dim):
     assert balance_subspaces([256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0], 4) == [0, 3, 4, 7, 1, 2, 5, 6]
 
 
-@pytest.mark.parametrize("none", [0.0, 1e-19, -1e-19])
-def test_rounding_errors_of_zero_variances_do_not_unbalance_the_others(none):
-    variances = [*0.8 ** np.arange(30), none, none / 10]
-    assert balance_subspaces(variances, 4) == balance_subspaces([*variances[:30], 1e-6, 1e-6], 4)
+def test_rounding_errors_of_zero_variances_do_not_unbalance_the_others():
+    variances = [*0.8 ** np.arange(30)]
+    for zero in (0.0, 1e-19, -1e-19):
+        assert balance_subspaces([*variances, zero, zero / 10], 4) == balance_subspaces([*variances, 1e-6, 1e-6], 4)
