@@ -8,6 +8,7 @@ from sklearn.metrics import mean_squared_error
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
+from twinsqueeze.evaluation.faiss_fitting import single_threaded
 from twinsqueeze.model.quantizers import ProductQuantizer, Quantizer, SignQuantizer, balance_subspaces, fit_codebooks
 
 REPLICAS, ROWS, DIM = 2, 300, 12
@@ -68,7 +69,8 @@ def test_codebooks_are_as_good_as_those_of_faiss(dim, subvector_dim, depth):
     index = faiss.IndexPQ(dim, subvectors, 8)
     if depth > 1:
         index = faiss.IndexProductResidualQuantizer(dim, subvectors, depth, 8)
-    index.train(vectors)
+    with single_threaded(faiss):
+        index.train(vectors)
     restored = ProductQuantizer(ours[None], depth).dequantize(torch.from_numpy(vectors)[None])[0].numpy()
     theirs = index.sa_decode(index.sa_encode(vectors))
     assert mean_squared_error(restored, vectors) < 1.05 * mean_squared_error(theirs, vectors)
