@@ -1,5 +1,6 @@
-"""A folder of checkpoints of trainings."""
+"""Checkpoints of trainings."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,17 @@ from twinsqueeze.training.checkpointing import CheckpointStore, TrainingCheckpoi
 from twinsqueeze.training.loop import TrainingResult, train_replicas
 from twinsqueeze.training.trainer import TrainingState
 from twinsqueeze.utils.disk_cache import write_atomic
+
+
+class RecordingCheckpoint(TrainingCheckpoint):
+    """Collects the content of the checkpoint at every epoch."""
+
+    def __init__(self, recipes: list[Recipe]) -> None:
+        super().__init__(None, recipes, None, print)
+        self.contents: list[bytes] = []
+
+    def maybe_save(self, get_state: Callable[[], TrainingState]) -> None:
+        self.contents.append(self.serialize(get_state()))
 
 
 class CheckpointFolder:

@@ -5,8 +5,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import pytest
-
 from tests.helpers.pairs import random_pairs, random_queries
 from twinsqueeze.data.dataset import EncodedSplit
 from twinsqueeze.recipe import Recipe
@@ -20,38 +18,23 @@ SEARCH = {
     "architecture": "linear", "neighbor_weight": 1, "num_neighbors": 2, "num_candidates": 30, "batch_size": 32,
     "codebook_lr": 1e-3, "lr_schedule": "linear",
 }  # fmt: skip
-# Vector registers hold 8 or 16 floats, so that 10, 20, 33 and 36 dimensions do not fill all of them.
+# Vector registers hold 8 or 16 floats, so that 10, 20 and 33 dimensions do not fill all of them.
 RECIPES: dict[str, dict[str, Any]] = {
     "mlp": {"dim": 10, "lr": 1e-3},
     "product-neighbors": TEACHER | PRODUCT | {"dim": 20, "num_neighbors": 3},
-    "mlp8": {"dim": 8},
-    "mlp32": {"dim": 32},
+    "linear": LINEAR | {"dim": 33, "neighbor_weight": 0.1},
+    "search": SEARCH | PRODUCT | {"dim": 24, "loss": "none", "init": "teacher", "teacher": "projection"},
     "mlp33": {"dim": 33},
     "mlp128": {"dim": 128},
-    "linear": LINEAR | {"dim": 33, "neighbor_weight": 0.1},
     "linear-neighbors": TEACHER | {"dim": 32, "num_neighbors": 3},
-    "linear-random-init": LINEAR | {"dim": 8, "neighbor_weight": 1, "num_neighbors": 2, "teacher": "projection"},
-    "sign": LINEAR | SIGN | {"dim": 64, "neighbor_weight": 0.1, "batch_size": 64},
-    "product": TEACHER | PRODUCT | {"dim": 36},
+    "sign": LINEAR | SIGN | {"dim": 256, "neighbor_weight": 0.1, "batch_size": 64},
     "product-pca": LINEAR | PRODUCT | {"dim": 12, "subvector_dim": 6, "neighbor_weight": 1, "init": "pca"},
     "product-encoder": LINEAR | PRODUCT | {"dim": 48, "subvector_dim": 8, "neighbor_weight": 1, "init": "teacher"},
     "infonce-sign": SEARCH | SIGN | {"dim": 16, "loss": "infonce", "neighbor_weight": 0.5},
-    "search": SEARCH | PRODUCT | {"dim": 24, "loss": "none", "init": "teacher", "teacher": "projection"},
     "residual": SEARCH
     | RESIDUAL
     | {"dim": 24, "loss": "none", "init": "pca", "teacher": "whitened", "teacher_whitening": 0.1},
 }
-DEFAULT = ("mlp", "linear", "product-neighbors", "search")
-
-
-def each_recipe(slow_dimension: int = 64) -> list[Any]:
-    """Returns pytest parameters (dimension of the encoder, fields): four, and those of all recipes as slow tests."""
-    default = [pytest.param(64, RECIPES[name], id=name) for name in DEFAULT]
-    return default + [
-        pytest.param(slow_dimension, fields, id=f"{name}-of-{slow_dimension}", marks=pytest.mark.slow)
-        for name, fields in RECIPES.items()
-        if name not in DEFAULT or slow_dimension != 64
-    ]
 
 
 def make_recipes(alphas: Iterable[float] = (0.75,), seeds: Iterable[int] = (3,), **fields: Any) -> list[Recipe]:

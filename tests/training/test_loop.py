@@ -18,10 +18,9 @@ from twinsqueeze.utils.compute import resolve_device
 
 def test_results_are_in_the_order_of_the_recipes(small_train, small_dev):
     recipes = make_recipes([0.5, 0.0], [3, 1])
-    results = train_replicas(recipes, small_train, small_dev)
-    reverse = train_replicas(recipes[::-1], small_train, small_dev)
-    assert [result.recipe for result in results] == recipes
-    assert all(map(same_bits, results, reverse[::-1]))
+    for recipe, result in zip(recipes, train_replicas(recipes, small_train, small_dev), strict=True):
+        assert result.recipe == recipe
+        assert same_bits(result, *train_replicas([recipe], small_train, small_dev))
 
 
 def test_teachers_are_trainings_at_full_dimension(small_train, small_dev):
@@ -104,14 +103,3 @@ def test_cuda_is_an_error_without_a_cuda_device():
     assert resolve_device("auto").type == "cpu"
     with pytest.raises(InputError, match="no CUDA device"):
         resolve_device("cuda")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_trains_like_the_cpu(small_train, small_dev):
-    assert resolve_device("auto").type == "cuda"
-    on_cpu, on_cuda = (
-        train_replicas(make_recipes([0.0, 0.75], [0, 1], device=device), small_train, small_dev)
-        for device in ("cpu", "cuda")
-    )
-    for a, b in zip(on_cpu, on_cuda, strict=True):
-        np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-3)

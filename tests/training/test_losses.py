@@ -7,7 +7,6 @@ from scipy import stats
 from torch.nn import functional
 
 from twinsqueeze.data.sentence_pairs import scores_to_labels
-from twinsqueeze.model.quantizers import L2Normalize
 from twinsqueeze.training.losses import (
     PairCosine,
     log_neighbor_probs,
@@ -58,12 +57,6 @@ def test_pair_cosine_and_its_gradient_match_pytorch(dim):
     torch.testing.assert_close(cosine.value, expected.detach())
     torch.testing.assert_close(cosine.backward(weights), *torch.autograd.grad((expected * weights).sum(), outputs))
     assert PairCosine(torch.zeros(1, 2, dim)).value.item() == 0
-
-
-def test_gradient_of_the_normalization_matches_autograd():
-    outputs, weights = torch.randn(2, 2, 6, 5, dtype=torch.float64)
-    (functional.normalize(outputs.requires_grad_(), dim=-1) * weights).sum().backward()
-    torch.testing.assert_close(L2Normalize(outputs.detach()).backward(weights), outputs.grad)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3])

@@ -19,14 +19,6 @@ from twinsqueeze.utils.similarity import nearest_neighbors
 CPU = torch.device("cpu")
 
 
-def test_first_columns_are_numpys():
-    rows = np.random.default_rng(0).integers(12, size=(3, 40))
-    found = first_columns(torch.from_numpy(rows))
-    for row, columns in zip(rows, found, strict=True):
-        _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
-        assert columns.tolist() == first[inverse].tolist()
-
-
 def test_candidates_are_distinct_and_neither_the_query_nor_another_answer():
     queries, candidates = torch.tensor([[7, 7, 8]]), torch.tensor([[1, 2, 1, 7, 5, 5]])
     assert candidate_mask(queries, candidates).tolist() == [

@@ -1,24 +1,22 @@
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.cluster import KMeans
 
 from tests.helpers.pairs import random_pairs
-from tests.helpers.recipes import LINEAR, PRODUCT, SIGN, TEACHER, each_recipe, make_pairs, make_recipes
+from tests.helpers.recipes import LINEAR, PRODUCT, RECIPES, SIGN, TEACHER, make_pairs, make_recipes
 from tests.helpers.reference_training import ReferenceTraining
 from tests.helpers.results import same_bits
 from twinsqueeze.evaluation.evaluator import Evaluator, pair_losses
-from twinsqueeze.model.initialization import pca_layer
 from twinsqueeze.training import setup
 from twinsqueeze.training.loop import train_replicas
-from twinsqueeze.training.setup import TrainingSetup
+from twinsqueeze.training.setup import TrainingSetup, initial_model
 from twinsqueeze.training.teacher import TEACHER_RECIPES
-from twinsqueeze.training.trainer import BatchedTrainer
-from twinsqueeze.utils.compute import map_threaded
+from twinsqueeze.utils.compute import BLAS_LOCK, map_threaded
 
 CPU = torch.device("cpu")
 NEIGHBORS = {"neighbor_weight": 0.3, "neighbor_temperature": 0.1}
@@ -79,18 +77,18 @@ def test_a_training_matches_pytorchs_autograd(place, fields, unpaired, small_tra
 
 
 @pytest.mark.parametrize(
-    ("dimension", "fields"),
+    ("dimension", "name"),
     [
-        *each_recipe(slow_dimension=384),
-        pytest.param(384, LINEAR | {"dim": 256, "quantizer": "sign", "batch_size": 64}, marks=pytest.mark.slow),
+        *((64, name) for name in ("mlp", "linear", "product-neighbors", "search")),
+        *(pytest.param(384, name, marks=pytest.mark.slow) for name in RECIPES),
     ],
 )
-def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads(dimension, fields, monkeypatch):
+def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads(dimension, name, monkeypatch):
     """A thread has one core if several train, and else all of them. Another makes the inputs of a single replica."""
     monkeypatch.setattr("twinsqueeze.training.trainer.ROWS_AT_ONCE", 130)  # two steps of 32 pairs
     for recipe in TEACHER_RECIPES.values():
         monkeypatch.setitem(recipe, "epochs", 2)
-    fields, pairs = fields | {"epochs": 2}, make_pairs(dimension, **fields)
+    fields, pairs = RECIPES[name] | {"epochs": 2}, make_pairs(dimension, **RECIPES[name])
 
     def train(recipes):
         return train_replicas(recipes, *pairs)
@@ -105,51 +103,18 @@ def test_a_replica_has_the_same_bits_alone_in_every_grid_and_in_parallel_threads
         assert same_bits(alone, same), len(results)
 
 
-class WatchedLock:
-    """A lock that sets an event when a second thread begins to wait for it."""
-
-    def __init__(self, waits: threading.Event) -> None:
-        self.waits, self.lock = waits, threading.RLock()
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            self.waits.set()
-            self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-
-def test_initial_weights_do_not_depend_on_the_kmeans_of_another_training(monkeypatch):
+def test_initial_weights_and_codebooks_hold_the_lock_of_the_blas(monkeypatch):
     """K-means has the process's BLAS use one thread, which changes the last bits of other threads' results."""
-    train, _ = make_pairs(384)
-    fit = KMeans.fit
-    fitting, waits_or_done = threading.Event(), threading.Event()
-    weights = []
+    (recipe,) = make_recipes(init="pca", **LINEAR | PRODUCT)
+    called = []
 
-    def recording_pca_layer(*arguments):
-        result = pca_layer(*arguments)
-        weights.append(result[0].tobytes())  # float64, since rounding to float32 hides most differences
-        return result
+    def check_lock(function, *arguments):
+        assert not other_thread.submit(BLAS_LOCK.acquire, blocking=False).result()
+        called.append(function.__name__)
+        return function(*arguments)
 
-    def start(**fields) -> None:
-        (recipe,) = make_recipes([0.0], init="pca", **LINEAR | fields)
-        BatchedTrainer.start(TrainingSetup(recipe, [0.0], [3], train, CPU))
-
-    def slow_fit(kmeans, vectors):
-        fitting.set()
-        waits_or_done.wait()
-        return fit(kmeans, vectors)
-
-    monkeypatch.setattr("twinsqueeze.model.initialization.pca_layer", recording_pca_layer)
-    monkeypatch.setattr(setup, "BLAS_LOCK", WatchedLock(waits_or_done))
-    monkeypatch.setattr(KMeans, "fit", slow_fit)
-    start()
-    other = threading.Thread(target=start, kwargs=PRODUCT)
-    other.start()
-    fitting.wait()
-    start()
-    waits_or_done.set()
-    other.join()
-    assert len(weights) == 3
-    assert len(set(weights)) == 1
+    for function in (setup.initial_layers, setup.fit_codebooks):
+        monkeypatch.setattr(setup, function.__name__, partial(check_lock, function))
+    with ThreadPoolExecutor(1) as other_thread:
+        initial_model(TrainingSetup(recipe, [0.75], [3], make_pairs(24)[0], CPU))
+    assert called == ["initial_layers", "fit_codebooks"]
