@@ -4,6 +4,7 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.neighbors import NearestNeighbors
 
+from tests.helpers.search import nearest
 from twinsqueeze.evaluation.bootstrap import PairBootstrap
 from twinsqueeze.evaluation.metrics import (
     METRICS,
@@ -79,13 +80,6 @@ def test_intervals_of_queries_match_scipys_bootstrap(is_difference):
     assert found == pytest.approx(tuple(expected), abs=0.0003 if is_difference else 0.004)
 
 
-def test_nearest_neighbors_match_scikit_learn(monkeypatch):
-    monkeypatch.setattr(similarity, "QUERIES_AT_ONCE", 64)
-    vectors = np.random.default_rng(1).normal(size=(150, 16)).astype(np.float32)
-    expected = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors).kneighbors()[1]
-    np.testing.assert_array_equal(nearest_neighbors(vectors, 10), expected)
-
-
 def test_few_sentences_have_few_neighbors():
     assert nearest_neighbors(np.eye(3, dtype=np.float32), 10).shape == (3, 2)
     alone = nearest_neighbors(np.ones((1, 2)))
@@ -112,7 +106,8 @@ def test_retrieval_scores_match_scikit_learns_search(queries_are_stored, block, 
     vectors = generator.normal(size=(90, 12)).astype(np.float32)
     first, second = generator.integers(90, size=(2, 80))
     vectors[second] += 0.6 * vectors[first]
-    reference = nearest_neighbors(vectors)
+    reference = nearest(vectors)
+    np.testing.assert_array_equal(nearest_neighbors(vectors, 10), reference)
     pairs = relevant_pairs(first, second, np.round(generator.uniform(0, 5, size=80), 1))
     stored = vectors[:, :8] if queries_are_stored else vectors.round()  # without ties, unlike signs
     queries = None if queries_are_stored else vectors

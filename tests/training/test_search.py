@@ -11,7 +11,6 @@ from tests.helpers.pairs import random_queries
 from tests.helpers.recipes import PRODUCT, RESIDUAL, SEARCH, SIGN, make_recipes
 from twinsqueeze.task import NEIGHBORS
 from twinsqueeze.training.candidates import CandidateSampler, candidate_mask, first_columns, other_answers
-from twinsqueeze.training.losses import candidate_log_probs, distillation_loss, infonce_loss
 from twinsqueeze.training.setup import TrainingSetup
 from twinsqueeze.training.trainer import BatchedTrainer
 from twinsqueeze.utils.similarity import nearest_neighbors
@@ -26,31 +25,6 @@ def test_candidates_are_distinct_and_neither_the_query_nor_another_answer():
     ]
     targets = first_columns(candidates)[:, :3]
     assert other_answers(queries, targets, 6).int().tolist() == [[[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [0] * 6]]
-
-
-def test_losses_and_their_gradients_match_pytorch():
-    """Three alphas of two seeds: replica r has the candidates, targets and teacher of seed r mod 2."""
-    torch.manual_seed(0)
-    queries = functional.normalize(torch.randn(6, 4, 5, dtype=torch.float64), dim=-1).requires_grad_()
-    stored = functional.normalize(torch.randn(6, 7, 5, dtype=torch.float64), dim=-1).requires_grad_()
-    candidates = torch.rand(2, 4, 7) > 0.3
-    targets = torch.tensor([[0, 1, 2, 3], [2, 2, 0, 1]])
-    candidates.scatter_(2, targets[..., None], True)
-    teacher = torch.log_softmax(torch.randn(2, 4, 7, dtype=torch.float64).masked_fill(~candidates, -torch.inf), -1)
-    log_probs = candidate_log_probs(queries.detach(), stored.detach(), candidates, 0.2)
-    contrastive, distilled = infonce_loss(log_probs, targets, 0.2), distillation_loss(log_probs, teacher, 0.2)
-    for r in range(6):
-        cosines = (queries[r] @ stored[r].T).detach().requires_grad_()
-        seed = r % 2
-        expected = functional.cross_entropy((cosines / 0.2).masked_fill(~candidates[seed], -torch.inf), targets[seed])
-        torch.testing.assert_close(contrastive[0][r], expected.detach())
-        torch.testing.assert_close(contrastive[1][r], *torch.autograd.grad(expected, cosines))
-        rows = [
-            functional.kl_div(functional.log_softmax(c[m] / 0.2, -1), t[m], log_target=True, reduction="sum")
-            for c, m, t in zip(cosines, candidates[seed], teacher[seed], strict=True)
-        ]
-        torch.testing.assert_close(distilled[0][r], sum(rows).detach() / 4)
-        torch.testing.assert_close(distilled[1][r], *torch.autograd.grad(sum(rows) / 4, cosines))
 
 
 def test_passages_that_equal_their_query_and_rows_without_candidates_are_no_obstacle():
