@@ -315,6 +315,10 @@ def test_missing_quantizers_are_explained(task, tmp_path, monkeypatch, found):
     assert [name for name in names if "FAISS" in name[0]] == [("FAISS PQ", size) for size in (16, 32, 64)]
     assert "as many distinct train sentences" in note
 
+    names, note = fit_all(random_pairs(pairs=9, sentences=300, dimension=70, seed=1))
+    assert not [name for name in names if "FAISS" in name[0]]
+    assert "a multiple of 16" in note
+
     for module in (faiss_baselines, baselines):
         monkeypatch.setattr(module, "faiss_version", lambda: None)
     rows = cached_baselines(task, DIM, DiskCache(tmp_path))
