@@ -18,7 +18,7 @@ from twinsqueeze.errors import InputError
 from twinsqueeze.evaluation.baselines import (
     BaselineScores,
     BaselineTask,
-    VectorEvaluator,
+    SplitEvaluator,
     cached_baselines,
 )
 from twinsqueeze.evaluation.evaluator import Evaluator
@@ -45,7 +45,7 @@ class ExperimentData:
     device: torch.device  # of training and evaluation
     reporter: Reporter
     _cache: DiskCache
-    _evaluators: dict[tuple[str, str], Evaluator | RetrievalEvaluator] = field(default_factory=dict)
+    _evaluators: dict[tuple[str, str], SplitEvaluator] = field(default_factory=dict)
     _baselines: dict[tuple[tuple[str, ...], str, int, int], list[BaselineScores]] = field(default_factory=dict)
     _unlabeled: dict[int, FloatArray] = field(default_factory=dict)
     base: Base | None = None  # of recipes that have one
@@ -83,7 +83,7 @@ class ExperimentData:
                 self._unlabeled[number] = embed_unlabeled(number, self.encoder, self._cache, advance)
         return replace(encoded, unpaired=self._unlabeled[number])
 
-    def evaluator(self, split: str, label_transform: str) -> Evaluator | RetrievalEvaluator:
+    def evaluator(self, split: str, label_transform: str) -> SplitEvaluator:
         """Returns the evaluator of compressors on a split."""
         key = split, label_transform
         if key not in self._evaluators:
@@ -111,7 +111,7 @@ class ExperimentData:
         key = tuple(splits), recipe.label_transform, dim, unlabeled
         if key not in self._baselines:
             self._fits.close()
-            evaluators: dict[str, VectorEvaluator] = {s: self.evaluator(s, recipe.label_transform) for s in splits}
+            evaluators = {split: self.evaluator(split, recipe.label_transform) for split in splits}
             task = BaselineTask(self.training_pairs(recipe) if unlabeled else self.encoded["train"], evaluators)
             self._baselines[key] = cached_baselines(task, dim, self._cache, partial(show_progress, self.reporter))
         return self._baselines[key]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, count, groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import torch
 from scipy.stats import ortho_group
 
 from twinsqueeze.data.dataset import EncodedSplit
+from twinsqueeze.evaluation.evaluator import Evaluator
 from twinsqueeze.evaluation.faiss_baselines import (
     CODE_SIZES,
     OPQ,
@@ -30,6 +31,7 @@ from twinsqueeze.evaluation.faiss_baselines import (
     quantizers_to_fit,
 )
 from twinsqueeze.evaluation.faiss_fitting import NUM_CENTROIDS, ROTATIONS, FaissBaseline
+from twinsqueeze.evaluation.retrieval import RetrievalEvaluator
 from twinsqueeze.model.precision import dequantize, int8_calibration_ranges
 from twinsqueeze.recipe import FLOAT_QUERIES, bytes_per_vector
 from twinsqueeze.task import SIMILARITY
@@ -38,6 +40,7 @@ from twinsqueeze.utils.compute import BLAS_LOCK, map_threaded
 from twinsqueeze.utils.console import SILENT, OpenProgress
 from twinsqueeze.utils.disk_cache import DiskCache
 
+SplitEvaluator = Evaluator | RetrievalEvaluator
 PROJECTION_DRAWS = 10
 # Part of every cache key: increase it when a baseline is computed differently.
 CACHE_VERSION = "10"
@@ -67,35 +70,17 @@ class Baseline(NamedTuple):
     query_transforms: Sequence[Transform] = ()  # of query vectors for each draw, if they are not stored vectors
 
 
-class VectorEvaluator(Protocol):
-    """An evaluator of any vectors of a split."""
-
-    split: EncodedSplit
-    label_transform: str
-
-    def score_by_labels(self, stored: FloatArray, queries: FloatArray | None = None) -> dict[str, dict[str, float]]:
-        """Return all scores of stored vectors (N, dim) for each label transform.
-
-        The vectors are also the queries unless others are given.
-        """
-
-
 @dataclass(frozen=True)
 class BaselineTask:
     """The split that baselines are fitted on, and an evaluator for each split that they are scored on."""
 
     train: EncodedSplit
-    evaluators: Mapping[str, VectorEvaluator]
+    evaluators: Mapping[str, SplitEvaluator]
 
     @property
     def has_scores(self) -> bool:
         """Whether the data are scored pairs."""
         return all(evaluator.split.task == SIMILARITY for evaluator in self.evaluators.values())
-
-    @property
-    def label_transform(self) -> str:
-        """How scores become the labels that cosines are compared with."""
-        return next(iter(self.evaluators.values())).label_transform
 
     @property
     def pairs_digest(self) -> str:
@@ -239,7 +224,7 @@ def missing_baselines_note(baselines: Sequence[BaselineScores]) -> str | None:
 
 
 def score_baselines(
-    baselines: Iterable[Baseline], evaluators: Mapping[str, VectorEvaluator], on_scored: Callable[[], None]
+    baselines: Iterable[Baseline], evaluators: Mapping[str, SplitEvaluator], on_scored: Callable[[], None]
 ) -> dict[str, list[BaselineScores]]:
     """Score baselines on every split for each label transform, on all cores.
 
@@ -259,18 +244,17 @@ def score_baselines(
     draws: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for (rows, split, _), scores in map_threaded(jobs, score_draw, torch.get_num_threads()):
         for row, by_labels in zip(rows, scores, strict=True):
-            for label_transform, of_draw in by_labels.items():
-                draws[label_transform, row.name][split].append(of_draw)
+            for labels, of_draw in by_labels.items():
+                draws[labels, row.name][split].append(of_draw)
             on_scored()
     results: dict[str, list[BaselineScores]] = defaultdict(list)
     described = {row.name: row for row in chain.from_iterable(sharing)}
-    for (label_transform, name), by_split in draws.items():
+    for (labels, name), by_split in draws.items():
         _, dim, size, search_only, transforms, _ = described[name]
         tables = {split: pd.DataFrame(of_split) for split, of_split in by_split.items()}
         means = {split: {**table.mean()} for split, table in tables.items()}
         deviations = {split: {**table.std().fillna(0)} for split, table in tables.items()}
-        scored = BaselineScores(name, dim, size, search_only, len(transforms), means, deviations)
-        results[label_transform].append(scored)
+        results[labels].append(BaselineScores(name, dim, size, search_only, len(transforms), means, deviations))
     return results
 
 
@@ -279,6 +263,7 @@ def cached_baselines(
 ) -> list[BaselineScores]:
     """Return the scores of all baselines, computed once for equal vectors and pairs."""
     digest = task.digest
+    (label_transform,) = {evaluator.label_transform for evaluator in task.evaluators.values()}
 
     def cache_key(settings: str) -> str:
         text = f"{CACHE_VERSION}\0{settings}\0{digest}"
@@ -297,7 +282,7 @@ def cached_baselines(
     missing: dict[str, list[Baseline]] = {}
     for key, group in groups.items():
         if (payload := cache.get(key)) is not None:
-            rows[key] = [BaselineScores(**row) for row in json.loads(payload).get(task.label_transform, [])]
+            rows[key] = [BaselineScores(**row) for row in json.loads(payload).get(label_transform, [])]
         else:
             missing[key] = list(group)
     steps, num_draws = count(1), sum(len(baseline.transforms) for group in missing.values() for baseline in group)
@@ -310,6 +295,6 @@ def cached_baselines(
             scored = score_baselines(unscored, task.evaluators, on_scored)
             as_dicts = {labels: [asdict(row) for row in of_labels] for labels, of_labels in scored.items()}
             cache.put(key, json.dumps(as_dicts).encode())
-            rows[key] = scored.get(task.label_transform, [])
+            rows[key] = scored.get(label_transform, [])
     (uncompressed, *encoded), *others = (rows[key] for key in groups)
     return sorted([uncompressed, *chain.from_iterable(others), *encoded], key=lambda row: row.search_only)
