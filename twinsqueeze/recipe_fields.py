@@ -9,6 +9,7 @@ from twinsqueeze.errors import suggest, truncate_repr
 
 # Value of `base` without a base.
 NO_BASE = "none"
+MAX_UNLABELED_SENTENCES = 24_000  # as many come with the package
 
 
 def recipe_field(default: Any, description: str, allowed: str = "", **bounds: Any) -> Any:
@@ -130,7 +131,7 @@ class RecipeFields(BaseModel):
         "Sentences of WordNet that come with the package. They join the train sentences where no scores are needed: "
         "initial weights, centroids, and the neighborhoods.",
         ge=0,
-        le=24_000,
+        le=MAX_UNLABELED_SENTENCES,
     )
     neighbor_temperature: float = recipe_field(
         0.05, "Temperature of the neighborhood loss: softmax(cosine / temperature).", gt=0

@@ -4,14 +4,15 @@ import numpy as np
 
 from tests.helpers.encoders import CountingEncoder, vector_of
 from twinsqueeze.data.embedding import sort_by_length
-from twinsqueeze.data.unlabeled import FILE, MAX_SENTENCES, embed_unlabeled
+from twinsqueeze.data.unlabeled import FILE, embed_unlabeled
+from twinsqueeze.recipe_fields import MAX_UNLABELED_SENTENCES
 from twinsqueeze.utils.disk_cache import DiskCache
 
 SENTENCES = FILE.read_text(encoding="utf-8").splitlines()
 
 
 def test_the_sentences_are_distinct_and_come_with_their_license():
-    assert len(SENTENCES) == len(set(SENTENCES)) == MAX_SENTENCES
+    assert len(SENTENCES) == len(set(SENTENCES)) == MAX_UNLABELED_SENTENCES
     assert "Having material or physical form or substance" in SENTENCES
     assert "Princeton University" in FILE.with_name("wordnet_license.txt").read_text(encoding="utf-8")
 

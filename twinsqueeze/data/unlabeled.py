@@ -13,7 +13,6 @@ from twinsqueeze.types import FloatArray
 from twinsqueeze.utils.disk_cache import DiskCache
 
 FILE = Path(__file__).with_name("wordnet.txt")
-MAX_SENTENCES = 24_000
 
 
 def embed_unlabeled(
