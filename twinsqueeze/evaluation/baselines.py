@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, count, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -263,7 +263,7 @@ def cached_baselines(
 ) -> list[BaselineScores]:
     """Return the scores of all baselines, computed once for equal vectors and pairs."""
     digest = task.digest
-    (label_transform,) = {evaluator.label_transform for evaluator in task.evaluators.values()}
+    (labels,) = {evaluator.label_transform for evaluator in task.evaluators.values()}
 
     def cache_key(settings: str) -> str:
         text = f"{CACHE_VERSION}\0{settings}\0{digest}"
@@ -278,11 +278,11 @@ def cached_baselines(
         unpaired = hashlib.sha256(np.ascontiguousarray(task.train.unpaired).data).hexdigest()
         encodings = quantized_encodings(task.unlabeled_quantizers, task, cache, progress)
         groups[cache_key(f"faiss {faiss_version()}, {unpaired}")] = encodings
-    rows: dict[str, list[BaselineScores]] = {}
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}  # by key and label transform
     missing: dict[str, list[Baseline]] = {}
     for key, group in groups.items():
         if (payload := cache.get(key)) is not None:
-            rows[key] = [BaselineScores(**row) for row in json.loads(payload).get(label_transform, [])]
+            rows[key] = json.loads(payload)
         else:
             missing[key] = list(group)
     steps, num_draws = count(1), sum(len(baseline.transforms) for group in missing.values() for baseline in group)
@@ -293,8 +293,7 @@ def cached_baselines(
 
         for key, unscored in missing.items():
             scored = score_baselines(unscored, task.evaluators, on_scored)
-            as_dicts = {labels: [asdict(row) for row in of_labels] for labels, of_labels in scored.items()}
-            cache.put(key, json.dumps(as_dicts).encode())
-            rows[key] = scored.get(label_transform, [])
-    (uncompressed, *encoded), *others = (rows[key] for key in groups)
+            rows[key] = {transform: [asdict(row) for row in of_labels] for transform, of_labels in scored.items()}
+            cache.put(key, json.dumps(rows[key]).encode())
+    (uncompressed, *encoded), *others = ([BaselineScores(**row) for row in rows[key].get(labels, [])] for key in groups)
     return sorted([uncompressed, *chain.from_iterable(others), *encoded], key=lambda row: row.search_only)
