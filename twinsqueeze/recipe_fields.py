@@ -1,7 +1,7 @@
 """Fields of a recipe with defaults, bounds and help texts, and messages for wrong values."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -9,6 +9,8 @@ from twinsqueeze.errors import suggest, truncate_repr
 
 # Value of `base` without a base.
 NO_BASE = "none"
+LabelTransform = Literal["tanh", "linear"]
+LABEL_TRANSFORMS: tuple[str, ...] = get_args(LabelTransform)
 MAX_UNLABELED_SENTENCES = 24_000  # as many come with the package
 
 
@@ -158,7 +160,7 @@ class RecipeFields(BaseModel):
         ge=0,
         le=1,
     )
-    label_transform: Literal["tanh", "linear"] = recipe_field(
+    label_transform: LabelTransform = recipe_field(
         "tanh", "Label y of a score s from 0 to 5. tanh: (tanh(4 * (s/5 - 0.5)) + 1) / 2; linear: s/5."
     )
     encoder: str = recipe_field(

@@ -245,9 +245,6 @@ def _check_sentences(sentences: Sequence[Any], column: str, source: str) -> tupl
     return tuple(sentences)
 
 
-LABEL_TRANSFORMS = "tanh", "linear"
-
-
 def scores_to_labels(scores: FloatArray, transform: str) -> FloatArray:
     """Transform scores from 0 to 5 to the labels from 0 to 1 that predicted cosines are trained towards."""
     scaled = scores / 5.0

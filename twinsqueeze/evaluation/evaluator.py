@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from twinsqueeze.data.dataset import NO_ROWS, EncodedSplit
-from twinsqueeze.data.sentence_pairs import LABEL_TRANSFORMS, scores_to_labels
+from twinsqueeze.data.sentence_pairs import scores_to_labels
 from twinsqueeze.evaluation.bootstrap import Interval, PairBootstrap
 from twinsqueeze.evaluation.metrics import RetrievalScores, relevant_pairs, retrieval_scores, score
 from twinsqueeze.model.compressor import CompressorNetwork, predict_pair_cosines
 from twinsqueeze.model.precision import Int8Ranges, dequantize
+from twinsqueeze.recipe_fields import LABEL_TRANSFORMS
 from twinsqueeze.types import FloatArray, IntArray
 from twinsqueeze.utils.similarity import nearest_neighbors, pair_cosines
 
